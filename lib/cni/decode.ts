@@ -1,0 +1,250 @@
+/**
+ * Configuration as one table of keys. A table decodes and checks what came in (with the reference's reading rules: keys
+ * in any case, `null` is absent, no type is ever coerced), and the same table makes the JSON Schema, the `validate`
+ * command and the documentation.
+ */
+import { CniError, code } from "./error.ts";
+import type { JsonObject } from "./types.ts";
+
+/** JSON Schema (2020-12), the parts that are used. */
+export type Schema = { readonly [key: string]: unknown };
+
+/** Thrown while decoding: where, what was found and what belongs there. */
+export class FieldError extends Error {
+  override readonly name = "FieldError";
+  /** `path` is dotted: `ipam.ranges.0.0.subnet`; `msg` is the reference's text, `advice` says what to do. */
+  constructor(readonly path: string, readonly msg: string, readonly advice: string, readonly value?: unknown) {
+    super(msg);
+  }
+}
+
+/** How one key is read. `T` is the type of the checked value; an absent key or `null` gives `absent`. */
+export interface Key<T> {
+  readonly read: (value: unknown, path: string) => T;
+  readonly absent: T;
+  readonly about: string;
+  readonly schema: Schema;
+  /** The tables of objects below this key, for the unknown-key check of `validate`. */
+  readonly below?: { readonly keys: Keys } | { readonly items: Key<unknown> };
+}
+
+/** A table of keys; the key's exact spelling is the documented one. */
+export type Keys = { readonly [name: string]: Key<unknown> };
+/** What a table decodes to. */
+export type Fields<K extends Keys> = { -readonly [N in keyof K]: K[N] extends Key<infer T> ? T : never };
+
+function kindOf(value: unknown): string {
+  if (Array.isArray(value)) return "array";
+  if (typeof value === "boolean") return "bool";
+  return typeof value;
+}
+
+/** The reference decoder's complaint, and what to write instead. */
+function wrongType(value: unknown, path: string, goType: string, wanted: string): FieldError {
+  const shown = JSON.stringify(value)?.slice(0, 60) ?? String(value);
+  const kind = typeof value === "number" && goType === "int" ? `number ${value}` : kindOf(value);
+  return new FieldError(
+    path,
+    `json: cannot unmarshal ${kind} into Go struct field NetConf.${path} of type ${goType}`,
+    `"${path}" is ${shown}: write ${wanted}`,
+    value,
+  );
+}
+
+/** A string. */
+export function text(absent: string, about: string, options: { oneOf?: readonly string[] } = {}): Key<string> {
+  return {
+    absent,
+    about,
+    schema: {
+      type: "string",
+      ...(options.oneOf && { enum: options.oneOf }),
+      ...(absent !== "" && { default: absent }),
+    },
+    read: (value, path) => {
+      if (typeof value !== "string") throw wrongType(value, path, "string", "a string in double quotes");
+      return value;
+    },
+  };
+}
+
+/** A string, or undefined when absent: for keys where `""` and absent differ. */
+export function maybeText(about: string, options: { oneOf?: readonly string[] } = {}): Key<string | undefined> {
+  const inner = text("", about, options);
+  return { ...inner, absent: undefined };
+}
+
+/** An integer; fractions, strings and numbers beyond 2^53 are refused. */
+export function integer(absent: number, about: string, options: { min?: number; max?: number } = {}): Key<number> {
+  const { min, max } = options;
+  return {
+    absent,
+    about,
+    schema: {
+      type: "integer",
+      ...(min !== undefined && { minimum: min }),
+      ...(max !== undefined && { maximum: max }),
+      default: absent,
+    },
+    read: (value, path) => {
+      if (typeof value !== "number" || !Number.isInteger(value)) {
+        throw wrongType(value, path, "int", "a whole number without quotes");
+      }
+      return value;
+    },
+  };
+}
+
+/** An integer, or undefined when absent. */
+export function maybeInteger(about: string, options: { min?: number; max?: number } = {}): Key<number | undefined> {
+  const { default: _, ...schema } = integer(0, about, options).schema as { default: number };
+  return { ...integer(0, about, options), absent: undefined, schema };
+}
+
+/** `true` or `false`. */
+export function flag(absent: boolean, about: string): Key<boolean> {
+  return {
+    absent,
+    about,
+    schema: { type: "boolean", default: absent },
+    read: (value, path) => {
+      if (typeof value !== "boolean") throw wrongType(value, path, "bool", "true or false without quotes");
+      return value;
+    },
+  };
+}
+
+/** `true` or `false`, or undefined when absent. */
+export function maybeFlag(about: string): Key<boolean | undefined> {
+  return { ...flag(false, about), absent: undefined, schema: { type: "boolean" } };
+}
+
+/** A list whose elements are all read by `items`; undefined when absent, since `[]` may mean something else. `null` elements are refused. */
+export function list<T>(items: Key<T>, about: string): Key<T[] | undefined> {
+  return {
+    absent: undefined,
+    about,
+    schema: { type: "array", items: items.schema },
+    below: { items: items as Key<unknown> },
+    read: (value, path) => {
+      if (!Array.isArray(value)) throw wrongType(value, path, "[]", "a list in square brackets");
+      return value.map((item, index) => {
+        if (item === null) {
+          throw new FieldError(
+            `${path}.${index}`,
+            `${path}: element ${index} is null`,
+            `"${path}.${index}" is null: remove it or give it a value`,
+            null,
+          );
+        }
+        return items.read(item, `${path}.${index}`);
+      });
+    },
+  };
+}
+
+/** An object read by a table of its own; undefined when absent. */
+export function object<K extends Keys>(keys: K, about: string): Key<Fields<K> | undefined> {
+  return {
+    absent: undefined,
+    about,
+    schema: schemaOf(keys),
+    below: { keys },
+    read: (value, path) => {
+      if (!isObject(value)) throw wrongType(value, path, "struct", "an object in braces");
+      return fields(keys, value, path);
+    },
+  };
+}
+
+/** An object from any key to strings, as `sysctl` of tuning. */
+export function textMap(about: string): Key<Record<string, string> | undefined> {
+  return {
+    absent: undefined,
+    about,
+    schema: { type: "object", additionalProperties: { type: "string" } },
+    read: (value, path) => {
+      if (!isObject(value)) throw wrongType(value, path, "map[string]string", "an object in braces");
+      const result: Record<string, string> = {};
+      for (const [key, item] of Object.entries(value)) {
+        if (item !== null && typeof item !== "string") {
+          throw wrongType(item, `${path}.${key}`, "string", "a string in double quotes");
+        }
+        result[key] = item ?? "";
+      }
+      return result;
+    },
+  };
+}
+
+/** Any object, kept as it is: for what another plugin reads. */
+export function anyObject(about: string): Key<JsonObject | undefined> {
+  return {
+    absent: undefined,
+    about,
+    schema: { type: "object" },
+    read: (value, path) => {
+      if (!isObject(value)) throw wrongType(value, path, "map[string]interface {}", "an object in braces");
+      return value;
+    },
+  };
+}
+
+/** Any value, kept as it is. */
+export function anything(about: string): Key<unknown> {
+  return { absent: undefined, about, schema: {}, read: (value) => value };
+}
+
+/** A key whose own reader does more than its type: `refine(text("", "…"), (value, path) => …)`. */
+export function refine<T, U>(key: Key<T>, more: (value: T, path: string) => U, absent: U): Key<U> {
+  return { ...key, absent, read: (value, path) => more(key.read(value, path), path) };
+}
+
+export function isObject(value: unknown): value is JsonObject {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/** Reads `source` by the table `keys`. Exact spelling first, else in any case; of several spellings the last one counts. */
+export function fields<K extends Keys>(keys: K, source: JsonObject, path = ""): Fields<K> {
+  const result: Record<string, unknown> = {};
+  for (const name in keys) result[name] = keys[name]?.absent;
+  let folded: Map<string, string> | undefined;
+  for (const given in source) {
+    let name: string | undefined = given;
+    if (!Object.hasOwn(keys, given)) {
+      folded ??= new Map(Object.keys(keys).map((key) => [key.toLowerCase(), key]));
+      name = folded.get(given.toLowerCase());
+    }
+    const value = source[given];
+    const key = name === undefined ? undefined : keys[name];
+    if (name === undefined || key === undefined || value === null) continue;
+    result[name] = key.read(value, path === "" ? name : `${path}.${name}`);
+  }
+  return result as Fields<K>;
+}
+
+/** Reads a plugin's configuration; failures get the plugin's own words in front: `failed to load netconf`. */
+export function decode<K extends Keys>(keys: K, source: JsonObject, doing: string): Fields<K> {
+  try {
+    return fields(keys, source);
+  } catch (error) {
+    if (!(error instanceof FieldError)) throw error;
+    throw new CniError(code.internal, `${doing}: ${error.msg}`, error.advice);
+  }
+}
+
+/** One value of an object under a key in any case, last spelling first: for the few keys that are read before a table. */
+export function lookup(source: JsonObject, name: string): unknown {
+  let value: unknown;
+  for (const given in source) {
+    if (given === name || given.toLowerCase() === name.toLowerCase()) value = source[given];
+  }
+  return value;
+}
+
+/** JSON Schema of a table. */
+export function schemaOf(keys: Keys): Schema {
+  const properties: Record<string, Schema> = {};
+  for (const name in keys) properties[name] = { description: keys[name]?.about, ...keys[name]?.schema };
+  return { type: "object", properties };
+}

@@ -1,0 +1,35 @@
+/** The container's namespace as a plugin opens it. */
+import { netnsState } from "../kernel/netns.ts";
+import { CniError, code } from "./error.ts";
+
+/**
+ * Makes sure that CNI_NETNS is a network namespace, with the reference's texts if it is not. `doing` goes in front:
+ * bridge says `failed to open netns "P": …`, loopback nothing.
+ */
+export function openNetns({ netns }: { readonly netns: string }, doing = ""): void {
+  const state = netnsState(netns);
+  if (state === "netns" || state === "own") return;
+  const front = doing === "" ? "" : `${doing}: `;
+  if (state === "missing") {
+    throw new CniError(
+      code.internal,
+      `${front}failed to Statfs "${netns}": no such file or directory`,
+      "CNI_NETNS names no network namespace: the container is gone, or was not started yet",
+    );
+  }
+  throw new CniError(
+    code.internal,
+    `${front}unknown FS magic on "${netns}": ${magicOf(netns)}`,
+    "CNI_NETNS is a file or folder that is no network namespace",
+  );
+}
+
+/** Magic number of the file system, in hex as the reference prints it; only asked for on this way to an error. */
+function magicOf(path: string): string {
+  try {
+    const { stdout } = new Deno.Command("stat", { args: ["-f", "-c", "%t", "--", path], stderr: "null" }).outputSync();
+    return new TextDecoder().decode(stdout).trim();
+  } catch {
+    return "?";
+  }
+}

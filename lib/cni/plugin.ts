@@ -1,0 +1,97 @@
+/** What a plugin is: one object with five functions, and the calls that these get. */
+import type { Keys } from "./decode.ts";
+import type { Attachment, JsonObject, Result } from "./types.ts";
+import type { Applier, Explainer } from "../kernel/plan.ts";
+import type { Run } from "../kernel/run.ts";
+
+/** A CNI plugin. `main.ts` finds it by its name; the table of `keys` is what it reads of a network configuration. */
+export interface Plugin {
+  /** The CNI type: file name in plugins/, symlink in the plugin folder, `type` in configurations. */
+  readonly name: string;
+  readonly kind: "main" | "ipam" | "meta";
+  /** One line for people. */
+  readonly about: string;
+  /** Versions of the protocol it speaks, oldest first. */
+  readonly versions: readonly string[];
+  /** Tools it cannot work without, by their plain names. */
+  readonly needs: readonly string[];
+  /** The configuration, for decoding, for `validate` and for the schema. */
+  readonly keys: Keys;
+  /** Attaches; returns the result in the newest layout. Everything it did is handed to `call.undo`. */
+  add(call: ContainerCall): Promise<Result>;
+  /** Detaches: succeeds whatever is left of the attachment, cleans all of it, reports failures at the end. */
+  del(call: ContainerCall): Promise<Released | void>;
+  /** Throws what is wrong with the attachment. */
+  check(call: ContainerCall): Promise<void>;
+  /** Removes what belongs to this network and to none of the valid attachments. */
+  gc(call: NetworkCall): Promise<void>;
+  /** Throws when the next ADD could not work: codes 50 and 51. */
+  status(call: NetworkCall): Promise<void>;
+}
+
+/** What DEL of an IPAM plugin tells a caller in the same process. */
+export interface Released {
+  /** Addresses in CIDR or plain form that were given back. */
+  readonly addresses: readonly string[];
+}
+
+/** The commands of the protocol that a plugin carries out. */
+export type Verb = "ADD" | "DEL" | "CHECK" | "GC" | "STATUS";
+
+/** What every call has. */
+export interface Call {
+  readonly verb: Verb;
+  /** The plugin's own name. */
+  readonly type: string;
+  /** Network name. */
+  readonly network: string;
+  /** `cniVersion` as configured; "" means 0.1.0. */
+  readonly version: string;
+  /** The whole configuration as it came in; plugins decode it by their table of keys. */
+  readonly config: JsonObject;
+  /** The exact bytes that came in, for delegates. */
+  readonly stdin: Uint8Array;
+  /** The whole environment of the call. */
+  readonly env: Readonly<Record<string, string>>;
+  /** Folders of CNI_PATH. */
+  readonly path: readonly string[];
+  /** Runs commands in this process's namespaces. */
+  readonly host: Run;
+  /** Present when the call is explained, not carried out. */
+  readonly explain?: Explainer | undefined;
+  /** A note for the operator, on standard error. */
+  warn(note: string): void;
+  /** Remembers how to take something back when the call fails; run last first. */
+  undo(job: () => Promise<unknown> | unknown): void;
+  /** Runs another plugin with the same input; see delegate.ts. */
+  delegate(type: string, verb: Verb, stdin?: Uint8Array): Promise<DelegateAnswer>;
+}
+
+/** What a delegate gave: `result` after ADD, `released` after a DEL in the same process. */
+export interface DelegateAnswer {
+  readonly result?: Result;
+  readonly released?: Released;
+}
+
+/** ADD, DEL and CHECK: about one interface of one container. */
+export interface ContainerCall extends Call, Applier {
+  readonly containerId: string;
+  readonly ifName: string;
+  /** CNI_NETNS as given, verbatim: `sandbox` in results. */
+  readonly netns: string;
+  /** For DEL: is there a container namespace to work in? False when it is empty, gone, no namespace, or our own. */
+  readonly podAlive: boolean;
+  /** CNI_ARGS, unparsed. */
+  readonly args: string;
+  /** Runs commands in the container's network namespace. */
+  readonly pod: Run;
+}
+
+/** GC and STATUS: about a whole network. */
+export interface NetworkCall extends Call {
+  /** Attachments to keep; undefined when the caller said nothing, `[]` when none is valid. Only for GC. */
+  readonly valid?: readonly Attachment[] | undefined;
+}
+
+/** For plugins that keep nothing on the node, or have nothing to look at. */
+export async function nothing(): Promise<void> {}

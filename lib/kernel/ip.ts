@@ -1,0 +1,94 @@
+/**
+ * Lines of `ip -batch`, and what `ip -j -d` answers. Every function takes values that are already checked: interface
+ * names by the protocol's rule, addresses by lib/net.
+ */
+
+/** A link as `ip -j -d link show` and `ip -j -d addr show` print it (the parts that are used). */
+export interface Link {
+  readonly ifindex: number;
+  readonly ifname: string;
+  readonly flags: readonly string[];
+  readonly mtu: number;
+  readonly operstate: string;
+  readonly address?: string;
+  readonly permaddr?: string;
+  readonly master?: string;
+  readonly link?: string;
+  readonly link_index?: number;
+  readonly link_netnsid?: number;
+  readonly link_type?: string;
+  readonly promiscuity?: number;
+  readonly txqlen?: number;
+  readonly ifalias?: string;
+  readonly linkinfo?: {
+    readonly info_kind?: string;
+    readonly info_data?: Readonly<Record<string, unknown>>;
+    readonly info_slave_kind?: string;
+    readonly info_slave_data?: Readonly<Record<string, unknown>>;
+  };
+  readonly addr_info?: readonly Address[];
+}
+
+/** An address of a link as `ip -j addr` prints it. */
+export interface Address {
+  readonly family: "inet" | "inet6";
+  readonly local: string;
+  readonly prefixlen: number;
+  readonly broadcast?: string;
+  readonly scope?: string;
+  readonly label?: string;
+  readonly tentative?: boolean;
+  readonly dadfailed?: boolean;
+}
+
+/** A route as `ip -j route show` prints it. */
+export interface RouteEntry {
+  readonly type?: string;
+  readonly dst: string;
+  readonly gateway?: string;
+  readonly via?: { readonly family: string; readonly host: string };
+  readonly dev?: string;
+  readonly protocol?: string;
+  readonly scope?: string;
+  readonly prefsrc?: string;
+  readonly metric?: number;
+  readonly table?: string;
+  readonly flags?: readonly string[];
+  readonly nexthops?: readonly { readonly gateway?: string; readonly dev?: string; readonly weight?: number }[];
+}
+
+/** Ends of a veth pair: the host's end gets `name`, the container's `peer` in the namespace at `netns`. */
+export interface VethPair {
+  readonly name: string;
+  readonly mac?: string;
+  readonly peer: string;
+  readonly peerMac?: string;
+  /** Any path with a slash. */
+  readonly netns: string;
+  /** Bytes; 0 or less: the kernel's default. */
+  readonly mtu: number;
+}
+
+/** Makes both ends in one step, across namespaces. */
+export function vethAdd({ name, mac, peer, peerMac, netns, mtu }: VethPair): string {
+  const size = mtu > 0 ? ` mtu ${mtu}` : "";
+  return `link add name ${name}${mac ? ` address ${mac}` : ""}${size} type veth peer name ${peer}` +
+    `${peerMac ? ` address ${peerMac}` : ""}${size} netns ${netns}`;
+}
+
+export const linkUp = (name: string): string => `link set dev ${name} up`;
+export const linkDown = (name: string): string => `link set dev ${name} down`;
+export const linkDel = (name: string): string => `link del dev ${name}`;
+export const linkShow = (name: string): string => `link show dev ${name}`;
+export const addrShow = (name: string): string => `addr show dev ${name}`;
+
+/** Adds an address, with the broadcast address of an IPv4 subnet of prefix 30 or shorter, as the reference does. */
+export function addrAdd(cidr: string, dev: string, options: { nodad?: boolean } = {}): string {
+  const [ip = "", prefix = ""] = cidr.split("/");
+  const six = ip.includes(":");
+  return `addr add ${cidr}${!six && Number(prefix) <= 30 ? " brd +" : ""} dev ${dev}${
+    six && options.nodad ? " nodad" : ""
+  }`;
+}
+
+export const addrDel = (cidr: string, dev: string): string => `addr del ${cidr} dev ${dev}`;

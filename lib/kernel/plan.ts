@@ -1,0 +1,254 @@
+/**
+ * Changes to the machine as data. A plan is a list of stages; the stages run in order. Inside a stage, every place and
+ * tool is one child process, and those run side by side. The same plan is applied by ADD, printed by `cnibox explain`,
+ * compared by tests, and walked back when something fails.
+ */
+import { CommandError, failureText, type Run } from "./run.ts";
+import { writeSysctl } from "./sysctl.ts";
+
+/** Where a step happens: in this process's network namespace, or in the container's. */
+export type Place = "host" | "pod";
+
+/**
+ * What executes a step's text.
+ * - `ip`, `bridge`, `tc`: one line of the tool's batch language
+ * - `sysctl`: `key=value`, key with slashes; in the host's namespace a plain file write, no child process
+ * - `iptables`, `ip6tables`: lines for `…-restore --noflush`, complete with `*table` and `COMMIT`
+ * - `nft`: commands for `nft -f -`
+ * - `command`: a whole command line, its words separated by single blanks (no quoting; for conntrack and the like)
+ */
+export type Tool = "ip" | "bridge" | "tc" | "sysctl" | "iptables" | "ip6tables" | "nft" | "command";
+
+/** One change or question. */
+export interface Step {
+  readonly place: Place;
+  readonly tool: Tool;
+  readonly text: string;
+  /** Why this is done: a short clause for people, printed by `cnibox explain`. */
+  readonly why: string;
+  /** The reference's words in front of the system's when this fails: `failed to set "eth0" up`. */
+  readonly failing: string;
+  /** A question: changes nothing and its JSON answer is returned by {@linkcode apply}. */
+  readonly read: boolean;
+  /** A failure is of no consequence (only for `sysctl` and `command`). */
+  readonly optional: boolean;
+  /** Only write the setting when it differs (`sysctl`). */
+  readonly ifDifferent: boolean;
+  /** Steps that take this one back; run one by one when a later step fails, "not there" counting as done. */
+  readonly undo: readonly Step[];
+  /** Awaited before this step is handed to its tool (only `ip`); `shell` is its explanation as a shell line. */
+  readonly gate?: { readonly wait: () => Promise<void>; readonly shell: string };
+}
+
+/** Stages in order; the steps of a stage side by side, except that one tool at one place does its steps in order. */
+export type Plan = readonly (readonly Step[])[];
+
+/** The parts of a step that are not always needed. */
+export interface StepOptions {
+  readonly why?: string;
+  readonly failing?: string;
+  readonly read?: boolean;
+  readonly optional?: boolean;
+  readonly ifDifferent?: boolean;
+  readonly undo?: Step | readonly Step[];
+  readonly gate?: Step["gate"];
+}
+
+/** Makes a step: `step("host", "ip", "link set dev cni0 up", { failing: … })`. */
+export function step(place: Place, tool: Tool, text: string, options: StepOptions = {}): Step {
+  const { why = "", failing = "", read = false, optional = false, ifDifferent = false, undo = [], gate } = options;
+  return {
+    place,
+    tool,
+    text,
+    why,
+    failing,
+    read,
+    optional,
+    ifDifferent,
+    undo: "text" in undo ? [undo] : undo,
+    ...(gate && { gate }),
+  };
+}
+
+/** What a plan needs from the call that applies it. */
+export interface Applier {
+  readonly host: Run;
+  readonly pod: Run;
+  /** Remembers how to take something back, last first. */
+  undo(job: () => Promise<unknown> | unknown): void;
+  /** Present in `explain`: collects what would be done; nothing is changed. */
+  readonly explain?: Explainer | undefined;
+}
+
+/** Collects the plans of a call that is explained instead of carried out. */
+export interface Explainer {
+  plan(plan: Plan): void;
+  /** Anything that is no command, such as a reservation: `write 10.1.2.3 to /var/lib/cni/…`. */
+  note(place: Place | "file", text: string, why: string): void;
+}
+
+/** A step that failed, with the words that its plan has for it. */
+export class StepError extends CommandError {
+  constructor(readonly step: Step, cause: CommandError) {
+    super(cause.command, cause.output, step.failing === "" ? cause.message : `${step.failing}: ${cause.message}`);
+  }
+}
+
+/**
+ * Carries a plan out and returns the answers of its questions, in the order of the steps. When a step fails, the others
+ * of its stage end first, what they did is handed to `undo`, and the first failure is thrown as a
+ * {@linkcode StepError}. In explain mode nothing but stages of questions is run; other questions answer `[]`.
+ */
+export async function apply(plan: Plan, call: Applier): Promise<unknown[][]> {
+  const answers: unknown[][] = [];
+  if (call.explain) call.explain.plan(plan);
+  for (const stage of plan) {
+    if (call.explain && stage.some((one) => !one.read)) {
+      for (const one of stage) if (one.read) answers.push([]);
+      continue;
+    }
+    const groups = grouped(stage);
+    const ends = await Promise.allSettled(groups.map((group) => runGroup(group, call)));
+    const byStep = new Map<Step, unknown[]>();
+    let failure: unknown;
+    ends.forEach((end, index) => {
+      const group = groups[index] ?? [];
+      let done = group;
+      if (end.status === "fulfilled") { for (const [one, answer] of end.value) byStep.set(one, answer); }
+      else {
+        failure ??= end.reason;
+        // A batch stops at the failing line: what came before is done. Where we can't tell, all of it may be.
+        const at = end.reason instanceof StepError ? group.indexOf(end.reason.step) : -1;
+        if (at >= 0 && isBatch(group)) done = group.slice(0, at);
+      }
+      for (const one of done) for (const back of one.undo) call.undo(() => applyUndo(back, call));
+    });
+    if (failure !== undefined) throw failure;
+    for (const one of stage) if (one.read) answers.push(byStep.get(one) ?? []);
+  }
+  return answers;
+}
+
+async function applyUndo(one: Step, call: Applier): Promise<void> {
+  await runGroup([one], call);
+}
+
+function isBatch(group: readonly Step[]): boolean {
+  return group[0]?.tool !== "iptables" && group[0]?.tool !== "ip6tables" && group[0]?.tool !== "nft";
+}
+
+/** Steps of a stage by the process that executes them. Settings of the container ride with its first `ip` process. */
+export function grouped(stage: readonly Step[]): Step[][] {
+  const groups = new Map<string, Step[]>();
+  stage.forEach((one, index) => {
+    const tool = one.tool === "sysctl" ? (one.place === "pod" ? "ip" : "sysctl") : one.tool;
+    const key = tool === "command" ? `command ${index}` : `${one.place} ${tool}`;
+    const group = groups.get(key);
+    if (group) group.push(one);
+    else groups.set(key, [one]);
+  });
+  return [...groups.values()];
+}
+
+/**
+ * Constant text, run by /bin/sh in the container's namespace: writes settings given as arguments (a mark, then
+ * key=value), then becomes `ip`. Marks: `!` must work, `?` may fail, `~` only when different.
+ */
+export const SETTINGS_SCRIPT = [
+  'ip=$1; shift; for a; do m=${a%"${a#?}"}; a=${a#?}; f=/proc/sys/${a%%=*}; v=${a#*=}',
+  'if [ "$m" = "~" ]; then { read -r o <"$f"; } 2>/dev/null || continue; [ "$o" = "$v" ] && continue; fi',
+  '{ printf %s "$v" >"$f"; } 2>/dev/null || [ "$m" = "?" ] || { echo "sysctl $a:" >&2; printf %s "$v" >"$f"; exit 97; }',
+  'done; exec "$ip" -j -d -batch -',
+].join("\n");
+
+async function runGroup(group: readonly Step[], call: Applier): Promise<Map<Step, unknown[]>> {
+  const [first] = group;
+  const answers = new Map<Step, unknown[]>();
+  if (first === undefined) return answers;
+  const run = first.place === "host" ? call.host : call.pod;
+  if (first.tool === "sysctl" && first.place === "host") {
+    group.forEach(hostSysctl);
+    return answers;
+  }
+  const { argv, input } = processOf(group);
+  const output = await run({ argv, ...(input && { input }) });
+  if (output.code === 0 || group.every((one) => one.optional)) {
+    readAnswers(group, output.stdout, answers);
+    return answers;
+  }
+  const cause = new CommandError({ argv, ...(input && { input }) }, output, failureText(output));
+  throw new StepError(failedStep(group, output.stderr) ?? { ...first, failing: "" }, cause);
+}
+
+function hostSysctl(one: Step): void {
+  const at = one.text.indexOf("=");
+  const [key, value] = [one.text.slice(0, at), one.text.slice(at + 1)];
+  try {
+    if (one.ifDifferent) {
+      const now = Deno.readTextFileSync(`/proc/sys/${key}`).trim();
+      if (now === value) return;
+    }
+    writeSysctl(key, value);
+  } catch (error) {
+    if (one.optional) return;
+    const command = { argv: ["sysctl", "-w", one.text] };
+    const text = `open /proc/sys/${key}: ${reason(error)}`;
+    throw new StepError(one, new CommandError(command, { code: 1, signal: null, stdout: "", stderr: text }, text));
+  }
+}
+
+function reason(error: unknown): string {
+  if (error instanceof Deno.errors.NotFound) return "no such file or directory";
+  if (error instanceof Deno.errors.PermissionDenied) return "permission denied";
+  return (error as Error).message.replace(/ \(os error .*$/, "").toLowerCase();
+}
+
+/** The one process that does all the steps of a group. */
+export function processOf(group: readonly Step[]): { argv: string[]; input?: (string | (() => Promise<void>))[] } {
+  const tool = group[0]?.tool;
+  if (tool === "command") return { argv: (group[0]?.text ?? "").split(" ") };
+  if (tool === "nft") return { argv: ["nft", "-f", "-"], input: [lines(group)] };
+  if (tool === "iptables" || tool === "ip6tables") {
+    return { argv: [`${tool}-restore`, "--noflush", "-w", "20"], input: [lines(group)] };
+  }
+  if (tool === "bridge" || tool === "tc") return { argv: [tool, "-batch", "-"], input: [lines(group)] };
+  const settings = group.filter((one) => one.tool === "sysctl");
+  const batch = group.filter((one) => one.tool === "ip");
+  const input: (string | (() => Promise<void>))[] = [];
+  let text = "";
+  for (const one of batch) {
+    if (one.gate) {
+      input.push(text, one.gate.wait);
+      text = "";
+    }
+    text += `${one.text}\n`;
+  }
+  input.push(text);
+  if (settings.length === 0) return { argv: ["ip", "-j", "-d", "-batch", "-"], input };
+  const args = settings.map((one) => `${one.ifDifferent ? "~" : one.optional ? "?" : "!"}${one.text}`);
+  return { argv: ["sh", "-c", SETTINGS_SCRIPT, "sh", "ip", ...args], input };
+}
+
+function lines(group: readonly Step[]): string {
+  return group.map((one) => one.text.endsWith("\n") ? one.text : `${one.text}\n`).join("");
+}
+
+/** Which step a batch stopped at; undefined when the process itself could not do its work. */
+function failedStep(group: readonly Step[], stderr: string): Step | undefined {
+  const setting = /^sysctl ([^=]+)=/m.exec(stderr)?.[1];
+  if (setting) return group.find((one) => one.tool === "sysctl" && one.text.startsWith(`${setting}=`));
+  const line = /Command failed -:(\d+)/.exec(stderr)?.[1];
+  if (line) return group.filter((one) => one.tool !== "sysctl")[Number(line) - 1];
+  return isBatch(group) ? undefined : group[0];
+}
+
+function readAnswers(group: readonly Step[], stdout: string, answers: Map<Step, unknown[]>): void {
+  const questions = group.filter((one) => one.read);
+  if (questions.length === 0) return;
+  const arrays = stdout.split("\n").filter((line) => line.startsWith("[")).map((line) => JSON.parse(line) as unknown[]);
+  questions.forEach((one, index) => {
+    // `ip -j` prints empty objects for what a filter dropped.
+    answers.set(one, (arrays[index] ?? []).filter((entry) => Object.keys(entry as object).length > 0));
+  });
+}

@@ -1,0 +1,214 @@
+/**
+ * The only place that starts a process. A `Run` is a value that says where a command runs: on the host, or inside a
+ * network namespace. Nothing here changes the namespace of this process.
+ */
+
+/** One command: `argv[0]` is a tool's plain name; it is looked up in the trusted folders, see {@linkcode toolPath}. */
+export interface Command {
+  readonly argv: readonly string[];
+  /** Text for standard input, in parts; a part that is a function is awaited before what follows it is written. */
+  readonly input?: readonly (string | (() => Promise<void>))[];
+  /** Time limit in milliseconds; {@linkcode DEFAULT_LIMIT_MS} if absent. */
+  readonly limitMs?: number;
+}
+
+/** What a command left behind. `code` is −1 when it could not be started or was killed by our time limit. */
+export interface Output {
+  readonly code: number;
+  readonly signal: string | null;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/** Starts one command and waits for its end. Never throws for an exit status; throws {@linkcode CommandError} when it
+ * could not be started at all or did not end in time. */
+export type Run = (command: Command) => Promise<Output>;
+
+/** Every child process has to be done after this many milliseconds: well below the runtimes' own limits (2 to 4 min). */
+export const DEFAULT_LIMIT_MS = 30_000;
+
+/** A tool that failed: what was run, how it ended, and its own words. */
+export class CommandError extends Error {
+  override readonly name = "CommandError";
+  constructor(readonly command: Command, readonly output: Output, message: string) {
+    super(message);
+  }
+}
+
+/** Where tools usually live. Runtimes pass short PATHs, so these folders are always searched too. */
+const SYSTEM_FOLDERS = ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin"];
+const found = new Map<string, string>();
+let folders: readonly string[] | undefined;
+
+/** PATH's trusted folders, then the usual ones. */
+function toolFolders(): readonly string[] {
+  const path = (Deno.env.get("PATH") ?? "").split(":");
+  folders ??= [
+    ...new Set([...path.filter((dir) => SYSTEM_FOLDERS.includes(dir) || isTrustedFolder(dir)), ...SYSTEM_FOLDERS]),
+  ];
+  return folders;
+}
+
+/**
+ * Absolute path of a tool, or "" when it is nowhere. PATH is searched first, as the reference does, but a folder that
+ * is relative, or that anybody but its root owner may write to, is passed over: plugins run as root in other
+ * programs' environments.
+ */
+export function toolPath(name: string): string {
+  const known = found.get(name);
+  if (known !== undefined) return known;
+  const dir = toolFolders().find((dir) => isExecutable(`${dir}/${name}`));
+  const result = dir === undefined ? "" : `${dir}/${name}`;
+  found.set(name, result);
+  return result;
+}
+
+/** Forgets where tools are: for programs that install a tool while they run, and for tests. */
+export function forgetTools(): void {
+  found.clear();
+  folders = undefined;
+}
+
+function isExecutable(path: string): boolean {
+  try {
+    const info = Deno.statSync(path);
+    return info.isFile && ((info.mode ?? 0) & 0o111) !== 0;
+  } catch {
+    return false;
+  }
+}
+
+function isTrustedFolder(dir: string): boolean {
+  if (!dir.startsWith("/")) return false;
+  try {
+    const info = Deno.statSync(dir);
+    return info.uid === Deno.uid() || (info.uid === 0 && ((info.mode ?? 0) & 0o022) === 0);
+  } catch {
+    return false;
+  }
+}
+
+/** The words that Go programs print for a tool that is not there; people search for them. */
+export function missingTool(name: string): string {
+  return `exec: "${name}": executable file not found in $PATH`;
+}
+
+/** Called around every child: before it starts (may throw, to stop work after SIGTERM) and when it ended. */
+export interface RunHooks {
+  before?(command: Command): void;
+  after?(command: Command, output: Output, ms: number): void;
+}
+
+const encoder = new TextEncoder();
+const decoder = new TextDecoder();
+/** Tools get a small environment: English messages, a sane PATH (nsenter starts tools by name), nothing else. */
+const toolEnv = () => ({ PATH: toolFolders().join(":"), LC_ALL: "C" });
+
+/** A `Run` in this process's own namespaces. */
+export function systemRun(hooks: RunHooks = {}): Run {
+  return async (command) => {
+    hooks.before?.(command);
+    const started = performance.now();
+    const output = await start(command);
+    hooks.after?.(command, output, performance.now() - started);
+    if (output.code === -1 && output.signal === null) throw new CommandError(command, output, output.stderr);
+    return output;
+  };
+}
+
+async function start(command: Command): Promise<Output> {
+  const [tool = "", ...args] = command.argv;
+  const path = tool.startsWith("/") ? tool : toolPath(tool);
+  if (path === "") return { code: -1, signal: null, stdout: "", stderr: missingTool(tool) };
+  const input = command.input;
+  try {
+    const child = new Deno.Command(path, {
+      args,
+      clearEnv: true,
+      env: toolEnv(),
+      stdin: input ? "piped" : "null",
+      stdout: "piped",
+      stderr: "piped",
+    }).spawn();
+    const limit = command.limitMs ?? DEFAULT_LIMIT_MS;
+    let late = false;
+    const timer = setTimeout(() => {
+      late = true;
+      kill(child);
+    }, limit);
+    const done = child.output();
+    if (input) await feed(child, input);
+    const { code, signal, stdout, stderr } = await done;
+    clearTimeout(timer);
+    const output = { code, signal, stdout: decoder.decode(stdout), stderr: decoder.decode(stderr) };
+    return late
+      ? { ...output, code: -1, signal: null, stderr: `${tool} did not end within ${limit / 1000} s` }
+      : output;
+  } catch (error) {
+    return { code: -1, signal: null, stdout: "", stderr: `cannot run ${path}: ${(error as Error).message}` };
+  }
+}
+
+/** Writes the input; a child that ends early closes the pipe, and its exit status tells the rest. */
+async function feed(child: Deno.ChildProcess, input: NonNullable<Command["input"]>): Promise<void> {
+  const writer = child.stdin.getWriter();
+  try {
+    for (const part of input) {
+      if (typeof part === "string") await writer.write(encoder.encode(part));
+      else await part();
+    }
+  } catch (error) {
+    if (!(error instanceof Deno.errors.BrokenPipe)) {
+      kill(child);
+      throw error;
+    }
+  } finally {
+    await writer.close().catch(() => {});
+  }
+}
+
+function kill(child: Deno.ChildProcess): void {
+  try {
+    child.kill("SIGKILL");
+  } catch {
+    // It ended by itself meanwhile.
+  }
+}
+
+/** The same `Run` inside the network namespace at `netns` (any path: a name's file, `/proc/PID/ns/net`, a bind mount). */
+export function inNetns(run: Run, netns: string): Run {
+  return (command) => run({ ...command, argv: ["nsenter", `--net=${netns}`, "--", ...command.argv] });
+}
+
+/** Runs a command that has to succeed and gives its standard output. */
+export async function must(run: Run, command: Command): Promise<string> {
+  const output = await run(command);
+  if (output.code !== 0) throw new CommandError(command, output, failureText(output));
+  return output.stdout;
+}
+
+/**
+ * A tool's complaint in the words that the reference would use: iproute2's "RTNETLINK answers: File exists" becomes
+ * "file exists", absent links "Link not found"; other tools' first telling line is kept.
+ */
+export function failureText(output: Output): string {
+  const lines = output.stderr.split("\n").map((line) => line.trim()).filter((line) =>
+    line !== "" && !line.startsWith("Command failed") && !line.startsWith("# Warning")
+  );
+  for (const line of lines) {
+    const answer = /^RTNETLINK answers: (.*)$/.exec(line)?.[1];
+    if (answer) return answer.charAt(0).toLowerCase() + answer.slice(1);
+    if (/^Cannot find device|Device ".*" does not exist/.test(line)) return "Link not found";
+  }
+  const error = lines.find((line) => line.startsWith("Error: ")) ?? lines.find((line) => /error/i.test(line)) ??
+    lines[0];
+  if (error) return error.replace(/^Error: /, "");
+  return output.signal ? `signal: ${output.signal}` : `exit status ${output.code}`;
+}
+
+/** Does this failure say that the thing to be removed is not there? The only reader of tools' wording. */
+export function isAbsent(error: unknown): boolean {
+  if (!(error instanceof CommandError)) return false;
+  return /Cannot find device|does not exist|No such (file or directory|process|device)|Link not found|Bad rule|No chain\/target\/match|not found|Cannot assign requested address/
+    .test(error.output.stderr);
+}

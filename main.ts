@@ -1,0 +1,22 @@
+/** cnibox: every CNI plugin in one program. The name it is called by chooses the plugin. */
+import { argv0 } from "node:process";
+import { loadPlugin, pluginNames } from "./plugins/mod.ts";
+import { pluginMain } from "./lib/cni/skel.ts";
+import { VERSION } from "./lib/version.ts";
+
+async function main(): Promise<number> {
+  const called = argv0.slice(argv0.lastIndexOf("/") + 1);
+  const plugin = loadPlugin(called);
+  if (plugin && (Deno.env.get("CNI_COMMAND") || !isForPeople(Deno.args))) {
+    return await pluginMain(await plugin, loadPlugin, VERSION);
+  }
+  const { operator } = await import("./lib/cli/mod.ts");
+  return await operator({ called, args: Deno.args, version: VERSION, names: pluginNames, load: loadPlugin });
+}
+
+/** `bridge --help` by hand; a runtime never passes arguments. */
+function isForPeople(args: readonly string[]): boolean {
+  return args.length > 0;
+}
+
+Deno.exit(await main());

@@ -1,0 +1,18 @@
+/**
+ * Every plugin of this binary by its CNI type. A call loads the file of its own plugin and no other, so the bundle is
+ * split at these imports.
+ */
+import type { Plugin } from "../lib/cni/plugin.ts";
+
+const plugins: Readonly<Record<string, () => Promise<{ plugin: Plugin }>>> = {
+  loopback: () => import("./loopback.ts"),
+};
+
+/** Types of all plugins, in the order in which people are shown them. */
+export const pluginNames: readonly string[] = Object.keys(plugins);
+
+/** Loads a plugin; undefined when there is none of that name. */
+export function loadPlugin(name: string): Promise<Plugin> | undefined {
+  if (!Object.hasOwn(plugins, name)) return undefined;
+  return plugins[name]?.().then((module) => module.plugin);
+}
