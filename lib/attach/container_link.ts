@@ -1,0 +1,221 @@
+/** What every main plugin does to the container's link: settings, addresses, up, routes; and taking it away again. */
+import { formatAddress, networkAddress, nextAddress, parsePrefix } from "../net/cidr.ts";
+import { CniError, code, during } from "../cni/error.ts";
+import type { ContainerCall } from "../cni/plugin.ts";
+import type { Result, Route } from "../cni/types.ts";
+import { addrAdd, type Address, type Link, linkDel, linkUp } from "../kernel/ip.ts";
+import { apply, type Step, step } from "../kernel/plan.ts";
+import { isAbsent } from "../kernel/run.ts";
+
+/** How a container's link is to be set up. */
+export interface LinkOptions {
+  /** Say the addresses are in use without asking: where a duplicate is impossible. */
+  readonly nodad?: boolean;
+  /** `false`: turn duplicate detection off on the link, `true`: on; absent: leave it. (bridge's `enabledad`) */
+  readonly dad?: boolean;
+  /** Have the kernel announce addresses when the link comes up or its MAC is set: neighbours forget an old owner. */
+  readonly announce?: boolean;
+}
+
+/** Settings of the container's link, to be written before its addresses. */
+export function linkSettings(ifName: string, ips: Result["ips"], options: LinkOptions = {}): Step[] {
+  const six = `net/ipv6/conf/${ifName}`;
+  const steps: Step[] = [];
+  if (options.dad === false) steps.push(sysctl(`${six}/accept_dad=0`, "no wait for duplicate address detection", true));
+  if (options.dad === true) {
+    steps.push(sysctl(`${six}/enhanced_dad=1`, "tell own looped-back probes apart", true));
+    steps.push(sysctl(`${six}/accept_dad=1`, "look for duplicate addresses", true));
+  }
+  if (options.announce) {
+    steps.push(
+      sysctl(`net/ipv4/conf/${ifName}/arp_notify=1`, "announce the address: neighbours forget an old owner", true),
+    );
+  }
+  if (!ips?.some((ip) => ip.address.includes(":"))) return steps;
+  for (const name of ["lo", ifName]) {
+    steps.push(step("pod", "sysctl", `net/ipv6/conf/${name}/disable_ipv6=0`, {
+      ifDifferent: true,
+      failing: `failed to enable IPv6 for interface "${name}" (net/ipv6/conf/${name}/disable_ipv6)`,
+      why: "an IPv6 address follows",
+    }));
+  }
+  steps.push(step("pod", "sysctl", `${six}/keep_addr_on_down=1`, {
+    failing: `failed to enable keep_addr_on_down for interface "${ifName}"`,
+    why: "IPv6 addresses survive a link that goes down",
+  }));
+  if (options.announce) steps.push(sysctl(`${six}/ndisc_notify=1`, "the same for IPv6 neighbours", true));
+  return steps;
+}
+
+function sysctl(text: string, why: string, optional: boolean): Step {
+  return step("pod", "sysctl", text, { why, optional });
+}
+
+/** Addresses of the result on the container's link, then up. */
+export function addressSteps(ifName: string, result: Result, options: LinkOptions = {}): Step[] {
+  const steps = ownIps(ifName, result).map((ip) =>
+    step("pod", "ip", addrAdd(ip.address, ifName, { nodad: options.nodad ?? false }), {
+      failing: `failed to add IP addr ${ip.address} to "${ifName}"`,
+      why: "the container's address",
+    })
+  );
+  return [...steps, step("pod", "ip", linkUp(ifName), { failing: `failed to set "${ifName}" UP` })];
+}
+
+/** The addresses that point at this link; an index at no link or another one is an error, none at all: not ours. */
+function ownIps(ifName: string, { interfaces = [], ips = [] }: Result): NonNullable<Result["ips"]> {
+  return ips.filter((ip) => {
+    if (ip.interface === undefined) return false;
+    if (interfaces[ip.interface]?.name === ifName) return true;
+    throw new CniError(code.internal, `failed to add IP addr ${ip.address} to "${ifName}": invalid interface index`);
+  });
+}
+
+/** Routes of the result through the container's link, in order; a route that is there twice is set once. */
+export function routeSteps(ifName: string, result: Result): Step[] {
+  const gateways = (result.ips ?? []).filter((ip) => ip.interface !== undefined).map((ip) => ip.gateway ?? "");
+  const first = {
+    v4: gateways.find((gw) => gw !== "" && !gw.includes(":")),
+    v6: gateways.find((gw) => gw.includes(":")),
+  };
+  const texts = new Map<string, Step>();
+  for (const route of result.routes ?? []) {
+    const six = route.dst.includes(":");
+    // A route with a scope below the gateway's (link, host) cannot go through one.
+    const inherited = (route.scope ?? 0) >= 253 ? undefined : six ? first.v6 : first.v4;
+    const gw = route.gw ?? inherited;
+    const text = routeText(ifName, route, gw);
+    texts.set(
+      text,
+      step("pod", "ip", text, { failing: routeFailure(ifName, route, gw), why: "route from the configuration" }),
+    );
+  }
+  return [...texts.values()];
+}
+
+function routeText(dev: string, route: Route, gw: string | undefined): string {
+  const six = route.dst.includes(":");
+  const parts = [`route prepend ${route.dst}`];
+  if (gw) parts.push(`via ${gw}`);
+  parts.push(`dev ${dev}`);
+  // iproute2 would choose scope link for an IPv4 route without a gateway.
+  if (!six) parts.push(`scope ${route.scope ?? "global"}`);
+  if (route.priority) parts.push(`metric ${route.priority}`);
+  if (route.table) parts.push(`table ${route.table}`);
+  if (route.mtu) parts.push(`mtu ${route.mtu}`);
+  if (route.advmss) parts.push(`advmss ${route.advmss}`);
+  return `${parts.join(" ")} proto boot`;
+}
+
+const SCOPES: Readonly<Record<number, string>> = {
+  0: "universe",
+  200: "site",
+  253: "link",
+  254: "host",
+  255: "nowhere",
+};
+
+function routeFailure(dev: string, route: Route, gw: string | undefined): string {
+  const [ip = "", length = ""] = route.dst.split("/");
+  const bits = ip.includes(":") ? 128 : 32;
+  const mask = (((1n << BigInt(length)) - 1n) << BigInt(bits - Number(length))).toString(16).padStart(bits / 4, "0");
+  const scope = SCOPES[route.scope ?? 0] ?? "unknown";
+  return `failed to add route '{${ip} ${mask}} via ${gw ?? "<nil>"} dev ${dev} metric ${route.priority ?? 0} ` +
+    `(Scope: ${scope}, Table: ${route.table ?? 0})'`;
+}
+
+/** Does the result give the container an IPv6 gateway? Only then is duplicate detection waited for. */
+export function hasV6Gateway({ ips = [] }: Result): boolean {
+  return ips.some((ip) => ip.interface !== undefined && ip.gateway?.includes(":"));
+}
+
+/**
+ * Puts the result on the container's link: one process in the container when nothing has to be waited for; with
+ * duplicate detection on, one more for each look at the addresses. `more` are steps of the same stage (rules on the
+ * host, an announcement at the end), done beside it.
+ */
+export async function configureLink(
+  call: ContainerCall,
+  result: Result,
+  options: LinkOptions & { more?: readonly Step[]; last?: readonly Step[] } = {},
+): Promise<void> {
+  const { ifName } = call;
+  const { more = [], last = [] } = options;
+  const settings = linkSettings(ifName, result.ips, options);
+  const addresses = addressSteps(ifName, result, options);
+  const routes = routeSteps(ifName, result);
+  const mustSettle = hasV6Gateway(result) && options.dad !== false && !options.nodad;
+  if (!mustSettle) {
+    await apply([[...settings, ...addresses, ...routes, ...last, ...more]], call);
+    return;
+  }
+  await apply([[...settings, ...addresses, ...last, ...more]], call);
+  if (!call.explain) await settle(call);
+  if (routes.length > 0) await apply([routes], call);
+}
+
+/** Longest wait for duplicate address detection, in milliseconds, and how often to look. */
+const SETTLE_MS = 5000;
+const SETTLE_STEP_MS = 50;
+
+/** Waits until no IPv6 address of the link is tentative any more; a duplicate is an error. */
+export async function settle(call: ContainerCall): Promise<void> {
+  const { ifName } = call;
+  const front = `failed to settle addresses for "${ifName}"`;
+  const end = Date.now() + SETTLE_MS;
+  for (;;) {
+    const [shown] = await during(front, apply([[step("pod", "ip", `addr show dev ${ifName}`, { read: true })]], call));
+    const link = shown?.[0] as Link | undefined;
+    const six = (link?.addr_info ?? []).filter((one: Address) => one.family === "inet6");
+    const failed = six.find((one) => one.dadfailed);
+    if (failed) {
+      throw new CniError(
+        code.internal,
+        `${front}: link ${ifName} has address ${failed.local} in DADFAILED state`,
+        `another host on this link uses ${failed.local}`,
+      );
+    }
+    if (!six.some((one) => one.tentative)) return;
+    if (Date.now() >= end) {
+      if (link?.operstate !== "UP") return;
+      throw new CniError(
+        code.internal,
+        `${front}: link ${ifName} still has tentative addresses after ${SETTLE_MS / 1000} seconds`,
+      );
+    }
+    await new Promise((resolve) => setTimeout(resolve, SETTLE_STEP_MS));
+  }
+}
+
+/** Deletes the container's link; a link that is not there, or a namespace that is gone, counts as done. */
+export async function deleteContainerLink(call: ContainerCall): Promise<void> {
+  if (!call.podAlive) return;
+  try {
+    await apply([[
+      step("pod", "ip", linkDel(call.ifName), {
+        failing: `failed to delete "${call.ifName}"`,
+        why: "its other end goes with it",
+      }),
+    ]], call);
+  } catch (error) {
+    if (!isAbsent(error)) throw error;
+  }
+}
+
+/** ADD of the IPAM plugin, given back when this call fails later; an answer without addresses is an error. */
+export async function allocate(call: ContainerCall, type: string): Promise<Result> {
+  const { result = {} } = await call.delegate(type, "ADD");
+  call.undo(() => call.delegate(type, "DEL"));
+  if (!result.ips?.length && !call.explain) {
+    throw new CniError(code.internal, "IPAM plugin returned missing IP config", `${type} gave no address`);
+  }
+  return result;
+}
+
+/** Network address plus one: the gateway that a main plugin invents. Undefined at the end of the address space. */
+export function firstHost(cidr: string): string | undefined {
+  const prefix = parsePrefix(cidr);
+  if (!prefix) return undefined;
+  const next = nextAddress(networkAddress(prefix));
+  return next && formatAddress(next);
+}

@@ -1,0 +1,106 @@
+/**
+ * MAC spoof check of bridge: nft rules in `table bridge nat` that drop frames of a port whose source address is not the
+ * container's. Names and comments are those of the reference, so that either can remove the other's.
+ */
+import type { Call, ContainerCall } from "../cni/plugin.ts";
+import type { Attachment } from "../cni/types.ts";
+import { type Step, step } from "../kernel/plan.ts";
+import { CommandError, isAbsent, must } from "../kernel/run.ts";
+import { during } from "../cni/error.ts";
+
+/** The whole rule set of one port in one transaction; a repeated one replaces itself. */
+export async function spoofCheckSteps(call: ContainerCall, veth: string, mac: string): Promise<Step[]> {
+  const ref = reference(call.containerId, call.ifName);
+  const stale = call.explain ? [] : await jumpsOf(call, ref);
+  const chain = `cni-br-iface-${ref}`;
+  const comment = `comment "macspoofchk-${ref}"`;
+  const text = [
+    "add table bridge nat",
+    "add chain bridge nat PREROUTING { type filter hook prerouting priority -300 ; policy accept ; }",
+    `add chain bridge nat ${chain}`,
+    `add chain bridge nat ${chain}-mac`,
+    `flush chain bridge nat ${chain}`,
+    `flush chain bridge nat ${chain}-mac`,
+    ...stale.map((handle) => `delete rule bridge nat PREROUTING handle ${handle}`),
+    `add rule bridge nat PREROUTING iifname "${veth}" jump ${chain} ${comment}`,
+    `add rule bridge nat ${chain} jump ${chain}-mac ${comment}`,
+    `add rule bridge nat ${chain}-mac ether saddr ${mac} return ${comment}`,
+    `add rule bridge nat ${chain}-mac drop ${comment}`,
+  ].join("\n");
+  call.undo(() => removeSpoofCheck(call));
+  return [
+    step("host", "nft", text, {
+      failing: "failed to setup spoof-check",
+      why: "drop frames that do not come from the container's own MAC",
+    }),
+  ];
+}
+
+function reference(containerId: string, ifName: string): string {
+  return `${containerId}-${ifName}`;
+}
+
+interface NftRule {
+  readonly rule?: { readonly chain: string; readonly comment?: string; readonly handle: number };
+  readonly chain?: { readonly name: string };
+}
+
+async function tableOf(call: Call): Promise<NftRule[]> {
+  const { code, stdout, stderr } = await call.host({ argv: ["nft", "-j", "list", "table", "bridge", "nat"] });
+  if (code === 0) return (JSON.parse(stdout) as { nftables?: NftRule[] }).nftables ?? [];
+  if (/No such file/.test(stderr)) return [];
+  throw new CommandError({ argv: ["nft", "-j", "list", "table", "bridge", "nat"] }, {
+    code,
+    signal: null,
+    stdout,
+    stderr,
+  }, stderr.split("\n")[0] ?? "");
+}
+
+async function jumpsOf(call: Call, ref: string): Promise<number[]> {
+  const rules = await during("failed to setup spoof-check", tableOf(call));
+  return rules.flatMap(({ rule }) =>
+    rule?.chain === "PREROUTING" && rule.comment === `macspoofchk-${ref}` ? [rule.handle] : []
+  );
+}
+
+/** Removes the rules of one attachment; what is not there counts as removed. */
+export async function removeSpoofCheck(call: ContainerCall): Promise<void> {
+  await remove(call, (ref) => ref === reference(call.containerId, call.ifName));
+}
+
+/** Removes the rules of every attachment that is in none of the lists; only chains of this plugin's naming are looked at. */
+export async function collectSpoofChecks(call: Call, isStale: (ref: string) => boolean): Promise<void> {
+  await remove(call, isStale);
+}
+
+/** Rule set name of a valid attachment. */
+export function spoofCheckRef({ containerID, ifname }: Attachment): string {
+  return reference(containerID, ifname);
+}
+
+async function remove(call: Call, concerns: (ref: string) => boolean): Promise<void> {
+  // Listing and deleting are two commands: somebody else may have deleted a rule in between, then we look again.
+  for (let attempt = 0;; attempt++) {
+    const entries = await tableOf(call);
+    const lines: string[] = [];
+    for (const { rule } of entries) {
+      const ref = /^macspoofchk-(.*)$/.exec(rule?.comment ?? "")?.[1];
+      if (rule?.chain === "PREROUTING" && ref !== undefined && concerns(ref)) {
+        lines.push(`delete rule bridge nat PREROUTING handle ${rule.handle}`);
+      }
+    }
+    const chains = entries.flatMap(({ chain }) => chain?.name.startsWith("cni-br-iface-") ? [chain.name] : []);
+    const own = chains.filter((name) => concerns(name.slice("cni-br-iface-".length).replace(/-mac$/, "")));
+    // The outer chain jumps to the inner one: empty both, then delete.
+    for (const name of own) lines.push(`flush chain bridge nat ${name}`);
+    for (const name of own) lines.push(`delete chain bridge nat ${name}`);
+    if (lines.length === 0) return;
+    try {
+      await must(call.host, { argv: ["nft", "-f", "-"], input: [`${lines.join("\n")}\n`] });
+      return;
+    } catch (error) {
+      if (attempt >= 4 || !isAbsent(error)) throw error;
+    }
+  }
+}

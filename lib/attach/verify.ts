@@ -1,0 +1,136 @@
+/** CHECK of what an attachment should look like inside the container: link, addresses, routes. */
+import { CniError, code } from "../cni/error.ts";
+import type { ContainerCall } from "../cni/plugin.ts";
+import type { Interface, Result, Route } from "../cni/types.ts";
+import { addrShow, type Link, type RouteEntry } from "../kernel/ip.ts";
+import { apply, step } from "../kernel/plan.ts";
+import { isAbsent } from "../kernel/run.ts";
+import { canonicalAddress, formatPrefix, networkPrefix, parsePrefix, prefixContains } from "../net/cidr.ts";
+
+/** The container's link as it is now, and the routes of both families and all tables. */
+export interface PodState {
+  /** Undefined when there is no such link. */
+  readonly link: Link | undefined;
+  readonly routes: readonly RouteEntry[];
+}
+
+/** Looks at a link of the container and at all routes there: one process. */
+export async function podState(call: ContainerCall): Promise<PodState> {
+  try {
+    const [shown, v4, v6] = await apply([[
+      step("pod", "ip", addrShow(call.ifName), { read: true }),
+      step("pod", "ip", "route show table all root 0.0.0.0/0", { read: true }),
+      step("pod", "ip", "route show table all root ::/0", { read: true }),
+    ]], call);
+    return { link: shown?.[0] as Link | undefined, routes: [...(v4 ?? []), ...(v6 ?? [])] as RouteEntry[] };
+  } catch (error) {
+    if (isAbsent(error)) return { link: undefined, routes: [] };
+    throw error;
+  }
+}
+
+/** prevResult's entry for this container's interface: the last one of that name and namespace. */
+export function containerInterface(
+  { ifName, netns }: ContainerCall,
+  { interfaces = [] }: Result,
+  capital = true,
+): Interface {
+  const found = interfaces.findLast((one) => one.name === ifName && one.sandbox === netns);
+  if (found) return found;
+  throw new CniError(
+    code.internal,
+    `${capital ? "S" : "s"}andbox in prevResult  doesn't match configured netns: ${netns}`,
+    `no interface of prevResult is "${ifName}" in that namespace`,
+  );
+}
+
+/** Every address of prevResult is on the link, and its network is reachable. */
+export function checkAddresses(
+  ifName: string,
+  { link, routes }: PodState,
+  { ips = [], interfaces = [] }: Result,
+): void {
+  for (const ip of ips) {
+    // An address of another of this container's interfaces is that one's affair.
+    const owner = ip.interface === undefined ? undefined : interfaces[ip.interface];
+    if (owner && owner.name !== ifName) continue;
+    if (!link) throw new CniError(code.internal, `Cannot find container link ${ifName}`);
+    const wanted = parsePrefix(ip.address);
+    const has = link.addr_info?.some((one) =>
+      canonicalAddress(one.local) === addressOf(ip.address) && one.prefixlen === wanted?.length
+    );
+    if (!has) {
+      const there = link.addr_info?.map((one) => `${one.local}/${one.prefixlen}`).join(" ") || "none";
+      throw new CniError(
+        code.internal,
+        `Failed to match addr ${ip.address} on interface ${ifName}`,
+        `addresses there: ${there}`,
+      );
+    }
+    if (!wanted || wanted.length === (wanted.address.family === 4 ? 32 : 128)) continue;
+    const network = formatPrefix(networkPrefix(wanted));
+    if (!routes.some((route) => route.type !== "local" && samePrefix(route.dst, network))) {
+      throw new CniError(
+        code.internal,
+        `Failed to find Gateway ${ip.gateway ?? "<nil>"} for interface ${ifName}`,
+        `there is no route to ${network}${link.flags.includes("UP") ? "" : `: ${ifName} is down`}`,
+      );
+    }
+  }
+}
+
+function addressOf(cidr: string): string | undefined {
+  return canonicalAddress(cidr.slice(0, cidr.indexOf("/")));
+}
+
+/** Every route of prevResult is in its table; of several next hops any may match. */
+export function checkRoutes({ routes }: PodState, { routes: wanted = [] }: Result): void {
+  for (const route of wanted) {
+    if (!routes.some((one) => isRoute(one, route))) {
+      throw new CniError(
+        code.internal,
+        `Expected Route ${goRoute(route)} not found in routing table`,
+        `no route to ${route.dst}${route.gw ? ` via ${route.gw}` : ""}`,
+      );
+    }
+  }
+}
+
+function isRoute(entry: RouteEntry, wanted: Route): boolean {
+  if (!samePrefix(entry.dst, wanted.dst)) return false;
+  const table = entry.table ?? "main";
+  const wantedTable = wanted.table ?? 0;
+  const names: Record<number, string> = { 0: "main", 254: "main", 255: "local", 253: "default" };
+  if (table !== (names[wantedTable] ?? String(wantedTable))) {
+    // /etc/iproute2/rt_tables may give any other table a name: then the number is not shown.
+    if (names[wantedTable] !== undefined || /^\d+$/.test(table) || ["main", "local"].includes(table)) return false;
+  }
+  if (!wanted.gw || isDefault(wanted.dst)) return true;
+  const gateways = [entry.gateway, entry.via?.host, ...(entry.nexthops ?? []).map((hop) => hop.gateway)];
+  return gateways.some((gateway) =>
+    gateway !== undefined && canonicalAddress(gateway) === canonicalAddress(wanted.gw ?? "")
+  );
+}
+
+function isDefault(dst: string): boolean {
+  return dst === "0.0.0.0/0" || dst === "::/0";
+}
+
+/** Does `shown` by iproute2 ("default", a bare host address, a CIDR) mean the same destination as the CIDR? */
+function samePrefix(shown: string, cidr: string): boolean {
+  const wanted = parsePrefix(cidr);
+  if (!wanted) return false;
+  if (shown === "default") return wanted.length === 0;
+  const text = shown.includes("/") ? shown : `${shown}/${shown.includes(":") ? 128 : 32}`;
+  const prefix = parsePrefix(text);
+  return prefix !== undefined && prefix.length === wanted.length && prefixContains(prefix, wanted.address);
+}
+
+/** A route as Go prints the record: people search for these texts. */
+function goRoute({ dst, gw, mtu = 0, advmss = 0, priority = 0, table, scope }: Route): string {
+  const [ip = "", length = ""] = dst.split("/");
+  const bits = ip.includes(":") ? 128 : 32;
+  const mask = (((1n << BigInt(length)) - 1n) << BigInt(bits - Number(length))).toString(16).padStart(bits / 4, "0");
+  return `{Dst:{IP:${ip} Mask:${mask}} GW:${gw ?? "<nil>"} MTU:${mtu} AdvMSS:${advmss} Priority:${priority} ` +
+    `Table:${table ?? "<nil>"} Scope:${scope ?? "<nil>"}}`;
+}
