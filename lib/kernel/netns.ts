@@ -1,5 +1,7 @@
 /** Network namespaces as files: is it one, and is it ours? */
 
+import { fileIdentity } from "./proc.ts";
+
 /** What a path that should be a network namespace turned out to be. */
 export type NetnsState = "netns" | "own" | "missing" | "not a namespace";
 
@@ -8,7 +10,7 @@ let own: { dev: number; ino: number | null } | undefined;
 /** Device and inode of this process's own network namespace; undefined without /proc. */
 function ownNetns(): { dev: number; ino: number | null } | undefined {
   try {
-    own ??= Deno.statSync("/proc/self/ns/net");
+    own ??= fileIdentity("/proc/self/ns/net");
   } catch {
     // Without /proc nothing can be compared.
   }
@@ -21,9 +23,9 @@ function ownNetns(): { dev: number; ino: number | null } | undefined {
  */
 export function netnsState(path: string): NetnsState {
   if (path === "") return "missing";
-  let info: Deno.FileInfo;
+  let info: { dev: number; ino: number | null };
   try {
-    info = Deno.statSync(path);
+    info = fileIdentity(path);
   } catch (error) {
     return error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory
       ? "missing"

@@ -4,7 +4,7 @@
  * compared by tests, and walked back when something fails.
  */
 import { CommandError, failureText, type Run } from "./run.ts";
-import { writeSysctl } from "./sysctl.ts";
+import { readSysctl, writeSysctl } from "./sysctl.ts";
 
 /** Where a step happens: in this process's network namespace, or in the container's. */
 export type Place = "host" | "pod";
@@ -185,10 +185,7 @@ function hostSysctl(one: Step): void {
   const at = one.text.indexOf("=");
   const [key, value] = [one.text.slice(0, at), one.text.slice(at + 1)];
   try {
-    if (one.ifDifferent) {
-      const now = Deno.readTextFileSync(`/proc/sys/${key}`).trim();
-      if (now === value) return;
-    }
+    if (one.ifDifferent && readSysctl(key) === value) return;
     writeSysctl(key, value);
   } catch (error) {
     if (one.optional) return;

@@ -1,9 +1,11 @@
 /** Kernel settings below /proc/sys. Keys are written with slashes: interface names may hold dots. */
 
+import { readKernelFile, writeKernelFile } from "./proc.ts";
+
 /** Value of a setting of this process's own network namespace, or undefined when there is no such setting. */
 export function readSysctl(key: string): string | undefined {
   try {
-    return Deno.readTextFileSync(`/proc/sys/${key}`).trim();
+    return readKernelFile(`/proc/sys/${key}`).trim();
   } catch {
     return undefined;
   }
@@ -11,11 +13,5 @@ export function readSysctl(key: string): string | undefined {
 
 /** Writes a setting of this process's own network namespace. Throws what the system says. */
 export function writeSysctl(key: string, value: string): void {
-  // No `create`, no `truncate`: these are not files.
-  const file = Deno.openSync(`/proc/sys/${key}`, { write: true });
-  try {
-    file.writeSync(new TextEncoder().encode(value));
-  } finally {
-    file.close();
-  }
+  writeKernelFile(`/proc/sys/${key}`, value);
 }
