@@ -233,6 +233,20 @@ export function decode<K extends Keys>(keys: K, source: JsonObject, doing: strin
   }
 }
 
+/** Reads what can be read, for DEL and GC: a key that does not fit counts as absent, and `warn` is told. */
+export function decodeLeniently<K extends Keys>(keys: K, source: JsonObject, warn: (note: string) => void): Fields<K> {
+  const usable: JsonObject = {};
+  for (const given in source) {
+    try {
+      fields(keys, { [given]: source[given] });
+      usable[given] = source[given];
+    } catch (error) {
+      warn(`ignoring "${given}": ${(error as Error).message}`);
+    }
+  }
+  return fields(keys, usable);
+}
+
 /** One value of an object under a key in any case, last spelling first: for the few keys that are read before a table. */
 export function lookup(source: JsonObject, name: string): unknown {
   let value: unknown;

@@ -27,6 +27,8 @@ export interface Plugin {
   gc(call: NetworkCall): Promise<void>;
   /** Throws when the next ADD could not work: codes 50 and 51. */
   status(call: NetworkCall): Promise<void>;
+  /** IPAM plugins that can tell: the addresses (CIDR or plain) that this attachment holds now. Changes nothing. */
+  held?(call: ContainerCall): Promise<readonly string[]>;
 }
 
 /** What DEL of an IPAM plugin tells a caller in the same process. */
@@ -41,7 +43,7 @@ export type Verb = "ADD" | "DEL" | "CHECK" | "GC" | "STATUS";
 /** What every call has. */
 export interface Call {
   readonly verb: Verb;
-  /** The plugin's own name. */
+  /** The plugin's own name, a CNI type. */
   readonly type: string;
   /** Network name. */
   readonly network: string;
@@ -64,13 +66,18 @@ export interface Call {
   /** Remembers how to take something back when the call fails; run last first. */
   undo(job: () => Promise<unknown> | unknown): void;
   /** Runs another plugin with the same input; see delegate.ts. */
-  delegate(type: string, verb: Verb, stdin?: Uint8Array): Promise<DelegateAnswer>;
+  delegate(type: string, verb: DelegateVerb, stdin?: Uint8Array): Promise<DelegateAnswer>;
 }
+
+/** How {@linkcode Call.delegate} is asked; HELD is no command of the protocol and only answered in this process. */
+export type DelegateVerb = Verb | "HELD";
 
 /** What a delegate gave: `result` after ADD, `released` after a DEL in the same process. */
 export interface DelegateAnswer {
   readonly result?: Result;
   readonly released?: Released;
+  /** Addresses that the attachment holds; undefined when the delegate is another program or cannot tell. */
+  readonly held?: readonly string[];
 }
 
 /** ADD, DEL and CHECK: about one interface of one container. */
@@ -81,6 +88,8 @@ export interface ContainerCall extends Call, Applier {
   readonly netns: string;
   /** For DEL: is there a container namespace to work in? False when it is empty, gone, no namespace, or our own. */
   readonly podAlive: boolean;
+  /** Is CNI_NETNS the namespace that we run in (and no override set)? Only DEL gets this far: no link is to be touched. */
+  readonly ownNetns: boolean;
   /** CNI_ARGS, unparsed. */
   readonly args: string;
   /** Runs commands in the container's network namespace. */

@@ -27,6 +27,8 @@ export interface Request {
   /** Watches every child process: for logs and traces. */
   readonly hooks?: RunHooks;
   readonly explain?: Explainer;
+  /** Only ask which addresses the attachment holds, see {@linkcode Plugin.held}. */
+  readonly held?: boolean;
 }
 
 /** Whether somebody asked this process to stop, and whether it is busy taking things back. */
@@ -42,6 +44,7 @@ export interface Answer {
   /** ADD: the result as an object in the configuration's version. */
   readonly printable?: JsonObject;
   readonly released?: Released;
+  readonly held?: readonly string[] | undefined;
 }
 
 const ID = /^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$/;
@@ -214,7 +217,12 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
     warn: (note) => request.warn(plugin.name, note),
     undo: (job) => undos.push(job),
     delegate: (type, verb, stdin = bytes) =>
-      delegate(type, { ...request, env: { ...env, CNI_COMMAND: verb }, stdin: () => stdin }, version),
+      delegate(type, {
+        ...request,
+        env: { ...env, CNI_COMMAND: verb === "HELD" ? "DEL" : verb },
+        stdin: () => stdin,
+        held: verb === "HELD",
+      }, version),
   };
   if (verb === "GC") {
     await plugin.gc({ ...base, valid: validAttachments(config) });
@@ -241,10 +249,12 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
     containerId: env["CNI_CONTAINERID"] ?? "",
     ifName: env["CNI_IFNAME"] ?? "",
     netns,
+    ownNetns: same,
     podAlive: !same && (state === "netns" || state === "own"),
     args: env["CNI_ARGS"] ?? "",
     pod: inNetns(host, netns.includes("/") ? netns : `./${netns}`),
   };
+  if (request.held) return { held: await plugin.held?.(call) };
   if (verb === "CHECK") {
     await plugin.check(call);
     return {};
@@ -334,10 +344,15 @@ async function delegate(type: string, request: Request, version: string): Promis
   const file = findPlugin(type, (env["CNI_PATH"] ?? "").split(":"));
   const plugin = isOurselves(file) ? await request.registry(type) : undefined;
   if (plugin) {
-    const { printable, released } = await callPlugin(plugin, request);
+    const { printable, released, held } = await callPlugin(plugin, request);
     // Through the wire's layout and back, so that nothing gets across that a program could not have handed over.
-    return { ...(printable && { result: parseResult(printable, version) }), ...(released && { released }) };
+    return {
+      ...(printable && { result: parseResult(printable, version) }),
+      ...(released && { released }),
+      ...(held && { held }),
+    };
   }
+  if (request.held) return {};
   const verb = env["CNI_COMMAND"] as Verb;
   if (request.explain) {
     request.explain.note(

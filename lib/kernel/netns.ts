@@ -1,4 +1,5 @@
 /** Network namespaces as files: is it one, and is it ours? */
+import { fileIdentity } from "./proc.ts";
 
 import { fileIdentity } from "./proc.ts";
 

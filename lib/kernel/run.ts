@@ -155,7 +155,8 @@ async function feed(child: Deno.ChildProcess, input: NonNullable<Command["input"
   try {
     for (const part of input) {
       if (typeof part === "string") await writer.write(encoder.encode(part));
-      else await part();
+      // A child that ended has nothing to be waited for.
+      else if (await Promise.race([part(), child.status.then(() => "ended")]) === "ended") return;
     }
   } catch (error) {
     if (!(error instanceof Deno.errors.BrokenPipe)) {

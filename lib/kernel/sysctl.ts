@@ -1,5 +1,4 @@
 /** Kernel settings below /proc/sys. Keys are written with slashes: interface names may hold dots. */
-
 import { readKernelFile, writeKernelFile } from "./proc.ts";
 
 /** Value of a setting of this process's own network namespace, or undefined when there is no such setting. */
