@@ -1,8 +1,6 @@
 /** Network namespaces as files: is it one, and is it ours? */
 import { fileIdentity } from "./proc.ts";
 
-import { fileIdentity } from "./proc.ts";
-
 /** What a path that should be a network namespace turned out to be. */
 export type NetnsState = "netns" | "own" | "missing" | "not a namespace";
 
