@@ -6,6 +6,7 @@ import type { Plugin } from "../lib/cni/plugin.ts";
 
 const plugins: Readonly<Record<string, () => Promise<{ plugin: Plugin }>>> = {
   loopback: () => import("./loopback.ts"),
+  static: () => import("./static.ts"),
 };
 
 /** Types of all plugins, in the order in which people are shown them. */

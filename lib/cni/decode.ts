@@ -223,13 +223,13 @@ export function fields<K extends Keys>(keys: K, source: JsonObject, path = ""): 
   return result as Fields<K>;
 }
 
-/** Reads a plugin's configuration; failures get the plugin's own words in front: `failed to load netconf`. */
+/** Reads a plugin's configuration; failures get the plugin's own words in front: `failed to load netconf`, or "" for none. */
 export function decode<K extends Keys>(keys: K, source: JsonObject, doing: string): Fields<K> {
   try {
     return fields(keys, source);
   } catch (error) {
     if (!(error instanceof FieldError)) throw error;
-    throw new CniError(code.internal, `${doing}: ${error.msg}`, error.advice);
+    throw new CniError(code.internal, doing === "" ? error.msg : `${doing}: ${error.msg}`, error.advice);
   }
 }
 
