@@ -38,6 +38,11 @@ export interface Step {
   readonly undo: readonly Step[];
   /** Awaited before this step is handed to its tool (only `ip`); `shell` is its explanation as a shell line. */
   readonly gate?: { readonly wait: () => Promise<void>; readonly shell: string };
+  /**
+   * Carried out by this instead of by a process for `text`, side by side with the rest of its stage: for changes that
+   * need a second way when the first is refused. It hands over its own undo; `text` is what it does when all goes well.
+   */
+  readonly job?: (call: Applier) => Promise<void>;
 }
 
 /** Stages in order; the steps of a stage side by side, except that one tool at one place does its steps in order. */
@@ -52,11 +57,12 @@ export interface StepOptions {
   readonly ifDifferent?: boolean;
   readonly undo?: Step | readonly Step[];
   readonly gate?: Step["gate"];
+  readonly job?: Step["job"];
 }
 
 /** Makes a step: `step("host", "ip", "link set dev cni0 up", { failing: … })`. */
 export function step(place: Place, tool: Tool, text: string, options: StepOptions = {}): Step {
-  const { why = "", failing = "", read = false, optional = false, ifDifferent = false, undo = [], gate } = options;
+  const { why = "", failing = "", read = false, optional = false, ifDifferent = false, undo = [], gate, job } = options;
   return {
     place,
     tool,
@@ -68,6 +74,7 @@ export function step(place: Place, tool: Tool, text: string, options: StepOption
     ifDifferent,
     undo: "text" in undo ? [undo] : undo,
     ...(gate && { gate }),
+    ...(job && { job }),
   };
 }
 
@@ -143,7 +150,8 @@ export function grouped(stage: readonly Step[]): Step[][] {
   const groups = new Map<string, Step[]>();
   stage.forEach((one, index) => {
     const tool = one.tool === "sysctl" ? (one.place === "pod" ? "ip" : "sysctl") : one.tool;
-    const key = tool === "command" ? `command ${index}` : `${one.place} ${tool}`;
+    const alone = tool === "command" || one.job !== undefined;
+    const key = alone ? `${tool} ${index}` : `${one.place} ${tool}`;
     const group = groups.get(key);
     if (group) group.push(one);
     else groups.set(key, [one]);
@@ -166,6 +174,10 @@ async function runGroup(group: readonly Step[], call: Applier): Promise<Map<Step
   const [first] = group;
   const answers = new Map<Step, unknown[]>();
   if (first === undefined) return answers;
+  if (first.job) {
+    await first.job(call);
+    return answers;
+  }
   const run = first.place === "host" ? call.host : call.pod;
   if (first.tool === "sysctl" && first.place === "host") {
     group.forEach(hostSysctl);

@@ -1,0 +1,47 @@
+/** Failures of iptables and nft as errors of the protocol: what was waited for, what is missing, what to install. */
+import { CniError, code } from "../cni/error.ts";
+import { LOCK_WAIT_S, TableError } from "../kernel/iptables.ts";
+import { NftError } from "../kernel/nft.ts";
+
+/**
+ * The error of the protocol for a refused transaction. `doing` goes in front of the tool's words, as the reference has
+ * it. A held lock becomes code 11, so that the runtime tries again.
+ */
+export function ruleError(error: unknown, doing = ""): unknown {
+  const front = doing === "" ? "" : `${doing}: `;
+  if (error instanceof TableError) {
+    const tool = (error.command.argv[0] ?? "").replace(/-(restore|save)$/, "");
+    switch (error.refusal) {
+      case "locked":
+        return new CniError(
+          code.tryAgain,
+          `${front}${error.message}`,
+          `another program held the xtables lock (/run/xtables.lock) for more than ${LOCK_WAIT_S} s; nothing was changed`,
+        );
+      case "missing":
+        return new CniError(
+          code.internal,
+          `${front}failed to locate ${tool}: ${error.message}`,
+          `install the package iptables, or set the backend to "nftables"`,
+        );
+      case "unusable":
+        return new CniError(
+          code.internal,
+          `${front}${error.message}`,
+          `${tool} does not work with this kernel; load its modules, or set the backend to "nftables"`,
+        );
+      case "refused":
+        return new CniError(code.internal, `${front}${error.message}`, inputOf(error));
+    }
+  }
+  if (error instanceof NftError) {
+    const advice = error.refusal === "missing" ? "install the package nftables" : inputOf(error);
+    return new CniError(code.internal, `${front}${error.message}`, advice);
+  }
+  return error;
+}
+
+function inputOf({ command }: TableError | NftError): string {
+  const text = command.input?.filter((part) => typeof part === "string").join("").trim() ?? "";
+  return text === "" ? "" : `input: ${text.replaceAll("\n", "; ").slice(0, 800)}`;
+}

@@ -1,0 +1,182 @@
+/**
+ * iptables and ip6tables, spoken to in whole transactions: text for `…-restore --noflush` in, the listing of
+ * `…-save` out. Both variants (legacy and nf_tables) take and print the same language.
+ */
+import type { Family } from "../net/cidr.ts";
+import { CommandError, failureText, missingTool, type Output, type Run, toolPath } from "./run.ts";
+
+/** The tool of a family, by its plain name. */
+export function iptablesTool(family: Family): "iptables" | "ip6tables" {
+  return family === 4 ? "iptables" : "ip6tables";
+}
+
+/** Longest line that iptables-restore reads, in bytes; longer ones are cut without a word. */
+export const MAX_LINE = 10_000;
+
+/** How long a transaction waits for the xtables lock, in seconds: below the limit of a child process. */
+export const LOCK_WAIT_S = 20;
+
+/** Why a transaction did not happen. `refused`: the tool or the kernel did not take one of its lines. */
+export type Refusal = "missing" | "locked" | "unusable" | "refused";
+
+/** A tool that could not do its work, and nothing of it was done. */
+export class TableError extends CommandError {
+  constructor(readonly refusal: Refusal, command: CommandError["command"], output: Output, message: string) {
+    super(command, output, message);
+  }
+}
+
+/** One rule as `…-save` prints it. */
+export interface SavedRule {
+  readonly chain: string;
+  /** What follows `-A CHAIN `: may be used in a transaction as it is. */
+  readonly text: string;
+}
+
+/** One table as `…-save` prints it. */
+export interface SavedTable {
+  /** Chains, built-in and others, each with its rules in order. */
+  readonly chains: ReadonlyMap<string, readonly SavedRule[]>;
+}
+
+/** Lines for one table as one transaction. */
+export function transaction(table: "nat" | "filter", lines: readonly string[]): string {
+  return `*${table}\n${lines.join("\n")}\nCOMMIT\n`;
+}
+
+/** A word of a rule in the quoting that transactions and listings share. Line breaks cannot be expressed. */
+export function quoteWord(word: string): string {
+  if (/[\n\r\0]/.test(word)) throw new RangeError(`a rule cannot hold the line break in ${JSON.stringify(word)}`);
+  return /^[\w.:/,=!+@%\[\]-]+$/.test(word) ? word : `"${word.replace(/["\\]/g, "\\$&")}"`;
+}
+
+/** The words of a rule's text, quotes and backslashes resolved. */
+export function ruleWords(text: string): string[] {
+  const words: string[] = [];
+  let word: string | undefined;
+  let quoted = false;
+  for (let i = 0; i < text.length; i++) {
+    const c = text[i]!;
+    if (quoted) {
+      if (c === "\\" && i + 1 < text.length) word += text[++i]!;
+      else if (c === '"') quoted = false;
+      else word += c;
+    } else if (c === '"') {
+      quoted = true;
+      word ??= "";
+    } else if (c === " " || c === "\t") {
+      if (word !== undefined) words.push(word);
+      word = undefined;
+    } else word = (word ?? "") + c;
+  }
+  if (word !== undefined) words.push(word);
+  return words;
+}
+
+/** Where a rule sends packets: the word after `-j` or `-g`. */
+export function ruleTarget(text: string): string | undefined {
+  const words = ruleWords(text);
+  const at = words.findLastIndex((word) => word === "-j" || word === "-g" || word === "--jump" || word === "--goto");
+  return at < 0 ? undefined : words[at + 1];
+}
+
+/** The comment of a rule; undefined when it has none. */
+export function ruleComment(text: string): string | undefined {
+  const words = ruleWords(text);
+  const at = words.indexOf("--comment");
+  return at < 0 ? undefined : words[at + 1];
+}
+
+/** Reads the output of `…-save`: every table in it by its name. */
+export function parseSave(text: string): Map<string, SavedTable> {
+  const tables = new Map<string, SavedTable>();
+  let chains = new Map<string, SavedRule[]>();
+  for (const line of text.split("\n")) {
+    if (line.startsWith("*")) {
+      chains = new Map();
+      tables.set(line.slice(1).trim(), { chains });
+    } else if (line.startsWith(":")) chains.set(line.slice(1, line.indexOf(" ")), []);
+    else {
+      // Counters are printed in front when asked for: `[0:0] -A …`.
+      const rule = /^(?:\[\d+:\d+\] )?-A (\S+) ?(.*)$/.exec(line);
+      if (rule) {
+        const [, chain = "", text = ""] = rule;
+        const rules = chains.get(chain);
+        if (rules) rules.push({ chain, text });
+        else chains.set(chain, [{ chain, text }]);
+      }
+    }
+  }
+  return tables;
+}
+
+/** Does the whole of a transaction, or nothing. Throws {@linkcode TableError}. */
+export async function restore(run: Run, family: Family, text: string): Promise<void> {
+  const argv = [`${iptablesTool(family)}-restore`, "--noflush", "-w", `${LOCK_WAIT_S}`];
+  await checked(run, argv, { input: [text], family });
+}
+
+/**
+ * One table as it is now; undefined when the family's tool is not installed or has no such table in this kernel, so
+ * that nothing of it can be there. Throws {@linkcode TableError} when it cannot be told.
+ */
+export async function savedTable(run: Run, family: Family, table: "nat" | "filter"): Promise<SavedTable | undefined> {
+  try {
+    const text = await checked(run, [`${iptablesTool(family)}-save`, "-t", table], { family });
+    return parseSave(text).get(table) ?? { chains: new Map() };
+  } catch (error) {
+    if (error instanceof TableError && (error.refusal === "missing" || error.refusal === "unusable")) return undefined;
+    throw error;
+  }
+}
+
+/**
+ * The reference's own test: `-t filter -S INPUT 1` ends with 0 or 1 (no rule), anything else means that the tool and
+ * this kernel do not fit.
+ */
+export async function iptablesUsable(run: Run, family: Family = 4): Promise<boolean> {
+  const tool = iptablesTool(family);
+  if (toolPath(tool) === "" || toolPath(`${tool}-restore`) === "") return false;
+  try {
+    const { code } = await run({ argv: [tool, "-t", "filter", "-S", "INPUT", "1", "-w", `${LOCK_WAIT_S}`] });
+    return code === 0 || code === 1;
+  } catch {
+    return false;
+  }
+}
+
+async function checked(
+  run: Run,
+  argv: readonly string[],
+  { input, family }: { input?: readonly string[]; family: Family },
+): Promise<string> {
+  const command = { argv, ...(input && { input }) };
+  const [tool = ""] = argv;
+  if (toolPath(tool) === "") {
+    const output = { code: -1, signal: null, stdout: "", stderr: missingTool(tool) };
+    throw new TableError("missing", command, output, missingTool(iptablesTool(family)));
+  }
+  const output = await run(command);
+  if (output.code === 0) return output.stdout;
+  throw new TableError(refusalOf(output), command, output, commandFailure(argv, output));
+}
+
+/** The words of the reference's iptables library for a command that failed. */
+export function commandFailure(argv: readonly string[], output: Output): string {
+  const [tool = "", ...args] = argv;
+  const words = [toolPath(tool) || tool, ...args].join(" ");
+  const how = output.signal ? `signal: ${output.signal}` : `exit status ${output.code}`;
+  const said = output.stderr.split("\n").filter((line) => !line.startsWith("# Warning")).join("\n").trim();
+  return `running [${words}]: ${how}: ${said === "" ? failureText(output) : said}`;
+}
+
+function refusalOf({ code, stderr }: Output): Refusal {
+  if (/xtables lock|Resource temporarily unavailable/.test(stderr)) return "locked";
+  // Exit status 3: version or kernel do not fit.
+  if (
+    code === 3 || /can't initialize|Failed to initialize nft|Table does not exist|is incompatible, use 'nft' tool/.test(
+      stderr,
+    )
+  ) return "unusable";
+  return "refused";
+}
