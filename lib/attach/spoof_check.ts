@@ -41,7 +41,12 @@ function reference(containerId: string, ifName: string): string {
 }
 
 interface NftRule {
-  readonly rule?: { readonly chain: string; readonly comment?: string; readonly handle: number };
+  readonly rule?: {
+    readonly chain: string;
+    readonly comment?: string;
+    readonly handle: number;
+    readonly expr?: readonly unknown[];
+  };
   readonly chain?: { readonly name: string };
 }
 
@@ -69,8 +74,11 @@ export async function removeSpoofCheck(call: ContainerCall): Promise<void> {
   await remove(call, (ref) => ref === reference(call.containerId, call.ifName));
 }
 
-/** Removes the rules of every attachment that is in none of the lists; only chains of this plugin's naming are looked at. */
-export async function collectSpoofChecks(call: Call, isStale: (ref: string) => boolean): Promise<void> {
+/**
+ * Removes the rules for which `isStale` says so, given the rule set's name and the link it watches. The names hold no network: who is not
+ * listed as valid in one network may be in another, so a link that still exists speaks for its rules.
+ */
+export async function collectSpoofChecks(call: Call, isStale: (ref: string, veth: string) => boolean): Promise<void> {
   await remove(call, isStale);
 }
 
@@ -79,19 +87,24 @@ export function spoofCheckRef({ containerID, ifname }: Attachment): string {
   return reference(containerID, ifname);
 }
 
-async function remove(call: Call, concerns: (ref: string) => boolean): Promise<void> {
+async function remove(call: Call, concerns: (ref: string, veth: string) => boolean): Promise<void> {
   // Listing and deleting are two commands: somebody else may have deleted a rule in between, then we look again.
   for (let attempt = 0;; attempt++) {
     const entries = await tableOf(call);
     const lines: string[] = [];
+    const veths = new Map<string, string>();
     for (const { rule } of entries) {
       const ref = /^macspoofchk-(.*)$/.exec(rule?.comment ?? "")?.[1];
-      if (rule?.chain === "PREROUTING" && ref !== undefined && concerns(ref)) {
-        lines.push(`delete rule bridge nat PREROUTING handle ${rule.handle}`);
-      }
+      if (rule?.chain !== "PREROUTING" || ref === undefined) continue;
+      veths.set(ref, watched(rule.expr));
+      if (concerns(ref, watched(rule.expr))) lines.push(`delete rule bridge nat PREROUTING handle ${rule.handle}`);
     }
-    const chains = entries.flatMap(({ chain }) => chain?.name.startsWith("cni-br-iface-") ? [chain.name] : []);
-    const own = chains.filter((name) => concerns(name.slice("cni-br-iface-".length).replace(/-mac$/, "")));
+    const own = entries.flatMap(({ chain }) => chain?.name.startsWith("cni-br-iface-") ? [chain.name] : []).filter(
+      (name) => {
+        const ref = name.slice("cni-br-iface-".length).replace(/-mac$/, "");
+        return concerns(ref, veths.get(ref) ?? "");
+      },
+    );
     // The outer chain jumps to the inner one: empty both, then delete.
     for (const name of own) lines.push(`flush chain bridge nat ${name}`);
     for (const name of own) lines.push(`delete chain bridge nat ${name}`);
@@ -103,4 +116,12 @@ async function remove(call: Call, concerns: (ref: string) => boolean): Promise<v
       if (attempt >= 4 || !isAbsent(error)) throw error;
     }
   }
+}
+
+/** The link that a jump rule watches; "" when it cannot be told. */
+function watched(expr: readonly unknown[] = []): string {
+  for (const part of expr as { match?: { right?: unknown } }[]) {
+    if (typeof part.match?.right === "string") return part.match.right;
+  }
+  return "";
 }

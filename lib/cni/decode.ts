@@ -120,7 +120,7 @@ export function maybeFlag(about: string): Key<boolean | undefined> {
 }
 
 /** A list whose elements are all read by `items`; undefined when absent, since `[]` may mean something else. `null` elements are refused. */
-export function list<T>(items: Key<T>, about: string): Key<T[] | undefined> {
+export function list<T>(items: Key<T>, about: string): Key<NonNullable<T>[] | undefined> {
   return {
     absent: undefined,
     about,
@@ -137,7 +137,7 @@ export function list<T>(items: Key<T>, about: string): Key<T[] | undefined> {
             null,
           );
         }
-        return items.read(item, `${path}.${index}`);
+        return items.read(item, `${path}.${index}`) as NonNullable<T>;
       });
     },
   };
