@@ -10,7 +10,7 @@
  * (they share it), remains of an attachment that was never deleted, or the other backend.
  */
 import { CniError, code } from "../cni/error.ts";
-import type { Call, ContainerCall } from "../cni/plugin.ts";
+import type { Call } from "../cni/plugin.ts";
 import type { Attachment as ValidAttachment } from "../cni/types.ts";
 import type { Link } from "../kernel/ip.ts";
 import {
@@ -66,11 +66,6 @@ export function masqueradeBackend(_call: unknown, configured: string | undefined
   );
 }
 
-/** An attachment as the plugin's call names it. */
-function attachmentOf({ network, containerId, ifName }: Attachment): Attachment {
-  return { network, containerId, ifName };
-}
-
 /** `ips` in CIDR form, by family, equal ones once; what is no address is left out. */
 function byFamily(ips: readonly string[]): Map<Family, Prefix[]> {
   const result = new Map<Family, Prefix[]>();
@@ -97,10 +92,9 @@ const MULTICAST: Record<Family, string> = { 4: "224.0.0.0/4", 6: "ff00::/8" };
  * Steps that masquerade what the attachment's addresses (`ips`, in CIDR form) send beyond their own subnets: one for each
  * family with iptables, one with nftables, to be put side by side with what else ADD does.
  */
-export function masqueradeSteps(attachment: Attachment, ips: readonly string[], backend: MasqueradeBackend): Step[] {
+export function masqueradePlan(owner: Attachment, ips: readonly string[], backend: MasqueradeBackend): Step[] {
   const families = byFamily(ips);
   if (families.size === 0) return [];
-  const owner = attachmentOf(attachment);
   if (backend === "nftables" || (backend === "default" && toolPath("iptables-restore") === "" && hasNft())) {
     return [nftStep(owner, [...families.values()].flat())];
   }
@@ -408,11 +402,11 @@ type RemovalCall = Pick<Applier, "host" | "pod"> & { readonly podAlive?: boolean
  * not there is success; missing tools too. `configured` is `ipMasqBackend`: that backend is looked at first.
  */
 export async function removeMasquerade(
-  call: ContainerCall,
+  call: RemovalCall,
+  owner: Attachment,
   addresses: readonly string[],
   configured?: string,
 ): Promise<void> {
-  const owner = attachmentOf(call);
   try {
     if (configured === "nftables") {
       if (await quietNft(call.host, owner)) return;
@@ -483,17 +477,21 @@ async function cleanIptables(
 }
 
 /** Throws what of the attachment's masquerading is missing; rules of either backend and either implementation will do. */
-export async function checkMasquerade(call: ContainerCall, ips: readonly string[], configured?: string): Promise<void> {
+export async function checkMasquerade(
+  call: Pick<Call, "host">,
+  owner: Attachment,
+  ips: readonly string[],
+  configured?: string,
+): Promise<void> {
   const families = byFamily(ips);
   if (families.size === 0) return;
-  const owner = attachmentOf(call);
   try {
     const [first, second] = configured === "nftables" ? [missingNft, missingIptables] : [missingIptables, missingNft];
     const missing = await first(call.host, owner, families);
     if (missing === undefined || (await second(call.host, owner, families)) === undefined) return;
     throw new CniError(
       code.internal,
-      `masquerading of ${call.network} ${call.containerId} ${call.ifName} is incomplete: ${missing}`,
+      `masquerading of ${owner.network} ${owner.containerId} ${owner.ifName} is incomplete: ${missing}`,
       "somebody removed rules of this container, for example by reloading a firewall",
     );
   } catch (error) {
