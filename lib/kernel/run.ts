@@ -200,6 +200,11 @@ export function failureText(output: Output): string {
     const answer = /^RTNETLINK answers: (.*)$/.exec(line)?.[1];
     if (answer) return answer.charAt(0).toLowerCase() + answer.slice(1);
     if (/^Cannot find device|Device ".*" does not exist/.test(line)) return "Link not found";
+    const [, file, words] = /^tee: (\/proc\/sys\/.*): ([A-Z].*)$/.exec(line) ?? [];
+    if (file && words) {
+      const verb = /^(No such|Is a|Not a|Permission|Read-only)/.test(words) ? "open" : "write";
+      return `${verb} ${file}: ${words.charAt(0).toLowerCase()}${words.slice(1)}`;
+    }
   }
   const error = lines.find((line) => line.startsWith("Error: ")) ?? lines.find((line) => /error/i.test(line)) ??
     lines[0];
