@@ -5,6 +5,7 @@
 import type { Plugin } from "../lib/cni/plugin.ts";
 
 const plugins: Readonly<Record<string, () => Promise<{ plugin: Plugin }>>> = {
+  bridge: () => import("./bridge.ts"),
   loopback: () => import("./loopback.ts"),
   static: () => import("./static.ts"),
 };

@@ -1,0 +1,764 @@
+/**
+ * bridge: puts the container on a Linux bridge through a veth pair. https://www.cni.dev/plugins/current/main/bridge/
+ *
+ * Differs from the reference: names and MACs are computed, not drawn, and an IPv4 address always comes with the same
+ * MAC, so that neighbours of an address's last owner need not forget anything; the address is announced once more when
+ * the port forwards; a new bridge's MAC is pinned; a failed ADD leaves nothing behind; DEL removes rules without needing
+ * the namespace; GC and STATUS do their work.
+ */
+import { parseArgs } from "../lib/cni/args.ts";
+import {
+  anyObject,
+  anything,
+  decode,
+  decodeLeniently,
+  flag,
+  integer,
+  isObject,
+  list,
+  lookup,
+  maybeInteger,
+  maybeText,
+  object,
+  text,
+} from "../lib/cni/decode.ts";
+import { all, CniError, code } from "../lib/cni/error.ts";
+import { openNetns } from "../lib/cni/netns.ts";
+import type { ContainerCall, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
+import { prevResult, prevResultLeniently } from "../lib/cni/prev_result.ts";
+import { type Interface, type JsonObject, type Result, type Route, since } from "../lib/cni/types.ts";
+import { readDns } from "../lib/cni/version.ts";
+import {
+  addressSteps,
+  type BridgeWish,
+  collectVeths,
+  createBridge,
+  deleteHostVeth,
+  ensureBridge,
+  hostLinkExists,
+  lookAtBridge,
+  MAX_PORTS,
+  portAlias,
+  portCount,
+  setPortVlans,
+  vlanGateway,
+  waitForPort,
+} from "../lib/attach/bridge_port.ts";
+import { allocate, configureLink, deleteContainerLink, firstHost } from "../lib/attach/container_link.ts";
+import {
+  checkMasquerade,
+  gcMasquerade,
+  type MasqueradeBackend,
+  masqueradeBackend,
+  masqueradePlan,
+  removeMasquerade,
+  statusMasquerade,
+} from "../lib/attach/masquerade.ts";
+import { collectSpoofChecks, removeSpoofCheck, spoofCheckRef, spoofCheckSteps } from "../lib/attach/spoof_check.ts";
+import { checkAddresses, checkRoutes, containerInterface, type PodState, podState } from "../lib/attach/verify.ts";
+import { addrShow, type Link, linkDel, linkShow, linkUp, vethAdd } from "../lib/kernel/ip.ts";
+import { apply, type Step, step, StepError } from "../lib/kernel/plan.ts";
+import { readKernelFile } from "../lib/kernel/proc.ts";
+import { isAbsent, missingTool, toolPath } from "../lib/kernel/run.ts";
+import { parseAddress, parsePrefix } from "../lib/net/cidr.ts";
+import { isLinkName } from "../lib/net/link_name.ts";
+import { isUnicastMac, macFromIpv4, macFromSeed, macLength, parseMac } from "../lib/net/mac.ts";
+import { vethName } from "../lib/net/name.ts";
+
+const trunk = {
+  minID: maybeInteger("first VLAN of a range", { min: 1, max: 4094 }),
+  maxID: maybeInteger("last VLAN of a range", { min: 1, max: 4094 }),
+  id: maybeInteger("one VLAN", { min: 1, max: 4094 }),
+};
+
+const keys = {
+  bridge: text("cni0", "name of the bridge; made when there is none"),
+  isGateway: flag(false, "put the gateway's address on the bridge and switch forwarding on"),
+  isDefaultGateway: flag(false, "isGateway, and a default route through it"),
+  forceAddress: flag(false, "replace addresses of the bridge that are in the way"),
+  ipMasq: flag(false, "masquerade traffic that leaves the container's subnet"),
+  ipMasqBackend: maybeText("iptables or nftables; iptables when it works, if absent", {
+    oneOf: ["iptables", "nftables"],
+  }),
+  mtu: integer(0, "MTU of a new bridge and of both ends of the veth pair; 0: the kernel's default"),
+  hairpinMode: flag(false, "let the port send frames back to where they came from"),
+  promiscMode: flag(false, "put the bridge into promiscuous mode"),
+  vlan: integer(0, "access VLAN of the container's port; 0: none", { min: 0, max: 4094 }),
+  vlanTrunk: list(object(trunk, "a range or a single VLAN"), "tagged VLANs of the container's port"),
+  preserveDefaultVlan: flag(false, "keep the port's implicit VLAN beside vlan or vlanTrunk"),
+  macspoofchk: flag(false, "drop frames that do not come from the container's own MAC"),
+  enabledad: flag(false, "look for duplicates of the container's IPv6 addresses"),
+  disableContainerInterface: flag(false, "leave the container's link down"),
+  portIsolation: flag(false, "keep the container's port from talking to other isolated ports"),
+  ipam: anyObject("who gives the container its addresses; without a type the container gets none"),
+  dns: anyObject("resolver settings, instead of those of the IPAM plugin"),
+  args: object(
+    { cni: object({ mac: text("", "MAC of the container's link") }, "conventional arguments") },
+    "arguments of the configuration",
+  ),
+  runtimeConfig: object(
+    { mac: text("", "MAC of the container's link (capability mac)") },
+    "what the runtime grants by capabilities",
+  ),
+  prevResult: anything("result of the plugin before, for CHECK and DEL"),
+};
+
+export const plugin: Plugin = {
+  name: "bridge",
+  kind: "main",
+  about: "connects the container to a Linux bridge through a veth pair",
+  versions: since("0.1.0"),
+  needs: ["ip", "nsenter", "sh"],
+  keys,
+  add,
+  del,
+  check,
+  gc,
+  status,
+};
+
+/** The configuration, checked. */
+interface Config extends Omit<ReturnType<typeof read>, "vlanTrunk" | "dns"> {
+  readonly ipamType: string;
+  /** Tagged VLANs, ascending; undefined when there is no `vlanTrunk` at all. */
+  readonly trunk: readonly number[] | undefined;
+  readonly mac: string;
+  readonly dns: JsonObject | undefined;
+}
+
+const read = (config: JsonObject) => decode(keys, config, "failed to load netconf");
+
+function parse(call: ContainerCall): Config {
+  const { vlanTrunk, ...conf } = read(call.config);
+  if (conf.vlan < 0 || conf.vlan > 4094) {
+    throw invalid(`invalid VLAN ID ${conf.vlan} (must be between 0 and 4094)`, '"vlan"');
+  }
+  const trunk = vlanTrunk && trunkIds(vlanTrunk);
+  const asked = parseArgs(call.args, ["MAC"]).MAC;
+  const mac = conf.runtimeConfig?.mac || conf.args?.cni?.mac || asked || "";
+  const front = `failed to create bridge "${conf.bridge}": could not add "${conf.bridge}"`;
+  if (conf.bridge === "") throw invalid(`${front}: LinkAttrs.Name cannot be empty`, '"bridge" is empty');
+  if (new TextEncoder().encode(conf.bridge).length > 15) {
+    throw invalid(`${front}: numerical result out of range`, '"bridge" may have 15 characters at most');
+  }
+  if (!isLinkName(conf.bridge)) {
+    throw invalid(`${front}: invalid argument`, '"bridge" has characters that no link name may have');
+  }
+  return { ...conf, isGateway: conf.isGateway || conf.isDefaultGateway, ipamType: ipamType(conf.ipam), trunk, mac };
+}
+
+function ipamType(ipam: JsonObject | undefined): string {
+  const type = ipam === undefined ? "" : lookup(ipam, "type") ?? "";
+  if (typeof type === "string") return type;
+  throw invalid(
+    `failed to load netconf: json: cannot unmarshal ${typeof type} into Go struct field NetConf.ipam.type of type string`,
+    '"ipam.type" has to be a string',
+  );
+}
+
+function invalid(msg: string, details: string): CniError {
+  return new CniError(code.internal, msg, details);
+}
+
+/** VLANs of `vlanTrunk`, with the reference's checks in their order. */
+function trunkIds(
+  elements: readonly { minID: number | undefined; maxID: number | undefined; id: number | undefined }[],
+): number[] {
+  const ids = new Set<number>();
+  const isVlan = (id: number) => id >= 1 && id <= 4094;
+  elements.forEach(({ minID, maxID, id }, index) => {
+    const at = `"vlanTrunk.${index}": VLANs are 1 to 4094`;
+    if (minID !== undefined && maxID !== undefined) {
+      if (!isVlan(minID)) throw invalid("incorrect trunk minID parameter", at);
+      if (!isVlan(maxID)) throw invalid("incorrect trunk maxID parameter", at);
+      if (minID > maxID) throw invalid("minID is greater than maxID in trunk parameter", at);
+      for (let vid = minID; vid <= maxID; vid++) ids.add(vid);
+    } else if (minID !== undefined || maxID !== undefined) {
+      throw invalid(
+        `minID and maxID should be configured simultaneously, ${minID === undefined ? "minID" : "maxID"} is missing`,
+        at,
+      );
+    }
+    if (id === undefined) return;
+    if (!isVlan(id)) throw invalid("incorrect trunk id parameter", at);
+    ids.add(id);
+  });
+  return [...ids].sort((a, b) => a - b);
+}
+
+/** IPAM plugins that need no link: their answer comes first, so that the MAC can be made from the address. */
+const ADDRESS_FIRST = ["host-local", "static"];
+
+async function add(call: ContainerCall): Promise<Result> {
+  const conf = parse(call);
+  const { ifName, netns } = call;
+  if (conf.disableContainerInterface && conf.ipamType !== "") {
+    throw invalid(
+      "cannot use IPAM when DisableContainerInterface flag is set",
+      'remove "ipam" or "disableContainerInterface"',
+    );
+  }
+  if (conf.hairpinMode && conf.promiscMode) {
+    throw invalid(
+      "cannot set hairpin mode and promiscuous mode at the same time",
+      'remove "hairpinMode" or "promiscMode"',
+    );
+  }
+  const podMac = conf.mac === "" ? "" : checkedMac(conf.mac);
+  openNetns(call, `failed to open netns "${netns}"`);
+  const masq = conf.ipMasq && conf.ipamType !== "" ? masqueradeBackend(call, conf.ipMasqBackend) : undefined;
+
+  let ipam = ADDRESS_FIRST.includes(conf.ipamType) ? await allocate(call, conf.ipamType) : undefined;
+  const attachment = { network: call.network, containerId: call.containerId, ifName };
+  const host: Interface = { name: vethName(attachment), mac: macFromSeed(`host:${portAlias(attachment)}`) };
+  const pod: Interface = { name: ifName, mac: podMac || computedMac(portAlias(attachment), ipam), sandbox: netns };
+
+  const bridge = await connect(call, conf, { host, pod, ips: ipam?.ips ?? [] });
+  if (conf.macspoofchk) await apply([await spoofCheckSteps(call, host.name, pod.mac ?? "")], call);
+  if (conf.ipamType !== "") ipam ??= await allocate(call, conf.ipamType);
+
+  const result: Result = { interfaces: [{ name: conf.bridge, mac: bridge.address ?? "" }, host, pod] };
+  if (call.version === "1.1.0") pod.mtu = conf.mtu > 0 ? conf.mtu : 1500;
+  if (ipam) {
+    Object.assign(result, await configure(call, conf, { bridge, ipam, host, pod, masq }), {
+      interfaces: result.interfaces,
+    });
+  } else await raise(call, conf, host.name);
+  if (ipam && conf.vlan !== 0 && conf.isGateway) {
+    const gateway = await gatewayOfVlan(call, conf, bridge, result);
+    result.interfaces?.push(gateway);
+  }
+  if (replacesDns(conf.dns)) {
+    const dns = readDns(conf.dns);
+    if (dns) result.dns = dns;
+    else delete result.dns;
+  }
+  return result;
+}
+
+function attachmentOf(
+  { network, containerId, ifName }: ContainerCall,
+): { network: string; containerId: string; ifName: string } {
+  return { network, containerId, ifName };
+}
+
+function checkedMac(given: string): string {
+  const mac = parseMac(given);
+  if (mac === undefined) {
+    throw invalid(
+      `failed to make veth pair: address ${given}: invalid MAC address`,
+      'the MAC asked for in runtimeConfig.mac, args.cni.mac or CNI_ARGS "MAC"',
+    );
+  }
+  if (macLength(mac) !== 6) {
+    throw invalid(
+      "failed to make veth pair: invalid argument",
+      `${given} has ${macLength(mac)} bytes; an Ethernet address has 6`,
+    );
+  }
+  if (!isUnicastMac(mac)) {
+    throw invalid("failed to make veth pair: cannot assign requested address", `${given} is no unicast address`);
+  }
+  return mac;
+}
+
+/** From the first IPv4 address, else from the attachment: the same attachment always gets the same. */
+function computedMac(seed: string, ipam: Result | undefined): string {
+  const v4 = ipam?.ips?.map(({ address }) => parsePrefix(address)?.address).find((address) => address?.family === 4);
+  return v4 ? macFromIpv4(v4.value) : macFromSeed(`pod:${seed}`);
+}
+
+/** The port, and what the bridge lacks: usually one process that finds the bridge as it should be. */
+async function connect(
+  call: ContainerCall,
+  conf: Config,
+  ends: { host: Interface; pod: Interface; ips: NonNullable<Result["ips"]> },
+): Promise<Link> {
+  const { host, pod, ips } = ends;
+  const wish = bridgeWish(conf, ips);
+  let bridge: Link | undefined;
+  const port = portSteps(call, conf, ends);
+  if (call.explain) {
+    bridge = await look(call, conf.bridge);
+    if (!bridge) await createBridge(call, wish);
+    const now = bridge ?? newBridge(conf.bridge);
+    const more = ensureBridge(now, wish, call.warn);
+    await apply([[...more, ...port]], call);
+    await setVlans(call, conf, host.name);
+    return now;
+  }
+  for (let attempt = 0; bridge === undefined; attempt++) {
+    try {
+      const [before] = await apply([[step("host", "ip", addrShow(conf.bridge), { read: true }), ...port]], call);
+      bridge = before?.[0] as Link | undefined;
+      if (!bridge) {
+        throw invalid(
+          `failed to create bridge "${conf.bridge}": could not lookup "${conf.bridge}": Link not found`,
+          "",
+        );
+      }
+    } catch (error) {
+      if (!(error instanceof StepError)) throw error;
+      if (attempt === 0 && isAbsent(error) && error.step.text === addrShow(conf.bridge)) await createBridge(call, wish);
+      else throw await explained(call, conf, error, { host, pod });
+    }
+  }
+  const steps = ensureBridge(bridge, wish, call.warn);
+  if (steps.length > 0) await apply([steps], call).catch((error) => Promise.reject(withIpv6Hint(error, conf.bridge)));
+  await setVlans(call, conf, host.name);
+  return bridge;
+}
+
+async function look(call: ContainerCall, name: string): Promise<Link | undefined> {
+  return await lookAtBridge({ ...call, explain: undefined }, name);
+}
+
+/** A bridge that explain has not made. */
+function newBridge(name: string): Link {
+  return {
+    ifindex: 0,
+    ifname: name,
+    flags: [],
+    mtu: 1500,
+    operstate: "DOWN",
+    linkinfo: { info_kind: "bridge", info_data: { vlan_filtering: 1 } },
+  };
+}
+
+function bridgeWish(conf: Config, ips: NonNullable<Result["ips"]>): BridgeWish {
+  const onBridge = conf.isGateway && conf.vlan === 0;
+  return {
+    name: conf.bridge,
+    mtu: conf.mtu,
+    vlanFiltering: conf.vlan !== 0 || conf.trunk !== undefined,
+    promisc: conf.promiscMode,
+    addresses: onBridge ? gatewayAddresses(ips) : [],
+    forceAddress: conf.forceAddress,
+  };
+}
+
+/** Each address's gateway with the address's prefix length, once each. */
+function gatewayAddresses(ips: NonNullable<Result["ips"]>): string[] {
+  const all = ips.map((ip) => {
+    const gateway = ip.gateway ?? firstHost(ip.address);
+    return gateway && `${gateway}/${ip.address.split("/")[1]}`;
+  });
+  return [...new Set(all.filter((one) => one !== undefined && one !== ""))] as string[];
+}
+
+function portSteps(
+  call: ContainerCall,
+  conf: Config,
+  { host, pod, ips }: { host: Interface; pod: Interface; ips: NonNullable<Result["ips"]> },
+): Step[] {
+  const { bridge } = conf;
+  const veth = host.name;
+  const netns = call.netns.includes("/") ? call.netns : `./${call.netns}`;
+  const pair = vethAdd({
+    name: veth,
+    mac: host.mac ?? "",
+    peer: pod.name,
+    peerMac: pod.mac ?? "",
+    netns,
+    mtu: conf.mtu,
+  });
+  const steps = [
+    step("host", "ip", pair, {
+      failing: "failed to make veth pair",
+      undo: step("host", "ip", linkDel(veth)),
+      why: "the container's end is made in its namespace",
+    }),
+    step("host", "ip", `link set dev ${veth} master ${bridge} alias ${portAlias({ ...call })} up`, {
+      failing: `failed to connect "${veth}" to bridge ${bridge}`,
+      why: "the port; its alias tells whose it is",
+    }),
+  ];
+  if (conf.hairpinMode) {
+    steps.push(
+      step("host", "ip", `link set dev ${veth} type bridge_slave hairpin on`, {
+        failing: `failed to setup hairpin mode for ${veth}`,
+        why: "hairpinMode",
+      }),
+    );
+  }
+  if (conf.portIsolation) {
+    steps.push(
+      step("host", "ip", `link set dev ${veth} type bridge_slave isolated on`, {
+        failing: `failed to set isolated on for ${veth}`,
+        why: "portIsolation",
+      }),
+    );
+  }
+  for (const ip of ips) {
+    const address = ip.address.split("/")[0] ?? "";
+    steps.push(
+      step("host", "ip", `neigh flush to ${address} dev ${bridge}`, { why: "forget the address's last owner" }),
+    );
+  }
+  return steps;
+}
+
+async function setVlans(call: ContainerCall, conf: Config, port: string): Promise<void> {
+  await setPortVlans(call, port, {
+    vlan: conf.vlan,
+    trunk: conf.trunk ?? [],
+    preserveDefault: conf.preserveDefaultVlan,
+  });
+}
+
+/** Says in the reference's words, and with what to do, why the port could not be made. */
+async function explained(
+  call: ContainerCall,
+  conf: Config,
+  error: StepError,
+  { host, pod }: { host: Interface; pod: Interface },
+): Promise<unknown> {
+  const words = error.output.stderr;
+  if (error.step.text.startsWith("link add") && /File exists/.test(words)) {
+    return invalid(
+      `container veth name ("${pod.name}") peer provided ("${host.name}") already exists`,
+      `${call.netns} already has a link "${pod.name}", or the host "${host.name}": left by an ADD that did not end, or still in use; DEL of this container removes both`,
+    );
+  }
+  if (error.step.text.includes(" master ")) {
+    const now = await look(call, conf.bridge);
+    if (now && now.linkinfo?.info_kind !== "bridge") {
+      return invalid(
+        `failed to create bridge "${conf.bridge}": "${conf.bridge}" already exists but is not a bridge`,
+        `it is ${now.linkinfo?.info_kind ?? "a physical link"}: choose another name in "bridge"`,
+      );
+    }
+    if (portCount(conf.bridge) >= MAX_PORTS) {
+      return invalid(error.message, `bridge ${conf.bridge} has ${MAX_PORTS} ports, the kernel's limit`);
+    }
+  }
+  return error;
+}
+
+function withIpv6Hint(error: unknown, bridge: string): unknown {
+  if (
+    !(error instanceof StepError) || !/[Pp]ermission denied/.test(error.output.stderr) || !error.step.text.includes(":")
+  ) return error;
+  return invalid(
+    error.message,
+    `IPv6 is switched off there: sysctl net/ipv6/conf/${bridge}/disable_ipv6 (or net.ipv6.conf.all.disable_ipv6, or ipv6.disable=1 on the kernel's command line)`,
+  );
+}
+
+/** What {@linkcode configure} works with. */
+interface Parts {
+  readonly bridge: Link;
+  readonly ipam: Result;
+  readonly host: Interface;
+  readonly pod: Interface;
+  readonly masq: MasqueradeBackend | undefined;
+}
+
+/** Layer 3: addresses and routes in the container; beside it forwarding and masquerade on the host. */
+async function configure(call: ContainerCall, conf: Config, { bridge, ipam, host, pod, masq }: Parts): Promise<Result> {
+  const ips = (ipam.ips ?? []).map((ip) => {
+    const gateway = ip.gateway ?? (conf.isGateway ? firstHost(ip.address) : undefined);
+    return { ...ip, interface: 2, ...(gateway && { gateway }) };
+  });
+  const routes = [...(ipam.routes ?? [])];
+  if (conf.isDefaultGateway) routes.push(...defaultRoutes(ips, routes));
+  const attachment = attachmentOf(call);
+  const result: Result = { ...ipam, ips, routes, interfaces: [{ name: conf.bridge }, host, pod] };
+  if (conf.isGateway && conf.vlan === 0 && !ADDRESS_FIRST.includes(conf.ipamType)) {
+    const steps = addressSteps(
+      bridge,
+      { addresses: gatewayAddresses(ips), forceAddress: conf.forceAddress },
+      "failed to set bridge addr",
+    );
+    if (steps.length > 0) await apply([steps], call);
+  }
+  const beside = [
+    step("host", "sysctl", `net/ipv6/conf/${host.name}/accept_ra=0`, {
+      optional: true,
+      why: "containers must not announce routes to the host",
+    }),
+    ...(conf.isGateway ? forwarding(ips) : []),
+    ...(masq ? masqueradePlan(attachment, ips.map((ip) => ip.address), masq) : []),
+  ];
+  let state = "up";
+  const announce = step("pod", "ip", `link set dev ${pod.name} address ${pod.mac}`, {
+    why: "announces the addresses once more, now that the port forwards",
+    gate: {
+      wait: async () => {
+        state = await waitForPort(call, host.name);
+      },
+      shell: `until ip link show dev ${host.name} | grep -q "state UP"; do sleep 0.05; done`,
+    },
+  });
+  await configureLink(call, result, { dad: conf.enabledad, announce: true, more: beside, last: [announce] });
+  if (state !== "up" && !call.explain) throw notUp(state, host.name, conf.bridge);
+  const { interfaces: _, ...rest } = result;
+  return rest;
+}
+
+function notUp(state: string, veth: string, bridge: string): CniError {
+  return invalid(
+    `bridge port in error state: ${state}`,
+    `${veth} on ${bridge} did not come up: is the bridge up, and the container's end still there?`,
+  );
+}
+
+function forwarding(ips: NonNullable<Result["ips"]>): Step[] {
+  const options = {
+    failing: "failed to enable forwarding",
+    ifDifferent: true,
+    why: "the host routes for its containers",
+  };
+  const six = ips.some((ip) => ip.address.includes(":"));
+  const four = ips.some((ip) => !ip.address.includes(":"));
+  return [
+    ...(four ? [step("host", "sysctl", "net/ipv4/ip_forward=1", options)] : []),
+    ...(six ? [step("host", "sysctl", "net/ipv6/conf/all/forwarding=1", options)] : []),
+  ];
+}
+
+/** A default route through the first address of each family, unless the IPAM plugin gave one with a gateway. */
+function defaultRoutes(ips: NonNullable<Result["ips"]>, routes: readonly Route[]): Route[] {
+  const added: Route[] = [];
+  for (const dst of ["0.0.0.0/0", "::/0"]) {
+    const six = dst === "::/0";
+    const first = ips.find((ip) => ip.address.includes(":") === six);
+    if (!first?.gateway || routes.some((route) => route.dst === dst && route.gw)) continue;
+    added.push({ dst, gw: first.gateway });
+  }
+  return added;
+}
+
+/** Layer 2: the container's link goes up, if it is to, and nothing else happens. */
+async function raise(call: ContainerCall, conf: Config, veth: string): Promise<void> {
+  await apply([[
+    step("host", "sysctl", `net/ipv6/conf/${veth}/accept_ra=0`, {
+      optional: true,
+      why: "containers must not announce routes to the host",
+    }),
+  ]], call);
+  if (conf.disableContainerInterface) return;
+  await apply([[step("pod", "ip", linkUp(call.ifName), { failing: `failed to set "${call.ifName}" up` })]], call);
+  if (call.explain) return;
+  const state = await waitForPort(call, veth);
+  if (state !== "up") throw notUp(state, veth, conf.bridge);
+}
+
+/** With a VLAN the gateway's addresses are on a link of their own, `BRIDGE.VLAN`. */
+async function gatewayOfVlan(call: ContainerCall, conf: Config, bridge: Link, result: Result): Promise<Interface> {
+  const vlans = { vlan: conf.vlan, trunk: [], preserveDefault: conf.preserveDefaultVlan };
+  const peer = vethName({ network: `${conf.bridge}.${conf.vlan}`, containerId: "gateway", ifName: "vlan" });
+  const link = await vlanGateway(call, bridge, vlans, peer);
+  const steps = addressSteps(
+    link,
+    { addresses: gatewayAddresses(result.ips ?? []), forceAddress: conf.forceAddress },
+    "failed to set vlan interface for bridge with addr",
+  );
+  if (steps.length > 0) await apply([steps], call);
+  return { name: link.ifname, mac: link.address ?? "" };
+}
+
+/** Any member of `dns`, even an empty list, replaces the IPAM plugin's as a whole. */
+function replacesDns(dns: JsonObject | undefined): boolean {
+  if (!dns) return false;
+  const lists = ["nameservers", "search", "options"].some((name) => Array.isArray(lookup(dns, name)));
+  return lists || (lookup(dns, "domain") ?? "") !== "";
+}
+
+async function del(call: ContainerCall): Promise<void> {
+  const conf = decodeLeniently(keys, call.config, call.warn);
+  const type = conf.ipam && isObject(conf.ipam) ? lookup(conf.ipam, "type") : "";
+  const ipam = typeof type === "string" ? type : "";
+  const attachment = attachmentOf(call);
+  const previous = prevResultLeniently(call);
+  const veth = vethName(attachment);
+  const held = ipam === "" ? [] : await heldAddresses(call, ipam);
+  const addresses = [...new Set([...ownAddresses(call, previous), ...held])];
+  const links = async () => {
+    if (!call.ownNetns && hostLinkExists(veth)) await deleteHostVeth(call, veth);
+    else await deleteContainerLink(call);
+    await forgetNeighbours(call, conf.bridge, addresses);
+  };
+  await all(
+    [
+      links,
+      ...(conf.ipMasq && ipam !== "" ? [() => removeMasquerade(call, attachment, addresses, conf.ipMasqBackend)] : []),
+      ...(conf.macspoofchk
+        ? [() => removeSpoofCheck(call).catch((error) => call.warn(`failed to teardown spoof-check: ${error.message}`))]
+        : []),
+    ],
+    // Only now is the address free for the next one.
+    ipam === "" ? [] : [() => call.delegate(ipam, "DEL")],
+  );
+}
+
+/** The addresses of this attachment that an IPAM plugin in this process still knows. */
+async function heldAddresses(call: ContainerCall, type: string): Promise<readonly string[]> {
+  try {
+    return (await call.delegate(type, "HELD")).held ?? [];
+  } catch {
+    // DEL of that plugin will say what is wrong.
+    return [];
+  }
+}
+
+function ownAddresses(call: ContainerCall, previous: Result | undefined): string[] {
+  const interfaces = previous?.interfaces ?? [];
+  const own = (previous?.ips ?? []).filter((ip) =>
+    ip.interface === undefined || interfaces[ip.interface]?.name === call.ifName
+  );
+  return own.map((ip) => ip.address);
+}
+
+/** The host drops what it knows of these addresses, so that their next owner is found at once. */
+async function forgetNeighbours(call: ContainerCall, bridge: string, addresses: readonly string[]): Promise<void> {
+  const plain = addresses.map((cidr) => cidr.split("/")[0] ?? "").filter((one) => parseAddress(one) !== undefined);
+  if (plain.length === 0 || !isLinkName(bridge) || !hostLinkExists(bridge)) return;
+  const steps = plain.map((address) =>
+    step("host", "ip", `neigh flush to ${address} dev ${bridge}`, { why: "its next owner may have another MAC" })
+  );
+  await apply([steps], call).catch(() => {});
+}
+
+async function check(call: ContainerCall): Promise<void> {
+  const conf = parse(call);
+  const { bridge: name, ipamType } = conf;
+  openNetns(call, `failed to open netns "${call.netns}"`);
+  if (ipamType !== "") await call.delegate(ipamType, "CHECK");
+  const previous = prevResult(call);
+  if (!previous) throw invalid("Required prevResult missing", "CHECK needs the result of ADD");
+  const [pod, bridge] = await Promise.all([podState(call), lookAtBridge(call, name)]);
+  checkBridge(conf, previous, bridge);
+  const container = containerInterface(call, previous);
+  checkContainer(container, pod);
+  await checkHostEnd(call, conf, previous, { pod, bridge, container });
+  checkAddresses(call.ifName, pod, previous);
+  checkRoutes(pod, previous);
+  if (conf.ipMasq && ipamType !== "") {
+    await checkMasquerade(call, attachmentOf(call), ownAddresses(call, previous), conf.ipMasqBackend);
+  }
+}
+
+function checkBridge(conf: Config, previous: Result, bridge: Link | undefined): void {
+  const name = conf.bridge;
+  const shown = previous.interfaces?.findLast((one) => one.name === name);
+  if (!shown) throw invalid("Interface name missing ", `prevResult has no interface "${name}"`);
+  if (!bridge) throw invalid(`Interface name ${name} not found`, `the bridge is gone: ADD makes it again`);
+  if (shown.sandbox) throw invalid(`Interface ${name} should not be in sandbox`, shown.sandbox);
+  if (bridge.linkinfo?.info_kind !== "bridge") {
+    throw invalid(
+      `Interface ${name} does not have link type of bridge`,
+      `it is ${bridge.linkinfo?.info_kind ?? "a physical link"}`,
+    );
+  }
+  if (shown.mac && shown.mac !== bridge.address && isPinned(name)) {
+    throw invalid(`Bridge interface ${name} Mac doesn't match: ${shown.mac}`, `it is ${bridge.address}`);
+  }
+  const promisc = (bridge.promiscuity ?? 0) !== 0;
+  if (promisc !== conf.promiscMode) {
+    throw invalid(
+      `Bridge interface ${name} configured Promisc Mode ${conf.promiscMode} doesn't match current state: ${promisc} `,
+      `ip link set dev ${name} promisc ${conf.promiscMode ? "on" : "off"}`,
+    );
+  }
+}
+
+/** Was the link's MAC set by somebody? A bridge whose MAC was not follows its ports, which is no fault. */
+function isPinned(name: string): boolean {
+  try {
+    return readKernelFile(`/sys/class/net/${name}/addr_assign_type`).trim() === "3";
+  } catch {
+    return false;
+  }
+}
+
+function checkContainer({ name, mac }: Interface, { link }: PodState): void {
+  if (!link) throw invalid(`Interface name ${name} not found`, "the container's link is gone");
+  if (link.linkinfo?.info_kind !== "veth") {
+    throw invalid(
+      `Error: Container interface ${name} not of type veth`,
+      `it is ${link.linkinfo?.info_kind ?? "something else"}`,
+    );
+  }
+  if (link.link_index === undefined) throw invalid(`Unable to obtain veth peer index for veth ${name}`, "");
+  if (mac && mac !== link.address) {
+    throw invalid(`Interface ${name} Mac ${mac} doesn't match container Mac: ${link.address}`, "");
+  }
+}
+
+/** Some host interface of prevResult has to be the other end of the container's link, and a port of the bridge. */
+async function checkHostEnd(
+  call: ContainerCall,
+  conf: Config,
+  previous: Result,
+  { pod, container }: { pod: PodState; bridge: Link | undefined; container: Interface },
+): Promise<void> {
+  const others = (previous.interfaces ?? []).filter((one) =>
+    one.name !== conf.bridge && !(one.name === container.name && one.sandbox === container.sandbox)
+  );
+  for (const one of others) {
+    if (!isLinkName(one.name)) continue;
+    let link: Link | undefined;
+    try {
+      const [shown] = await apply([[step("host", "ip", linkShow(one.name), { read: true })]], call);
+      link = shown?.[0] as Link | undefined;
+    } catch (error) {
+      if (!isAbsent(error)) throw error;
+    }
+    if (!link) throw invalid(`Interface name ${one.name} not found`, "the host's end of the container's link is gone");
+    if (one.sandbox) throw invalid(`Interface ${one.name} should not be in sandbox`, one.sandbox);
+    if (
+      link.linkinfo?.info_kind !== "veth" || link.link_index !== pod.link?.ifindex ||
+      pod.link?.link_index !== link.ifindex || link.master !== conf.bridge
+    ) continue;
+    if (one.mac && one.mac !== link.address) {
+      throw invalid(`Interface ${one.name} Mac doesn't match: ${one.mac} not found`, `it is ${link.address}`);
+    }
+    return;
+  }
+  throw invalid(
+    `CNI veth created for bridge ${conf.bridge} was not found`,
+    `no host interface of prevResult is the other end of ${container.name} and a port of ${conf.bridge}`,
+  );
+}
+
+async function gc(call: NetworkCall): Promise<void> {
+  const conf = decodeLeniently(keys, call.config, call.warn);
+  const type = conf.ipam ? lookup(conf.ipam, "type") : "";
+  const { valid } = call;
+  const keep = new Set(valid?.map(spoofCheckRef));
+  await all(
+    valid === undefined ? [] : [
+      () => collectVeths(call, call.network, valid),
+      () => gcMasquerade(call, valid),
+      ...(conf.macspoofchk && toolPath("nft") !== ""
+        ? [() => collectSpoofChecks(call, (ref, veth) => !keep.has(ref) && !hostLinkExists(veth))]
+        : []),
+    ],
+    typeof type === "string" && type !== "" ? [() => call.delegate(type, "GC")] : [],
+  );
+}
+
+async function status(call: NetworkCall): Promise<void> {
+  const conf = decode(keys, call.config, "failed to load netconf");
+  for (const tool of ["ip", "nsenter", ...(conf.macspoofchk ? ["nft"] : [])]) {
+    if (toolPath(tool) === "") {
+      throw new CniError(
+        code.notAvailable,
+        missingTool(tool),
+        `install ${tool === "nft" ? "nftables" : tool === "ip" ? "iproute2" : "util-linux"}`,
+      );
+    }
+  }
+  if (conf.ipMasq) await statusMasquerade(call, conf.ipMasqBackend);
+  const ports = portCount(conf.bridge);
+  if (ports >= MAX_PORTS) {
+    throw new CniError(
+      code.notAvailable,
+      `bridge ${conf.bridge} has ${ports} ports, the kernel's limit`,
+      "no further container can be connected",
+    );
+  }
+  const type = ipamType(conf.ipam);
+  if (type !== "") await call.delegate(type, "STATUS");
+}
