@@ -336,7 +336,15 @@ async function run(
   { failing, cwd, env, timeout }: { failing: string; cwd?: string; env?: Record<string, string>; timeout?: number },
 ): Promise<void> {
   const signal = timeout === undefined ? undefined : AbortSignal.timeout(timeout);
-  const child = new Deno.Command(command, { args, cwd, env, signal, stdin: "null", stdout: "piped", stderr: "piped" });
+  const child = new Deno.Command(command, {
+    args,
+    cwd,
+    env: { NO_COLOR: "1", RUST_BACKTRACE: "0", ...env },
+    signal,
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+  });
   const { success, signal: killedBy, stdout, stderr } = await child.output();
   if (success) return;
   const words = new TextDecoder().decode(stderr).trim() || new TextDecoder().decode(stdout).trim();
