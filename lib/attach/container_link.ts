@@ -15,11 +15,14 @@ export interface LinkOptions {
   readonly dad?: boolean;
   /** Have the kernel announce addresses when the link comes up or its MAC is set: neighbours forget an old owner. */
   readonly announce?: boolean;
+  /** What the link is called while its settings are written, when it is renamed only after that; absent: its name. */
+  readonly device?: string;
 }
 
 /** Settings of the container's link, to be written before its addresses. */
 export function linkSettings(ifName: string, ips: Result["ips"], options: LinkOptions = {}): Step[] {
-  const six = `net/ipv6/conf/${ifName}`;
+  const { device = ifName } = options;
+  const six = `net/ipv6/conf/${device}`;
   const steps: Step[] = [];
   if (options.dad === false) steps.push(sysctl(`${six}/accept_dad=0`, "no wait for duplicate address detection", true));
   if (options.dad === true) {
@@ -28,14 +31,14 @@ export function linkSettings(ifName: string, ips: Result["ips"], options: LinkOp
   }
   if (options.announce) {
     steps.push(
-      sysctl(`net/ipv4/conf/${ifName}/arp_notify=1`, "announce the address: neighbours forget an old owner", true),
+      sysctl(`net/ipv4/conf/${device}/arp_notify=1`, "announce the address: neighbours forget an old owner", true),
     );
   }
   if (!ips?.some((ip) => ip.address.includes(":"))) return steps;
-  for (const name of ["lo", ifName]) {
+  for (const [name, shown] of [["lo", "lo"], [device, ifName]]) {
     steps.push(step("pod", "sysctl", `net/ipv6/conf/${name}/disable_ipv6=0`, {
       ifDifferent: true,
-      failing: `failed to enable IPv6 for interface "${name}" (net/ipv6/conf/${name}/disable_ipv6)`,
+      failing: `failed to enable IPv6 for interface "${shown}" (net/ipv6/conf/${shown}/disable_ipv6)`,
       why: "an IPv6 address follows",
     }));
   }
@@ -131,27 +134,32 @@ export function hasV6Gateway({ ips = [] }: Result): boolean {
 
 /**
  * Puts the result on the container's link: one process in the container when nothing has to be waited for; with
- * duplicate detection on, one more for each look at the addresses. `more` are steps of the same stage (rules on the
- * host, an announcement at the end), done beside it.
+ * duplicate detection on, one more for each look at the addresses. `first` are steps of the container before its
+ * addresses, `last` after them, `more` steps of the same stage beside it (rules on the host). `settle: false` does not
+ * wait for addresses that cannot settle. Returns the answers of the questions among these steps.
  */
 export async function configureLink(
   call: ContainerCall,
   result: Result,
-  options: LinkOptions & { more?: readonly Step[]; last?: readonly Step[] } = {},
-): Promise<void> {
+  options: LinkOptions & {
+    first?: readonly Step[];
+    more?: readonly Step[];
+    last?: readonly Step[];
+    settle?: boolean;
+  } = {},
+): Promise<unknown[][]> {
   const { ifName } = call;
-  const { more = [], last = [] } = options;
+  const { first = [], more = [], last = [] } = options;
   const settings = linkSettings(ifName, result.ips, options);
   const addresses = addressSteps(ifName, result, options);
   const routes = routeSteps(ifName, result);
-  const mustSettle = hasV6Gateway(result) && options.dad !== false && !options.nodad;
-  if (!mustSettle) {
-    await apply([[...settings, ...addresses, ...routes, ...last, ...more]], call);
-    return;
-  }
-  await apply([[...settings, ...addresses, ...last, ...more]], call);
+  const mustSettle = hasV6Gateway(result) && options.dad !== false && !options.nodad && options.settle !== false;
+  // Settings come first: they are written before anything else, and what is undone after a failure is what precedes it.
+  if (!mustSettle) return await apply([[...settings, ...first, ...addresses, ...routes, ...last, ...more]], call);
+  const answers = await apply([[...settings, ...first, ...addresses, ...last, ...more]], call);
   if (!call.explain) await settle(call);
   if (routes.length > 0) await apply([routes], call);
+  return answers;
 }
 
 /** Longest wait for duplicate address detection, in milliseconds, and how often to look. */
