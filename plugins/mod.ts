@@ -6,8 +6,10 @@ import type { Plugin } from "../lib/cni/plugin.ts";
 
 const plugins: Readonly<Record<string, () => Promise<{ plugin: Plugin }>>> = {
   bridge: () => import("./bridge.ts"),
+  "host-local": () => import("./host-local.ts"),
   loopback: () => import("./loopback.ts"),
   static: () => import("./static.ts"),
+  tuning: () => import("./tuning.ts"),
 };
 
 /** Types of all plugins, in the order in which people are shown them. */

@@ -1,0 +1,336 @@
+/**
+ * Takes the next free address, or the one asked for; gives addresses back. All sets of a call under one lock, so that nobody
+ * sees a container with half of its addresses, and with nothing taken when one set has none left.
+ *
+ * @module
+ */
+import { all, CniError, code } from "../cni/error.ts";
+import { addressesInUse } from "../kernel/all_netns.ts";
+import { type Address, formatAddress, parseAddress } from "../net/cidr.ts";
+import { type Candidate, candidates, describe, isGateway, rangeOf, type RangeSet, size } from "./range.ts";
+import { findDead, type ProofOptions, type Verdict } from "./reclaim.ts";
+import { contentOf, type Holder, type Lease, Store, type StoreOptions, withStore } from "./store.ts";
+
+/** What to allocate: one address from each set, one of those asked for where there is one. */
+export interface Wanted {
+  readonly sets: readonly RangeSet[];
+  readonly requested: readonly Address[];
+}
+
+/** How, and where. */
+export type AllocatorOptions = Omit<StoreOptions, "create"> & ProofOptions;
+
+/** How many candidates are tried one by one before the folder is listed to see which are free. */
+const TRIES = 32;
+
+/**
+ * Takes one address per set for the holder and returns them in the order of the sets.
+ *
+ * @throws {CniError} in the reference's words, with nothing taken; codes 5 and 11 for the file system and the lock
+ */
+export async function allocate(
+  folder: string,
+  holder: Holder,
+  wanted: Wanted & AllocatorOptions,
+): Promise<Candidate[]> {
+  try {
+    const taken = await withStore(folder, { ...wanted, create: true }, (store) => allocateAll(store, holder, wanted));
+    return taken ?? [];
+  } catch (error) {
+    // Only now, without the lock: others need not wait for an explanation.
+    throw error instanceof Duplicate ? await explained(error, holder, wanted) : error;
+  }
+}
+
+async function allocateAll(store: Store, holder: Holder, wanted: Wanted & AllocatorOptions): Promise<Candidate[]> {
+  const taken: Candidate[] = [];
+  const left = [...wanted.requested];
+  try {
+    for (const [index, set] of wanted.sets.entries()) {
+      const at = left.findIndex((address) => rangeOf(set, address));
+      const request = at < 0 ? undefined : left.splice(at, 1)[0];
+      const during = `failed to allocate for range ${index}`;
+      const candidate = request === undefined
+        ? await takeAny(store, holder, { ...wanted, set, index, during })
+        : takeRequested(store, holder, { set, request, during });
+      taken.push(candidate);
+      store.setCursor(index, formatAddress(candidate.address));
+    }
+    if (left.length > 0) {
+      throw new CniError(
+        code.internal,
+        `failed to allocate all requested IPs: ${left.map(formatAddress).join(" ")}`,
+        `one address per range set can be requested; the sets are ${wanted.sets.map(describe).join(" and ")}`,
+      );
+    }
+    return taken;
+  } catch (error) {
+    // Only what this call took: the container may have other addresses from earlier ones.
+    for (const { address } of taken) store.release(formatAddress(address), holder);
+    throw error;
+  }
+}
+
+function takeRequested(
+  store: Store,
+  holder: Holder,
+  { set, request, during }: { set: RangeSet; request: Address; during: string },
+): Candidate {
+  const ip = formatAddress(request);
+  if (isGateway(set, request)) {
+    throw new CniError(
+      code.internal,
+      `${during}: requested ip ${ip} is subnet's gateway`,
+      `request another one of ${describe(set)}`,
+    );
+  }
+  const range = rangeOf(set, request)!;
+  if (store.reserve(ip, holder)) return { address: request, range };
+  if (store.isBlank(ip)) {
+    store.discard(ip);
+    if (store.reserve(ip, holder)) return { address: request, range };
+  }
+  const lease = store.lease(ip);
+  throw new CniError(
+    code.internal,
+    `${during}: requested IP address ${ip} is not available in range set ${describe(set)}`,
+    lease === undefined ? `${store.folder}/${ip} is in the way` : `${ip} is held by ${nameOf(lease)}`,
+  );
+}
+
+/** A set to take from: its position decides which cursor is its own. */
+interface Draw extends AllocatorOptions {
+  readonly set: RangeSet;
+  readonly index: number;
+  readonly during: string;
+}
+
+async function takeAny(store: Store, holder: Holder, draw: Draw): Promise<Candidate> {
+  const { set, index, during } = draw;
+  const { own, old } = store.holding(holder);
+  const has = [...own, ...old].find((ip) => rangeOf(set, parseAddress(ip)!));
+  if (has !== undefined) throw new Duplicate(during, has, store.lease(has));
+
+  const cursor = store.cursor(index);
+  const free = takeFree(store, holder, candidates(set, cursor));
+  if (free !== undefined) return free;
+  const verdict = await reclaim(store, draw);
+  return takeFree(store, holder, candidates(set, cursor)) ?? exhausted(store, { ...draw, verdict });
+}
+
+/** The first candidate that is free. After some tries the folder is listed: then a full one costs no more than its listing. */
+function takeFree(store: Store, holder: Holder, walk: Iterable<Candidate>): Candidate | undefined {
+  let tries = 0;
+  let taken: Set<string> | undefined;
+  for (const candidate of walk) {
+    const ip = formatAddress(candidate.address);
+    if (tries++ === TRIES) taken = store.names();
+    if (!taken?.has(ip) && store.reserve(ip, holder)) return candidate;
+  }
+  return undefined;
+}
+
+/**
+ * The set is full: gives back what in it belongs to nobody. Files that say nothing are what a crash left; other leases need the
+ * proof of {@linkcode findDead}.
+ */
+async function reclaim(store: Store, { set, warn, host, resultsFolders }: Draw): Promise<Verdict> {
+  const leases = store.leases().filter(({ ip }) => rangeOf(set, parseAddress(ip)!));
+  for (const { ip, containerId } of leases) {
+    if (containerId !== "") continue;
+    store.discard(ip);
+    warn(`${ip}: empty lease removed from ${store.folder}: a crash left it`);
+  }
+  const verdict = await findDead(leases, { host, resultsFolders });
+  for (const lease of verdict.dead) {
+    store.release(lease.ip, lease);
+    warn(
+      `${lease.ip}: reclaimed from ${nameOf(lease)}, written ${lease.written.toISOString()}, before this boot; ` +
+        "it is in no network namespace, and no runtime has a result of this container",
+    );
+  }
+  return verdict;
+}
+
+function exhausted(store: Store, { set, during, verdict }: Draw & { verdict: Verdict }): never {
+  const { suspects, reason } = verdict;
+  const doubt = suspects.length === 0
+    ? "none is known to be left over"
+    : `${suspects.length} may be left over from before this boot` +
+      (reason === "" ? ", but their addresses are in use" : `, but that cannot be proved: ${reason}`);
+  throw new CniError(
+    code.internal,
+    `${during}: no IP addresses available in range set: ${describe(set)}`,
+    `${usedOf(set, store.names())} of ${size(set)} addresses are taken, ${doubt}; \`cnibox ipam\` lists them`,
+  );
+}
+
+/** The container has an address of this set already; `lease` is the file that says so. */
+class Duplicate extends Error {
+  constructor(readonly during: string, readonly ip: string, readonly lease: Lease | undefined) {
+    super(ip);
+  }
+}
+
+/** The reference's words, and what helps to tell a live container from the leftover of a dead one. */
+async function explained({ during, ip, lease }: Duplicate, holder: Holder, { host }: ProofOptions): Promise<CniError> {
+  const held = lease === undefined ? "" : `held by ${nameOf(lease)} since ${lease.written.toISOString()}`;
+  let where = "";
+  try {
+    const path = (await addressesInUse(host)).get(ip);
+    where = path === undefined ? ", in no network namespace of this host" : `, in use in ${path}`;
+  } catch {
+    // The address alone has to do.
+  }
+  return new CniError(
+    code.internal,
+    `${during}: ${ip} has been allocated to ${holder.containerId}, duplicate allocation is not allowed`,
+    `${held}${where}; DEL of this container and interface gives it back, \`cnibox ipam repair\` what crashes left`,
+  );
+}
+
+function nameOf({ containerId, ifName }: Lease): string {
+  if (containerId === "") return "an empty file";
+  return ifName === undefined ? `container ${containerId}` : `container ${containerId}, interface ${ifName}`;
+}
+
+/** The addresses that {@linkcode allocate} would take now. Changes nothing and takes no lock: another may be quicker. */
+export function preview(folder: string, wanted: Wanted & Omit<StoreOptions, "create">): Candidate[] {
+  const { names, cursors } = glance(folder, wanted);
+  const left = [...wanted.requested];
+  return wanted.sets.map((set, index) => {
+    const at = left.findIndex((address) => rangeOf(set, address));
+    const request = at < 0 ? undefined : left.splice(at, 1)[0];
+    if (request) return { address: request, range: rangeOf(set, request)! };
+    for (const candidate of candidates(set, cursors[index])) {
+      if (!names.has(formatAddress(candidate.address))) return candidate;
+    }
+    const during = `failed to allocate for range ${index}`;
+    throw new CniError(code.internal, `${during}: no IP addresses available in range set: ${describe(set)}`);
+  });
+}
+
+function glance(folder: string, wanted: Wanted & Omit<StoreOptions, "create">) {
+  let store: Store;
+  try {
+    store = new Store(folder, wanted);
+  } catch {
+    // No folder yet: all is free.
+    return { names: new Set<string>(), cursors: [] };
+  }
+  try {
+    return { names: store.names(), cursors: wanted.sets.map((_, index) => store.cursor(index)) };
+  } finally {
+    store.settle();
+  }
+}
+
+/**
+ * Gives back everything that the holder has, in today's format or, failing that, in the one that names the container alone, and
+ * returns the addresses. Nothing there is success. A file that cannot be removed does not keep the others.
+ */
+export async function release(
+  folder: string,
+  holder: Holder,
+  options: Omit<StoreOptions, "create">,
+): Promise<string[]> {
+  const released = await withStore(folder, options, async (store) => {
+    const { own, old } = store.holding(holder);
+    const ips = own.length > 0 ? own : old;
+    const lease = own.length > 0 ? holder : { containerId: holder.containerId };
+    await all(ips.map((ip) => () => store.release(ip, lease)));
+    return ips;
+  });
+  return [...released ?? []];
+}
+
+/** Gives back these addresses of the holder and no others: how a call takes back what it took itself. */
+export async function releaseOnly(
+  folder: string,
+  holder: Holder,
+  options: Omit<StoreOptions, "create"> & { readonly ips: readonly string[] },
+): Promise<void> {
+  await withStore(folder, options, async (store) => {
+    const { own } = store.holding(holder);
+    await all(own.filter((ip) => options.ips.includes(ip)).map((ip) => () => store.release(ip, holder)));
+  });
+}
+
+/** The addresses that {@linkcode release} would give back. */
+export async function held(folder: string, holder: Holder, options: Omit<StoreOptions, "create">): Promise<string[]> {
+  const ips = await withStore(folder, options, (store) => {
+    const { own, old } = store.holding(holder);
+    return own.length > 0 ? own : old;
+  });
+  return [...ips ?? []];
+}
+
+/** A note for every set that has no address left. */
+export async function usage(
+  folder: string,
+  sets: readonly RangeSet[],
+  options: Omit<StoreOptions, "create">,
+): Promise<string[]> {
+  const names = await withStore(folder, options, (store) => store.names());
+  return sets.filter((set) => BigInt(usedOf(set, names ?? [])) >= size(set))
+    .map((set) => `no IP addresses available in range set: ${describe(set)}: all ${size(set)} are taken`);
+}
+
+/** How many of these names are addresses that the set could give out. */
+function usedOf(set: RangeSet, names: Iterable<string>): number {
+  let count = 0;
+  for (const name of names) {
+    const address = parseAddress(name);
+    if (address !== undefined && rangeOf(set, address) !== undefined && !isGateway(set, address)) count++;
+  }
+  return count;
+}
+
+/**
+ * Gives back what belongs to none of the valid holders, and returns it. A lease that names the container alone stays while that
+ * container has any valid interface; files that say nothing go.
+ */
+export async function collect(
+  folder: string,
+  valid: readonly Holder[],
+  options: Omit<StoreOptions, "create">,
+): Promise<Lease[]> {
+  const attachments = new Set(valid.map(contentOf));
+  const containers = new Set(valid.map(({ containerId }) => containerId));
+  const isValid = ({ containerId, ifName }: Lease) =>
+    ifName === undefined ? containers.has(containerId) : attachments.has(contentOf({ containerId, ifName }));
+  const gone = await withStore(folder, options, async (store) => {
+    const stale = store.leases().filter((lease) => !isValid(lease));
+    await all(
+      stale.map((lease) => () => lease.containerId === "" ? store.discard(lease.ip) : store.release(lease.ip, lease)),
+    );
+    return stale;
+  });
+  return gone ?? [];
+}
+
+/** Every lease of the network, in ascending order of addresses. */
+export async function leases(folder: string, options: Omit<StoreOptions, "create">): Promise<Lease[]> {
+  return await withStore(folder, options, (store) => store.leases()) ?? [];
+}
+
+/** What {@linkcode repair} did, and what it left because it could not be sure. */
+export interface Repaired {
+  readonly empty: readonly Lease[];
+  readonly verdict: Verdict;
+}
+
+/** Gives back what is provably nobody's in the whole folder: empty files, and leases of dead containers. */
+export async function repair(folder: string, options: AllocatorOptions): Promise<Repaired> {
+  const done = await withStore(folder, options, async (store) => {
+    const found = store.leases();
+    const empty = found.filter(({ containerId }) => containerId === "");
+    const verdict = await findDead(found, options);
+    await all([
+      ...empty.map(({ ip }) => () => store.discard(ip)),
+      ...verdict.dead.map((lease) => () => store.release(lease.ip, lease)),
+    ]);
+    return { empty, verdict };
+  });
+  return done ?? { empty: [], verdict: { dead: [], suspects: [], reason: "" } };
+}

@@ -1,0 +1,492 @@
+/**
+ * Who has which address: one folder per network, one file per address, as the reference plugin keeps them. Other programs share
+ * the folder, so its content is a contract:
+ *
+ * - `<address>`, canonical text: container ID, CR LF, interface; before plugins 0.8.0 the container ID alone. Mode 0600.
+ * - `last_reserved_ip.<set>`: the address that was given out last; the round robin goes on behind it.
+ * - `lock`: whoever reads or writes holds flock(2) on it.
+ *
+ * A lease is written and synced under another name and then linked to its own: it appears whole or not at all, however this
+ * process ends, and never in place of another.
+ *
+ * @module
+ */
+import { CniError, code } from "../cni/error.ts";
+import { type Address, canonicalAddress, compareAddresses, parseAddress } from "../net/cidr.ts";
+import { folderState, LeaseIndex } from "./lease_index.ts";
+import type { Run } from "../kernel/run.ts";
+import { type Lock, lockFolder, type LockOptions } from "./lock.ts";
+
+/** Who holds an address: interface `ifName` of container `containerId`. */
+export interface Holder {
+  readonly containerId: string;
+  readonly ifName: string;
+}
+
+/** One address file. */
+export interface Lease {
+  /** The file's name: the address in canonical text. */
+  readonly ip: string;
+  /** "" when the file says nothing: what a crash of another program, or of the machine, left. */
+  readonly containerId: string;
+  /** Undefined in leases of plugins before 0.8.0, which hold for every interface of the container. */
+  readonly ifName: string | undefined;
+  /** When the file was written. */
+  readonly written: Date;
+}
+
+/** What a holder has: leases in today's format, and those that name the container alone. */
+export interface Holding {
+  readonly own: readonly string[];
+  readonly old: readonly string[];
+}
+
+export interface StoreOptions extends LockOptions {
+  /** Makes the folder when it is missing; else `work` is not called, and the answer is undefined. */
+  readonly create?: boolean;
+  /** Where the index of leases is kept; {@linkcode INDEX_FOLDER} if absent. Whoever cannot write there works without one. */
+  readonly indexFolder?: string | undefined;
+  /** Told what is odd but no failure. */
+  readonly warn: (note: string) => void;
+}
+
+/** On a file system that a reboot empties, and outside every lease folder: the reference reads those with all that is below. */
+export const INDEX_FOLDER = "/run/cnibox/host-local";
+
+/** Names of our own in the folder while the lock is held; neither is an address. A killed call may leave one of each. */
+const LEASE_DRAFT = ".cnibox-lease", CURSOR_DRAFT = ".cnibox-cursor";
+
+/**
+ * Does `work` on a lease folder while its lock is held.
+ *
+ * @throws {CniError} code 11 when the lock is not to be had in time, code 5 when the folder cannot be used
+ */
+export async function withStore<T>(
+  folder: string,
+  options: StoreOptions,
+  work: (store: Store) => Promise<T> | T,
+): Promise<T | undefined> {
+  const lock = await lockExisting(folder, options);
+  if (lock === undefined) return undefined;
+  let store: Store | undefined;
+  try {
+    store = new Store(folder, options);
+    return await work(store);
+  } finally {
+    store?.settle();
+    lock.close();
+    // After the lock is gone: others need not wait for the disk.
+    if (store?.hasReserved) syncFolder(folder);
+  }
+}
+
+/**
+ * Makes sure that the folder is one that can be written, or could be made; changes nothing.
+ *
+ * @throws {CniError} code 5 when it cannot
+ */
+export async function checkFolder(folder: string, host: Run): Promise<void> {
+  let path = folder;
+  for (;;) {
+    try {
+      if (!Deno.statSync(path).isDirectory) throw new CniError(code.io, `${path} is not a folder`, ADVICE.ENOTDIR);
+      break;
+    } catch (error) {
+      const parent = parentOf(path);
+      if (!(error instanceof Deno.errors.NotFound) || parent === path) throw ioError(`failed to read ${path}`, error);
+      path = parent;
+    }
+  }
+  // Asks the kernel, which knows of read-only file systems too; mode bits do not tell.
+  const { code: status } = await host({ argv: ["test", "-w", path, "-a", "-x", path] });
+  if (status === 0) return;
+  throw new CniError(code.io, `${path} cannot be written`, `leases are kept in ${folder}: ${ADVICE.EROFS}`);
+}
+
+function parentOf(path: string): string {
+  const parent = path.replace(/\/+[^/]+\/*$/, "");
+  if (parent === "") return "/";
+  return parent === path ? "." : parent;
+}
+
+async function lockExisting(folder: string, options: StoreOptions): Promise<Lock | undefined> {
+  for (let attempt = 0;; attempt++) {
+    try {
+      return await lockFolder(folder, options);
+    } catch (error) {
+      if (error instanceof CniError) throw error;
+      // Made only when missing; somebody may remove it again before the lock is taken.
+      if (!(error instanceof Deno.errors.NotFound) || attempt === 5) throw ioError(`failed to lock ${folder}`, error);
+    }
+    if (!options.create) return undefined;
+    try {
+      Deno.mkdirSync(folder, { recursive: true, mode: 0o755 });
+    } catch (error) {
+      throw ioError(`failed to create ${folder}`, error);
+    }
+  }
+}
+
+/** The leases of one network, locked. */
+export class Store {
+  readonly folder: string;
+  readonly #options: StoreOptions;
+  #index: LeaseIndex | undefined;
+  /** Addresses by content, once everything had to be read. */
+  #read: Map<string, string[]> | undefined;
+  /** Content of the draft that lies in the folder, to be linked. */
+  #draft: string | undefined;
+  #changed = false;
+  #reserved = false;
+
+  constructor(folder: string, options: StoreOptions) {
+    this.folder = folder;
+    this.#options = options;
+    const state = folderState(folder);
+    this.#index = LeaseIndex.open(this.#indexPath(state), state);
+  }
+
+  get hasReserved(): boolean {
+    return this.#reserved;
+  }
+
+  /** Addresses of the holder, in ascending order. */
+  holding({ containerId, ifName }: Holder): Holding {
+    const own = this.#having(`${containerId}\r\n${ifName}`);
+    return { own, old: this.#having(containerId) };
+  }
+
+  /** Takes an address for the holder. False when it is taken already, by whomever. */
+  reserve(ip: string, holder: Holder): boolean {
+    const content = contentOf(holder);
+    this.#writeDraft(content);
+    try {
+      Deno.linkSync(`${this.folder}/${LEASE_DRAFT}`, `${this.folder}/${ip}`);
+    } catch (error) {
+      if (error instanceof Deno.errors.AlreadyExists) return false;
+      if (!knowsNoLinks(error)) throw ioError(`failed to reserve ${ip}`, error);
+      if (!this.#createWhole(ip, content)) return false;
+    }
+    this.#changed = this.#reserved = true;
+    // A second lease gets a file of its own: nobody expects one with two names.
+    this.#dropDraft();
+    this.#note((index) => index.add(content, ip));
+    this.#read?.set(content, [...this.#read.get(content) ?? [], ip]);
+    return true;
+  }
+
+  /** Gives an address back that the holder has; `old` names the lease by the container alone. "Not there" is done. */
+  release(ip: string, holder: { readonly containerId: string; readonly ifName?: string | undefined }): void {
+    const content = contentOf(holder);
+    removeIfThere(`${this.folder}/${ip}`, `failed to release ${ip}`);
+    this.#changed = true;
+    this.#note((index) => index.remove(content, ip));
+    this.#read?.set(content, (this.#read.get(content) ?? []).filter((other) => other !== ip));
+  }
+
+  /** Whether the address file says nothing: then it is what a crash left, since nobody writes while the lock is ours. */
+  isBlank(ip: string): boolean {
+    return this.lease(ip)?.containerId === "";
+  }
+
+  /** Removes an address file that says nothing. */
+  discard(ip: string): void {
+    removeIfThere(`${this.folder}/${ip}`, `failed to remove the empty lease ${ip}`);
+    this.#changed = true;
+  }
+
+  /** The address that set `index` gave out last; undefined when that is not known. */
+  cursor(index: number): Address | undefined {
+    const path = `${this.folder}/last_reserved_ip.${index}`;
+    try {
+      if (Deno.lstatSync(path).isFile) return parseAddress(Deno.readTextFileSync(path));
+      this.#options.warn(`Error retrieving last reserved ip: ${path} is not a regular file`);
+    } catch (error) {
+      if (error instanceof Deno.errors.NotFound) return undefined;
+      this.#options.warn(`Error retrieving last reserved ip: ${systemWords(error)}`);
+    }
+    return undefined;
+  }
+
+  /** Notes the address that set `index` gave out last. Failing is no failure: the next search starts at another place. */
+  setCursor(index: number, ip: string): void {
+    const path = `${this.folder}/last_reserved_ip.${index}`;
+    const draft = `${this.folder}/${CURSOR_DRAFT}`;
+    try {
+      writeNew(draft, ip, { sync: false });
+      Deno.renameSync(draft, path);
+      this.#changed = true;
+    } catch (error) {
+      this.#options.warn(`failed to write ${path}: ${systemWords(error)}`);
+      tryRemove(draft);
+    }
+  }
+
+  /** Names of all files: which addresses are taken, without asking by whom. */
+  names(): Set<string> {
+    return new Set(list(this.folder).map(({ name }) => name));
+  }
+
+  /** The lease of an address; undefined when there is none that can be read. */
+  lease(ip: string): Lease | undefined {
+    const path = `${this.folder}/${ip}`;
+    try {
+      const { isFile, mtime } = Deno.lstatSync(path);
+      if (!isFile) return undefined;
+      const text = Deno.readTextFileSync(path);
+      const [containerId = "", ifName] = isBlank(text) ? [] : splitContent(text.trim());
+      return { ip, containerId, ifName, written: mtime ?? new Date() };
+    } catch {
+      return undefined;
+    }
+  }
+
+  /** Every lease, in ascending order of addresses. Reads every file. */
+  leases(): Lease[] {
+    const leases = this.#addressFiles().flatMap((ip) => this.lease(ip) ?? []);
+    const order = leases.map((lease) => ({ lease, address: parseAddress(lease.ip)! }));
+    return order.sort((a, b) => compareAddresses(a.address, b.address)).map(({ lease }) => lease);
+  }
+
+  /** Before the lock is given back: nothing of ours stays in the folder, and the index says what is there now. */
+  settle(): void {
+    this.#dropDraft();
+    if (this.#index === undefined) return;
+    this.#note((index) => {
+      if (index.isEmpty) Deno.removeSync(this.#indexPath(folderState(this.folder)));
+      else if (this.#changed) index.seal(this.folder);
+    });
+    this.#index?.close();
+    this.#index = undefined;
+  }
+
+  /** Addresses of the leases with exactly this content. */
+  #having(content: string): string[] {
+    if (this.#index !== undefined) {
+      let hints: string[] | undefined;
+      this.#note((index) => hints = index.find(content));
+      if (hints?.every((ip) => readIfThere(`${this.folder}/${ip}`)?.trim() === content)) return sorted(hints);
+      // Somebody wrote into a lease: an index cannot know that, so it starts anew.
+      this.#index?.close();
+      this.#index = undefined;
+    }
+    this.#read ??= this.#readAll();
+    return sorted(this.#read.get(content) ?? []);
+  }
+
+  /** Reads every lease, and makes an index of them. */
+  #readAll(): Map<string, string[]> {
+    const found = new Map<string, string[]>();
+    for (const ip of this.#addressFiles()) {
+      const text = readIfThere(`${this.folder}/${ip}`);
+      if (text === undefined || isBlank(text)) continue;
+      const content = text.trim();
+      const ips = found.get(content);
+      if (ips === undefined) found.set(content, [ip]);
+      else ips.push(ip);
+    }
+    this.#makeIndex(found);
+    return found;
+  }
+
+  #makeIndex(found: Map<string, string[]>): void {
+    const folder = this.#options.indexFolder ?? INDEX_FOLDER;
+    const path = this.#indexPath(folderState(this.folder));
+    const entries = [...found].flatMap(([content, ips]) => ips.map((ip) => [content, ip] as const));
+    try {
+      try {
+        this.#index = LeaseIndex.create(path, entries);
+      } catch (error) {
+        if (!(error instanceof Deno.errors.NotFound)) throw error;
+        Deno.mkdirSync(folder, { recursive: true, mode: 0o700 });
+        this.#index = LeaseIndex.create(path, entries);
+      }
+      this.#changed = true;
+    } catch {
+      // Nothing depends on an index but the time that the next call takes.
+    }
+  }
+
+  #indexPath({ dev, ino }: { dev: number; ino: number }): string {
+    return `${this.#options.indexFolder ?? INDEX_FOLDER}/${dev}-${ino}`;
+  }
+
+  /** Works on the index, if there is one; what fails there is thrown away with it. */
+  #note(work: (index: LeaseIndex) => void): void {
+    if (this.#index === undefined) return;
+    try {
+      work(this.#index);
+    } catch {
+      this.#index.close();
+      this.#index = undefined;
+    }
+  }
+
+  #writeDraft(content: string): void {
+    if (this.#draft === content) return;
+    try {
+      writeNew(`${this.folder}/${LEASE_DRAFT}`, content, { sync: true });
+    } catch (error) {
+      tryRemove(`${this.folder}/${LEASE_DRAFT}`);
+      throw ioError(`failed to write a lease in ${this.folder}`, error);
+    }
+    this.#changed = true;
+    this.#draft = content;
+  }
+
+  #dropDraft(): void {
+    if (this.#draft !== undefined) tryRemove(`${this.folder}/${LEASE_DRAFT}`);
+    this.#draft = undefined;
+  }
+
+  /** For file systems without links: exclusive, but a crash may leave the file empty. */
+  #createWhole(ip: string, content: string): boolean {
+    const path = `${this.folder}/${ip}`;
+    let file: Deno.FsFile;
+    try {
+      file = createNew(path);
+    } catch (error) {
+      if (error instanceof Deno.errors.AlreadyExists) return false;
+      throw ioError(`failed to reserve ${ip}`, error);
+    }
+    try {
+      writeOut(file, content, { sync: true });
+    } catch (error) {
+      tryRemove(path);
+      throw ioError(`failed to reserve ${ip}`, error);
+    }
+    return true;
+  }
+
+  /** Regular files of the folder whose names are addresses. What else there is, is not ours to read. */
+  #addressFiles(): string[] {
+    return list(this.folder).filter(({ isFile, name }) => isFile && canonicalAddress(name) === name)
+      .map(({ name }) => name);
+  }
+}
+
+/** What a lease file holds. */
+export function contentOf({ containerId, ifName }: { containerId: string; ifName?: string | undefined }): string {
+  return ifName === undefined ? containerId : `${containerId}\r\n${ifName}`;
+}
+
+function splitContent(content: string): [containerId: string, ifName: string | undefined] {
+  const at = content.indexOf("\r\n");
+  return at < 0 ? [content, undefined] : [content.slice(0, at), content.slice(at + 2)];
+}
+
+/** Nothing but blanks, or the zeros that some file systems fill a file with whose data a power failure took. */
+function isBlank(text: string): boolean {
+  return /^[\s\0]*$/.test(text);
+}
+
+function sorted(ips: readonly string[]): string[] {
+  if (ips.length < 2) return [...ips];
+  return [...ips].sort((a, b) => compareAddresses(parseAddress(a)!, parseAddress(b)!));
+}
+
+function list(folder: string): Deno.DirEntry[] {
+  try {
+    return [...Deno.readDirSync(folder)];
+  } catch (error) {
+    throw ioError(`failed to read ${folder}`, error);
+  }
+}
+
+/** A file's text; undefined when it cannot be read, which the reference passes over too. */
+function readIfThere(path: string): string | undefined {
+  try {
+    return Deno.readTextFileSync(path);
+  } catch {
+    return undefined;
+  }
+}
+
+/** Writes a file that nobody else can have put there: what is in the way, such as a killed call's own, is removed first. */
+function writeNew(path: string, text: string, options: { sync: boolean }): void {
+  let file: Deno.FsFile;
+  try {
+    file = createNew(path);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
+    Deno.removeSync(path);
+    file = createNew(path);
+  }
+  writeOut(file, text, options);
+}
+
+function createNew(path: string): Deno.FsFile {
+  return Deno.openSync(path, { write: true, createNew: true, mode: 0o600 });
+}
+
+/** Writes all of the text and closes the file; `sync` makes it outlast a power failure. */
+function writeOut(file: Deno.FsFile, text: string, { sync }: { sync: boolean }): void {
+  try {
+    const bytes = new TextEncoder().encode(text);
+    for (let length = 0; length < bytes.length;) length += file.writeSync(bytes.subarray(length));
+    if (sync) file.syncDataSync();
+  } finally {
+    file.close();
+  }
+}
+
+function removeIfThere(path: string, doing: string): void {
+  try {
+    Deno.removeSync(path);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw ioError(doing, error);
+  }
+}
+
+function tryRemove(path: string): void {
+  try {
+    Deno.removeSync(path);
+  } catch {
+    // A draft that stays is in nobody's way, and the next call removes it.
+  }
+}
+
+/** Makes the names in a folder outlast a power failure, as far as its file system can. */
+function syncFolder(folder: string): void {
+  try {
+    const handle = Deno.openSync(folder, { read: true });
+    try {
+      handle.syncSync();
+    } finally {
+      handle.close();
+    }
+  } catch {
+    // The lease is there; that it outlasts a power failure is more than the reference promises.
+  }
+}
+
+/** vfat and its like have no links; they answer in different ways. */
+function knowsNoLinks(error: unknown): boolean {
+  return ["EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EMLINK"].includes(errnoOf(error));
+}
+
+function errnoOf(error: unknown): string {
+  return (error as { code?: string }).code ?? "";
+}
+
+/** The system's words in the form that Go has: `no space left on device`. */
+export function systemWords(error: unknown): string {
+  return (error as Error).message.replace(/ \(os error \d+\).*$/s, "").toLowerCase();
+}
+
+const ADVICE: Readonly<Record<string, string>> = {
+  ENOSPC: "the file system is full (space or inodes: df, df -i); nothing was left behind",
+  EDQUOT: "the quota is used up; nothing was left behind",
+  EROFS: 'it has to be writable; "dataDir" in "ipam" can name another folder',
+  EACCES: 'plugins run as root; or "dataDir" in "ipam" names a folder that this user can write',
+  EPERM: "the folder or file may be immutable (lsattr), or belong to another user",
+  ENOTDIR: "a part of this path is a file",
+  EEXIST: "a file is where a folder should be",
+  EIO: "the disk fails: see the kernel's log",
+};
+
+/** A failure of the file system: code 5, the system's words, and what to do. */
+export function ioError(doing: string, error: unknown): CniError {
+  if (error instanceof CniError) return error;
+  return new CniError(code.io, `${doing}: ${systemWords(error)}`, ADVICE[errnoOf(error)] ?? "");
+}
