@@ -8,6 +8,7 @@ const plugins: Readonly<Record<string, () => Promise<{ plugin: Plugin }>>> = {
   bridge: () => import("./bridge.ts"),
   "host-local": () => import("./host-local.ts"),
   loopback: () => import("./loopback.ts"),
+  macvlan: () => import("./macvlan.ts"),
   static: () => import("./static.ts"),
   tuning: () => import("./tuning.ts"),
 };

@@ -9,6 +9,8 @@ export interface Link {
   readonly ifname: string;
   readonly flags: readonly string[];
   readonly mtu: number;
+  readonly min_mtu?: number;
+  readonly max_mtu?: number;
   readonly operstate: string;
   readonly address?: string;
   readonly permaddr?: string;

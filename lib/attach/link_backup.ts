@@ -1,0 +1,94 @@
+/**
+ * What an interface was like before tuning changed it: one small file per attachment, read again by DEL. Path and keys are
+ * those of the reference, so that either can put back what the other changed; the last two keys are ours, and the
+ * reference passes over them.
+ */
+import { goJson } from "../cni/version.ts";
+import { isObject } from "../cni/decode.ts";
+import type { Attachment, JsonObject } from "../cni/types.ts";
+import { isSetting } from "./settings.ts";
+import { namesIn, readFileIfThere, removeFile, replaceFile } from "../kernel/state_file.ts";
+
+/** Attributes to put back; absent ones were not changed. */
+export interface Backup {
+  mac?: string;
+  promisc?: boolean;
+  mtu?: number;
+  allmulti?: boolean;
+  txQLen?: number;
+  /** Settings below /proc/sys, by their path there. */
+  sysctl?: Readonly<Record<string, string>>;
+  /** Network that the attachment belongs to: what GC needs to know. */
+  network?: string;
+}
+
+/** The file of one attachment. */
+export function backupPath(folder: string, { containerID, ifname }: Attachment): string {
+  return `${folder.replace(/\/+$/, "")}/${containerID}_${ifname}.json`;
+}
+
+/** Reads a backup: undefined when there is none, "broken" when it is not one. */
+export function readBackup(path: string): Backup | undefined | "broken" {
+  const text = readFileIfThere(path);
+  if (text === undefined) return undefined;
+  let source: unknown;
+  try {
+    source = JSON.parse(text);
+  } catch {
+    return "broken";
+  }
+  return isObject(source) ? fromJson(source) : "broken";
+}
+
+function fromJson({ mac, promisc, mtu, allmulti, txQLen, sysctl, network }: JsonObject): Backup {
+  const backup: Backup = {};
+  if (typeof mac === "string" && mac !== "") backup.mac = mac;
+  if (typeof promisc === "boolean") backup.promisc = promisc;
+  if (typeof mtu === "number" && mtu !== 0) backup.mtu = mtu;
+  if (typeof allmulti === "boolean") backup.allmulti = allmulti;
+  if (typeof txQLen === "number") backup.txQLen = txQLen;
+  if (isObject(sysctl)) {
+    const settings = Object.entries(sysctl).filter(([key, value]) => isSetting(key) && typeof value === "string");
+    backup.sysctl = Object.fromEntries(settings) as Record<string, string>;
+  }
+  if (typeof network === "string") backup.network = network;
+  return backup;
+}
+
+/**
+ * Writes what is to be put back. Values that an earlier ADD of the same attachment kept stay: they are the older ones.
+ * Returns how the file is brought back to what it was.
+ */
+export function keepBackup(path: string, backup: Backup): () => void {
+  const before = readFileIfThere(path);
+  const kept = readBackup(path);
+  const older = kept === undefined || kept === "broken" ? {} : kept;
+  const sysctl = { ...backup.sysctl, ...older.sysctl };
+  const { network, ...rest } = { ...backup, ...older };
+  replaceFile(
+    path,
+    goJson({
+      ...pick(rest, ["mac", "promisc", "mtu", "allmulti", "txQLen"]),
+      ...(Object.keys(sysctl).length > 0 && { sysctl }),
+      network,
+    }, 1),
+  );
+  return () => {
+    if (before === undefined) removeFile(path);
+    else replaceFile(path, before);
+  };
+}
+
+function pick(backup: Backup, keys: readonly (keyof Backup)[]): JsonObject {
+  return Object.fromEntries(keys.filter((key) => backup[key] !== undefined).map((key) => [key, backup[key]]));
+}
+
+/** Removes the files of this network whose attachments are not among the valid ones; returns those that could not be. */
+export function collectBackups(folder: string, network: string, valid: readonly Attachment[]): string[] {
+  const keep = new Set(valid.map((one) => backupPath("", one)));
+  return namesIn(folder).filter((name) => name.endsWith(".json") && !keep.has(`/${name}`)).filter((name) => {
+    const path = `${folder}/${name}`;
+    const backup = readBackup(path);
+    return backup !== undefined && backup !== "broken" && backup.network === network && !removeFile(path);
+  });
+}

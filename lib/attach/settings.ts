@@ -1,0 +1,91 @@
+/**
+ * Settings of a container's network namespace by the names that a tuning configuration gives them: find, read, compare.
+ * Reading costs one process, which tells of the interface too.
+ */
+import { CniError, code, goQuote } from "../cni/error.ts";
+import type { ContainerCall } from "../cni/plugin.ts";
+import { type Link, linkShow } from "../kernel/ip.ts";
+import { CommandError, failureText, isAbsent } from "../kernel/run.ts";
+
+/** One setting: the key as configured, and its path below /proc/sys. */
+export interface Setting {
+  readonly key: string;
+  readonly path: string;
+  readonly value: string;
+}
+
+/** Is this a path below /proc/sys/net that may be written to? */
+export function isSetting(path: string): boolean {
+  // deno-lint-ignore no-control-regex
+  return /^net\/[^=\x00-\x1f\x7f]+$/.test(path) && !path.split("/").includes("..");
+}
+
+/** As the reference finds the file: every dot is a slash, so there is no `..`; then the first IFNAME is the interface. */
+export function setting(key: string, value: string, ifName: string): Setting {
+  const written = key.replaceAll(".", "/").replace("IFNAME", () => ifName);
+  const path = written.split("/").filter((part) => part !== "").join("/");
+  if (isSetting(path) && !value.includes("\0")) return { key, path, value };
+  throw new CniError(
+    code.internal,
+    `invalid net sysctl key: ${goQuote(path)}`,
+    `sysctl ${goQuote(key)}: only settings below net belong to a network namespace`,
+  );
+}
+
+/** The container's link and settings as they are. */
+export interface Now {
+  readonly link: Link | undefined;
+  /** By path; a value starts with `=`, then `n` no such file, `d` a folder, `u` cannot be read. */
+  readonly values: Readonly<Record<string, string>>;
+}
+
+/** Constant text, run by /bin/sh in the container's namespace: says what settings are, then becomes `ip`. */
+const LOOK_SCRIPT = [
+  'for k; do f=/proc/sys/$k; v=; if [ -d "$f" ]; then echo d; elif [ ! -e "$f" ]; then echo n',
+  'elif { IFS= read -r v <"$f"; } 2>/dev/null || [ -n "$v" ]; then printf "=%s\\n" "$v"; else echo u; fi',
+  "done; exec ip -j -d -batch -",
+].join("\n");
+
+/** Reads these settings and, if asked to, the interface. A missing interface is none, other failures are thrown. */
+export async function look(call: ContainerCall, settings: readonly Setting[], withLink: boolean): Promise<Now> {
+  if (settings.length === 0 && !withLink) return { link: undefined, values: {} };
+  const batch = ["ip", "-j", "-d", "-batch", "-"];
+  const argv = settings.length === 0 ? batch : ["sh", "-c", LOOK_SCRIPT, "sh", ...settings.map(({ path }) => path)];
+  const command = { argv, input: [withLink ? `${linkShow(call.ifName)}\n` : ""] };
+  const output = await call.pod(command);
+  const failure = new CommandError(command, output, failureText(output));
+  if (output.code !== 0 && !isAbsent(failure)) throw failure;
+  const lines = output.stdout.split("\n");
+  const shown = lines.slice(settings.length).find((line) => line.startsWith("["));
+  return {
+    link: shown === undefined ? undefined : (JSON.parse(shown) as Link[])[0],
+    values: Object.fromEntries(settings.map(({ path }, index) => [path, lines[index] ?? "n"])),
+  };
+}
+
+/** Value of a setting; undefined when it can only be written. Throws when there is none. */
+export function valueOf(path: string, values: Now["values"]): string | undefined {
+  const found = values[path] ?? "n";
+  if (found.startsWith("=")) return found.slice(1);
+  if (found === "u") return undefined;
+  throw new CniError(
+    code.internal,
+    `open /proc/sys/${path}: ${found === "d" ? "is a directory" : "no such file or directory"}`,
+    found === "d" ? "name a setting in this folder" : "the container's namespace has no such setting",
+  );
+}
+
+/** Are these values of a setting the same to the kernel? Blanks between its parts do not count, nor how numbers are written. */
+export function sameValue(configured: string, current: string): boolean {
+  const parts = (value: string) => value.trim().split(/\s+/).map(spelled);
+  const [a, b] = [parts(configured), parts(current)];
+  return a.length === b.length && a.every((part, index) => part === b[index]);
+}
+
+/** Numbers as C writes them: 0x10 and 020 are 16. */
+function spelled(part: string): string {
+  const [, sign = "", digits = ""] = /^([+-]?)(0x[0-9a-f]+|\d+)$/i.exec(part) ?? [];
+  if (digits === "") return part;
+  const number = /^0[0-7]+$/.test(digits) ? parseInt(digits, 8) : Number(digits);
+  return Number.isSafeInteger(number) ? String(sign === "-" ? -number : number) : part;
+}
