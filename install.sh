@@ -338,6 +338,7 @@ install_all() {
     place_link "$name"
   done
   # Units of services (dhcp, restore) are placed here.
+  retire_replaced
   print_table
   [ -z "$foreign" ] ||
     say "Not ours, so left alone:$foreign. With --replace they are kept as a backup and put back by --uninstall."
@@ -350,13 +351,32 @@ place_binary() {
   fi
   kept=''
   if [ -e "$bin_dir/cnibox" ]; then
-    # A second name for the same file: there is no moment without an executable.
-    ln -f "$bin_dir/cnibox" "$work/previous" 2>/dev/null || cp -p "$bin_dir/cnibox" "$work/previous"
-    mv -f "$work/previous" "$state/previous"
+    second_name "$state/previous"
+    second_name "$bin_dir/$replaced_name"
     kept=', the one before kept in .cnibox/previous'
   fi
   mv -f "$draft" "$bin_dir/cnibox"
   row cnibox "$bin_dir/cnibox" "$version, installed$kept"
+}
+
+# The file of before under another name as well: there is no moment without an executable.
+second_name() {
+  rm -f "$1"
+  ln "$bin_dir/cnibox" "$1" 2>/dev/null || cp -p "$bin_dir/cnibox" "$1"
+}
+
+# A program of `deno compile` opens its own file again while it starts, by the name that the kernel has for it. Once the
+# file is replaced that is its old path and " (deleted)". A call that started a moment ago still needs to find it there.
+replaced_name='cnibox (deleted)'
+
+retire_replaced() {
+  [ -e "$bin_dir/$replaced_name" ] || return 0
+  for _ in 1 2 3 4 5; do
+    sleep 1
+    # shellcheck disable=SC2010  # what the links point to is asked, not their names
+    ls -l /proc/[0-9]*/exe 2>/dev/null | grep -qF "/$replaced_name" || break
+  done
+  rm -f "$bin_dir/$replaced_name"
 }
 
 place_link() {
@@ -419,7 +439,7 @@ uninstall() {
     mv -f "$kept" "$target"
     row "$(basename "$kept")" "$target" 'put back as it was'
   done
-  rm -f "$bin_dir/cnibox" "$state/previous"
+  rm -f "$bin_dir/cnibox" "$bin_dir/$replaced_name" "$state/previous"
   row cnibox "$bin_dir/cnibox" 'removed'
   # What stays here has another file in its place by now.
   rmdir "$state/replaced" 2>/dev/null || true

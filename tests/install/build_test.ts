@@ -1,0 +1,175 @@
+import { assert, assertEquals, assertMatch, assertRejects, assertStringIncludes } from "@std/assert";
+import { join } from "@std/path";
+import { cutPinned, DENO_VERSION, permissionsFor } from "../../tools/build.ts";
+import { build, CNIBOX, copyTree, otherVersion, ROOT, run, succeed, sumOf, temporaryFolder } from "./support.ts";
+
+/** What `.cache` holds once this machine has built without the official base. */
+const substitute = join(ROOT, ".cache", "denort-2.4.2-x86_64");
+const noSubstitute = !await Deno.stat(substitute).then(() => true, () => false);
+const noStrace = (await run("sh", ["-c", "command -v strace"])).code !== 0;
+
+Deno.test("build and its shell scripts name the same Deno", async () => {
+  assertStringIncludes(await Deno.readTextFile(join(ROOT, "tools", "deno.sh")), `\nversion=${DENO_VERSION}\n`);
+});
+
+Deno.test("build grants neither network nor FFI on any base", () => {
+  for (const version of ["2.0.0", "2.4.2", "2.5.9", "2.6.0", "2.9.6", "3.0.0"]) {
+    const granted = permissionsFor(version);
+    const everything = granted.includes("--allow-all");
+    for (const right of ["net", "ffi"]) {
+      assert(!granted.includes(`--allow-${right}`), `${version}: ${granted}`);
+      assertEquals(granted.includes(`--deny-${right}`), everything, `${version}: ${granted}`);
+    }
+    assert(granted.includes("--deny-import") && granted.includes("--no-prompt"), `${version}: ${granted}`);
+  }
+});
+
+Deno.test("build of the same source in another place and time gives the same bytes", async () => {
+  using folder = temporaryFolder();
+  const trees = [join(folder.path, "a"), join(folder.path, "b", "with a space", "and-a-longer-name")];
+  const sums = [];
+  for (const [index, tree] of trees.entries()) {
+    await copyTree(tree);
+    await Deno.utime(join(tree, "main.ts"), index * 1e9, index * 1e9);
+    const { code, stderr } = await build(tree, []);
+    assertEquals(code, 0, stderr);
+    sums.push(await sumOf(join(tree, "dist", "cnibox")));
+    assertEquals([...Deno.readDirSync(join(tree, "dist"))].map(({ name }) => name), ["cnibox"]);
+  }
+  assertEquals(sums[0], sums[1]);
+});
+
+Deno.test("build embeds every plugin as a module of its own", async () => {
+  const names = (await succeed(CNIBOX, ["plugins", "--names"])).stdout.trim().split("\n");
+  const bytes = await Deno.readFile(CNIBOX);
+  const program = new TextDecoder("latin1").decode(bytes.subarray(-2_000_000));
+  const modules = [...program.matchAll(/\{"n":"([^"]+)"/g), ...program.matchAll(/"([\w-]+-[A-Z0-9]{8}\.js)"/g)]
+    .map(([, name]) => name ?? "");
+  for (const name of names) {
+    assert(modules.some((module) => module.startsWith(`${name}-`)), `${name} is not among ${modules}`);
+  }
+});
+
+Deno.test("build gives a program without network, FFI and prompts, and with what the plugins need", async () => {
+  using folder = temporaryFolder();
+  const main = join(folder.path, "probe.ts");
+  await Deno.writeTextFile(
+    main,
+    `const answer = async (ask) => {
+      try {
+        await ask();
+        return "granted";
+      } catch (error) {
+        return error.constructor.name;
+      }
+    };
+    Deno.stdout.writeSync(new TextEncoder().encode(JSON.stringify({
+      connect: await answer(() => Deno.connect({ port: 9 })),
+      listen: await answer(() => Deno.listen({ port: 0 })),
+      resolve: await answer(() => Deno.resolveDns("localhost", "A")),
+      fetch: await answer(() => fetch("http://127.0.0.1:9/")),
+      ffi: await answer(() => Deno.dlopen("libc.so.6", {})),
+      read: await answer(() => Deno.readTextFile("/etc/hostname")),
+      write: await answer(() => Deno.writeTextFile(Deno.args[0] ?? "/dev/null", "")),
+      env: await answer(() => Deno.env.toObject()),
+      run: await answer(() => new Deno.Command("true").output()),
+      uid: await answer(() => Deno.uid()),
+    })));`,
+  );
+  const output = join(folder.path, "probe");
+  const built = await build(ROOT, ["--main", main, "--output", output]);
+  assertEquals(built.code, 0, built.stderr);
+  const { stdout } = await succeed(output, [join(folder.path, "written")]);
+  const refused = "NotCapable", granted = "granted";
+  assertEquals(JSON.parse(stdout), {
+    connect: refused,
+    listen: refused,
+    resolve: refused,
+    fetch: refused,
+    ffi: refused,
+    read: granted,
+    write: granted,
+    env: granted,
+    run: granted,
+    uid: granted,
+  });
+});
+
+Deno.test({
+  name: "program of the build opens nothing below the temporary folder",
+  ignore: noStrace,
+  fn: async () => {
+    using folder = temporaryFolder();
+    const bin = join(folder.path, "bin"), trace = join(folder.path, "trace");
+    await succeed(join(ROOT, "install.sh"), ["--no-deps", "--from", CNIBOX, "--bin-dir", bin]);
+    for (const [name, env] of [["loopback", { CNI_COMMAND: "VERSION" }], ["cnibox", {}]] as const) {
+      await succeed("strace", ["-f", "-e", "trace=%file", "-o", trace, join(bin, name), "--version"], {
+        env: { PATH: "/usr/sbin:/usr/bin:/sbin:/bin", TMPDIR: "/tmp/of-anybody", ...env },
+        clear: true,
+      });
+      const paths = [...(await Deno.readTextFile(trace)).matchAll(/"(\/[^"]*)"/g)].map(([, path]) => path ?? "");
+      assert(paths.length > 20, "the trace shows no file at all");
+      assertEquals(paths.filter((path) => /^\/(var\/)?tmp(\/|$)/.test(path)), []);
+    }
+  },
+});
+
+Deno.test("build takes a pinned file only when size and digest agree", async () => {
+  using folder = temporaryFolder();
+  const path = join(folder.path, "package-file");
+  await Deno.writeTextFile(path, "the base|and the program behind it");
+  const pinned = { size: 8, sha256: await sumOfText("the base") };
+  assertEquals(new TextDecoder().decode(await cutPinned(path, pinned)), "the base");
+  await Deno.writeTextFile(path, "the bAse|and the program behind it");
+  await assertRejects(() => cutPinned(path, pinned), Error, "refused");
+  await Deno.writeTextFile(path, "the bas");
+  await assertRejects(() => cutPinned(path, pinned), Error, "starts with 7 bytes");
+});
+
+Deno.test("build says which DENORT_BIN it cannot use", async () => {
+  using folder = temporaryFolder();
+  const output = join(folder.path, "out");
+  for (const [file, words] of [["/etc/passwd", "names no Deno version"], ["/there/is/none", "No such file"]] as const) {
+    const { code, stderr } = await build(ROOT, ["--output", output], { DENORT_BIN: file });
+    assertEquals(code, 1);
+    assertMatch(stderr, new RegExp(`^error: DENORT_BIN: .*${words}`, "m"));
+    assertEquals([...Deno.readDirSync(folder.path)], []);
+  }
+});
+
+Deno.test({
+  name: "build takes the base that DENORT_BIN names, and finds out which compiler fits",
+  ignore: noSubstitute,
+  fn: async () => {
+    using folder = temporaryFolder();
+    const main = join(folder.path, "main.ts"), output = join(folder.path, "out");
+    await Deno.writeTextFile(main, otherVersion("1.2.3", ["bridge"]));
+    const { code, stderr } = await build(ROOT, ["--main", main, "--output", output], { DENORT_BIN: substitute });
+    assertEquals(code, 0, stderr);
+    assertMatch(stderr, /base .*denort-2\.4\.2-x86_64 \(Deno 2\.4\.2, named by DENORT_BIN\)/);
+    assertEquals((await succeed(output, ["--version"])).stdout, "cnibox v1.2.3\n");
+  },
+});
+
+Deno.test({
+  name: "build refuses a base that its compiler does not fit, and leaves the program of before",
+  ignore: noSubstitute,
+  fn: async () => {
+    using folder = temporaryFolder();
+    const main = join(folder.path, "main.ts"), output = join(folder.path, "out");
+    await Deno.writeTextFile(main, otherVersion("1.2.3", ["bridge"]));
+    await Deno.writeTextFile(output, "the program of before");
+    const { code, stderr } = await build(ROOT, ["--main", main, "--output", output], {
+      DENORT_BIN: substitute,
+      DENORT_VERSION: DENO_VERSION,
+    });
+    assertEquals(code, 1);
+    assertMatch(stderr, /the compiled program does not start on this base/);
+    assertEquals(await Deno.readTextFile(output), "the program of before");
+    assertEquals([...Deno.readDirSync(folder.path)].map(({ name }) => name).sort(), ["main.ts", "out"]);
+  },
+});
+
+async function sumOfText(text: string): Promise<string> {
+  return new Uint8Array(await crypto.subtle.digest("SHA-256", new TextEncoder().encode(text))).toHex();
+}

@@ -1,0 +1,97 @@
+/** Helpers for the tests of build and installer: trees, programs and folders of their own, never the machine's. */
+import { assertEquals } from "@std/assert";
+import { dirname, fromFileUrl, join } from "@std/path";
+
+/** The project. */
+export const ROOT = dirname(dirname(dirname(fromFileUrl(import.meta.url))));
+
+/** The program under test, written by `deno task compile`. */
+export const CNIBOX = join(ROOT, "dist", "cnibox");
+
+export const isRoot = Deno.uid() === 0;
+
+/** What a command left behind. */
+export interface Ended {
+  code: number;
+  stdout: string;
+  stderr: string;
+}
+
+/** Runs a command to its end, at most two minutes, with only the environment given. */
+export async function run(
+  command: string,
+  args: string[],
+  { env = {}, cwd, clear = false }: { env?: Record<string, string>; cwd?: string; clear?: boolean } = {},
+): Promise<Ended> {
+  const { code, stdout, stderr } = await new Deno.Command(command, {
+    args,
+    cwd,
+    clearEnv: clear,
+    env: { NO_COLOR: "1", ...env },
+    stdin: "null",
+    signal: AbortSignal.timeout(120_000),
+  }).output();
+  const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
+  return { code, stdout: text(stdout), stderr: text(stderr) };
+}
+
+/** As `run`, for a command that must succeed. */
+export async function succeed(
+  command: string,
+  args: string[],
+  options: Parameters<typeof run>[2] = {},
+): Promise<Ended> {
+  const ended = await run(command, args, options);
+  assertEquals({ code: ended.code, stderr: ended.code === 0 ? "" : ended.stderr }, { code: 0, stderr: "" });
+  return ended;
+}
+
+/** A folder that is removed at the end of `using`. Below .cache/, because a node's /tmp may forbid execution. */
+export function temporaryFolder(): { path: string } & Disposable {
+  const cache = join(ROOT, ".cache");
+  Deno.mkdirSync(cache, { recursive: true });
+  const path = Deno.makeTempDirSync({ dir: cache, prefix: "test-" });
+  return { path, [Symbol.dispose]: () => Deno.removeSync(path, { recursive: true }) };
+}
+
+/**
+ * A copy of what is built and installed from, at `path`, so that builds of tests never write to this tree. It shares
+ * the cache, and with it the compilers and bases that are already here.
+ */
+export async function copyTree(path: string): Promise<void> {
+  await Deno.mkdir(path, { recursive: true });
+  const parts = ["main.ts", "install.sh", "deno.json", "deno.lock", "README.md", "LICENSE", "lib", "plugins", "tools"];
+  await succeed("cp", ["-R", ...parts.map((name) => join(ROOT, name)), path]);
+  await Deno.symlink(join(ROOT, ".cache"), join(path, ".cache"));
+}
+
+/** Builds in the tree at `root` with the Deno that runs the tests. */
+export function build(root: string, args: string[], env: Record<string, string> = {}): Promise<Ended> {
+  return run(Deno.execPath(), ["run", "-A", join(root, "tools", "build.ts"), ...args], { env, cwd: root });
+}
+
+/** Source of a program that answers as much as the installer and a runtime ask for, as another version of cnibox. */
+export function otherVersion(version: string, types: string[]): string {
+  return `
+const [word] = Deno.args;
+const say = (text) => Deno.stdout.writeSync(new TextEncoder().encode(text + "\\n"));
+if (word === "--version") say("cnibox v${version}");
+else if (word === "plugins") say(${JSON.stringify(types.join("\n"))});
+else say(JSON.stringify({ cniVersion: "1.1.0", supportedVersions: ["1.1.0"] }));
+`;
+}
+
+/** What lies in a folder by name: symlinks with their target, files with their mode, folders with a slash. */
+export function listing(path: string): Record<string, string> {
+  const entries = [...Deno.readDirSync(path)].sort((one, other) => one.name < other.name ? -1 : 1);
+  return Object.fromEntries(entries.map(({ name, isSymlink, isDirectory }) => {
+    if (isSymlink) return [name, `-> ${Deno.readLinkSync(join(path, name))}`];
+    if (isDirectory) return [name, "/"];
+    return [name, ((Deno.lstatSync(join(path, name)).mode ?? 0) & 0o777).toString(8)];
+  }));
+}
+
+/** SHA-256 of a file, in hex. */
+export async function sumOf(path: string): Promise<string> {
+  return new Uint8Array(await crypto.subtle.digest("SHA-256", await Deno.readFile(path))).toHex();
+}
