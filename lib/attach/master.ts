@@ -160,11 +160,11 @@ const OPTIONS = {
 /** Module that has the kind. */
 const MODULES: Readonly<Record<string, string>> = { vlan: "8021q" };
 
-/** The errno's words; iproute2 has its own for a link type that the kernel does not know. */
+/** The errno's words; the kernel has some of its own for a type of link that it does not know, and for a bad MTU. */
 export function reason(error: CommandError): string {
-  return /Unknown device type|Operation not supported/.test(error.output.stderr)
-    ? "operation not supported"
-    : failureText(error.output);
+  const words = error.output.stderr;
+  if (/Unknown device type|Operation not supported/.test(words)) return "operation not supported";
+  return /^Error: mtu /m.test(words) ? "invalid argument" : failureText(error.output);
 }
 
 /** What to do when the kernel does not know a type of link; "" for any other failure. */
@@ -177,6 +177,7 @@ export function kindAdvice(words: string, kind: keyof typeof OPTIONS): string {
 function createAdvice(words: string, sub: SubLink, { all, now }: { all: Link[]; now: Link | undefined }): string {
   const { kind, master } = sub;
   const told = words.split("\n").filter((line) => line.startsWith("Error: ")).join(" ");
+  if (/Error: mtu /.test(words)) return `"mtu" is ${sub.mtu}: ${told.replace(/^Error: /, "")}`;
   if (/Unknown device type|Operation not supported/.test(words)) return kindAdvice(words, kind);
   if (/busy/i.test(words)) return busy(sub, all, now);
   if (/File exists/.test(words)) {
@@ -187,7 +188,9 @@ function createAdvice(words: string, sub: SubLink, { all, now }: { all: Link[]; 
   if (/Invalid argument/.test(words)) {
     return now?.link_type && now.link_type !== "ether"
       ? `${master} is ${now.link_type}: the master has to be an Ethernet link`
-      : `${master} does not take it${told === "" ? "" : `: ${told}`}; ${sub.options} mtu ${sub.mtu || "as the master"}`;
+      : `${master} refuses "type ${kind} ${sub.options}"${told === "" ? "" : `: ${told}`}${
+        kind === "macvlan" ? "; a macvlan in mode passthru has its master for itself" : ""
+      }`;
   }
   return told;
 }

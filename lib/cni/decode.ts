@@ -101,6 +101,24 @@ export function maybeInteger(about: string, options: { min?: number; max?: numbe
   return { ...integer(0, about, options), absent: undefined, schema };
 }
 
+/** A number that fits into 32 bits without a sign, or undefined when absent. */
+export function uint32(about: string): Key<number | undefined> {
+  const inner = maybeInteger(about, { min: 0, max: 0xffff_ffff });
+  return {
+    ...inner,
+    read: (value, path) => {
+      const number = inner.read(value, path) ?? 0;
+      if (number >= 0 && number <= 0xffff_ffff) return number;
+      throw new FieldError(
+        path,
+        `json: cannot unmarshal number ${number} into Go struct field NetConf.${path} of type uint32`,
+        `"${path}" is ${number}: write a number from 0 to 4294967295`,
+        value,
+      );
+    },
+  };
+}
+
 /** `true` or `false`. */
 export function flag(absent: boolean, about: string): Key<boolean> {
   return {

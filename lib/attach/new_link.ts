@@ -1,0 +1,188 @@
+/**
+ * A link that a plugin makes in the container and takes away again: macvlan, ipvlan, vlan, dummy and tap. ADD is one process
+ * that makes the link and one in the container that names and configures it; the IPAM plugin works beside the first.
+ */
+import { CniError, code } from "../cni/error.ts";
+import type { ContainerCall } from "../cni/plugin.ts";
+import { prevResult, prevResultLeniently } from "../cni/prev_result.ts";
+import type { Interface, Result } from "../cni/types.ts";
+import { type Link, linkDel, linkShow, linkUp } from "../kernel/ip.ts";
+import { apply, type Step, step, StepError } from "../kernel/plan.ts";
+import { isAbsent } from "../kernel/run.ts";
+import { vethName } from "../net/name.ts";
+import { configureLink, deleteContainerLink, type LinkOptions, linkSettings } from "./container_link.ts";
+import type { PodState } from "./verify.ts";
+
+/** How a link of the container is made, and what it gets. */
+export interface NewLink {
+  /** The plugin's word for it in messages. */
+  readonly noun: string;
+  /** Steps that make it. */
+  readonly create: readonly Step[];
+  /** Its name after these steps, from {@linkcode passingName}; absent: they give it its final one. */
+  readonly temp?: string;
+  /** Steps once it has its name, before it gets addresses and is set up. */
+  readonly join?: readonly Step[];
+  /** Says in the reference's words, and with what to do, why a step failed. */
+  readonly explain?: (error: unknown) => Promise<unknown> | unknown;
+  /** Where its addresses come from; absent: it gets none. */
+  readonly addresses?: (() => Promise<Result>) | undefined;
+  /** The addresses can be asked for before the link is there. */
+  readonly early?: boolean;
+  readonly options?: LinkOptions & { readonly settle?: boolean };
+}
+
+/** The name of this attachment's link until it is configured: the pattern of the reference, always the same one. */
+export function passingName({ network, containerId, ifName }: ContainerCall): string {
+  return vethName({ network, containerId, ifName: `${ifName}:new` });
+}
+
+/** Makes and configures the link. The result has it as its only interface, and what the addresses came with. */
+export async function attachLink(call: ContainerCall, link: NewLink): Promise<Result> {
+  const { ifName } = call;
+  const { create, temp, addresses, early = false, options = {} } = link;
+  const naming = temp === undefined ? [] : [renameStep(call, link.noun, temp)];
+  const show = step("pod", "ip", linkShow(ifName), {
+    read: true,
+    failing: `failed to refetch ${link.noun} "${ifName}"`,
+  });
+  try {
+    if (!addresses) {
+      await apply([create], call);
+      const up = step("pod", "ip", linkUp(ifName), { failing: `failed to set "${ifName}" UP` });
+      return result(call, {}, await apply([[...naming, ...(link.join ?? []), up, show]], call));
+    }
+    let first = [...naming, ...(link.join ?? [])];
+    let device = temp;
+    let ipam: Result;
+    if (early && create.every((one) => one.place === "pod")) {
+      ipam = await addresses();
+      // Settings are written before the first line of a batch: only without any can the link be made by the same one.
+      if (linkSettings(ifName, ipam.ips, options).length > 0) await apply([create], call);
+      else first = [...create, ...first];
+    } else if (early) {
+      [ipam] = await together(addresses, apply([create], call));
+    } else {
+      await apply([create], call);
+      if (first.length > 0) await apply([first], call);
+      [first, device] = [[], undefined];
+      ipam = await addresses();
+    }
+    const wanted = pointed(call, ipam);
+    const known = device === undefined ? options : { ...options, device };
+    return result(call, wanted, await configureLink(call, wanted, { ...known, first, last: [show] }));
+  } catch (error) {
+    throw await explained(call, link, error);
+  }
+}
+
+/** Both, side by side: the child that is under way, and our own work meanwhile. A failure waits for the other's end. */
+async function together<T>(work: () => Promise<T>, child: Promise<unknown>): Promise<[T]> {
+  const [done, made] = await Promise.allSettled([work(), child]);
+  if (made.status === "rejected") throw made.reason;
+  if (done.status === "rejected") throw done.reason;
+  return [done.value];
+}
+
+function renameStep({ ifName }: ContainerCall, noun: string, temp: string): Step {
+  return step("pod", "ip", `link set dev ${temp} name ${ifName}`, {
+    failing: `failed to rename ${noun} to "${ifName}"`,
+    why: "its final name, free of what the host's links are called",
+    undo: step("pod", "ip", linkDel(ifName)),
+  });
+}
+
+/** All addresses belong to the one interface. */
+function pointed({ ifName }: ContainerCall, ipam: Result): Result {
+  const ips = (ipam.ips ?? []).map((ip) => ({ ...ip, interface: 0 }));
+  return { ...ipam, ips, interfaces: [{ name: ifName }] };
+}
+
+/** `answers`: of these the last one is the link as it is now. */
+function result({ ifName, netns }: ContainerCall, { cniVersion: _, ...rest }: Result, answers: unknown[][]): Result {
+  const now = answers.at(-1)?.[0] as Link | undefined;
+  return { ...rest, interfaces: [{ name: ifName, ...(now?.address && { mac: now.address }), sandbox: netns }] };
+}
+
+async function explained(call: ContainerCall, link: NewLink, error: unknown): Promise<unknown> {
+  if (error instanceof StepError && /File exists/.test(error.output.stderr) && / name \S+$/.test(error.step.text)) {
+    return new CniError(
+      code.internal,
+      error.message,
+      `the container already has a link "${call.ifName}"; it was left alone`,
+    );
+  }
+  return await link.explain?.(error) ?? error;
+}
+
+/**
+ * Deletes the container's link if it is of one of these kinds, and what an ADD that was killed left under its passing name. A
+ * prevResult that names the link says that ADD made it; else its kind is looked at first.
+ */
+export async function detachLink(call: ContainerCall, kinds: readonly string[]): Promise<void> {
+  if (!call.podAlive) return;
+  const { ifName, netns } = call;
+  const made = prevResultLeniently(call)?.interfaces?.some((one) => one.name === ifName && one.sandbox === netns);
+  if (made) return await deleteContainerLink(call);
+  const [links = []] = await apply([[step("pod", "ip", "link show", { read: true })]], call) as Link[][];
+  const temp = passingName(call);
+  for (const { ifname, linkinfo } of links) {
+    if (ifname !== ifName && ifname !== temp) continue;
+    const kind = linkinfo?.info_kind ?? "physical";
+    if (kinds.includes(kind)) await deleteLink(call, ifname);
+    else call.warn(`the container's "${ifname}" is a ${kind} link, not made by ${call.type}: left alone`);
+  }
+}
+
+async function deleteLink(call: ContainerCall, name: string): Promise<void> {
+  try {
+    await apply([[step("pod", "ip", linkDel(name), { failing: `failed to delete "${name}"` })]], call);
+  } catch (error) {
+    if (!isAbsent(error)) throw error;
+  }
+}
+
+/** prevResult of a CHECK. `missing`: the plugin's words when there is none. */
+export function requiredPrevResult(call: ContainerCall, missing: string): Result {
+  const previous = prevResult(call);
+  if (previous) return previous;
+  throw new CniError(code.internal, missing, "CHECK needs the result of ADD as prevResult");
+}
+
+/** The plugin's words for what a CHECK finds: `front` before all but the kind's; macvlan has them in lower case. */
+export interface CheckWords {
+  readonly noun: string;
+  readonly kinds: readonly string[];
+  readonly front?: string;
+  readonly lower?: boolean;
+}
+
+/** The container's link is there and of the right kind. */
+export function checkKind({ name }: Interface, { link }: PodState, words: CheckWords): Link {
+  const { noun, kinds, front = "", lower = false } = words;
+  if (!link) {
+    throw new CniError(
+      code.internal,
+      `${front}${lower ? "c" : "C"}ontainer Interface name in prevResult: ${name} not found`,
+      `the container has no link "${name}"`,
+    );
+  }
+  const kind = link.linkinfo?.info_kind;
+  if (kind !== undefined && kinds.includes(kind)) return link;
+  throw new CniError(
+    code.internal,
+    `${lower ? "e" : "E"}rror: Container interface ${name} not of type ${noun}`,
+    `it is ${kind ? `a ${kind} link` : "a physical link"}`,
+  );
+}
+
+/** The link still has the MAC of prevResult, in whatever case that is written. */
+export function checkMac({ name, mac }: Interface, link: Link, words: Pick<CheckWords, "front" | "lower">): void {
+  const { front = "", lower = false } = words;
+  if (!mac || mac.toLowerCase() === link.address) return;
+  throw new CniError(
+    code.internal,
+    `${front}${lower ? "i" : "I"}nterface ${name} Mac ${mac} doesn't match container Mac: ${link.address ?? ""}`,
+    `ip link set dev ${name} address ${mac}`,
+  );
+}
