@@ -111,8 +111,8 @@ export function addressSteps(now: Link, wish: Pick<BridgeWish, "addresses" | "fo
     }
     const six = wanted.includes(":");
     const brd = !six && Number(wanted.split("/")[1]) <= 30 ? " brd +" : "";
-    // A bridge without ports has nobody who could hold a duplicate.
-    const nodad = six && portCount(name) === 0 ? " nodad" : "";
+    // A bridge with no port but the new one has nobody who could hold a duplicate.
+    const nodad = six && portCount(name) <= 1 ? " nodad" : "";
     steps.push(step("host", "ip", `addr replace ${wanted}${brd} dev ${name}${nodad}`, {
       failing: `${front}: could not add IP address ${wanted} to "${name}"`,
       why: "the containers' gateway",
