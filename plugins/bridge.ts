@@ -573,11 +573,12 @@ async function del(call: ContainerCall): Promise<void> {
   const previous = prevResultLeniently(call);
   const veth = vethName(attachment);
   const held = ipam === "" ? [] : await heldAddresses(call, ipam);
-  const addresses = [...new Set([...ownAddresses(call, previous), ...held])];
+  const addresses = distinct([...ownAddresses(call, previous), ...held]);
   const links = async () => {
-    if (!call.ownNetns && hostLinkExists(veth)) await deleteHostVeth(call, veth);
-    else await deleteContainerLink(call);
-    await forgetNeighbours(call, conf.bridge, addresses);
+    const neighbours = neighbourSteps(conf.bridge, addresses);
+    if (!call.ownNetns && hostLinkExists(veth)) return await deleteHostVeth(call, veth, neighbours);
+    await deleteContainerLink(call);
+    if (neighbours.length > 0) await apply([neighbours], call).catch(() => {});
   };
   await all(
     [
@@ -610,14 +611,24 @@ function ownAddresses(call: ContainerCall, previous: Result | undefined): string
   return own.map((ip) => ip.address);
 }
 
+/** Each address once, with its prefix length where that is known. */
+function distinct(addresses: readonly string[]): string[] {
+  const plain = new Map<string, string>();
+  for (const given of addresses) {
+    const key = given.split("/")[0] ?? "";
+    if (parseAddress(key) && !plain.get(key)?.includes("/")) plain.set(key, given);
+  }
+  return [...plain.values()];
+}
+
 /** The host drops what it knows of these addresses, so that their next owner is found at once. */
-async function forgetNeighbours(call: ContainerCall, bridge: string, addresses: readonly string[]): Promise<void> {
-  const plain = addresses.map((cidr) => cidr.split("/")[0] ?? "").filter((one) => parseAddress(one) !== undefined);
-  if (plain.length === 0 || !isLinkName(bridge) || !hostLinkExists(bridge)) return;
-  const steps = plain.map((address) =>
-    step("host", "ip", `neigh flush to ${address} dev ${bridge}`, { why: "its next owner may have another MAC" })
+function neighbourSteps(bridge: string, addresses: readonly string[]): Step[] {
+  if (!isLinkName(bridge) || !hostLinkExists(bridge)) return [];
+  return addresses.map((cidr) =>
+    step("host", "ip", `neigh flush to ${cidr.split("/")[0]} dev ${bridge}`, {
+      why: "its next owner may have another MAC",
+    })
   );
-  await apply([steps], call).catch(() => {});
 }
 
 async function check(call: ContainerCall): Promise<void> {

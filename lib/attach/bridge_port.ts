@@ -346,17 +346,16 @@ export async function vlanGateway(call: ContainerCall, bridge: Link, vlans: Port
   return link;
 }
 
-/** Deletes a host veth by name; not there counts as done. */
-export async function deleteHostVeth(call: ContainerCall, name: string): Promise<void> {
+/** Deletes a host veth by name, and does `after` in the same process; not there counts as done. */
+export async function deleteHostVeth(call: ContainerCall, name: string, after: readonly Step[] = []): Promise<void> {
+  const gone = step("host", "ip", linkDel(name), {
+    failing: `failed to delete "${name}"`,
+    why: "the container's end goes with it",
+  });
   try {
-    await apply([[
-      step("host", "ip", linkDel(name), {
-        failing: `failed to delete "${name}"`,
-        why: "the container's end goes with it",
-      }),
-    ]], call);
+    await apply([[gone, ...after]], call);
   } catch (error) {
-    if (!isAbsent(error)) throw error;
+    if (!isAbsent(error) && !(error instanceof StepError && error.step !== gone)) throw error;
   }
 }
 
