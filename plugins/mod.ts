@@ -9,6 +9,7 @@ const plugins: Readonly<Record<string, () => Promise<{ plugin: Plugin }>>> = {
   "host-local": () => import("./host-local.ts"),
   loopback: () => import("./loopback.ts"),
   macvlan: () => import("./macvlan.ts"),
+  ptp: () => import("./ptp.ts"),
   static: () => import("./static.ts"),
   tuning: () => import("./tuning.ts"),
 };

@@ -1,5 +1,5 @@
 /** What a main plugin does with its IPAM plugin, and with `dns`, beside asking it for addresses. */
-import { anyObject, anything, lookup, refine } from "../cni/decode.ts";
+import { anyObject, anything, isObject, lookup, refine } from "../cni/decode.ts";
 import { all, CniError, code } from "../cni/error.ts";
 import type { ContainerCall, NetworkCall } from "../cni/plugin.ts";
 import type { DNS, JsonObject, Result } from "../cni/types.ts";
@@ -86,4 +86,11 @@ export async function needed(work: Promise<unknown>): Promise<void> {
 export function withDns(result: Result, dns: DNS | undefined): Result {
   const { dns: _, ...rest } = result;
   return dns ? { ...rest, dns } : rest;
+}
+
+/** Does `dns` of the configuration replace the IPAM plugin's as a whole? Any member does, even an empty list. */
+export function replacesDns(dns: unknown): boolean {
+  if (!isObject(dns)) return false;
+  const lists = ["nameservers", "search", "options"].some((name) => Array.isArray(lookup(dns, name)));
+  return lists || (lookup(dns, "domain") ?? "") !== "";
 }

@@ -3,7 +3,7 @@
  * tool is one child process, and those run side by side. The same plan is applied by ADD, printed by `cnibox explain`,
  * compared by tests, and walked back when something fails.
  */
-import { CommandError, failureText, type Run } from "./run.ts";
+import { type Command, CommandError, failureText, type Run } from "./run.ts";
 import { readSysctl, writeSysctl } from "./sysctl.ts";
 
 /** Where a step happens: in this process's network namespace, or in the container's. */
@@ -98,8 +98,16 @@ export interface Explainer {
 /** A step that failed, with the words that its plan has for it. */
 export class StepError extends CommandError {
   constructor(readonly step: Step, cause: CommandError) {
-    super(cause.command, cause.output, step.failing === "" ? cause.message : `${step.failing}: ${cause.message}`);
+    super(ownCommand(step) ?? cause.command, cause.output, text(step.failing, cause.message));
   }
+}
+
+const text = (failing: string, message: string) => failing === "" ? message : `${failing}: ${message}`;
+
+/** The one line of a batch that failed, as a command of its own. */
+function ownCommand({ tool, text, failing }: Step): Command | undefined {
+  const isLine = tool === "ip" || tool === "bridge" || tool === "tc";
+  return isLine && failing !== "" ? { argv: [tool, ...text.split(" ")] } : undefined;
 }
 
 /**

@@ -1,0 +1,355 @@
+/**
+ * ptp: a veth pair and routes, no bridge: the host's end has the gateway's address. https://www.cni.dev/plugins/current/main/ptp/
+ *
+ * Differs from the reference: a failed ADD leaves nothing behind; an address without a gateway is refused at once; /32
+ * addresses, two addresses of one subnet, and a route to the own subnet work; a stale route of the host is replaced; there is no
+ * wait for duplicate address detection, since nobody else is on the link; DEL removes rules and the host's end without the
+ * container; CHECK looks at the host's routes and rules; GC and STATUS do their work.
+ */
+import { anyObject, decode, decodeLeniently, flag, integer, maybeText } from "../lib/cni/decode.ts";
+import { CniError, code } from "../lib/cni/error.ts";
+import { netnsWord, openNetns } from "../lib/cni/netns.ts";
+import type { ContainerCall, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
+import { prevResultLeniently } from "../lib/cni/prev_result.ts";
+import { type Interface, type IPConfig, type JsonObject, type Result, type Route, since } from "../lib/cni/types.ts";
+import { readDns } from "../lib/cni/version.ts";
+import { collectVeths, deleteHostVeth, hostLinkExists, networkOf, portAlias } from "../lib/attach/bridge_port.ts";
+import { addressSteps, allocate, linkSettings, routeSteps } from "../lib/attach/container_link.ts";
+import {
+  collectAddresses,
+  ipamKeys,
+  ipamType,
+  ipamTypeLeniently,
+  release,
+  replacesDns,
+  statusTools,
+  withDns,
+} from "../lib/attach/ipam.ts";
+import { kindAdvice, reason } from "../lib/attach/master.ts";
+import {
+  checkMasquerade,
+  gcMasquerade,
+  masqueradeBackend,
+  masqueradePlan,
+  removeMasquerade,
+  statusMasquerade,
+} from "../lib/attach/masquerade.ts";
+import { checkKind, checkMac, detachLink, requiredPrevResult } from "../lib/attach/new_link.ts";
+import { checkAddresses, checkRoutes, containerInterface, podState } from "../lib/attach/verify.ts";
+import { type Link, linkDel, linkShow, type RouteEntry, vethAdd } from "../lib/kernel/ip.ts";
+import { apply, type Step, step, StepError } from "../lib/kernel/plan.ts";
+import { isAbsent } from "../lib/kernel/run.ts";
+import { macFromSeed } from "../lib/net/mac.ts";
+import { type Attachment, vethName } from "../lib/net/name.ts";
+
+const keys = {
+  ipMasq: flag(false, "masquerade traffic that leaves the container's subnet"),
+  ipMasqBackend: maybeText("iptables or nftables; iptables when it works, if absent", {
+    oneOf: ["iptables", "nftables"],
+  }),
+  mtu: integer(0, "MTU of both ends of the veth pair; 0: the kernel's default, 1500"),
+  ...ipamKeys,
+  dns: anyObject("resolver settings, instead of those of the IPAM plugin"),
+};
+
+export const plugin: Plugin = {
+  name: "ptp",
+  kind: "main",
+  about: "connects the container with the host alone, through a veth pair and routes",
+  versions: since("0.1.0"),
+  needs: ["ip", "nsenter", "sh"],
+  keys,
+  add,
+  del,
+  check,
+  gc,
+  status,
+};
+
+const words = { noun: "veth/p2p", kinds: ["veth"], front: "ptp: " };
+const read = (config: JsonObject) => decode(keys, config, "failed to load netconf");
+
+const owner = ({ network, containerId, ifName }: ContainerCall): Attachment => ({ network, containerId, ifName });
+
+async function add(call: ContainerCall): Promise<Result> {
+  const conf = read(call.config);
+  const backend = conf.ipMasq ? masqueradeBackend(call, conf.ipMasqBackend) : undefined;
+  openNetns(call, `failed to open netns "${call.netns}"`);
+  const ipam = await allocate(call, ipamType(conf.ipam));
+  const ips = (ipam.ips ?? []).map((ip) => ({ ...ip, interface: 1, gateway: gatewayOf(ip) }));
+  checkMtu(call, conf.mtu, ips);
+  const alias = portAlias(owner(call));
+  const host: Interface = { name: vethName(owner(call)), mac: macFromSeed(`host:${alias}`) };
+  const pod: Interface = { name: call.ifName, mac: macFromSeed(`pod:${alias}`), sandbox: call.netns };
+  const { cniVersion: _, ...rest } = ipam;
+  const result: Result = { ...rest, interfaces: [host, pod], ips };
+  try {
+    await apply([
+      [...forwarding(ips), ...hostSteps(call, { host, pod, ips, mtu: conf.mtu })],
+      [
+        step("host", "sysctl", `net/ipv6/conf/${host.name}/accept_ra=0`, {
+          optional: true,
+          why: "containers must not announce routes to the host",
+        }),
+        ...podSteps(call, result, ips),
+        ...(backend ? masqueradePlan(owner(call), ips.map((ip) => ip.address), backend) : []),
+      ],
+    ], call);
+  } catch (error) {
+    throw explained(error, { host, pod, mtu: conf.mtu, netns: call.netns });
+  }
+  return replacesDns(conf.dns) ? withDns(result, readDns(conf.dns)) : result;
+}
+
+function gatewayOf({ address, gateway }: IPConfig): string {
+  if (gateway || address === undefined) return gateway ?? "";
+  throw new CniError(
+    code.internal,
+    `failed to add route: no gateway for ${address}`,
+    "the gateway's address goes on the host's end of the link: the IPAM plugin has to name one with each address",
+  );
+}
+
+/** The kernel has no IPv6 on a link with a smaller MTU than 1280 (RFC 8200 section 5). */
+function checkMtu({ ifName }: ContainerCall, mtu: number, ips: readonly IPConfig[]): void {
+  if (mtu < 68 || mtu >= 1280 || !ips.some((ip) => isSix(ip.address))) return;
+  const file = `/proc/sys/net/ipv6/conf/${ifName}/keep_addr_on_down`;
+  throw new CniError(
+    code.internal,
+    `failed to enable keep_addr_on_down for interface "${ifName}": open ${file}: no such file or directory`,
+    `"mtu" is ${mtu}, and IPv6 needs 1280 at least`,
+  );
+}
+
+function forwarding(ips: readonly IPConfig[]): Step[] {
+  const options = {
+    failing: "Could not enable IP forwarding",
+    ifDifferent: true,
+    why: "the host routes for its containers",
+  };
+  const six = ips.some((ip) => isSix(ip.address));
+  const four = ips.some((ip) => !isSix(ip.address));
+  return [
+    ...(four ? [step("host", "sysctl", "net/ipv4/ip_forward=1", options)] : []),
+    ...(six ? [step("host", "sysctl", "net/ipv6/conf/all/forwarding=1", options)] : []),
+  ];
+}
+
+const isSix = (text: string) => text.includes(":");
+const plain = (cidr: string) => cidr.slice(0, cidr.indexOf("/"));
+/** An address as a route or address of its own. */
+const single = (ip: string) => `${ip}/${isSix(ip) ? 128 : 32}`;
+
+type Addressed = IPConfig & { readonly gateway: string };
+
+/** The pair, and on the host's end every gateway and a route to every address. */
+function hostSteps(
+  call: ContainerCall,
+  { host, pod, ips, mtu }: { host: Interface; pod: Interface; ips: readonly Addressed[]; mtu: number },
+): Step[] {
+  const veth = host.name;
+  const pair = vethAdd({
+    name: veth,
+    mac: host.mac ?? "",
+    peer: pod.name,
+    peerMac: pod.mac ?? "",
+    netns: netnsWord(call),
+    mtu,
+  });
+  const gateways = [...new Set(ips.map((ip) => ip.gateway))];
+  return [
+    step("host", "ip", pair, {
+      failing: "failed to make veth pair",
+      why: "the container's end is made in its namespace",
+      undo: step("host", "ip", linkDel(veth)),
+    }),
+    ...(ips.some((ip) => isSix(ip.address)) ? [linkLocalStep(host)] : []),
+    step("host", "ip", `link set dev ${veth} alias ${portAlias(owner(call))} up`, {
+      failing: `failed to set "${veth}" up`,
+      why: "the alias tells whose it is",
+    }),
+    ...gateways.map((gateway) =>
+      // Nobody but the container could have the same address on this link.
+      step("host", "ip", `addr add ${single(gateway)} dev ${veth}${isSix(gateway) ? " nodad" : ""}`, {
+        failing: `failed to add IP addr (${gateway}) to veth`,
+        why: "the container's gateway",
+      })
+    ),
+    ...ips.map(({ address }) =>
+      step("host", "ip", `route replace ${single(plain(address))} dev ${veth}${isSix(address) ? "" : " scope host"}`, {
+        failing: "failed to add route on host",
+        why: "to the container; a stale route of an earlier owner goes",
+      })
+    ),
+  ];
+}
+
+/**
+ * The link-local address that the kernel would make of the MAC, usable at once: the host asks for its containers' MACs
+ * from it, so that until then nothing can be forwarded to them.
+ */
+function linkLocalStep({ name, mac = "" }: Interface): Step {
+  const [a = 0, b = 0, c = 0, d = 0, e = 0, f = 0] = mac.split(":").map((byte) => Number.parseInt(byte, 16));
+  const groups = [(a ^ 2) << 8 | b, c << 8 | 0xff, 0xfe00 | d, e << 8 | f].map((group) => group.toString(16));
+  return step("host", "ip", `addr add fe80::${groups.join(":")}/64 dev ${name} nodad`, {
+    failing: `failed to add IP addr (fe80::${groups.join(":")}) to veth`,
+    why: "the kernel's own would be of no use until its duplicate address detection is done",
+  });
+}
+
+/** Addresses, the way to each gateway, the subnets through it, then the configured routes. */
+function podSteps(call: ContainerCall, result: Result, ips: readonly Addressed[]): Step[] {
+  const options = { nodad: true };
+  const subnets = new Set(ips.map(({ address }) => networkOf(address)));
+  const routes = (result.routes ?? []).filter((route) => !isSubnet(route, ips));
+  return [
+    ...linkSettings(call.ifName, result.ips, options),
+    ...addressSteps(call.ifName, result, options),
+    ...ips.filter((ip, index) => ips.findIndex(({ gateway }) => gateway === ip.gateway) === index).map((ip) =>
+      routeStep(call, { dst: single(ip.gateway), src: plain(ip.address), rest: isSix(ip.address) ? "" : " scope link" })
+    ),
+    ...ips.filter((ip) => subnets.delete(networkOf(ip.address))).flatMap((ip) => subnetSteps(call, ip)),
+    ...routeSteps(call.ifName, { ...result, routes }),
+  ];
+}
+
+/** The whole subnet is behind the gateway, also what the kernel takes for neighbours. */
+function subnetSteps(call: ContainerCall, { address, gateway }: Addressed): Step[] {
+  const dst = networkOf(address);
+  // An IPv4 address with all bits for the network has no route of the kernel, and needs none.
+  if (dst === single(plain(address)) && !isSix(dst)) return [];
+  return [
+    step("pod", "ip", `route del ${dst} dev ${call.ifName} proto kernel`, {
+      failing: `failed to delete route {Dst: ${dst}}`,
+      why: "there are no neighbours on this link",
+    }),
+    routeStep(call, { dst, via: gateway, src: plain(address), rest: "" }),
+  ];
+}
+
+/** Exclusive: a route of another interface to the same subnet or gateway is an error, since one of them could not work. */
+function routeStep(
+  { ifName }: ContainerCall,
+  { dst, via, src, rest }: { dst: string; via?: string; src: string; rest: string },
+): Step {
+  return step("pod", "ip", `route add ${dst}${via ? ` via ${via}` : ""} dev ${ifName}${rest} src ${src}`, {
+    failing: `failed to add route {Dst: ${dst} Src: ${src} Gw: ${via ?? "<nil>"}}`,
+    why: via ? "the subnet is reached through the host" : "the way to the gateway",
+  });
+}
+
+/** Does this route say what is so already: that a subnet of the container is behind its gateway? */
+function isSubnet({ dst, gw, table, priority }: Route, ips: readonly Addressed[]): boolean {
+  if (table || priority) return false;
+  return ips.some((ip) => networkOf(ip.address) === dst && (gw === undefined || gw === ip.gateway));
+}
+
+function explained(
+  error: unknown,
+  { host, pod, mtu, netns }: { host: Interface; pod: Interface; mtu: number; netns: string },
+): unknown {
+  if (!(error instanceof StepError) || !error.step.text.startsWith("link add ")) return error;
+  const said = error.output.stderr;
+  if (/File exists/.test(said)) {
+    return new CniError(
+      code.internal,
+      `container veth name ("${pod.name}") peer provided ("${host.name}") already exists`,
+      `${netns} already has a link "${pod.name}", or the host "${host.name}": left by an ADD that did not end, or still in use; DEL of this container removes both`,
+    );
+  }
+  const advice = /Invalid argument|mtu/.test(said) && mtu > 0
+    ? `"mtu" is ${mtu}: a veth pair takes 68 to 65535`
+    : kindAdvice(said, "veth");
+  return new CniError(code.internal, `failed to make veth pair: ${reason(error)}`, advice);
+}
+
+async function del(call: ContainerCall): Promise<void> {
+  const conf = decodeLeniently(keys, call.config, call.warn);
+  const type = ipamTypeLeniently(conf.ipam);
+  const previous = prevResultLeniently(call);
+  const known = (previous?.ips ?? []).map((ip) => ip.address);
+  const held = conf.ipMasq && type !== "" ? await heldAddresses(call, type) : [];
+  const rules = () => removeMasquerade(call, owner(call), [...new Set([...known, ...held])], conf.ipMasqBackend);
+  await release(call, type, {
+    jobs: [() => deletePair(call, previous), ...(conf.ipMasq ? [rules] : [])],
+    required: true,
+  });
+}
+
+/** The addresses that an IPAM plugin of this process still has for the attachment. */
+async function heldAddresses(call: ContainerCall, type: string): Promise<readonly string[]> {
+  try {
+    return (await call.delegate(type, "HELD")).held ?? [];
+  } catch {
+    // Its DEL will say what is wrong.
+    return [];
+  }
+}
+
+/** By the host's end where its name is known: that needs no container. Either end takes the other with it. */
+async function deletePair(call: ContainerCall, previous: Result | undefined): Promise<void> {
+  const veth = vethName(owner(call));
+  if (!call.ownNetns && hostLinkExists(veth)) return await deleteHostVeth(call, veth);
+  if (call.podAlive || call.ownNetns) return await detachLink(call, words.kinds);
+  // The reference draws names; its result tells which, and the MAC whether that link is still the one.
+  const drawn = previous?.interfaces?.find((one) => !one.sandbox && /^veth[0-9a-f]{8}$/.test(one.name));
+  if (!drawn || !hostLinkExists(drawn.name)) return;
+  const [shown] = await apply([[step("host", "ip", linkShow(drawn.name), { read: true })]], call);
+  const link = shown?.[0] as Link | undefined;
+  if (link?.linkinfo?.info_kind === "veth" && link.address === drawn.mac) await deleteHostVeth(call, drawn.name);
+}
+
+async function check(call: ContainerCall): Promise<void> {
+  const conf = read(call.config);
+  openNetns(call, `failed to open netns "${call.netns}"`);
+  await call.delegate(ipamType(conf.ipam), "CHECK");
+  const previous = requiredPrevResult(call, "ptp: Required prevResult missing");
+  const [pod] = await Promise.all([podState(call), checkHost(call, previous)]);
+  const container = containerInterface(call, previous);
+  checkMac(container, checkKind(container, pod, words), words);
+  checkAddresses(call.ifName, pod, previous);
+  checkRoutes(pod, previous);
+  if (!conf.ipMasq) return;
+  const addresses = (previous.ips ?? []).map((ip) => ip.address);
+  await checkMasquerade(call, owner(call), addresses, conf.ipMasqBackend);
+}
+
+/** The host's way to every address of the container leads to the host's end of the pair. */
+async function checkHost(call: ContainerCall, { interfaces = [], ips = [] }: Result): Promise<void> {
+  const host = interfaces.find((one) => !one.sandbox);
+  const own = ips.filter((ip) => ip.interface === undefined || interfaces[ip.interface]?.name === call.ifName);
+  if (!host) return;
+  const questions = own.map(({ address }) =>
+    step("host", "ip", `route show table all exact ${single(plain(address))}`, { read: true })
+  );
+  let answers: unknown[][] = [];
+  try {
+    answers = questions.length > 0 ? await apply([questions], call) : [];
+  } catch (error) {
+    if (!isAbsent(error)) throw error;
+  }
+  own.forEach(({ address }, index) => {
+    const routes = (answers[index] ?? []) as RouteEntry[];
+    if (routes.some((route) => route.dev === host.name && (route.table ?? "main") === "main")) return;
+    throw new CniError(
+      code.internal,
+      `ptp: host has no route to ${plain(address)} through ${host.name}`,
+      `ip route replace ${single(plain(address))} dev ${host.name}${isSix(address) ? "" : " scope host"}`,
+    );
+  });
+}
+
+async function gc(call: NetworkCall): Promise<void> {
+  const conf = decodeLeniently(keys, call.config, call.warn);
+  const { valid } = call;
+  const links = valid ? [collectVeths(call, call.network, valid), gcMasquerade(call, valid)] : [];
+  const ends = await Promise.allSettled([...links, collectAddresses(call, ipamTypeLeniently(conf.ipam))]);
+  for (const end of ends) if (end.status === "rejected") throw end.reason;
+}
+
+async function status(call: NetworkCall): Promise<void> {
+  const conf = read(call.config);
+  statusTools(plugin.needs);
+  if (conf.ipMasq) await statusMasquerade(call, conf.ipMasqBackend);
+  await call.delegate(ipamType(conf.ipam), "STATUS");
+}
