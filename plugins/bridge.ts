@@ -26,7 +26,7 @@ import { all, CniError, code } from "../lib/cni/error.ts";
 import { openNetns } from "../lib/cni/netns.ts";
 import type { ContainerCall, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
 import { prevResult, prevResultLeniently } from "../lib/cni/prev_result.ts";
-import { type Interface, type JsonObject, type Result, type Route, since } from "../lib/cni/types.ts";
+import { type Attachment, type Interface, type JsonObject, type Result, type Route, since } from "../lib/cni/types.ts";
 import { readDns } from "../lib/cni/version.ts";
 import {
   addressSteps,
@@ -54,11 +54,8 @@ import {
   removeMasquerade,
   statusMasquerade,
 } from "../lib/attach/masquerade.ts";
-import { collectSpoofChecks, removeSpoofCheck, spoofCheckRef, spoofCheckSteps } from "../lib/attach/spoof_check.ts";
-import { checkAddresses, checkRoutes, containerInterface, type PodState, podState } from "../lib/attach/verify.ts";
-import { addrShow, type Link, linkDel, linkShow, linkUp, vethAdd } from "../lib/kernel/ip.ts";
+import { addrShow, type Link, linkDel, linkUp, vethAdd } from "../lib/kernel/ip.ts";
 import { apply, type Step, step, StepError } from "../lib/kernel/plan.ts";
-import { readKernelFile } from "../lib/kernel/proc.ts";
 import { isAbsent, missingTool, toolPath } from "../lib/kernel/run.ts";
 import { parseAddress, parsePrefix } from "../lib/net/cidr.ts";
 import { isLinkName } from "../lib/net/link_name.ts";
@@ -186,6 +183,9 @@ function trunkIds(
   return [...ids].sort((a, b) => a - b);
 }
 
+/** Loaded when used: most networks have no spoof check, and every file costs time at the start. */
+const spoofCheck = () => import("../lib/attach/spoof_check.ts");
+
 /** IPAM plugins that need no link: their answer comes first, so that the MAC can be made from the address. */
 const ADDRESS_FIRST = ["host-local", "static"];
 
@@ -214,7 +214,10 @@ async function add(call: ContainerCall): Promise<Result> {
   const pod: Interface = { name: ifName, mac: podMac || computedMac(portAlias(attachment), ipam), sandbox: netns };
 
   const bridge = await connect(call, conf, { host, pod, ips: ipam?.ips ?? [] });
-  if (conf.macspoofchk) await apply([await spoofCheckSteps(call, host.name, pod.mac ?? "")], call);
+  if (conf.macspoofchk) {
+    const { spoofCheckSteps } = await spoofCheck();
+    await apply([await spoofCheckSteps(call, host.name, pod.mac ?? "")], call);
+  }
   if (conf.ipamType !== "") ipam ??= await allocate(call, conf.ipamType);
 
   const result: Result = { interfaces: [{ name: conf.bridge, mac: bridge.address ?? "" }, host, pod] };
@@ -584,13 +587,17 @@ async function del(call: ContainerCall): Promise<void> {
     [
       links,
       ...(conf.ipMasq && ipam !== "" ? [() => removeMasquerade(call, attachment, addresses, conf.ipMasqBackend)] : []),
-      ...(conf.macspoofchk
-        ? [() => removeSpoofCheck(call).catch((error) => call.warn(`failed to teardown spoof-check: ${error.message}`))]
-        : []),
+      ...(conf.macspoofchk ? [() => removeSpoofRules(call)] : []),
     ],
     // Only now is the address free for the next one.
     ipam === "" ? [] : [() => call.delegate(ipam, "DEL")],
   );
+}
+
+/** As in the reference, DEL does not fail for these rules. */
+async function removeSpoofRules(call: ContainerCall): Promise<void> {
+  const { removeSpoofCheck } = await spoofCheck();
+  await removeSpoofCheck(call).catch((error) => call.warn(`failed to teardown spoof-check: ${error.message}`));
 }
 
 /** The addresses of this attachment that an IPAM plugin in this process still knows. */
@@ -638,6 +645,8 @@ async function check(call: ContainerCall): Promise<void> {
   if (ipamType !== "") await call.delegate(ipamType, "CHECK");
   const previous = prevResult(call);
   if (!previous) throw invalid("Required prevResult missing", "CHECK needs the result of ADD");
+  const { checkAddresses, checkRoutes, containerInterface, podState } = await import("../lib/attach/verify.ts");
+  const { checkBridge, checkContainer, checkHostEnd } = await import("../lib/attach/bridge_check.ts");
   const [pod, bridge] = await Promise.all([podState(call), lookAtBridge(call, name)]);
   checkBridge(conf, previous, bridge);
   const container = containerInterface(call, previous);
@@ -650,104 +659,24 @@ async function check(call: ContainerCall): Promise<void> {
   }
 }
 
-function checkBridge(conf: Config, previous: Result, bridge: Link | undefined): void {
-  const name = conf.bridge;
-  const shown = previous.interfaces?.findLast((one) => one.name === name);
-  if (!shown) throw invalid("Interface name missing ", `prevResult has no interface "${name}"`);
-  if (!bridge) throw invalid(`Interface name ${name} not found`, `the bridge is gone: ADD makes it again`);
-  if (shown.sandbox) throw invalid(`Interface ${name} should not be in sandbox`, shown.sandbox);
-  if (bridge.linkinfo?.info_kind !== "bridge") {
-    throw invalid(
-      `Interface ${name} does not have link type of bridge`,
-      `it is ${bridge.linkinfo?.info_kind ?? "a physical link"}`,
-    );
-  }
-  if (shown.mac && shown.mac !== bridge.address && isPinned(name)) {
-    throw invalid(`Bridge interface ${name} Mac doesn't match: ${shown.mac}`, `it is ${bridge.address}`);
-  }
-  const promisc = (bridge.promiscuity ?? 0) !== 0;
-  if (promisc !== conf.promiscMode) {
-    throw invalid(
-      `Bridge interface ${name} configured Promisc Mode ${conf.promiscMode} doesn't match current state: ${promisc} `,
-      `ip link set dev ${name} promisc ${conf.promiscMode ? "on" : "off"}`,
-    );
-  }
-}
-
-/** Was the link's MAC set by somebody? A bridge whose MAC was not follows its ports, which is no fault. */
-function isPinned(name: string): boolean {
-  try {
-    return readKernelFile(`/sys/class/net/${name}/addr_assign_type`).trim() === "3";
-  } catch {
-    return false;
-  }
-}
-
-function checkContainer({ name, mac }: Interface, { link }: PodState): void {
-  if (!link) throw invalid(`Interface name ${name} not found`, "the container's link is gone");
-  if (link.linkinfo?.info_kind !== "veth") {
-    throw invalid(
-      `Error: Container interface ${name} not of type veth`,
-      `it is ${link.linkinfo?.info_kind ?? "something else"}`,
-    );
-  }
-  if (link.link_index === undefined) throw invalid(`Unable to obtain veth peer index for veth ${name}`, "");
-  if (mac && mac !== link.address) {
-    throw invalid(`Interface ${name} Mac ${mac} doesn't match container Mac: ${link.address}`, "");
-  }
-}
-
-/** Some host interface of prevResult has to be the other end of the container's link, and a port of the bridge. */
-async function checkHostEnd(
-  call: ContainerCall,
-  conf: Config,
-  previous: Result,
-  { pod, container }: { pod: PodState; bridge: Link | undefined; container: Interface },
-): Promise<void> {
-  const others = (previous.interfaces ?? []).filter((one) =>
-    one.name !== conf.bridge && !(one.name === container.name && one.sandbox === container.sandbox)
-  );
-  for (const one of others) {
-    if (!isLinkName(one.name)) continue;
-    let link: Link | undefined;
-    try {
-      const [shown] = await apply([[step("host", "ip", linkShow(one.name), { read: true })]], call);
-      link = shown?.[0] as Link | undefined;
-    } catch (error) {
-      if (!isAbsent(error)) throw error;
-    }
-    if (!link) throw invalid(`Interface name ${one.name} not found`, "the host's end of the container's link is gone");
-    if (one.sandbox) throw invalid(`Interface ${one.name} should not be in sandbox`, one.sandbox);
-    if (
-      link.linkinfo?.info_kind !== "veth" || link.link_index !== pod.link?.ifindex ||
-      pod.link?.link_index !== link.ifindex || link.master !== conf.bridge
-    ) continue;
-    if (one.mac && one.mac !== link.address) {
-      throw invalid(`Interface ${one.name} Mac doesn't match: ${one.mac} not found`, `it is ${link.address}`);
-    }
-    return;
-  }
-  throw invalid(
-    `CNI veth created for bridge ${conf.bridge} was not found`,
-    `no host interface of prevResult is the other end of ${container.name} and a port of ${conf.bridge}`,
-  );
-}
-
 async function gc(call: NetworkCall): Promise<void> {
   const conf = decodeLeniently(keys, call.config, call.warn);
   const type = conf.ipam ? lookup(conf.ipam, "type") : "";
   const { valid } = call;
-  const keep = new Set(valid?.map(spoofCheckRef));
   await all(
     valid === undefined ? [] : [
       () => collectVeths(call, call.network, valid),
       () => gcMasquerade(call, valid),
-      ...(conf.macspoofchk && toolPath("nft") !== ""
-        ? [() => collectSpoofChecks(call, (ref, veth) => !keep.has(ref) && !hostLinkExists(veth))]
-        : []),
+      ...(conf.macspoofchk && toolPath("nft") !== "" ? [() => collectSpoofRules(call, valid)] : []),
     ],
     typeof type === "string" && type !== "" ? [() => call.delegate(type, "GC")] : [],
   );
+}
+
+async function collectSpoofRules(call: NetworkCall, valid: readonly Attachment[]): Promise<void> {
+  const { collectSpoofChecks, spoofCheckRef } = await spoofCheck();
+  const keep = new Set(valid.map(spoofCheckRef));
+  await collectSpoofChecks(call, (ref, veth) => !keep.has(ref) && !hostLinkExists(veth));
 }
 
 async function status(call: NetworkCall): Promise<void> {
