@@ -79,6 +79,7 @@ const OFFICIAL_DOWNLOAD_MS = 180_000;
 
 const ROOT = dirname(dirname(fromFileUrl(import.meta.url)));
 const CACHE = join(ROOT, ".cache");
+const WORK_PREFIX = ".cnibox-build-";
 
 /** A build that cannot go on; the message says what to do. */
 class BuildError extends Error {}
@@ -97,11 +98,13 @@ async function build(args: string[]): Promise<void> {
   const main = resolve(values.main ?? join(ROOT, "main.ts"));
   const output = resolve(values.output ?? join(ROOT, "dist", "cnibox"));
   await Deno.mkdir(CACHE, { recursive: true });
-  await sweep();
-  await Deno.mkdir(dirname(output), { recursive: true });
-  const work = await Deno.makeTempDir({ dir: CACHE, prefix: "build-" });
-  // Beside the target, so that the last step is a rename: a running dist/cnibox is never written to.
-  const draft = `${output}.${crypto.randomUUID().slice(0, 8)}.draft`;
+  await sweep(CACHE);
+  await sweep(dirname(output));
+  const work = await Deno.makeTempDir({ dir: CACHE, prefix: WORK_PREFIX });
+  // Beside the target, so that the last step is a rename: a running dist/cnibox is never written to. A folder, because
+  // the program goes by the name it is called by.
+  const beside = await Deno.makeTempDir({ dir: dirname(output), prefix: WORK_PREFIX });
+  const draft = join(beside, "cnibox");
   try {
     const entry = await bundle(main, join(work, "bundle"));
     const base = await compile(entry, draft);
@@ -110,17 +113,17 @@ async function build(args: string[]): Promise<void> {
     const { size } = await Deno.stat(output);
     say(`${output}: ${(size / 1e6).toFixed(1)} MB, base ${base}`);
   } finally {
-    await removeIfThere(draft);
+    await Deno.remove(beside, { recursive: true });
     await Deno.remove(work, { recursive: true });
   }
 }
 
-/** Removes what builds that were killed more than an hour ago left in the cache. */
-async function sweep(): Promise<void> {
-  for (const { name } of Deno.readDirSync(CACHE)) {
-    if (!/^(build|npm)-|\.draft$/.test(name)) continue;
-    const { mtime } = await Deno.stat(join(CACHE, name));
-    if (mtime && Date.now() - mtime.getTime() > 3_600_000) await Deno.remove(join(CACHE, name), { recursive: true });
+/** Removes what builds that were killed more than an hour ago left. */
+async function sweep(folder: string): Promise<void> {
+  for (const { name } of Deno.readDirSync(folder)) {
+    if (!name.startsWith(WORK_PREFIX)) continue;
+    const { mtime } = await Deno.stat(join(folder, name));
+    if (mtime && Date.now() - mtime.getTime() > 3_600_000) await Deno.remove(join(folder, name), { recursive: true });
   }
 }
 
@@ -271,7 +274,7 @@ async function denoOf(version: string): Promise<string> {
  */
 async function withPackage(pinned: Pinned, use: (folder: string) => Promise<void>): Promise<void> {
   const { name, version, integrity } = pinned;
-  const work = await Deno.makeTempDir({ dir: CACHE, prefix: "npm-" });
+  const work = await Deno.makeTempDir({ dir: CACHE, prefix: WORK_PREFIX });
   try {
     const id = `${name}@${version}`;
     say(`fetching npm:${id}`);
@@ -318,12 +321,12 @@ async function versionOfBase(path: string): Promise<string> {
 
 /** Writes an executable into the cache whole or not at all: two builds may run side by side. */
 async function keep(path: string, bytes: Uint8Array): Promise<void> {
-  const draft = `${path}.${crypto.randomUUID().slice(0, 8)}.draft`;
+  const work = await Deno.makeTempDir({ dir: CACHE, prefix: WORK_PREFIX });
   try {
-    await Deno.writeFile(draft, bytes, { mode: 0o755 });
-    await Deno.rename(draft, path);
+    await Deno.writeFile(join(work, "file"), bytes, { mode: 0o755 });
+    await Deno.rename(join(work, "file"), path);
   } finally {
-    await removeIfThere(draft);
+    await Deno.remove(work, { recursive: true });
   }
 }
 
@@ -360,14 +363,6 @@ async function exists(path: string): Promise<boolean> {
   } catch (error) {
     if (error instanceof Deno.errors.NotFound) return false;
     throw error;
-  }
-}
-
-async function removeIfThere(path: string): Promise<void> {
-  try {
-    await Deno.remove(path);
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
   }
 }
 

@@ -60,7 +60,7 @@ fi
 
 say "fetching Deno $version from npm"
 mkdir -p "$root/.cache"
-work=$(mktemp -d "$root/.cache/npm-XXXXXX")
+work=$(mktemp -d "$root/.cache/.cnibox-build-XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
 # No script of any package is run: the package is the executable.
