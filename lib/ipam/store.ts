@@ -53,8 +53,8 @@ export interface StoreOptions extends LockOptions {
 /** On a file system that a reboot empties, and outside every lease folder: the reference reads those with all that is below. */
 export const INDEX_FOLDER = "/run/cnibox/host-local";
 
-/** Names of our own in the folder while the lock is held; neither is an address. A killed call may leave one of each. */
-const LEASE_DRAFT = ".cnibox-lease", CURSOR_DRAFT = ".cnibox-cursor";
+/** What a lease is called before it is linked to its address, while the lock is held. A killed call may leave it. */
+const DRAFT = ".cnibox-lease";
 
 /**
  * Does `work` on a lease folder while its lock is held.
@@ -161,7 +161,7 @@ export class Store {
     const content = contentOf(holder);
     this.#writeDraft(content);
     try {
-      Deno.linkSync(`${this.folder}/${LEASE_DRAFT}`, `${this.folder}/${ip}`);
+      Deno.linkSync(`${this.folder}/${DRAFT}`, `${this.folder}/${ip}`);
     } catch (error) {
       if (error instanceof Deno.errors.AlreadyExists) return false;
       if (!knowsNoLinks(error)) throw ioError(`failed to reserve ${ip}`, error);
@@ -208,17 +208,20 @@ export class Store {
     return undefined;
   }
 
-  /** Notes the address that set `index` gave out last. Failing is no failure: the next search starts at another place. */
+  /**
+   * Notes the address that set `index` gave out last. It is a hint: failing is no failure, the next search starts at another place.
+   * So it is written in place, as the reference does; a rename over it would make ext4 wait for the disk.
+   */
   setCursor(index: number, ip: string): void {
     const path = `${this.folder}/last_reserved_ip.${index}`;
-    const draft = `${this.folder}/${CURSOR_DRAFT}`;
     try {
-      writeNew(draft, ip, { sync: false });
-      Deno.renameSync(draft, path);
+      const file = openCursor(path);
+      if (file === undefined) return this.#options.warn(`${path} is not a regular file: the round robin starts anew`);
+      if (file.statSync().size > ip.length) file.truncateSync(ip.length);
+      writeOut(file, ip, { sync: false });
       this.#changed = true;
     } catch (error) {
       this.#options.warn(`failed to write ${path}: ${systemWords(error)}`);
-      tryRemove(draft);
     }
   }
 
@@ -325,9 +328,9 @@ export class Store {
   #writeDraft(content: string): void {
     if (this.#draft === content) return;
     try {
-      writeNew(`${this.folder}/${LEASE_DRAFT}`, content, { sync: true });
+      writeNew(`${this.folder}/${DRAFT}`, content, { sync: true });
     } catch (error) {
-      tryRemove(`${this.folder}/${LEASE_DRAFT}`);
+      tryRemove(`${this.folder}/${DRAFT}`);
       throw ioError(`failed to write a lease in ${this.folder}`, error);
     }
     this.#changed = true;
@@ -335,7 +338,7 @@ export class Store {
   }
 
   #dropDraft(): void {
-    if (this.#draft !== undefined) tryRemove(`${this.folder}/${LEASE_DRAFT}`);
+    if (this.#draft !== undefined) tryRemove(`${this.folder}/${DRAFT}`);
     this.#draft = undefined;
   }
 
@@ -413,6 +416,16 @@ function writeNew(path: string, text: string, options: { sync: boolean }): void 
     file = createNew(path);
   }
   writeOut(file, text, options);
+}
+
+/** A cursor file, made when it is missing; undefined when something else is in its place. */
+function openCursor(path: string): Deno.FsFile | undefined {
+  try {
+    return Deno.lstatSync(path).isFile ? Deno.openSync(path, { write: true }) : undefined;
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+    return createNew(path);
+  }
 }
 
 function createNew(path: string): Deno.FsFile {
