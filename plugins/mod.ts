@@ -5,13 +5,17 @@
 import type { Plugin } from "../lib/cni/plugin.ts";
 
 const plugins: Readonly<Record<string, () => Promise<{ plugin: Plugin }>>> = {
+  bandwidth: () => import("./bandwidth.ts"),
   bridge: () => import("./bridge.ts"),
+  dummy: () => import("./dummy.ts"),
   "host-local": () => import("./host-local.ts"),
+  ipvlan: () => import("./ipvlan.ts"),
   loopback: () => import("./loopback.ts"),
   macvlan: () => import("./macvlan.ts"),
   ptp: () => import("./ptp.ts"),
   static: () => import("./static.ts"),
   tuning: () => import("./tuning.ts"),
+  vlan: () => import("./vlan.ts"),
 };
 
 /** Types of all plugins, in the order in which people are shown them. */

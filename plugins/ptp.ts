@@ -25,7 +25,7 @@ import {
   statusTools,
   withDns,
 } from "../lib/attach/ipam.ts";
-import { kindAdvice, reason } from "../lib/attach/master.ts";
+import { kindAdvice } from "../lib/attach/master.ts";
 import {
   checkMasquerade,
   gcMasquerade,
@@ -260,7 +260,7 @@ function explained(
   const advice = /Invalid argument|mtu/.test(said) && mtu > 0
     ? `"mtu" is ${mtu}: a veth pair takes 68 to 65535`
     : kindAdvice(said, "veth");
-  return new CniError(code.internal, `failed to make veth pair: ${reason(error)}`, advice);
+  return new CniError(code.internal, error.message, advice);
 }
 
 async function del(call: ContainerCall): Promise<void> {

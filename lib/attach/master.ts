@@ -142,7 +142,7 @@ export async function explainSubLink(call: ContainerCall, sub: SubLink, error: u
   if (/Invalid argument|out of range|Numerical result/.test(words) && now && mtu > now.mtu) return invalidMtu(mtu, now);
   return new CniError(
     code.internal,
-    `failed to create ${kind}: ${reason(error)}`,
+    error.message,
     createAdvice(words, sub, { all, now }),
   );
 }
@@ -160,13 +160,6 @@ const OPTIONS = {
 /** Module that has the kind. */
 const MODULES: Readonly<Record<string, string>> = { vlan: "8021q" };
 
-/** The errno's words; the kernel has some of its own for a type of link that it does not know, and for a bad MTU. */
-export function reason(error: CommandError): string {
-  const words = error.output.stderr;
-  if (/Unknown device type|Operation not supported/.test(words)) return "operation not supported";
-  return /^Error: mtu /m.test(words) ? "invalid argument" : failureText(error.output);
-}
-
 /** What to do when the kernel does not know a type of link; "" for any other failure. */
 export function kindAdvice(words: string, kind: keyof typeof OPTIONS): string {
   return /Unknown device type|Operation not supported/.test(words)
@@ -180,7 +173,7 @@ function createAdvice(words: string, sub: SubLink, { all, now }: { all: Link[]; 
   if (/Error: mtu /.test(words)) return `"mtu" is ${sub.mtu}: ${told.replace(/^Error: /, "")}`;
   if (/Unknown device type|Operation not supported/.test(words)) return kindAdvice(words, kind);
   if (/busy/i.test(words)) return busy(sub, all, now);
-  if (/File exists/.test(words)) {
+  if (/File exists|already exists/.test(words)) {
     return kind === "vlan"
       ? `${master} already has a VLAN link with this vlanId, here or in another container: a vlanId can be used once on one master`
       : "left by an ADD that did not end; DEL of this container removes it";

@@ -19,6 +19,8 @@ export interface NewLink {
   readonly noun: string;
   /** Steps that make it. */
   readonly create: readonly Step[];
+  /** Gets the answers of the questions among these steps. */
+  readonly created?: (answers: unknown[][]) => void;
   /** Its name after these steps, from {@linkcode passingName}; absent: they give it its final one. */
   readonly temp?: string;
   /** Steps once it has its name, before it gets addresses and is set up. */
@@ -41,6 +43,10 @@ export function passingName({ network, containerId, ifName }: ContainerCall): st
 export async function attachLink(call: ContainerCall, link: NewLink): Promise<Result> {
   const { ifName } = call;
   const { create, temp, addresses, early = false, options = {} } = link;
+  const make = async () => {
+    const answers = await apply([create], call);
+    link.created?.(answers);
+  };
   const naming = temp === undefined ? [] : [renameStep(call, link.noun, temp)];
   const show = step("pod", "ip", linkShow(ifName), {
     read: true,
@@ -48,7 +54,7 @@ export async function attachLink(call: ContainerCall, link: NewLink): Promise<Re
   });
   try {
     if (!addresses) {
-      await apply([create], call);
+      await make();
       const up = step("pod", "ip", linkUp(ifName), { failing: `failed to set "${ifName}" UP` });
       return result(call, {}, await apply([[...naming, ...(link.join ?? []), up, show]], call));
     }
@@ -58,12 +64,12 @@ export async function attachLink(call: ContainerCall, link: NewLink): Promise<Re
     if (early && create.every((one) => one.place === "pod")) {
       ipam = await addresses();
       // Settings are written before the first line of a batch: only without any can the link be made by the same one.
-      if (linkSettings(ifName, ipam.ips, options).length > 0) await apply([create], call);
+      if (linkSettings(ifName, ipam.ips, options).length > 0 || link.created) await make();
       else first = [...create, ...first];
     } else if (early) {
-      [ipam] = await together(addresses, apply([create], call));
+      [ipam] = await together(addresses, make());
     } else {
-      await apply([create], call);
+      await make();
       if (first.length > 0) await apply([first], call);
       [first, device] = [[], undefined];
       ipam = await addresses();
@@ -177,7 +183,7 @@ export function checkKind({ name }: Interface, { link }: PodState, words: CheckW
 }
 
 /** The link still has the MAC of prevResult, in whatever case that is written. */
-export function checkMac({ name, mac }: Interface, link: Link, words: Pick<CheckWords, "front" | "lower">): void {
+export function checkMac({ name, mac }: Interface, link: Link, words: CheckWords): void {
   const { front = "", lower = false } = words;
   if (!mac || mac.toLowerCase() === link.address) return;
   throw new CniError(

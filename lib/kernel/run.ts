@@ -190,7 +190,8 @@ export async function must(run: Run, command: Command): Promise<string> {
 
 /**
  * A tool's complaint in the words that the reference would use: iproute2's "RTNETLINK answers: File exists" becomes
- * "file exists", absent links "Link not found"; other tools' first telling line is kept.
+ * "file exists", absent links "Link not found", and so do the kernel's own explanations; other tools' first telling line
+ * is kept.
  */
 export function failureText(output: Output): string {
   const lines = output.stderr.split("\n").map((line) => line.trim()).filter((line) =>
@@ -200,6 +201,8 @@ export function failureText(output: Output): string {
     const answer = /^RTNETLINK answers: (.*)$/.exec(line)?.[1];
     if (answer) return answer.charAt(0).toLowerCase() + answer.slice(1);
     if (/^Cannot find device|Device ".*" does not exist/.test(line)) return "Link not found";
+    const errno = EXTENDED.find(([pattern]) => pattern.test(line))?.[1];
+    if (errno) return errno;
     const [, file, words] = /^tee: (\/proc\/sys\/.*): ([A-Z].*)$/.exec(line) ?? [];
     if (file && words) {
       const verb = /^(No such|Is a|Not a|Permission|Read-only)/.test(words) ? "open" : "write";
@@ -208,13 +211,31 @@ export function failureText(output: Output): string {
   }
   const error = lines.find((line) => line.startsWith("Error: ")) ?? lines.find((line) => /error/i.test(line)) ??
     lines[0];
-  if (error) return error.replace(/^Error: /, "");
+  const told = error?.replace(/^Error: /, "");
+  if (told) return KERNEL_WORDS.find(([pattern]) => pattern.test(told))?.[1] ?? told;
   return output.signal ? `signal: ${output.signal}` : `exit status ${output.code}`;
 }
+
+/** What newer kernels say instead of an errno, and the errno's words, which the reference prints and people search for. */
+const EXTENDED: readonly (readonly [RegExp, string])[] = [
+  [/^Error: Exclusivity flag on/, "file exists"],
+  [/^Error: Unknown device type/, "operation not supported"],
+  [/^Error: Specified qdisc kind is unknown/, "no such file or directory"],
+];
+
+/** Where the kernel explains itself, iproute2 prints that instead of the errno's text, which people search for. */
+const KERNEL_WORDS: readonly (readonly [RegExp, string])[] = [
+  [/^Unknown device type/, "operation not supported"],
+  [/VLAN device already exists|^ipv[46]: address already assigned/i, "file exists"],
+  [/^Address already assigned to an ipvlan/, "address already in use"],
+  [/^mtu (less|greater) than device|^Invalid prefix for given prefix length/, "invalid argument"],
+  [/^Nexthop has invalid gateway/, "network is unreachable"],
+  [/IPv6 is disabled on this device/, "permission denied"],
+];
 
 /** Does this failure say that the thing to be removed is not there? The only reader of tools' wording. */
 export function isAbsent(error: unknown): boolean {
   if (!(error instanceof CommandError)) return false;
-  return /Cannot find device|does not exist|No such (file or directory|process|device)|Link not found|Bad rule|No chain\/target\/match|not found|Cannot assign requested address/
+  return /Cannot find device|does not exist|No such (file or directory|process|device)|Link not found|Bad rule|No chain\/target\/match|not found|Cannot assign requested address|Invalid handle|handle of zero|Cannot find specified qdisc/
     .test(error.output.stderr);
 }
