@@ -12,6 +12,7 @@ const plugins: Readonly<Record<string, () => Promise<{ plugin: Plugin }>>> = {
   ipvlan: () => import("./ipvlan.ts"),
   loopback: () => import("./loopback.ts"),
   macvlan: () => import("./macvlan.ts"),
+  portmap: () => import("./portmap.ts"),
   ptp: () => import("./ptp.ts"),
   static: () => import("./static.ts"),
   tuning: () => import("./tuning.ts"),

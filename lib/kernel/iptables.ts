@@ -39,8 +39,11 @@ export interface SavedTable {
   readonly chains: ReadonlyMap<string, readonly SavedRule[]>;
 }
 
+/** Tables that are written here. */
+export type TableName = "raw" | "nat" | "filter";
+
 /** Lines for one table as one transaction. */
-export function transaction(table: "nat" | "filter", lines: readonly string[]): string {
+export function transaction(table: TableName, lines: readonly string[]): string {
   return `*${table}\n${lines.join("\n")}\nCOMMIT\n`;
 }
 
@@ -120,7 +123,7 @@ export async function restore(run: Run, family: Family, text: string): Promise<v
  * One table as it is now; undefined when the family's tool is not installed or has no such table in this kernel, so
  * that nothing of it can be there. Throws {@linkcode TableError} when it cannot be told.
  */
-export async function savedTable(run: Run, family: Family, table: "nat" | "filter"): Promise<SavedTable | undefined> {
+export async function savedTable(run: Run, family: Family, table: TableName): Promise<SavedTable | undefined> {
   try {
     const text = await checked(run, [`${iptablesTool(family)}-save`, "-t", table], { family });
     return parseSave(text).get(table) ?? { chains: new Map() };
