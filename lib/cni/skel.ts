@@ -27,6 +27,8 @@ export interface Request {
   /** Watches every child process: for logs and traces. */
   readonly hooks?: RunHooks;
   readonly explain?: Explainer;
+  /** Also take built-in plugins that CNI_PATH does not lead to: an operator's command before anything is installed. */
+  readonly builtin?: boolean;
   /** Only ask which addresses the attachment holds, see {@linkcode Plugin.held}. */
   readonly held?: boolean;
 }
@@ -339,10 +341,20 @@ function validAttachments(config: JsonObject): Attachment[] | undefined {
   });
 }
 
+async function locate(type: string, request: Request): Promise<{ file: string; plugin: Plugin | undefined }> {
+  try {
+    const file = findPlugin(type, (request.env["CNI_PATH"] ?? "").split(":"));
+    return { file, plugin: isOurselves(file) ? await request.registry(type) : undefined };
+  } catch (error) {
+    const plugin = request.builtin ? await request.registry(type) : undefined;
+    if (plugin) return { file: "", plugin };
+    throw error;
+  }
+}
+
 async function delegate(type: string, request: Request, version: string): Promise<DelegateAnswer> {
   const { env } = request;
-  const file = findPlugin(type, (env["CNI_PATH"] ?? "").split(":"));
-  const plugin = isOurselves(file) ? await request.registry(type) : undefined;
+  const { file, plugin } = await locate(type, request);
   if (plugin) {
     const { printable, released, held } = await callPlugin(plugin, request);
     // Through the wire's layout and back, so that nothing gets across that a program could not have handed over.

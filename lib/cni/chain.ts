@@ -1,0 +1,506 @@
+/**
+ * Networks carried out: the members of a list one after the other, each in this process when it is cnibox itself, else
+ * as a program. Order, injection, cache and texts are those of the reference library; a failed ADD is undone.
+ */
+import { inNetns, type RunHooks, systemRun } from "../kernel/run.ts";
+import type { Explainer } from "../kernel/plan.ts";
+import { type Member, type NetworkList, requestOf } from "./conflist.ts";
+import { findPlugin, isOurselves, runForeign } from "./delegate.ts";
+import { CniError, code, goQuote, toCniError } from "./error.ts";
+import type { Plugin, Verb } from "./plugin.ts";
+import {
+  type Attached,
+  type Cached,
+  cachedResult,
+  cachePath,
+  listAttachments,
+  printed,
+  removeCache,
+  writeCache,
+} from "./result_cache.ts";
+import { callPlugin, checkIfName, type Interruption, isName, type Registry } from "./skel.ts";
+import { netnsState } from "../kernel/netns.ts";
+import { type Attachment, type JsonObject, NEWEST, type Result } from "./types.ts";
+import { atLeast, isKnownVersion, parseResult } from "./version.ts";
+
+/** One call of one member, when it is over. */
+export interface MemberCall {
+  readonly verb: Verb;
+  readonly type: string;
+  /** Place in the list, from 0. */
+  readonly index: number;
+  /** File of the plugin; "" when it is built in and not installed. */
+  readonly file: string;
+  readonly inProcess: boolean;
+  readonly ms: number;
+  readonly error?: CniError;
+}
+
+/** What every operation on a network needs. */
+export interface Runtime {
+  /** Folders with plugins. */
+  readonly path: readonly string[];
+  /** Folder of the result cache. */
+  readonly cache: string;
+  readonly registry: Registry;
+  /** Also take built-in plugins that no folder of `path` holds. */
+  readonly builtin: boolean;
+  /** What plugins find in their environment besides the protocol's variables. */
+  readonly env: Readonly<Record<string, string>>;
+  /** How long a foreign plugin may take, in milliseconds. */
+  readonly limitMs?: number | undefined;
+  readonly interruption?: Interruption | undefined;
+  readonly hooks?: RunHooks | undefined;
+  readonly explain?: Explainer | undefined;
+  /** A note for the operator. */
+  readonly warn: (type: string, note: string) => void;
+  /** What a foreign plugin wrote on standard error and still succeeded. */
+  readonly stderr: (text: string) => void;
+  readonly after?: ((call: MemberCall) => void) | undefined;
+}
+
+/** What ADD of a network gave. */
+export interface NetworkResult {
+  /** In the layout and version in which the last plugin printed it. */
+  readonly printable: JsonObject;
+  readonly version: string;
+  /** The same in the newest layout. */
+  readonly result: Result;
+}
+
+/** A member of a list failed. `code` and `details` are the plugin's. */
+export class MemberError extends CniError {
+  constructor(
+    readonly list: NetworkList,
+    readonly index: number,
+    readonly doing: "add" | "delete" | "check" | "status",
+    readonly plugin: CniError,
+    /** What came of undoing an ADD, in sentences. */
+    readonly undone: readonly string[] = [],
+  ) {
+    const member = list.plugins[index];
+    const place = `plugin ${index + 1} of ${list.plugins.length} of network ${goQuote(list.name)}`;
+    const described = `plugin type=${goQuote(member?.type ?? "")}` +
+      (member?.name ? ` name=${goQuote(member.name)}` : "");
+    const details = [plugin.details, place, ...undone].filter((part) => part !== "").join("; ");
+    // CHECK and STATUS hand the plugin's error on unwrapped.
+    const bare = doing === "check" || doing === "status";
+    super(plugin.code, bare ? plugin.msg : `${described} failed (${doing}): ${plugin.msg}`, details);
+  }
+}
+
+type Located = { readonly file: string; readonly own: Plugin | undefined };
+
+/** Where a member's plugin is: a file of CNI_PATH, and the plugin object when that file is this very binary. */
+async function locate(type: string, runtime: Runtime): Promise<Located> {
+  try {
+    const file = findPlugin(type, runtime.path);
+    return { file, own: isOurselves(file) ? await runtime.registry(type) : undefined };
+  } catch (error) {
+    const own = runtime.builtin ? await runtime.registry(type) : undefined;
+    if (own) return { file: "", own };
+    throw error;
+  }
+}
+
+/** Finds every plugin of a list before anything is touched. */
+async function locateAll(list: NetworkList, runtime: Runtime, doing: MemberError["doing"]): Promise<Located[]> {
+  const located: Located[] = [];
+  for (const [index, member] of list.plugins.entries()) {
+    try {
+      located.push(await locate(member.type, runtime));
+    } catch (error) {
+      throw new MemberError(list, index, doing, toCniError(error));
+    }
+  }
+  return located;
+}
+
+interface Step {
+  readonly verb: Verb;
+  readonly list: NetworkList;
+  readonly index: number;
+  readonly where: Located;
+  readonly attached: Attached | undefined;
+  readonly stdin: Uint8Array;
+}
+
+/** Calls one member, here or as a program. Throws a {@linkcode CniError}. */
+async function callMember(step: Step, runtime: Runtime): Promise<NetworkResult | undefined> {
+  const { verb, list, index, where, attached, stdin } = step;
+  const member = list.plugins[index] as Member;
+  const env = {
+    ...runtime.env,
+    CNI_COMMAND: verb,
+    CNI_CONTAINERID: attached?.containerId ?? "",
+    CNI_NETNS: attached?.netns ?? "",
+    CNI_ARGS: (attached?.args ?? []).map(([key, value]) => `${key}=${value}`).join(";"),
+    CNI_IFNAME: attached?.ifName ?? "",
+    CNI_PATH: runtime.path.join(":"),
+  };
+  const started = performance.now();
+  let error: CniError | undefined;
+  try {
+    return where.own ? await callHere(where.own, env, stdin, list, runtime) : await callProgram();
+  } catch (thrown) {
+    error = toCniError(thrown);
+    throw error;
+  } finally {
+    runtime.after?.({
+      verb,
+      type: member.type,
+      index,
+      file: where.file,
+      inProcess: where.own !== undefined,
+      ms: performance.now() - started,
+      ...(error && { error }),
+    });
+  }
+
+  async function callProgram(): Promise<NetworkResult | undefined> {
+    if (runtime.explain) {
+      runtime.explain.note(
+        "host",
+        `CNI_COMMAND=${verb} ${where.file} < CONFIGURATION`,
+        `${member.type} is another program: what it does is not known here`,
+      );
+      return verb === "ADD" ? { printable: {}, version: list.version, result: {} } : undefined;
+    }
+    if (runtime.interruption?.requested && !runtime.interruption.undoing) throw interrupted(runtime.interruption);
+    const answer = await runForeign(where.file, {
+      verb,
+      env,
+      stdin,
+      version: list.version,
+      ...(runtime.limitMs !== undefined && { limitMs: runtime.limitMs }),
+    });
+    if (answer.stderr !== "") runtime.stderr(answer.stderr);
+    if (!answer.result) return undefined;
+    const version = answer.result.cniVersion ?? list.version;
+    return { result: answer.result, version, printable: printed(JSON.parse(answer.stdout) ?? {}, version, version) };
+  }
+}
+
+function interrupted({ requested }: Interruption): CniError {
+  return new CniError(code.tryAgain, `interrupted by ${requested}`, "nothing more was started");
+}
+
+async function callHere(
+  plugin: Plugin,
+  env: Readonly<Record<string, string>>,
+  stdin: Uint8Array,
+  list: NetworkList,
+  runtime: Runtime,
+): Promise<NetworkResult | undefined> {
+  const { interruption, hooks, explain } = runtime;
+  const answer = await callPlugin(plugin, {
+    env,
+    stdin: () => stdin,
+    registry: runtime.registry,
+    builtin: runtime.builtin,
+    warn: runtime.warn,
+    ...(interruption && { interruption }),
+    ...(hooks && { hooks }),
+    ...(explain && { explain }),
+  });
+  if (!answer.printable) return undefined;
+  const version = list.version === "" ? "0.1.0" : list.version;
+  return { printable: answer.printable, version, result: parseResult(answer.printable, version) };
+}
+
+/** The library's checks of ADD, before any plugin is called. */
+function checkNames(list: NetworkList, { containerId, ifName }: Attached): void {
+  if (containerId === "") throw new CniError(code.unknownContainer, "missing containerID");
+  if (!isName(containerId)) throw new CniError(code.environment, "invalid characters in containerID", containerId);
+  if (list.name === "") throw new CniError(code.config, "missing network name:");
+  if (!isName(list.name)) throw new CniError(code.config, "invalid characters found in network name", list.name);
+  if (ifName === "") throw new CniError(code.environment, "interface name is empty");
+  checkIfName(ifName);
+}
+
+/**
+ * Attaches: every member in order, each with the result of the one before; then the result goes into the cache. When
+ * anything fails, what the members did is taken back by DEL in reverse order and the first failure is thrown.
+ */
+export async function addNetwork(list: NetworkList, attached: Attached, runtime: Runtime): Promise<NetworkResult> {
+  const located = await locateAll(list, runtime, "add");
+  checkNames(list, attached);
+  let last: NetworkResult | undefined;
+  // A first plugin that is a program and finds the interface in its way must not be followed by a DEL that removes it.
+  const mayUndoFirst = located[0]?.own || runtime.explain ? true : !await interfaceExists(attached, runtime);
+  for (const [index, member] of list.plugins.entries()) {
+    const where = located[index] as Located;
+    const stdin = requestOf(list, member, { prevResult: last?.printable, capabilityArgs: attached.capabilityArgs });
+    try {
+      last = await callMember({ verb: "ADD", list, index, where, attached, stdin }, runtime);
+    } catch (error) {
+      // A plugin of ours took back what it did; for a program nobody knows.
+      const from = where.own || (index === 0 && !mayUndoFirst) ? index - 1 : index;
+      const undone = await undoAdd(list, attached, { runtime, located, from, last });
+      throw new MemberError(list, index, "add", toCniError(error), undone);
+    }
+  }
+  const final = last as NetworkResult;
+  if (runtime.explain) {
+    const path = cachePath(runtime.cache, attached);
+    runtime.explain.note("file", path, "runtimes and cnitool find the attachment and its result here");
+    return final;
+  }
+  try {
+    writeCache(runtime.cache, list, attached, final.printable);
+  } catch (error) {
+    const from = list.plugins.length - 1;
+    const undone = await undoAdd(list, attached, { runtime, located, from, last });
+    throw new CniError(
+      code.io,
+      `failed to set network ${goQuote(list.name)} cached result: ${(error as Error).message}`,
+      undone.join("; "),
+    );
+  }
+  return final;
+}
+
+async function interfaceExists({ netns, ifName }: Attached, runtime: Runtime): Promise<boolean> {
+  if (netnsState(netns) !== "netns") return false;
+  const pod = inNetns(systemRun(runtime.hooks ?? {}), netns.includes("/") ? netns : `./${netns}`);
+  try {
+    return (await pod({ argv: ["ip", "link", "show", "dev", ifName] })).code === 0;
+  } catch {
+    return false;
+  }
+}
+
+interface Undoing {
+  readonly runtime: Runtime;
+  readonly located: readonly Located[];
+  /** The last member to be called. */
+  readonly from: number;
+  readonly last: NetworkResult | undefined;
+}
+
+/** DEL of the first members of a list, in reverse; goes on past failures and says what came of it. */
+async function undoAdd(list: NetworkList, attached: Attached, undoing: Undoing): Promise<string[]> {
+  const { runtime, located, from, last } = undoing;
+  if (runtime.explain) return [];
+  const { interruption } = runtime;
+  if (interruption) interruption.undoing = true;
+  const done: string[] = [];
+  const failed: string[] = [];
+  for (let index = from; index >= 0; index--) {
+    const member = list.plugins[index] as Member;
+    const prevResult = atLeast(list.version, "0.4.0") ? last?.printable : undefined;
+    const stdin = requestOf(list, member, { prevResult, capabilityArgs: attached.capabilityArgs });
+    try {
+      await callMember({ verb: "DEL", list, index, where: located[index] as Located, attached, stdin }, runtime);
+      done.push(member.type);
+    } catch (error) {
+      failed.push(`DEL of ${member.type} failed: ${toCniError(error).message}`);
+    }
+  }
+  if (interruption) interruption.undoing = false;
+  return [...(done.length > 0 ? [`undone by DEL of ${done.join(", ")}`] : []), ...failed];
+}
+
+/** What DEL does beside the reference library's way. */
+export interface DelOptions {
+  /** Go on past a member that fails; all failures are reported at the end. */
+  readonly force?: boolean;
+}
+
+/**
+ * Detaches: every member in reverse order with the cached result, then the cache file goes. Stops at the first member
+ * that fails, as the protocol has it: what follows may depend on it, an address must not be given back while rules
+ * still lead to it.
+ */
+export async function delNetwork(
+  list: NetworkList,
+  attached: Attached,
+  runtime: Runtime,
+  { force = false }: DelOptions = {},
+): Promise<void> {
+  const prevResult = resultForDel(list, attached, runtime);
+  const failures: MemberError[] = [];
+  for (let index = list.plugins.length - 1; index >= 0; index--) {
+    const member = list.plugins[index] as Member;
+    try {
+      const where = await locate(member.type, runtime);
+      const stdin = requestOf(list, member, { prevResult, capabilityArgs: attached.capabilityArgs });
+      await callMember({ verb: "DEL", list, index, where, attached, stdin }, runtime);
+    } catch (error) {
+      const failure = new MemberError(list, index, "delete", toCniError(error));
+      if (!force) throw failure;
+      failures.push(failure);
+    }
+  }
+  const [first, ...others] = failures;
+  if (first) {
+    if (others.length === 0) throw first;
+    throw new CniError(first.code, first.msg, [first.details, ...others.map((one) => one.message)].join("\n"));
+  }
+  if (runtime.explain) {
+    runtime.explain.note("file", `rm -f ${cachePath(runtime.cache, attached)}`, "the attachment is no more");
+  } else removeCache(runtime.cache, attached);
+}
+
+function resultForDel(list: NetworkList, attached: Attached, runtime: Runtime): JsonObject | undefined {
+  if (!atLeast(list.version, "0.4.0")) return undefined;
+  try {
+    return cachedResult(runtime.cache, attached, list.version);
+  } catch (error) {
+    runtime.warn("cache", `${cachePath(runtime.cache, attached)} cannot be used: ${(error as Error).message}`);
+    if (!runtime.explain) removeCache(runtime.cache, attached);
+    return undefined;
+  }
+}
+
+/** Looks whether an attachment is as it should be; throws the first complaint. */
+export async function checkNetwork(list: NetworkList, attached: Attached, runtime: Runtime): Promise<void> {
+  if (!atLeast(list.version, "0.4.0")) {
+    throw new CniError(
+      code.incompatibleVersion,
+      `configuration version ${goQuote(list.version)} does not support the CHECK command`,
+      'set "cniVersion" to 0.4.0 or later',
+    );
+  }
+  if (list.disableCheck) return;
+  let prevResult: JsonObject | undefined;
+  try {
+    prevResult = cachedResult(runtime.cache, attached, list.version);
+  } catch (error) {
+    const text = `failed to get network ${goQuote(list.name)} cached result: ${(error as Error).message}`;
+    throw new CniError(code.internal, text, cachePath(runtime.cache, attached));
+  }
+  for (const [index, member] of list.plugins.entries()) {
+    try {
+      const where = await locate(member.type, runtime);
+      const stdin = requestOf(list, member, { prevResult, capabilityArgs: attached.capabilityArgs });
+      await callMember({ verb: "CHECK", list, index, where, attached, stdin }, runtime);
+    } catch (error) {
+      throw new MemberError(list, index, "check", toCniError(error));
+    }
+  }
+}
+
+/** Asks every member whether the next ADD can work; below version 1.1.0 nobody is asked. */
+export async function statusNetwork(list: NetworkList, runtime: Runtime): Promise<void> {
+  if (!atLeast(list.version, "1.1.0")) return;
+  for (const [index, member] of list.plugins.entries()) {
+    try {
+      const where = await locate(member.type, runtime);
+      const stdin = requestOf(list, member);
+      await callMember({ verb: "STATUS", list, index, where, attached: undefined, stdin }, runtime);
+    } catch (error) {
+      throw new MemberError(list, index, "status", toCniError(error));
+    }
+  }
+}
+
+/** Attachments of a network that are on disk and not in `valid`. */
+export function staleAttachments(
+  list: NetworkList,
+  cache: string,
+  valid: readonly Attachment[] | undefined,
+): Cached[] {
+  const keep = new Set((valid ?? []).map(({ containerID, ifname }) => `${containerID}/${ifname}`));
+  return listAttachments(cache).filter((one) =>
+    one.network === list.name && !keep.has(`${one.containerId}/${one.ifName}`)
+  );
+}
+
+/**
+ * Collects garbage: DEL of every cached attachment that is not valid, then GC of every member. Without `valid`, every
+ * attachment is stale, and members are not told which are valid. Goes on past failures; all of them are thrown as one.
+ */
+export async function gcNetwork(
+  list: NetworkList,
+  runtime: Runtime,
+  valid?: readonly Attachment[],
+): Promise<{ readonly deleted: readonly Cached[] }> {
+  if (list.disableGC) return { deleted: [] };
+  const errors: CniError[] = [];
+  const deleted: Cached[] = [];
+  for (const stale of staleAttachments(list, runtime.cache, valid)) {
+    try {
+      await delNetwork(list, stale, runtime);
+      deleted.push(stale);
+    } catch (error) {
+      const failure = toCniError(error);
+      const text = `failed to delete stale attachment ${stale.containerId} ${stale.ifName}: ${failure.msg}`;
+      errors.push(new CniError(failure.code, text, failure.details));
+    }
+  }
+  if (atLeast(list.version, "1.1.0")) {
+    for (const [index, member] of list.plugins.entries()) {
+      try {
+        const where = await locate(member.type, runtime);
+        const stdin = requestOf(list, member, { valid });
+        await callMember({ verb: "GC", list, index, where, attached: undefined, stdin }, runtime);
+      } catch (error) {
+        const failure = toCniError(error);
+        errors.push(new CniError(failure.code, `failed to GC plugin ${member.type}: ${failure.msg}`, failure.details));
+      }
+    }
+  }
+  const [first] = errors;
+  if (first) throw errors.length === 1 ? first : new CniError(first.code, errors.map((one) => one.message).join("\n"));
+  return { deleted };
+}
+
+/** Versions that a plugin says it speaks: the library's VERSION probe. */
+export async function probeVersions(type: string, runtime: Runtime): Promise<readonly string[]> {
+  const { file, own } = await locate(type, runtime);
+  if (own) return own.versions;
+  const dummy = "dummy";
+  const env = {
+    ...runtime.env,
+    CNI_NETNS: dummy,
+    CNI_IFNAME: dummy,
+    CNI_PATH: dummy,
+    CNI_CONTAINERID: "",
+    CNI_ARGS: "",
+  };
+  const stdin = new TextEncoder().encode(`{"cniVersion":"${NEWEST}"}`);
+  let stdout: string;
+  try {
+    ({ stdout } = await runForeign(file, {
+      verb: "VERSION",
+      env,
+      stdin,
+      version: "",
+      limitMs: runtime.limitMs ?? 10_000,
+    }));
+  } catch (error) {
+    if (error instanceof CniError && error.msg === "unknown CNI_COMMAND: VERSION") return ["0.1.0"];
+    throw error;
+  }
+  let answer: { cniVersion?: unknown; supportedVersions?: unknown };
+  try {
+    answer = JSON.parse(stdout) ?? {};
+  } catch (error) {
+    throw new CniError(code.decode, `decoding version info: ${(error as Error).message}`);
+  }
+  const { cniVersion, supportedVersions } = answer;
+  if (typeof cniVersion !== "string" || cniVersion === "") {
+    throw new CniError(code.decode, "decoding version info: missing field cniVersion");
+  }
+  if (Array.isArray(supportedVersions) && supportedVersions.length > 0) return supportedVersions.map(String);
+  if (cniVersion === "0.2.0") return ["0.1.0", "0.2.0"];
+  throw new CniError(code.decode, "decoding version info: missing field supportedVersions");
+}
+
+/** Does every plugin of a list speak its version? Returns the complaints, in the reference library's words. */
+export async function checkVersions(list: NetworkList, runtime: Runtime): Promise<string[]> {
+  const wanted = list.version === "" ? "0.1.0" : list.version;
+  const complaints: string[] = [];
+  if (!isKnownVersion(wanted)) complaints.push(`unsupported cniVersion ${goQuote(wanted)}`);
+  for (const { type } of list.plugins) {
+    try {
+      if (!(await probeVersions(type, runtime)).includes(wanted)) {
+        complaints.push(`plugin ${type} does not support config version ${goQuote(wanted)}`);
+      }
+    } catch (error) {
+      complaints.push(toCniError(error).message);
+    }
+  }
+  return complaints;
+}

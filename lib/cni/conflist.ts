@@ -1,0 +1,401 @@
+/**
+ * Network configuration as a runtime sees it: lists and single configurations, loaded from a folder with the reference
+ * library's rules and words, and the request that each member of a list is sent.
+ */
+import { isObject, lookup } from "./decode.ts";
+import { CniError, goQuote } from "./error.ts";
+import type { Attachment, JsonObject } from "./types.ts";
+import { NEWEST } from "./types.ts";
+import { goJson, readDns, versionParts } from "./version.ts";
+
+/** One plugin of a list. */
+export interface Member {
+  /** CNI type: the name of the plugin's file. */
+  readonly type: string;
+  /** The member's own `name`, which no plugin sees, but error texts do; "" when it has none. */
+  readonly name: string;
+  /** Capabilities that are declared and switched on. */
+  readonly capabilities: readonly string[];
+  /** The object as written. */
+  readonly config: JsonObject;
+  /** The file it came from, where that is not the list's own. */
+  readonly file?: string;
+}
+
+/** A network: what is attached to, plugin by plugin. */
+export interface NetworkList {
+  readonly name: string;
+  /** The version that is spoken: the highest of `cniVersions` and `cniVersion`; "" means 0.1.0. */
+  readonly version: string;
+  readonly disableCheck: boolean;
+  readonly disableGC: boolean;
+  readonly loadOnlyInlinedPlugins: boolean;
+  readonly plugins: readonly Member[];
+  /** As loaded: what the result cache keeps. */
+  readonly bytes: Uint8Array;
+  /** Where it was read; "" when it came from elsewhere. */
+  readonly file: string;
+  /** A file of one plugin without a list around it. */
+  readonly single: boolean;
+}
+
+/** A configuration that cannot be used; `file` is "" when the text came from elsewhere. The message is the reference's. */
+export class ConfigError extends Error {
+  override readonly name = "ConfigError";
+  constructor(message: string, readonly file = "") {
+    super(message);
+  }
+}
+
+/** No network of that name; `known` are those that there are. */
+export class UnknownNetwork extends ConfigError {
+  constructor(message: string, readonly folder: string, readonly known: readonly string[]) {
+    super(message);
+  }
+}
+
+const LIST = "error parsing configuration list: ";
+const SINGLE = "error parsing configuration: ";
+const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+
+/** Name of a value's type in the reference's messages. */
+function goType(value: unknown): string {
+  if (value === null) return "<nil>";
+  if (Array.isArray(value)) return "[]interface {}";
+  if (typeof value === "object") return "map[string]interface {}";
+  if (typeof value === "number") return "float64";
+  return typeof value === "boolean" ? "bool" : "string";
+}
+
+function parseJson(bytes: Uint8Array, doing: string): unknown {
+  try {
+    return JSON.parse(decoder.decode(bytes));
+  } catch (error) {
+    const words = (error as Error).message;
+    const reason = /end of JSON input|Unterminated/.test(words) ? `unexpected end of JSON input` : words;
+    throw new ConfigError(`${doing}${reason}`);
+  }
+}
+
+function kindOf(value: unknown): string {
+  if (Array.isArray(value)) return "array";
+  return typeof value === "boolean" ? "bool" : typeof value;
+}
+
+/** Reads a list from its text; members of a sibling folder are not looked for. Throws {@linkcode ConfigError}. */
+export function parseList(bytes: Uint8Array, file = ""): NetworkList {
+  const source = parseJson(bytes, LIST) ?? {};
+  if (!isObject(source)) {
+    throw new ConfigError(
+      `${LIST}json: cannot unmarshal ${kindOf(source)} into Go value of type map[string]interface {}`,
+    );
+  }
+  if (!("name" in source)) throw new ConfigError(`${LIST}no name`);
+  const { name } = source;
+  if (typeof name !== "string") throw new ConfigError(`${LIST}invalid name type ${goType(name)}`);
+  const version = chosenVersion(source);
+  const disableCheck = listFlag(source, "disableCheck");
+  const disableGC = listFlag(source, "disableGC");
+  const loadOnlyInlinedPlugins = listFlag(source, "loadOnlyInlinedPlugins");
+  const list = { name, version, disableCheck, disableGC, loadOnlyInlinedPlugins, bytes, file, single: false };
+  if (!("plugins" in source)) {
+    if (loadOnlyInlinedPlugins) {
+      throw new ConfigError(`${LIST}\`loadOnlyInlinedPlugins\` is true, and no 'plugins' key`);
+    }
+    return { ...list, plugins: [] };
+  }
+  const { plugins } = source;
+  if (!Array.isArray(plugins)) throw new ConfigError(`${LIST}invalid 'plugins' type ${goType(plugins)}`);
+  if (plugins.length === 0) throw new ConfigError(`${LIST}no plugins in list`);
+  return {
+    ...list,
+    plugins: plugins.map((plugin, index) => {
+      try {
+        return memberOf(plugin);
+      } catch (error) {
+        throw new ConfigError(`failed to parse plugin config ${index}: ${(error as Error).message}`);
+      }
+    }),
+  };
+}
+
+function chosenVersion(source: JsonObject): string {
+  const version = "cniVersion" in source ? source["cniVersion"] : "";
+  if (typeof version !== "string") throw new ConfigError(`${LIST}invalid cniVersion type ${goType(version)}`);
+  if (!("cniVersions" in source)) return version;
+  const given = source["cniVersions"];
+  if (!Array.isArray(given)) throw new ConfigError(`${LIST}invalid type for cniVersions: []interface {}`);
+  const candidates: string[] = [];
+  given.forEach((one, index) => {
+    if (typeof one !== "string") {
+      throw new ConfigError(`${LIST}invalid type for cniVersions index ${index}: ${goType(one)}`);
+    }
+    if (!isNewerThan(one, NEWEST, `invalid cniVersions entry ${one} at index ${index}`)) candidates.push(one);
+  });
+  if (version !== "" && !isNewerThan(version, NEWEST, `invalid cniVersion ${version}`)) candidates.push(version);
+  let highest: string | undefined;
+  for (const one of candidates) if (highest === undefined || !isNewerThan(highest, one, "")) highest = one;
+  return highest ?? version;
+}
+
+function isNewerThan(version: string, other: string, doing: string): boolean {
+  try {
+    const [a, b] = [versionParts(version), versionParts(other)];
+    for (let i = 0; i < 3; i++) if (a[i] !== b[i]) return (a[i] ?? 0) > (b[i] ?? 0);
+    return false;
+  } catch (error) {
+    throw new ConfigError(`${LIST}${doing}: ${error instanceof CniError ? error.msg : (error as Error).message}`);
+  }
+}
+
+function listFlag(source: JsonObject, key: string): boolean {
+  if (!(key in source)) return false;
+  const value = source[key];
+  if (typeof value === "boolean") return value;
+  if (typeof value !== "string") throw new ConfigError(`${LIST}invalid type ${goType(value)} for ${key}`);
+  const word = value.toLowerCase();
+  if (word !== "true" && word !== "false") {
+    throw new ConfigError(`${LIST}invalid value ${goQuote(word)} for ${key}`);
+  }
+  return word === "true";
+}
+
+/** Reads the parts of a member that the runtime looks at, with the types that the reference demands. */
+function memberOf(source: unknown, file?: string): Member {
+  const config = source ?? {};
+  if (!isObject(config)) {
+    throw new ConfigError(`${SINGLE}json: cannot unmarshal ${kindOf(config)} into Go value of type types.PluginConf`);
+  }
+  const type = textOf(config, "type");
+  textOf(config, "cniVersion");
+  const name = textOf(config, "name");
+  const ipam = recordOf(config, "ipam", "types.IPAM");
+  if (ipam) textOf(ipam, "type", "ipam.type");
+  recordOf(config, "prevResult", "map[string]interface {}");
+  const declared = recordOf(config, "capabilities", "map[string]bool") ?? {};
+  const capabilities: string[] = [];
+  for (const [key, value] of Object.entries(declared)) {
+    if (value !== null && typeof value !== "boolean") throw wrongType(value, "capabilities", "bool");
+    if (value === true) capabilities.push(key);
+  }
+  try {
+    readDns(lookup(config, "dns"));
+  } catch (error) {
+    throw new ConfigError(`${SINGLE}${(error as Error).message}`);
+  }
+  if (type === "") throw new ConfigError(`${SINGLE}missing 'type'`);
+  return { type, name, capabilities, config, ...(file !== undefined && { file }) };
+}
+
+function wrongType(value: unknown, path: string, wanted: string): ConfigError {
+  return new ConfigError(
+    `${SINGLE}json: cannot unmarshal ${kindOf(value)} into Go struct field PluginConf.${path} of type ${wanted}`,
+  );
+}
+
+function textOf(source: JsonObject, key: string, path = key): string {
+  const value = lookup(source, key) ?? "";
+  if (typeof value !== "string") throw wrongType(value, path, "string");
+  return value;
+}
+
+function recordOf(source: JsonObject, key: string, wanted: string): JsonObject | undefined {
+  const value = lookup(source, key) ?? undefined;
+  if (value !== undefined && !isObject(value)) throw wrongType(value, key, wanted);
+  return value;
+}
+
+/** Reads a file of one plugin; members of a sibling folder are such files too. */
+export function parseMember(bytes: Uint8Array, file?: string): Member {
+  return memberOf(parseJson(bytes, SINGLE), file);
+}
+
+/** A list around a single plugin's configuration, as the reference library makes one. */
+export function listOfSingle(bytes: Uint8Array, file = ""): NetworkList {
+  const member = parseMember(bytes);
+  const wrapped = {
+    cniVersion: textOf(member.config, "cniVersion"),
+    name: member.name,
+    plugins: [member.config],
+  };
+  return { ...parseList(new TextEncoder().encode(sortedJson(wrapped)), file), single: true };
+}
+
+/** Files of a folder with one of these extensions (`.conflist`), sorted by name; none when there is no such folder. */
+export function configFiles(folder: string, extensions: readonly string[]): string[] {
+  let entries: Deno.DirEntry[];
+  try {
+    entries = [...Deno.readDirSync(folder)];
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return [];
+    throw new ConfigError(`open ${folder}: ${systemWords(error)}`, folder);
+  }
+  // A symlink counts as a file, whatever it leads to.
+  return entries.filter((entry) => !entry.isDirectory && extensions.includes(extensionOf(entry.name)))
+    .map((entry) => `${folder.replace(/\/+$/, "")}/${entry.name}`)
+    .sort(byBytes);
+}
+
+/** The text from the last dot on; a file named just `.conf` has that extension. */
+export function extensionOf(name: string): string {
+  const at = name.lastIndexOf(".");
+  return at < 0 ? "" : name.slice(at);
+}
+
+function systemWords(error: unknown): string {
+  if (error instanceof Deno.errors.NotFound) return "no such file or directory";
+  if (error instanceof Deno.errors.PermissionDenied) return "permission denied";
+  if (error instanceof Deno.errors.IsADirectory) return "is a directory";
+  return (error as Error).message.replace(/ \(os error .*$/, "").toLowerCase();
+}
+
+function readFile(file: string): Uint8Array {
+  try {
+    return Deno.readFileSync(file);
+  } catch (error) {
+    throw new ConfigError(`error reading ${file}: ${systemWords(error)}`, file);
+  }
+}
+
+/** Reads one file by its extension: `.conflist` is a list, anything else a single plugin's configuration. */
+export function loadFile(file: string): NetworkList {
+  return inFile(file, () => {
+    const bytes = readFile(file);
+    if (extensionOf(file.slice(file.lastIndexOf("/") + 1)) !== ".conflist") return listOfSingle(bytes, file);
+    return withSiblings(parseList(bytes, file), file);
+  });
+}
+
+/** Adds the members that lie in the folder named after the network, beside the list's file. */
+export function withSiblings(list: NetworkList, file: string): NetworkList {
+  const folder = file.includes("/") ? file.slice(0, file.lastIndexOf("/")) : ".";
+  let { plugins } = list;
+  if (!list.loadOnlyInlinedPlugins && list.name !== "") {
+    const others = configFiles(`${folder}/${list.name}`, [".conf"]);
+    plugins = [...plugins, ...others.map((other) => inFile(other, () => parseMember(readFile(other), other)))];
+  }
+  if (plugins.length === 0) throw new ConfigError("no plugin configs found", file);
+  return { ...list, plugins };
+}
+
+function inFile<T>(file: string, work: () => T): T {
+  try {
+    return work();
+  } catch (error) {
+    if (error instanceof ConfigError && error.file === "") throw new ConfigError(error.message, file);
+    throw error;
+  }
+}
+
+/** Extensions of single configurations. */
+const SINGLES = [".conf", ".json"];
+
+/** What a folder holds: usable networks in the order in which they are looked for, and what could not be read. */
+export interface Networks {
+  readonly lists: readonly NetworkList[];
+  readonly broken: readonly ConfigError[];
+}
+
+/** Reads a whole folder, going on past what is broken. */
+export function loadAll(folder: string): Networks {
+  const lists: NetworkList[] = [];
+  const broken: ConfigError[] = [];
+  for (const file of [...configFiles(folder, [".conflist"]), ...configFiles(folder, SINGLES)]) {
+    try {
+      lists.push(loadFile(file));
+    } catch (error) {
+      if (!(error instanceof ConfigError)) throw error;
+      broken.push(error);
+    }
+  }
+  return { lists, broken };
+}
+
+/**
+ * Finds a network by its name: lists first, then single configurations, each in the order of file names. As in the
+ * reference, a file that is broken ends the search, also when it describes another network; with `passOver` it is
+ * reported there and the search goes on.
+ */
+export function loadNetwork(
+  folder: string,
+  name: string,
+  options: { passOver?: (error: ConfigError) => void } = {},
+): NetworkList {
+  const known: string[] = [];
+  const lists = configFiles(folder, [".conflist"]);
+  const singles = () => configFiles(folder, SINGLES);
+  const search = (files: readonly string[]): NetworkList | undefined => {
+    for (const file of files) {
+      try {
+        const list = loadFile(file);
+        if (list.name === name) return list;
+        known.push(list.name);
+      } catch (error) {
+        if (!(error instanceof ConfigError) || !options.passOver) throw error;
+        options.passOver(error);
+      }
+    }
+  };
+  const found = search(lists) ?? search(singles());
+  if (found) return found;
+  const empty = lists.length === 0 && singles().length === 0;
+  const message = empty
+    ? `no net configurations found in ${folder}`
+    : `no net configuration with name "${name}" in ${folder}`;
+  throw new UnknownNetwork(message, folder, known);
+}
+
+/** What is put into a member's request besides its name and version. */
+export interface Injection {
+  /** The previous result, as the plugin that made it printed it. */
+  readonly prevResult?: JsonObject | undefined;
+  /** Everything the caller offers; what the member declares gets through. */
+  readonly capabilityArgs?: JsonObject | undefined;
+  /** For GC: attachments to keep. */
+  readonly valid?: readonly Attachment[] | undefined;
+}
+
+/** The bytes that a member is sent: its object, with name, version and what the call adds, keys sorted. */
+export function requestOf(list: NetworkList, member: Member, injection: Injection = {}): Uint8Array {
+  const { prevResult, capabilityArgs = {}, valid } = injection;
+  const request: JsonObject = { ...member.config, name: list.name, cniVersion: list.version };
+  if (prevResult) request["prevResult"] = new Verbatim(prevResult);
+  const granted = member.capabilities.filter((key) => Object.hasOwn(capabilityArgs, key));
+  if (granted.length > 0) {
+    request["runtimeConfig"] = Object.fromEntries(granted.map((key) => [key, capabilityArgs[key]]));
+  }
+  if (valid) {
+    const kept = valid.map(({ containerID, ifname }) => new Verbatim({ containerID, ifname }));
+    request["cni.dev/valid-attachments"] = kept;
+    // The name of an early draft, which older plugins read.
+    request["cni.dev/attachments"] = kept;
+  }
+  return new TextEncoder().encode(sortedJson(request));
+}
+
+/** An object whose keys keep their order in {@linkcode sortedJson}. */
+class Verbatim {
+  constructor(readonly value: JsonObject) {}
+}
+
+/** Compact JSON with the keys of every object sorted bytewise, as the reference library prints untyped objects. */
+export function sortedJson(value: unknown): string {
+  if (value instanceof Verbatim) return goJson(value.value);
+  if (Array.isArray(value)) return `[${value.map(sortedJson).join(",")}]`;
+  if (!isObject(value)) return goJson(value ?? null);
+  const parts: string[] = [];
+  for (const key of Object.keys(value).sort(byBytes)) {
+    if (value[key] !== undefined) parts.push(`${goJson(key)}:${sortedJson(value[key])}`);
+  }
+  return `{${parts.join(",")}}`;
+}
+
+/** Order of UTF-8 bytes, which is that of code points. */
+export function byBytes(a: string, b: string): number {
+  const [left, right] = [[...a], [...b]];
+  for (let i = 0; i < left.length && i < right.length; i++) {
+    const difference = (left[i]?.codePointAt(0) ?? 0) - (right[i]?.codePointAt(0) ?? 0);
+    if (difference !== 0) return difference;
+  }
+  return left.length - right.length;
+}
