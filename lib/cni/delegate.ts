@@ -2,6 +2,7 @@
  * Running another plugin: in this process when CNI_PATH leads to this very binary, else as a program. Both look the
  * same from outside: same look-up, same input bytes, same environment, same errors.
  */
+import { within } from "../kernel/run.ts";
 import { isObject } from "./decode.ts";
 import { CniError, code, goQuote } from "./error.ts";
 import type { DelegateAnswer, Verb } from "./plugin.ts";
@@ -67,35 +68,36 @@ export async function runForeign(
 ): Promise<DelegateAnswer & { stdout: string; stderr: string }> {
   const decoder = new TextDecoder();
   const limit = call.limitMs ?? FOREIGN_LIMIT_MS;
-  let output: Deno.CommandOutput;
-  let late = false;
+  let output: Deno.CommandOutput | undefined;
   try {
     const child = await spawnPatiently(file, call);
-    const timer = setTimeout(() => {
-      late = true;
-      child.kill("SIGKILL");
-    }, limit);
-    const done = child.output();
-    const writer = child.stdin.getWriter();
-    await writer.write(call.stdin).catch(() => {});
-    await writer.close().catch(() => {});
-    output = await done;
-    clearTimeout(timer);
+    output = await within(
+      limit,
+      Promise.all([child.output(), feed(child, call.stdin)]).then(([output]) => output),
+      () => child.kill("SIGKILL"),
+    );
   } catch (error) {
     throw new CniError(code.unknown, `netplugin failed with no error message: ${startFailure(file, error)}`);
   }
-  const stdout = decoder.decode(output.stdout);
-  const stderr = decoder.decode(output.stderr);
-  if (late) {
+  if (!output) {
     throw new CniError(
       code.tryAgain,
       `plugin ${file} did not answer ${call.verb} within ${limit / 1000} s`,
-      stderr.slice(-500),
+      "it was killed; DEL of this container cleans up",
     );
   }
+  const stdout = decoder.decode(output.stdout);
+  const stderr = decoder.decode(output.stderr);
   if (!output.success) throw foreignError(output, stdout, stderr);
   if (call.verb !== "ADD") return { stdout, stderr };
   return { result: parseResult(readAnswer(stdout), call.version), stdout, stderr };
+}
+
+/** A plugin may end without reading what it was given. */
+async function feed(child: Deno.ChildProcess, stdin: Uint8Array): Promise<void> {
+  const writer = child.stdin.getWriter();
+  await writer.write(stdin).catch(() => {});
+  await writer.close().catch(() => {});
 }
 
 /** "Text file busy" passes by itself while somebody replaces the file: 5 further tries, a second apart. */

@@ -131,21 +131,33 @@ async function start(command: Command): Promise<Output> {
       stderr: "piped",
     }).spawn();
     const limit = command.limitMs ?? DEFAULT_LIMIT_MS;
-    let late = false;
-    const timer = setTimeout(() => {
-      late = true;
-      kill(child);
-    }, limit);
-    const done = child.output();
-    if (input) await feed(child, input);
-    const { code, signal, stdout, stderr } = await done;
-    clearTimeout(timer);
-    const output = { code, signal, stdout: decoder.decode(stdout), stderr: decoder.decode(stderr) };
-    return late
-      ? { ...output, code: -1, signal: null, stderr: `${tool} did not end within ${limit / 1000} s` }
-      : output;
+    const work = Promise.all([child.output(), input && feed(child, input)]);
+    const ended = await within(limit, work, () => kill(child));
+    if (!ended) return { code: -1, signal: null, stdout: "", stderr: `${tool} did not end within ${limit / 1000} s` };
+    const { code, signal, stdout, stderr } = ended[0];
+    return { code, signal, stdout: decoder.decode(stdout), stderr: decoder.decode(stderr) };
   } catch (error) {
     return { code: -1, signal: null, stdout: "", stderr: `cannot run ${path}: ${(error as Error).message}` };
+  }
+}
+
+/**
+ * What `work` gives, or undefined after `limitMs` milliseconds, when `late` was called. Nothing is waited for after that: a killed child's
+ * own children may keep its output open for ever.
+ */
+export async function within<T>(limitMs: number, work: Promise<T>, late: () => void): Promise<T | undefined> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const alarm = new Promise<undefined>((resolve) => {
+    timer = setTimeout(() => resolve(undefined), limitMs);
+  });
+  try {
+    const first = await Promise.race([work.then((value) => ({ value })), alarm]);
+    if (first) return first.value;
+    late();
+    work.catch(() => {});
+    return undefined;
+  } finally {
+    clearTimeout(timer);
   }
 }
 
