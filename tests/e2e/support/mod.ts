@@ -1,0 +1,8 @@
+/** Everything that an integration test needs; docs/testing.md shows how. */
+export * from "./node.ts";
+export * from "./plugins.ts";
+export * from "./needs.ts";
+export * from "./snapshot.ts";
+export * from "./test.ts";
+export * from "./trace.ts";
+export * from "./traffic.ts";

@@ -1,0 +1,121 @@
+/** What a test needs of the machine, and what this one has. */
+import { referenceDir } from "./bin.ts";
+
+/**
+ * "root"; "reference" (the reference plugins); "tool:NAME" (an executable on PATH); else a kernel feature:
+ * a link type (bridge veth vlan dummy ipvlan vrf macvlan macvtap vxlan ifb tun), "vlan_filtering", "nf_tables" (nft with NAT),
+ * "nf_tables_bridge" (nft in the bridge family), "iptables", "ip6tables" (with NAT), "tbf", "ingress", "ipset", "overlay".
+ */
+export type Need = "root" | "reference" | KernelFeature | `tool:${string}`;
+
+export const kernelFeatures = [
+  ...["bridge", "veth", "vlan", "dummy", "ipvlan", "vrf", "macvlan", "macvtap", "vxlan", "ifb", "tun"] as const,
+  ...["vlan_filtering", "nf_tables", "nf_tables_bridge", "iptables", "ip6tables", "tbf", "ingress", "ipset"] as const,
+] as const;
+
+export type KernelFeature = typeof kernelFeatures[number];
+
+const root = Deno.uid() === 0;
+
+/** True inside the kernel of `deno task test:vm`. */
+export const inVm = Deno.env.get("CNIBOX_E2E_VM") === "1";
+
+/** Which of the needs this machine does not meet, each in words. */
+export function unmet(needs: readonly Need[]): string[] {
+  const missing: string[] = [];
+  for (const need of new Set<Need>(["root", ...needs])) {
+    if (need === "root") {
+      if (!root) missing.push("needs root");
+    } else if (!root) {
+      continue; // nothing else can be found out
+    } else if (need === "reference") {
+      if (referenceDir() === undefined) missing.push("no reference plugins: run tests/support/reference.sh");
+    } else if (need.startsWith("tool:")) {
+      if (!hasTool(need.slice(5))) missing.push(`no ${need.slice(5)}: run tests/support/packages.sh`);
+    } else if (!features().has(need as KernelFeature)) {
+      missing.push(`this kernel has no ${need}${inVm ? "" : " (test:vm has)"}`);
+    }
+  }
+  return missing;
+}
+
+/**
+ * True when the test is not for this run: in the VM only those run that the machine's own kernel cannot, unless all are
+ * asked for.
+ */
+export function notForThisKernel(needs: readonly Need[]): boolean {
+  const host = Deno.env.get("CNIBOX_E2E_HOST_FEATURES");
+  if (!inVm || host === undefined) return false;
+  const known = new Set(host.split(","));
+  return !needs.some((need) => isKernelFeature(need) && !known.has(need));
+}
+
+function isKernelFeature(need: string): need is KernelFeature {
+  return (kernelFeatures as readonly string[]).includes(need);
+}
+
+const tools = new Map<string, boolean>();
+
+/** Whether an executable is on PATH or in one of the system's folders. */
+export function hasTool(name: string): boolean {
+  const known = tools.get(name);
+  if (known !== undefined) return known;
+  const folders = new Set([...(Deno.env.get("PATH") ?? "").split(":"), "/usr/sbin", "/usr/bin", "/sbin", "/bin"]);
+  const found = [...folders].some((folder) => {
+    try {
+      return Deno.statSync(`${folder}/${name}`).isFile;
+    } catch {
+      return false;
+    }
+  });
+  tools.set(name, found);
+  return found;
+}
+
+// Tries everything in a namespace of its own; what stays is what the kernel has. Each line may fail.
+const probe = `
+ip -force -batch - >/dev/null 2>&1 <<'END'
+link add veth type veth peer name vethp
+link add bridge type bridge
+link add vlanfilt type bridge vlan_filtering 1
+link add dummy type dummy
+link add vlan link veth type vlan id 7
+link add ipvlan link veth type ipvlan
+link add name vrf type vrf table 99
+link add macvlan link vethp type macvlan
+link add macvtap link vethp type macvtap
+link add vxlan type vxlan id 7 dstport 4789
+link add ifb type ifb
+tuntap add dev tun mode tap
+END
+ip -o link show | sed -n 's/^[0-9]*: \\([a-z]*\\)[@:].*/\\1/p' | grep -v -e '^lo$' -e '^vlanfilt$'
+[ "$(cat /sys/class/net/vlanfilt/bridge/vlan_filtering 2>/dev/null)" != 1 ] || echo vlan_filtering
+try() { name=$1; shift; ! "$@" >/dev/null 2>&1 || echo "$name"; }
+try nf_tables nft 'table inet x { chain y { type nat hook postrouting priority 100; oifname "z" masquerade; }; }'
+try nf_tables_bridge nft 'table bridge x { chain y { type filter hook prerouting priority -300; ether saddr 02:00:00:00:00:01 drop; }; }'
+try iptables iptables -w -t nat -A POSTROUTING -m comment --comment x -j MASQUERADE
+try ip6tables ip6tables -w -t nat -A POSTROUTING -m comment --comment x -j MASQUERADE
+try tbf tc qdisc add dev veth root tbf rate 1mbit burst 10kb latency 25ms
+try ingress tc qdisc add dev veth ingress
+try ipset ipset create x hash:ip
+`;
+
+let known: Set<KernelFeature> | undefined;
+
+/** The kernel features of this machine, found by trying them in a throw-away namespace, once per run. */
+export function features(): Set<KernelFeature> {
+  if (known) return known;
+  const kept = Deno.env.get("CNIBOX_E2E_FEATURES");
+  const text = kept ?? tryAll();
+  Deno.env.set("CNIBOX_E2E_FEATURES", text);
+  return known = new Set(text.split(",").filter(isKernelFeature));
+}
+
+function tryAll(): string {
+  const script = `mount -t sysfs sysfs /sys\n${probe}`;
+  const { stdout } = new Deno.Command("unshare", {
+    args: ["--net", "--mount", "--propagation", "private", "--", "sh", "-c", script],
+    stderr: "null",
+  }).outputSync();
+  return new TextDecoder().decode(stdout).trim().split("\n").join(",");
+}
