@@ -97,9 +97,10 @@ async function build(args: string[]): Promise<void> {
   const { values } = parseArgs({ args, options: { main: { type: "string" }, output: { type: "string" } } });
   const main = resolve(values.main ?? join(ROOT, "main.ts"));
   const output = resolve(values.output ?? join(ROOT, "dist", "cnibox"));
-  await Deno.mkdir(CACHE, { recursive: true });
-  await sweep(CACHE);
-  await sweep(dirname(output));
+  for (const folder of [CACHE, dirname(output)]) {
+    await Deno.mkdir(folder, { recursive: true });
+    await sweep(folder);
+  }
   const work = await Deno.makeTempDir({ dir: CACHE, prefix: WORK_PREFIX });
   // Beside the target, so that the last step is a rename: a running dist/cnibox is never written to. A folder, because
   // the program goes by the name it is called by.
