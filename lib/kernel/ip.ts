@@ -12,6 +12,8 @@ export interface Link {
   readonly min_mtu?: number;
   readonly max_mtu?: number;
   readonly operstate: string;
+  /** Kind of the root qdisc. */
+  readonly qdisc?: string;
   readonly address?: string;
   readonly permaddr?: string;
   readonly master?: string;

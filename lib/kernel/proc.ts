@@ -49,6 +49,28 @@ export function listKernelFolder(path: string): string[] {
   }
 }
 
+/** Names of all links of this process's network namespace, without a child process; undefined when /proc does not tell. */
+export function linkNames(): Set<string> | undefined {
+  try {
+    const lines = readKernelFile("/proc/self/net/dev").split("\n").slice(2);
+    // A name cannot hold a colon.
+    return new Set(lines.map((line) => line.slice(0, line.indexOf(":")).trim()).filter((name) => name !== ""));
+  } catch {
+    return undefined;
+  }
+}
+
+/** What a symbolic link below /proc or /sys holds. */
+export function readKernelLink(path: string): string {
+  try {
+    return Deno.readLinkSync(path);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotCapable)) throw error;
+    // `readlink` says nothing about why, unless asked.
+    return ask("readlink", ["-v", "--", path]).replace(/\n$/, "");
+  }
+}
+
 function ask(tool: string, args: string[]): string {
   const command = toolPath(tool);
   if (command === "") throw new Error(missingTool(tool));

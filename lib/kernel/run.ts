@@ -223,26 +223,22 @@ export function failureText(output: Output): string {
   }
   const error = lines.find((line) => line.startsWith("Error: ")) ?? lines.find((line) => /error/i.test(line)) ??
     lines[0];
-  const told = error?.replace(/^Error: /, "");
-  if (told) return KERNEL_WORDS.find(([pattern]) => pattern.test(told))?.[1] ?? told;
+  if (error) return error.replace(/^Error: /, "");
   return output.signal ? `signal: ${output.signal}` : `exit status ${output.code}`;
 }
 
 /** What newer kernels say instead of an errno, and the errno's words, which the reference prints and people search for. */
 const EXTENDED: readonly (readonly [RegExp, string])[] = [
   [/^Error: Exclusivity flag on/, "file exists"],
+  [/^Error: Unable to use '.*' for the new interface name/, "file exists"],
+  [/^Error: (8021q: )?VLAN device already exists|^Error: ipv[46]: address already assigned/i, "file exists"],
   [/^Error: Unknown device type/, "operation not supported"],
   [/^Error: Specified qdisc kind is unknown/, "no such file or directory"],
-];
-
-/** Where the kernel explains itself, iproute2 prints that instead of the errno's text, which people search for. */
-const KERNEL_WORDS: readonly (readonly [RegExp, string])[] = [
-  [/^Unknown device type/, "operation not supported"],
-  [/VLAN device already exists|^ipv[46]: address already assigned/i, "file exists"],
-  [/^Address already assigned to an ipvlan/, "address already in use"],
-  [/^mtu (less|greater) than device|^Invalid prefix for given prefix length/, "invalid argument"],
-  [/^Nexthop has invalid gateway/, "network is unreachable"],
-  [/IPv6 is disabled on this device/, "permission denied"],
+  [/^Error: Address already assigned to an ipvlan/, "address already in use"],
+  [/^Error: mtu (less|greater) than device|^Error: Invalid prefix for given prefix length/, "invalid argument"],
+  [/^Error: The interface netns is immutable/, "invalid argument"],
+  [/^Error: Nexthop has invalid gateway/, "network is unreachable"],
+  [/^Error: (ipv6: )?IPv6 is disabled on this device/, "permission denied"],
 ];
 
 /** Does this failure say that the thing to be removed is not there? The only reader of tools' wording. */
