@@ -9,7 +9,6 @@ import {
   createNode,
   difference,
   hostLocalLeftovers,
-  interopTest,
   nodeTest,
   ping,
   PluginFailed,
@@ -154,6 +153,7 @@ nodeTest("an attachment reaches gateway, neighbour and the outside, and goes aga
   await assertPings(one, "10.88.0.1");
   await assertPings(one, "10.88.0.3");
   await assertPings(one, "fd00:88::3");
+  await assertPings(one, outside.ipv6); // the reference's gateway address is tentative for its first second
   const server = await serve(outside, 8080);
   assertEquals((await request(one, outside.ipv4, 8080))?.peer, outside.hostIPv4);
   assertEquals((await request(one, outside.ipv6, 8080))?.peer, outside.hostIPv6);
@@ -194,14 +194,6 @@ nodeTest("a trace names the programs that a plugin starts and the files that it 
   assert(trace.children >= trace.execs.length - 1);
   assert(trace.files.includes("/var/lib/cni/networks/net1/lock"));
   assertEquals(temporaryFiles(trace), []);
-});
-
-interopTest("loopback (control for the matrix)", {}, async ({ adder, checker, deleter }, node) => {
-  const container = await node.container();
-  const attachment = new Attachment(node, { cniVersion: "1.0.0", name: "lo", type: "loopback" }, container);
-  await attachment.add(adder);
-  await attachment.check(checker);
-  await attachment.del(deleter);
 });
 
 async function exists(path: string): Promise<boolean> {

@@ -26,7 +26,7 @@ export type Allowed = RegExp | Section | { section: Section; line: RegExp };
 /** What host-local leaves on purpose: the network's folder, its lock, the last address given out. */
 export const hostLocalLeftovers: Allowed = {
   section: "files",
-  line: /^\/var\/lib\/cni\/networks\/([^/]+\/(lock|last_reserved_ip\.\d+) |[^/]* ?directory$|directory)/,
+  line: /^\/var\/lib\/cni\/networks(\/[^/ ]+)?( directory$|\/(lock|last_reserved_ip\.\d+) file)/,
 };
 
 // Settings that plugins change or that their links bring along, in both families.
