@@ -7,7 +7,9 @@ import type { Plugin } from "../lib/cni/plugin.ts";
 const plugins: Readonly<Record<string, () => Promise<{ plugin: Plugin }>>> = {
   bandwidth: () => import("./bandwidth.ts"),
   bridge: () => import("./bridge.ts"),
+  dhcp: () => import("./dhcp.ts"),
   dummy: () => import("./dummy.ts"),
+  "host-device": () => import("./host-device.ts"),
   "host-local": () => import("./host-local.ts"),
   ipvlan: () => import("./ipvlan.ts"),
   loopback: () => import("./loopback.ts"),

@@ -131,7 +131,7 @@ export function invalidMtu(mtu: number, master: Link): CniError {
 /** Says in the reference's words, and with what to do, why the steps of {@linkcode subLinkSteps} failed. */
 export async function explainSubLink(call: ContainerCall, sub: SubLink, error: unknown): Promise<unknown> {
   if (!(error instanceof StepError)) return error;
-  const { kind, master, place, mtu } = sub;
+  const { master, place, mtu } = sub;
   const run = call[place];
   const words = error.output.stderr;
   const where = masterPlace(place, call.netns);

@@ -83,7 +83,7 @@ export async function attachLink(call: ContainerCall, link: NewLink): Promise<Re
 }
 
 /** Both, side by side: the child that is under way, and our own work meanwhile. A failure waits for the other's end. */
-async function together<T>(work: () => Promise<T>, child: Promise<unknown>): Promise<[T]> {
+export async function together<T>(work: () => Promise<T>, child: Promise<unknown>): Promise<[T]> {
   const [done, made] = await Promise.allSettled([work(), child]);
   if (made.status === "rejected") throw made.reason;
   if (done.status === "rejected") throw done.reason;

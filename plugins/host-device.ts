@@ -1,0 +1,198 @@
+/**
+ * host-device: moves a link of the host into the container, and back. https://www.cni.dev/plugins/current/main/host-device/
+ *
+ * Differs from the reference: a failed ADD brings the device back as it was; DEL succeeds when the container or the
+ * device is gone, always releases the address, and gives the device its name again when the kernel returned it under
+ * another; the name that the container left in the alias is checked before the host gets it; a VLAN that shares a MAC
+ * is not taken for the device; CHECK looks at the alias; `dns` counts without IPAM; GC is passed on to the IPAM plugin.
+ */
+import { decode, decodeLeniently, flag, object, text } from "../lib/cni/decode.ts";
+import { CniError, code } from "../lib/cni/error.ts";
+import { openNetns } from "../lib/cni/netns.ts";
+import type { ContainerCall, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
+import { prevResultLeniently } from "../lib/cni/prev_result.ts";
+import { type JsonObject, type Result, since } from "../lib/cni/types.ts";
+import { allocate, configureLink } from "../lib/attach/container_link.ts";
+import {
+  adopt,
+  byDeviceId,
+  type DeviceChoice,
+  findDevice,
+  isDpdk,
+  moveIn,
+  moveOut,
+  otherDevice,
+  podLinks,
+  sysfsLinks,
+} from "../lib/attach/host_device.ts";
+import {
+  collectAddresses,
+  ipamKeys,
+  ipamType,
+  ipamTypeLeniently,
+  needsLink,
+  release,
+  statusTools,
+  withDns,
+} from "../lib/attach/ipam.ts";
+import { checkMac, requiredPrevResult, together } from "../lib/attach/new_link.ts";
+import { checkAddresses, checkRoutes, containerInterface, podState } from "../lib/attach/verify.ts";
+import { type Link, linkShow, linkUp } from "../lib/kernel/ip.ts";
+import { apply, step } from "../lib/kernel/plan.ts";
+import { isLinkName } from "../lib/net/link_name.ts";
+import { parseMac } from "../lib/net/mac.ts";
+
+const keys = {
+  device: text("", "name of the host's link"),
+  hwaddr: text("", "MAC of the host's link"),
+  kernelpath: text("", "folder of the device below /sys/devices"),
+  pciBusID: text("", "PCI address of the device, such as 0000:00:1f.6"),
+  DPDKMode: flag(false, "leave all links alone; found out by the driver where there is a PCI address"),
+  runtimeConfig: object(
+    { deviceID: text("", "PCI address or auxiliary device (capability deviceID); wins over pciBusID") },
+    "what the runtime grants by capabilities",
+  ),
+  ...ipamKeys,
+};
+
+export const plugin: Plugin = {
+  name: "host-device",
+  kind: "main",
+  about: "moves a link of the host into the container",
+  versions: since("0.1.0"),
+  needs: ["ip", "nsenter", "sh"],
+  keys,
+  add,
+  del,
+  check,
+  gc,
+  status,
+};
+
+const words = { noun: "host device", kinds: [] };
+
+/** The configuration, the device found out as far as it can be without looking for its link. */
+function parse({ config }: { readonly config: JsonObject }) {
+  const conf = decode(keys, config, "failed to load netconf");
+  const { device, hwaddr, kernelpath, pciBusID } = conf;
+  const choice = byDeviceId(
+    { device, hwaddr, kernelpath, pciBusID, auxiliary: "" },
+    conf.runtimeConfig?.deviceID ?? "",
+  );
+  if (Object.values(choice).every((way) => way === "")) {
+    throw new CniError(
+      code.internal,
+      'specify either "device", "hwaddr", "kernelpath" or "pciBusID"',
+      "or have the runtime name one: capabilities deviceID",
+    );
+  }
+  const dpdk = choice.pciBusID === "" ? conf.DPDKMode : isDpdk(choice.pciBusID);
+  return { ...conf, choice, dpdk, type: ipamType(conf.ipam) };
+}
+
+async function add(call: ContainerCall): Promise<Result> {
+  const { choice, dpdk, type, dns } = parse(call);
+  openNetns(call, `failed to open netns "${call.netns}"`);
+  const other = otherDevice(choice);
+  if (other) call.warn(`device ${choice.device} is used, not ${other}, which runtimeConfig.deviceID names`);
+  const addresses = type === "" ? () => Promise.resolve<Result>({}) : () => allocate(call, type);
+  const { cniVersion: _, ...ipam } = dpdk ? await addresses() : await takeIn(call, choice, addresses, type);
+  const ips = (ipam.ips ?? []).map((ip) => ({ ...ip, interface: 0 }));
+  const wanted: Result = { ...ipam, interfaces: [{ name: call.ifName, sandbox: call.netns }], ips };
+  if (!dpdk) {
+    const answers = await configureLink(call, wanted, {
+      last: [step("pod", "ip", linkShow(call.ifName), { read: true, failing: `failed to find "${call.ifName}"` })],
+    });
+    const link = answers.at(-1)?.[0] as Link | undefined;
+    wanted.interfaces = [{ name: call.ifName, ...(link?.address && { mac: link.address }), sandbox: call.netns }];
+  }
+  return withDns(wanted, dns);
+}
+
+/** The device into the container; beside it the addresses, where they do not depend on it. */
+async function takeIn(
+  call: ContainerCall,
+  choice: DeviceChoice,
+  addresses: () => Promise<Result>,
+  type: string,
+): Promise<Result> {
+  const move = async () => await moveIn(call, await findDevice(call, choice));
+  if (type === "" || !needsLink(type)) return (await together(addresses, move()))[0];
+  await move();
+  const failing = `failed to move link failed to set "${call.ifName}" up`;
+  await apply([[step("pod", "ip", linkUp(call.ifName), { failing, why: "the IPAM plugin may need it" })]], call);
+  return await addresses();
+}
+
+async function del(call: ContainerCall): Promise<void> {
+  const conf = decodeLeniently(keys, call.config, call.warn);
+  const type = ipamTypeLeniently(conf.ipam);
+  const device = { ...conf, auxiliary: "" };
+  await release(call, type, { jobs: call.ownNetns ? [] : [() => giveBack(call, device)] });
+}
+
+async function giveBack(call: ContainerCall, choice: DeviceChoice): Promise<void> {
+  if (!call.podAlive) return await adopt(call, (link) => isChosen(link, choice));
+  const links = await podLinks(call);
+  const { ifName, netns } = call;
+  const named = links.find((link) => link.ifname === ifName);
+  // The container may have renamed it.
+  const alike = choice.device === ""
+    ? []
+    : links.filter((link) => link.ifalias === choice.device && link.linkinfo?.info_kind !== "veth");
+  const link = named ?? (alike.length === 1 ? alike[0] : undefined);
+  if (!link) return;
+  const moved = prevResultLeniently(call)?.interfaces?.some((one) => one.name === ifName && one.sandbox === netns);
+  const name = originalName(link, moved ? choice.device : "");
+  if (name !== undefined) await moveOut(call, link.ifname, { name });
+  else call.warn(`failed to find original ifname for "${ifName}" (alias is not set): not moved here, left alone`);
+}
+
+/** The alias, if it can be a name: the container may have changed it. Else what the configuration says. */
+function originalName({ ifalias = "" }: Link, device: string): string | undefined {
+  return [ifalias, device].find(isLinkName);
+}
+
+function isChosen(link: Link, choice: DeviceChoice): boolean {
+  if (choice.device !== "") return link.ifalias === choice.device;
+  if (choice.hwaddr !== "") return link.address === parseMac(choice.hwaddr);
+  return sysfsLinks(choice).includes(link.ifname);
+}
+
+async function check(call: ContainerCall): Promise<void> {
+  const { dpdk, type } = parse(call);
+  openNetns(call, `failed to open netns "${call.netns}"`);
+  if (type !== "") await call.delegate(type, "CHECK");
+  const previous = requiredPrevResult(call, "Required prevResult missing");
+  if (dpdk) return;
+  const pod = await podState(call);
+  const container = containerInterface(call, previous);
+  if (!pod.link) {
+    throw new CniError(
+      code.internal,
+      `Container Interface name in prevResult: ${container.name} not found`,
+      "the device has left the container, or was renamed there",
+    );
+  }
+  checkMac(container, pod.link, words);
+  if (!pod.link.ifalias) {
+    throw new CniError(
+      code.internal,
+      `failed to find original ifname for "${container.name}" (alias is not set)`,
+      "DEL could not give the device its name back: ip link set dev NAME alias ORIGINAL",
+    );
+  }
+  checkAddresses(call.ifName, pod, previous);
+  checkRoutes(pod, previous);
+}
+
+async function gc(call: NetworkCall): Promise<void> {
+  await collectAddresses(call, ipamTypeLeniently(decodeLeniently(keys, call.config, call.warn).ipam));
+}
+
+async function status(call: NetworkCall): Promise<void> {
+  const conf = decode(keys, call.config, "failed to load netconf");
+  statusTools(plugin.needs);
+  const type = ipamType(conf.ipam);
+  if (type !== "") await call.delegate(type, "STATUS");
+}
