@@ -35,43 +35,54 @@ export function setting(key: string, value: string, ifName: string): Setting {
 /** The container's link and settings as they are. */
 export interface Now {
   readonly link: Link | undefined;
-  /** By path; a value starts with `=`, then `n` no such file, `d` a folder, `u` cannot be read. */
-  readonly values: Readonly<Record<string, string>>;
+  /** By path: the value, or what is there instead of one that can be read. */
+  readonly values: ReadonlyMap<string, string | Unreadable>;
 }
 
-/** Constant text, run by /bin/sh in the container's namespace: says what settings are, then becomes `ip`. */
+/** No such file; a folder; a file that can only be written. */
+type Unreadable = { readonly not: "there" | "a file" | "readable" };
+
+/**
+ * Constant text, run by /bin/sh in the container's namespace: says what kind of file each setting is, what they hold, then
+ * becomes `ip`. The shell's own `read` gets no more than the first letter, since it asks for one at a time.
+ */
 const LOOK_SCRIPT = [
-  'for k; do f=/proc/sys/$k; v=; if [ -d "$f" ]; then echo d; elif [ ! -e "$f" ]; then echo n',
-  'elif { IFS= read -r v <"$f"; } 2>/dev/null || [ -n "$v" ]; then printf "=%s\\n" "$v"; else echo u; fi',
-  "done; exec ip -j -d -batch -",
+  'for f; do if [ -d "$f" ]; then echo d; elif [ -e "$f" ]; then echo f; else echo n; fi; done',
+  'grep -sH "" /dev/null "$@"; exec ip -j -d -batch -',
 ].join("\n");
 
 /** Reads these settings and, if asked to, the interface. A missing interface is none, other failures are thrown. */
 export async function look(call: ContainerCall, settings: readonly Setting[], withLink: boolean): Promise<Now> {
-  if (settings.length === 0 && !withLink) return { link: undefined, values: {} };
+  if (settings.length === 0 && !withLink) return { link: undefined, values: new Map() };
+  const files = settings.map(({ path }) => `/proc/sys/${path}`);
   const batch = ["ip", "-j", "-d", "-batch", "-"];
-  const argv = settings.length === 0 ? batch : ["sh", "-c", LOOK_SCRIPT, "sh", ...settings.map(({ path }) => path)];
+  const argv = settings.length === 0 ? batch : ["sh", "-c", LOOK_SCRIPT, "sh", ...files];
   const command = { argv, input: [withLink ? `${linkShow(call.ifName)}\n` : ""] };
   const output = await call.pod(command);
   const failure = new CommandError(command, output, failureText(output));
   if (output.code !== 0 && !isAbsent(failure)) throw failure;
   const lines = output.stdout.split("\n");
-  const shown = lines.slice(settings.length).find((line) => line.startsWith("["));
-  return {
-    link: shown === undefined ? undefined : (JSON.parse(shown) as Link[])[0],
-    values: Object.fromEntries(settings.map(({ path }, index) => [path, lines[index] ?? "n"])),
-  };
+  const kinds = lines.splice(0, settings.length);
+  const shown = lines.find((line) => line.startsWith("["));
+  const values = settings.map(({ path }, index): [string, string | Unreadable] => {
+    const held = lines.filter((line) => line.startsWith(`${files[index]}:`));
+    const text = held.map((line) => line.slice(`${files[index]}:`.length)).join("\n");
+    const kind = kinds[index];
+    return [path, held.length > 0 ? text : { not: kind === "d" ? "a file" : kind === "f" ? "readable" : "there" }];
+  });
+  return { link: shown === undefined ? undefined : (JSON.parse(shown) as Link[])[0], values: new Map(values) };
 }
 
 /** Value of a setting; undefined when it can only be written. Throws when there is none. */
 export function valueOf(path: string, values: Now["values"]): string | undefined {
-  const found = values[path] ?? "n";
-  if (found.startsWith("=")) return found.slice(1);
-  if (found === "u") return undefined;
+  const found = values.get(path) ?? { not: "there" };
+  if (typeof found === "string") return found;
+  if (found.not === "readable") return undefined;
+  const isFolder = found.not === "a file";
   throw new CniError(
     code.internal,
-    `open /proc/sys/${path}: ${found === "d" ? "is a directory" : "no such file or directory"}`,
-    found === "d" ? "name a setting in this folder" : "the container's namespace has no such setting",
+    `open /proc/sys/${path}: ${isFolder ? "is a directory" : "no such file or directory"}`,
+    isFolder ? "name a setting in this folder" : "the container's namespace has no such setting",
   );
 }
 

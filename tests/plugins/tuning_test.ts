@@ -32,7 +32,11 @@ function pod(values: Record<string, string>, link: JsonObject | undefined, refus
     const answer = (more: Partial<Output>) => Promise.resolve({ ...output, ...more });
     const settings = command.argv.slice(4);
     if (command.argv[0] === "sh" && !command.argv[2]!.startsWith("ip=")) {
-      output.stdout = settings.map((path) => `${values[path] === undefined ? "n" : values[path]}\n`).join("");
+      const held = settings.map((file) => values[file.slice("/proc/sys/".length)]);
+      output.stdout = held.map((value) => `${value === undefined ? "n" : value.replace(/^(=.*|u)$/s, "f")}\n`).join("");
+      settings.forEach((file, index) => {
+        if (held[index]?.startsWith("=")) output.stdout += `${file}:${held[index].slice(1)}\n`;
+      });
     } else if (command.argv[0] === "sh") {
       for (const setting of settings.slice(1)) {
         changes.push(setting.slice(1));
