@@ -7,6 +7,12 @@ import { VERSION } from "./lib/version.ts";
 async function main(): Promise<number> {
   const called = argv0.slice(argv0.lastIndexOf("/") + 1);
   const plugin = loadPlugin(called);
+  if (isForPeople(Deno.args)) {
+    // `dhcp daemon` or `cnibox dhcp daemon`, whatever the environment says.
+    const [name = "", word = "", ...rest] = plugin ? [called, ...Deno.args] : Deno.args;
+    const role = (await loadPlugin(name))?.roles?.[word];
+    if (role) return await role(rest);
+  }
   if (plugin && (Deno.env.get("CNI_COMMAND") || !isForPeople(Deno.args))) {
     return await pluginMain(await plugin, loadPlugin, VERSION);
   }

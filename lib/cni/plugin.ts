@@ -29,6 +29,8 @@ export interface Plugin {
   status(call: NetworkCall): Promise<void>;
   /** IPAM plugins that can tell: the addresses (CIDR or plain) that this attachment holds now. Changes nothing. */
   held?(call: ContainerCall): Promise<readonly string[]>;
+  /** What the program does besides the protocol when its first argument is this word: `dhcp daemon`. Gives the exit status. */
+  readonly roles?: Readonly<Record<string, (args: readonly string[]) => Promise<number>>>;
 }
 
 /** What DEL of an IPAM plugin tells a caller in the same process. */
