@@ -17,6 +17,7 @@ const plugins: Readonly<Record<string, () => Promise<{ plugin: Plugin }>>> = {
   portmap: () => import("./portmap.ts"),
   ptp: () => import("./ptp.ts"),
   static: () => import("./static.ts"),
+  tap: () => import("./tap.ts"),
   tuning: () => import("./tuning.ts"),
   vlan: () => import("./vlan.ts"),
 };

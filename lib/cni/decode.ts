@@ -42,7 +42,7 @@ function kindOf(value: unknown): string {
 /** The reference decoder's complaint, and what to write instead. */
 function wrongType(value: unknown, path: string, goType: string, wanted: string): FieldError {
   const shown = JSON.stringify(value)?.slice(0, 60) ?? String(value);
-  const kind = typeof value === "number" && goType === "int" ? `number ${value}` : kindOf(value);
+  const kind = typeof value === "number" && /int/.test(goType) ? `number ${value}` : kindOf(value);
   return new FieldError(
     path,
     `json: cannot unmarshal ${kind} into Go struct field NetConf.${path} of type ${goType}`,
@@ -107,14 +107,8 @@ export function uint32(about: string): Key<number | undefined> {
   return {
     ...inner,
     read: (value, path) => {
-      const number = inner.read(value, path) ?? 0;
-      if (number >= 0 && number <= 0xffff_ffff) return number;
-      throw new FieldError(
-        path,
-        `json: cannot unmarshal number ${number} into Go struct field NetConf.${path} of type uint32`,
-        `"${path}" is ${number}: write a number from 0 to 4294967295`,
-        value,
-      );
+      if (typeof value === "number" && Number.isInteger(value) && value >= 0 && value <= 0xffff_ffff) return value;
+      throw wrongType(value, path, "uint32", "a whole number from 0 to 4294967295, without quotes");
     },
   };
 }

@@ -258,7 +258,7 @@ function failedStep(group: readonly Step[], stderr: string): Step | undefined {
   if (setting) return group.find((one) => one.tool === "sysctl" && one.text.startsWith(`${setting}=`));
   const line = /Command failed -:(\d+)/.exec(stderr)?.[1];
   if (line) return group.filter((one) => one.tool !== "sysctl")[Number(line) - 1];
-  return isBatch(group) ? undefined : group[0];
+  return isBatch(group) && group[0]?.tool !== "command" ? undefined : group[0];
 }
 
 function readAnswers(group: readonly Step[], stdout: string, answers: Map<Step, unknown[]>): void {
