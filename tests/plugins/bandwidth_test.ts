@@ -1,6 +1,7 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { plugin } from "../../plugins/bandwidth.ts";
 import { CniError } from "../../lib/cni/error.ts";
+import { linkShow } from "../../lib/kernel/ip.ts";
 import type { JsonObject } from "../../lib/cni/types.ts";
 import { fakeCall, fakeNetworkCall } from "../fakes/call.ts";
 import { recordedRun } from "../fakes/run.ts";
@@ -33,13 +34,13 @@ const ifb = { ifindex: 9, ifname: IFB, flags: ["UP"], mtu: 1400, linkinfo: { inf
 
 const pod = (link: unknown) =>
   `$ nsenter --net=${NETNS} -- ip -j -d -batch -
-< link show dev eth0
+< ${linkShow("eth0")}
 ${link ? `> ${JSON.stringify([link])}` : '! Device "eth0" does not exist.'}`;
 const host = (...links: unknown[]) =>
   `$ ip -j -d -force -batch -
-< link show dev ${IFB}
-< link show dev cni0
-< link show dev veth0
+< ${linkShow(IFB)}
+< ${linkShow("cni0")}
+< ${linkShow("veth0")}
 ${links.map((link) => `> ${JSON.stringify([link])}`).join("\n")}
 ! Device "${IFB}" does not exist.`;
 const made = `$ ip -j -d -batch -

@@ -3,6 +3,7 @@ import { plugin } from "../../plugins/tuning.ts";
 import { CniError } from "../../lib/cni/error.ts";
 import type { ContainerCall } from "../../lib/cni/plugin.ts";
 import type { JsonObject } from "../../lib/cni/types.ts";
+import { linkShow } from "../../lib/kernel/ip.ts";
 import type { Command, Output, Run } from "../../lib/kernel/run.ts";
 import { fakeCall, fakeNetworkCall } from "../fakes/call.ts";
 
@@ -47,7 +48,7 @@ function pod(values: Record<string, string>, link: JsonObject | undefined, refus
     }
     for (const [index, line] of input.split("\n").filter(Boolean).entries()) {
       if (!link) return answer({ code: 1, stderr: `Device "eth0" does not exist.\nCommand failed -:${index + 1}\n` });
-      if (line.startsWith("link show")) output.stdout += `${JSON.stringify([link])}\n`;
+      if (line === linkShow("eth0")) output.stdout += `${JSON.stringify([link])}\n`;
       else changes.push(line);
       if (refused?.test(line)) {
         return answer({
