@@ -292,8 +292,13 @@ async function connect(
   }
   for (let attempt = 0; bridge === undefined; attempt++) {
     try {
-      const [before] = await apply([[step("host", "ip", addrShow(conf.bridge), { read: true }), ...port]], call);
-      bridge = before?.[0] as Link | undefined;
+      // Its own answer comes last: a bridge that nobody gave a MAC takes one from its ports.
+      const [, now] = await apply([[
+        step("host", "ip", addrShow(conf.bridge), { read: true }),
+        ...port,
+        step("host", "ip", addrShow(conf.bridge), { read: true }),
+      ]], call);
+      bridge = now?.[0] as Link | undefined;
       if (!bridge) {
         throw invalid(
           `failed to create bridge "${conf.bridge}": could not lookup "${conf.bridge}": Link not found`,

@@ -119,7 +119,7 @@ export function addressSteps(now: Link, wish: Pick<BridgeWish, "addresses" | "fo
     }));
   }
   // Naming the MAC pins it: otherwise the kernel gives the bridge the lowest MAC of its ports.
-  if (steps.length > 0 && now.address) {
+  if (steps.length > 0 && now.address && !/^[0:]+$/.test(now.address)) {
     steps.push(
       step("host", "ip", `link set dev ${name} address ${now.address}`, {
         failing: `${front}: could not set bridge's mac ${now.address}`,

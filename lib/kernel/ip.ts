@@ -83,8 +83,13 @@ export function vethAdd({ name, mac, peer, peerMac, netns, mtu }: VethPair): str
 export const linkUp = (name: string): string => `link set dev ${name} up`;
 export const linkDown = (name: string): string => `link set dev ${name} down`;
 export const linkDel = (name: string): string => `link del dev ${name}`;
-export const linkShow = (name: string): string => `link show dev ${name}`;
+/**
+ * Asks for a link with its addresses. `link show` must not stand in a batch: iproute2 (6.1) remembers its family, and every
+ * later `addr show` of that batch answers without addresses.
+ */
 export const addrShow = (name: string): string => `addr show dev ${name}`;
+/** The same question; for callers that want the link only. */
+export const linkShow = addrShow;
 
 /** Adds an address, with the broadcast address of an IPv4 subnet of prefix 30 or shorter, as the reference does. */
 export function addrAdd(cidr: string, dev: string, options: { nodad?: boolean } = {}): string {
