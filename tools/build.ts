@@ -15,6 +15,7 @@
  *
  * `--output FILE` writes elsewhere; `--main FILE` builds another program than main.ts.
  */
+import { GATE } from "../lib/kernel/unix_socket.ts";
 import { parseArgs } from "node:util";
 import { dirname, fromFileUrl, join, resolve } from "@std/path";
 
@@ -30,15 +31,18 @@ export const DENO_VERSION = "2.9.6";
  * - env: the CNI protocol is made of environment variables; sys: user id, uptime, host name;
  * - /proc and /sys: Deno opens nothing there for a program with chosen permissions only. Before 2.6 it does for "all
  *   but network and FFI", which is therefore what such a base gets; it saves a process for every setting. Since 2.6 any
- *   exception closes them, so there the program asks helper tools instead (lib/kernel/proc.ts).
+ *   exception closes them, so there the program asks helper tools instead (lib/kernel/proc.ts);
+ * - one unix socket: read and write access to its path is all it takes before 2.9, since then also a grant for exactly that
+ *   path. It is the way to the dhcp daemon (GATE in lib/kernel/unix_socket.ts), and opens no network.
  *
  * No prompt: a refused access is an error, never a question on a terminal.
  */
 export function permissionsFor(denoVersion: string): string[] {
   const [major = 0, minor = 0] = denoVersion.split(".").map(Number);
-  return major === 2 && minor < 6
-    ? ["--no-prompt", "--allow-all", "--deny-net", "--deny-import", "--deny-ffi"]
-    : ["--no-prompt", "--allow-read", "--allow-write", "--allow-run", "--allow-env", "--allow-sys", "--deny-import"];
+  const before = (other: number) => major < 2 || (major === 2 && minor < other);
+  if (before(6)) return ["--no-prompt", "--allow-all", "--deny-net", "--deny-import", "--deny-ffi"];
+  const chosen = ["--allow-read", "--allow-write", "--allow-run", "--allow-env", "--allow-sys", "--deny-import"];
+  return ["--no-prompt", ...chosen, ...(before(9) ? [] : [`--allow-net=unix:${GATE}`])];
 }
 
 /** One npm package, held to the digest of its tarball. */
