@@ -167,7 +167,8 @@ export function ownRules(ports: HostPorts, target: Prefix): OwnRules {
       `${match} -j DNAT --to-destination ${place}:${mapping.containerPort}`,
     ];
   });
-  return { chain, content, entries: entryRules(owner, mappings, conditions[family]) };
+  // A rule that is there already is not made twice, as in the reference.
+  return { chain, content: [...new Set(content)], entries: entryRules(owner, mappings, conditions[family]) };
 }
 
 /** Rules that lead to the container's chain: all mappings take part, also those of the other family. */
