@@ -31,7 +31,8 @@ const both = [["iptables", iptables], ["nftables", nftables]] as const;
 /** A bridge as the bridge plugin makes it, in both families. */
 async function makeBridge(node: Node, name = "cni0", net = 22): Promise<void> {
   await node.ip(
-    `link add ${name} type bridge`,
+    // Pinned: else it changes when a port goes, and containers keep answering to the old one.
+    `link add ${name} address 02:00:00:00:00:${net} type bridge`,
     `addr add 10.${net}.0.1/24 dev ${name}`,
     `addr add 2001:db8:${net}::1/64 dev ${name} nodad`,
     `link set ${name} up`,
