@@ -16,6 +16,7 @@ import {
   type Outside,
   PATH,
   type PluginOutput,
+  type Reply,
   request,
   runPlugin,
   serve,
@@ -585,6 +586,19 @@ nodeTest("portmap falls back to nft where iptables does not work with the kernel
 
 // ------------------------------------------------------------------------------------------------------------ traffic
 
+/** The answer of a port that has to answer: the first packets of a pair may be lost to neighbour discovery. */
+async function answer(
+  from: Namespace,
+  to: string,
+  port: number,
+  transport: Transport = "tcp",
+): Promise<Reply | undefined> {
+  for (let i = 0; i < 4; i++) {
+    const reply = await request(from, to, port, { transport });
+    if (reply) return reply;
+  }
+}
+
 /** Who talks to the published port, how, and as whom the container sees him: undefined where it does not matter. */
 async function traffic(node: Node, outside: Outside, pod: Pod, sibling: Pod, transport: Transport): Promise<void> {
   const servers = [await serve(pod.space, 80, { transport, name: "pod" })];
@@ -604,9 +618,7 @@ async function traffic(node: Node, outside: Outside, pod: Pod, sibling: Pod, tra
   ];
   try {
     for (const [who, from, to] of asked) {
-      // The first packet of a pair may have to wait for neighbour discovery.
-      let reply = await request(from, to, port, { transport });
-      for (let i = 0; reply === undefined && i < 3; i++) reply = await request(from, to, port, { transport });
+      const reply = await answer(from, to, port, transport);
       assertEquals(reply?.name, "pod", `${transport} ${who}`);
       if (who.startsWith("from outside")) {
         assertEquals(
@@ -645,9 +657,9 @@ for (const [backend, options] of both) {
     const ports = [mapping(8080, 80, "tcp", "192.0.2.10"), mapping(8081, 80, "tcp", "127.0.0.1")];
     await done(node, "ADD", { conf: { backend }, ports, result: pod.result, netns: pod.space });
     const server = await serve(pod.space, 80, { name: "pod" });
-    assertEquals((await request(outside, "192.0.2.10", 8080))?.name, "pod");
+    assertEquals((await answer(outside, "192.0.2.10", 8080))?.name, "pod");
     assertEquals(await request(outside, outside.hostIPv4, 8080), undefined);
-    assertEquals((await request(node, "127.0.0.1", 8081))?.name, "pod");
+    assertEquals((await answer(node, "127.0.0.1", 8081))?.name, "pod");
     assertEquals(await request(outside, outside.hostIPv4, 8081), undefined);
     await server.close();
   });
@@ -661,8 +673,8 @@ for (const [backend, options] of both) {
     await outside.ip("route add 10.22.0.0/24 via 192.0.2.1");
     await done(node, "ADD", { conf: { backend }, ports: [mapping(8080)], result: pod.result, netns: pod.space });
     const server = await serve(outside, 8080, { name: "outside" });
-    assertEquals((await request(client.space, outside.ipv4, 8080))?.name, "outside");
-    assertEquals((await request(node, outside.ipv4, 8080))?.name, "outside");
+    assertEquals((await answer(client.space, outside.ipv4, 8080))?.name, "outside");
+    assertEquals((await answer(node, outside.ipv4, 8080))?.name, "outside");
     await server.close();
   });
 
@@ -690,7 +702,7 @@ for (const [backend, options] of both) {
     assertEquals(await request(pod.space, "127.0.0.1", 6666, { bind: "10.22.0.5" }), undefined);
     await secret.close();
     const server = await serve(pod.space, 80, { name: "pod" });
-    assertEquals((await request(node, "127.0.0.1", 8080))?.name, "pod");
+    assertEquals((await answer(node, "127.0.0.1", 8080))?.name, "pod");
     await server.close();
   });
 
@@ -836,8 +848,8 @@ for (const [backend, options] of both) {
     const output = await done(node, "ADD", asked(two, "two"));
     assertStringIncludes(output.stderr, "rules of container dead");
     const server = await serve(two.space, 80, { name: "two" });
-    assertEquals((await request(outside, outside.hostIPv4, 8080))?.name, "two");
-    assertEquals((await request(outside, outside.hostIPv6, 8080))?.name, "two");
+    assertEquals((await answer(outside, outside.hostIPv4, 8080))?.name, "two");
+    assertEquals((await answer(outside, outside.hostIPv6, 8080))?.name, "two");
     await done(node, "CHECK", asked(two, "two"));
     const third = await ask(node, "ADD", asked(three, "three"));
     assertStringIncludes(third.json.msg, "container two");
