@@ -88,7 +88,7 @@ export async function snapshot(of: Namespace): Promise<Snapshot> {
     routes: [...json("routes4").map(routeLine), ...json("routes6").map(routeLine)].filter(kept).sort(),
     rules: [...json("rules4"), ...json("rules6").map((rule: Json) => ({ family: "inet6", ...rule }))].map(flat),
     qdiscs: json("qdiscs").filter((qdisc: Json) => qdisc.kind !== "noqueue").map(qdiscLine).sort(),
-    vlans: json("vlans").map(flat).sort(),
+    vlans: json("vlans").map(flat).filter((line: string) => !line.endsWith(defaultVlan)).sort(),
     iptables: ruleLines(said.get("iptables") ?? ""),
     ip6tables: ruleLines(said.get("ip6tables") ?? ""),
     nft: nftLines(json("nft")),
@@ -244,6 +244,9 @@ function plain(value: Json): Json {
       .map(([key, member]) => [key, plain(member)]),
   );
 }
+
+// Every bridge and port has it where the kernel filters VLANs.
+const defaultVlan = ' vlans=[{"vlan":1,"flags":["PVID","Egress Untagged"]}]';
 
 const folders = ["/var/lib/cni", "/run/cni", "/etc/cni"];
 
