@@ -488,18 +488,18 @@ async function configure(call: ContainerCall, conf: Config, { bridge, ipam, host
     ...(conf.isGateway ? forwarding(ips) : []),
     ...(masq ? masqueradePlan(attachment, ips.map((ip) => ip.address), masq) : []),
   ];
-  let state = "up";
-  const announce = step("pod", "ip", `link set dev ${pod.name} address ${pod.mac}`, {
+  const announcement = step("pod", "ip", `link set dev ${pod.name} address ${pod.mac}`, {
     why: "announces the addresses once more, now that the port forwards",
-    gate: {
-      wait: async () => {
-        state = await waitForPort(call, host.name);
-      },
-      shell: `until ip link show dev ${host.name} | grep -q "state UP"; do sleep 0.05; done`,
-    },
   });
-  await configureLink(call, result, { dad: conf.enabledad, announce: true, more: beside, last: [announce] });
-  if (state !== "up" && !call.explain) throw notUp(state, host.name, conf.bridge);
+  const last = [step("pod", "ip", addrShow(pod.name), { read: true, why: "is the port up?" }), announcement];
+  const [seen] = await configureLink(call, result, { dad: conf.enabledad, announce: true, more: beside, last });
+  // Both ends of a veth pair come up in one go: where ours was up before the announcement, the port forwarded.
+  const announced = (seen?.[0] as Link | undefined)?.operstate === "UP";
+  if (!call.explain) {
+    const state = await waitForPort(call, host.name);
+    if (state !== "up") throw notUp(state, host.name, conf.bridge);
+    if (!announced) await apply([[announcement]], call);
+  }
   const { interfaces: _, ...rest } = result;
   return rest;
 }

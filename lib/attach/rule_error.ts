@@ -42,6 +42,6 @@ export function ruleError(error: unknown, doing = ""): unknown {
 }
 
 function inputOf({ command }: TableError | NftError): string {
-  const text = command.input?.filter((part) => typeof part === "string").join("").trim() ?? "";
+  const text = command.input?.join("").trim() ?? "";
   return text === "" ? "" : `input: ${text.replaceAll("\n", "; ").slice(0, 800)}`;
 }

@@ -1,6 +1,7 @@
 /** The operator's log: one JSON object a line in the file that CNIBOX_LOG names. Loaded only when asked for. */
-import type { RunHooks } from "../kernel/run.ts";
+import type { Command, Output, RunHooks } from "../kernel/run.ts";
 import type { CniError } from "./error.ts";
+import type { JsonObject } from "./types.ts";
 
 /** A log larger than this, in bytes, is moved to FILE.1 before the next line. */
 const MAX_LOG = 16 * 1024 * 1024;
@@ -31,18 +32,7 @@ export function open(env: Readonly<{ [name: string]: string }>, plugin: string):
       return bytes;
     },
     hooks: {
-      after: ({ argv, input }, { code, signal, stdout, stderr }, ms) => {
-        const text = input?.filter((part) => typeof part === "string").join("");
-        commands.push({
-          argv,
-          ...(text && { input: text }),
-          ms: rounded(ms),
-          status: code,
-          ...(signal && { signal }),
-          stdout,
-          stderr,
-        });
-      },
+      after: (command, output, ms) => commands.push(commandEntry(command, output, ms)),
     },
     end(result, error) {
       const line = JSON.stringify({
@@ -69,6 +59,21 @@ export function open(env: Readonly<{ [name: string]: string }>, plugin: string):
   };
 }
 
+/** One command as the log and `--trace` have it. */
+export function commandEntry({ argv, input }: Command, output: Output, ms: number): JsonObject {
+  const { code, signal, stdout, stderr } = output;
+  const text = input?.join("");
+  return {
+    argv,
+    ...(text && { input: text }),
+    ms: rounded(ms),
+    status: code,
+    ...(signal && { signal }),
+    stdout,
+    stderr,
+  };
+}
+
 function append(path: string, line: string): void {
   try {
     if (Deno.lstatSync(path).size > MAX_LOG) Deno.renameSync(path, `${path}.1`);
@@ -83,6 +88,7 @@ function append(path: string, line: string): void {
   }
 }
 
-function rounded(ms: number): number {
+/** Milliseconds to the hundredth. */
+export function rounded(ms: number): number {
   return Math.round(ms * 100) / 100;
 }

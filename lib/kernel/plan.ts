@@ -12,12 +12,13 @@ export type Place = "host" | "pod";
 /**
  * What executes a step's text.
  * - `ip`, `bridge`, `tc`: one line of the tool's batch language
+ * - `ip6`: one line for `ip -6`, which alone takes IPv6 rules
  * - `sysctl`: `key=value`, key with slashes; in the host's namespace a plain file write, no child process
  * - `iptables`, `ip6tables`: lines for `…-restore --noflush`, complete with `*table` and `COMMIT`
  * - `nft`: commands for `nft -f -`
  * - `command`: a whole command line, its words separated by single blanks (no quoting; for conntrack and the like)
  */
-export type Tool = "ip" | "bridge" | "tc" | "sysctl" | "iptables" | "ip6tables" | "nft" | "command";
+export type Tool = "ip" | "ip6" | "bridge" | "tc" | "sysctl" | "iptables" | "ip6tables" | "nft" | "command";
 
 /** One change or question. */
 export interface Step {
@@ -36,8 +37,6 @@ export interface Step {
   readonly ifDifferent: boolean;
   /** Steps that take this one back; run one by one when a later step fails, "not there" counting as done. */
   readonly undo: readonly Step[];
-  /** Awaited before this step is handed to its tool (only `ip`); `shell` is its explanation as a shell line. */
-  readonly gate?: { readonly wait: () => Promise<void>; readonly shell: string };
   /**
    * Carried out by this instead of by a process for `text`, side by side with the rest of its stage: for changes that
    * need a second way when the first is refused. It hands over its own undo; `text` is what it does when all goes well.
@@ -56,13 +55,12 @@ export interface StepOptions {
   readonly optional?: boolean;
   readonly ifDifferent?: boolean;
   readonly undo?: Step | readonly Step[];
-  readonly gate?: Step["gate"];
   readonly job?: Step["job"];
 }
 
 /** Makes a step: `step("host", "ip", "link set dev cni0 up", { failing: … })`. */
 export function step(place: Place, tool: Tool, text: string, options: StepOptions = {}): Step {
-  const { why = "", failing = "", read = false, optional = false, ifDifferent = false, undo = [], gate, job } = options;
+  const { why = "", failing = "", read = false, optional = false, ifDifferent = false, undo = [], job } = options;
   return {
     place,
     tool,
@@ -73,7 +71,6 @@ export function step(place: Place, tool: Tool, text: string, options: StepOption
     optional,
     ifDifferent,
     undo: "text" in undo ? [undo] : undo,
-    ...(gate && { gate }),
     ...(job && { job }),
   };
 }
@@ -223,26 +220,17 @@ function reason(error: unknown): string {
 }
 
 /** The one process that does all the steps of a group. */
-export function processOf(group: readonly Step[]): { argv: string[]; input?: (string | (() => Promise<void>))[] } {
+export function processOf(group: readonly Step[]): { argv: string[]; input?: string[] } {
   const tool = group[0]?.tool;
   if (tool === "command") return { argv: (group[0]?.text ?? "").split(" ") };
   if (tool === "nft") return { argv: ["nft", "-f", "-"], input: [lines(group)] };
   if (tool === "iptables" || tool === "ip6tables") {
     return { argv: [`${tool}-restore`, "--noflush", "-w", "20"], input: [lines(group)] };
   }
+  if (tool === "ip6") return { argv: ["ip", "-6", "-j", "-d", "-batch", "-"], input: [lines(group)] };
   if (tool === "bridge" || tool === "tc") return { argv: [tool, "-batch", "-"], input: [lines(group)] };
   const settings = group.filter((one) => one.tool === "sysctl");
-  const batch = group.filter((one) => one.tool === "ip");
-  const input: (string | (() => Promise<void>))[] = [];
-  let text = "";
-  for (const one of batch) {
-    if (one.gate) {
-      input.push(text, one.gate.wait);
-      text = "";
-    }
-    text += `${one.text}\n`;
-  }
-  input.push(text);
+  const input = [group.filter((one) => one.tool === "ip").map((one) => `${one.text}\n`).join("")];
   if (settings.length === 0) return { argv: ["ip", "-j", "-d", "-batch", "-"], input };
   const args = settings.map((one) => `${one.ifDifferent ? "~" : one.optional ? "?" : "!"}${one.text}`);
   return { argv: ["sh", "-c", SETTINGS_SCRIPT, "sh", "ip", ...args], input };

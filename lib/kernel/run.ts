@@ -6,8 +6,8 @@
 /** One command: `argv[0]` is a tool's plain name; it is looked up in the trusted folders, see {@linkcode toolPath}. */
 export interface Command {
   readonly argv: readonly string[];
-  /** Text for standard input, in parts; a part that is a function is awaited before what follows it is written. */
-  readonly input?: readonly (string | (() => Promise<void>))[];
+  /** Text for standard input, in parts. */
+  readonly input?: readonly string[];
   /** Time limit in milliseconds; {@linkcode DEFAULT_LIMIT_MS} if absent. */
   readonly limitMs?: number;
 }
@@ -120,25 +120,160 @@ async function start(command: Command): Promise<Output> {
   const [tool = "", ...args] = command.argv;
   const path = tool.startsWith("/") ? tool : toolPath(tool);
   if (path === "") return { code: -1, signal: null, stdout: "", stderr: missingTool(tool) };
-  const input = command.input;
+  const { input, limitMs = DEFAULT_LIMIT_MS } = command;
   try {
-    const child = new Deno.Command(path, {
-      args,
-      clearEnv: true,
-      env: toolEnv(),
-      stdin: input ? "piped" : "null",
-      stdout: "piped",
-      stderr: "piped",
-    }).spawn();
-    const limit = command.limitMs ?? DEFAULT_LIMIT_MS;
-    const work = Promise.all([child.output(), input && feed(child, input)]);
-    const ended = await within(limit, work, () => kill(child));
-    if (!ended) return { code: -1, signal: null, stdout: "", stderr: `${tool} did not end within ${limit / 1000} s` };
-    const { code, signal, stdout, stderr } = ended[0];
-    return { code, signal, stdout: decoder.decode(stdout), stderr: decoder.decode(stderr) };
+    const files = scratchFiles(input?.join("") ?? "");
+    const ended = files
+      ? await throughFiles(command.argv, { files, limitMs })
+      : await throughPipes(path, args, { input, limitMs });
+    return ended ?? { code: -1, signal: null, stdout: "", stderr: `${tool} did not end within ${limitMs / 1000} s` };
   } catch (error) {
     return { code: -1, signal: null, stdout: "", stderr: `cannot run ${path}: ${(error as Error).message}` };
   }
+}
+
+/**
+ * Where standard input and output of tools are kept while they run, for root only. The runtime's own pipes are streams, and making the
+ * first of them costs more (5 ms) than starting a tool and reading two small files.
+ */
+const SCRATCH = "/run/cnibox/io";
+let scratchCount = 0;
+
+interface ScratchFiles {
+  readonly in: string;
+  readonly out: string;
+  readonly err: string;
+}
+
+/** Files for one command; undefined where there can be none, for users other than root. */
+function scratchFiles(input: string): ScratchFiles | undefined {
+  if (Deno.uid() !== 0) return undefined;
+  const base = `${SCRATCH}/${Deno.pid}-${scratchCount++}`;
+  const files = { in: input === "" ? "/dev/null" : `${base}.in`, out: `${base}.out`, err: `${base}.err` };
+  try {
+    if (input !== "") writeScratch(files.in, input);
+    return files;
+  } catch {
+    // A read-only /run: pipes do as well.
+    return undefined;
+  }
+}
+
+function writeScratch(path: string, text: string): void {
+  try {
+    Deno.writeTextFileSync(path, text, { mode: 0o600 });
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+    Deno.mkdirSync(SCRATCH, { recursive: true, mode: 0o700 });
+    Deno.writeTextFileSync(path, text, { mode: 0o600 });
+  }
+}
+
+/** Constant texts for /bin/sh: standard streams to the three files, then the command, or the script that the command is. */
+const REDIRECT = 'exec <"$1" >"$2" 2>"$3" || exit 99; shift 3; ';
+const REDIRECTED = `${REDIRECT}exec "$@"`;
+
+async function throughFiles(
+  argv: readonly string[],
+  { files, limitMs }: { files: ScratchFiles; limitMs: number },
+): Promise<Output | undefined> {
+  const inner = argv[0] === "nsenter" ? 3 : 0;
+  const rest = argv.slice(inner);
+  const names = [files.in, files.out, files.err];
+  // A command that is a script itself takes the redirection in front, instead of a second shell.
+  const script = rest[0] === "sh" && rest[1] === "-c";
+  const redirected = script
+    ? ["/bin/sh", "-c", `${REDIRECT}${rest[2]}`, "sh", ...names, ...rest.slice(4)]
+    : ["/bin/sh", "-c", REDIRECTED, "sh", ...names, ...rest];
+  const [program = "", ...args] = inner === 0
+    ? redirected
+    : [toolPath("nsenter"), ...argv.slice(1, inner), ...redirected];
+  try {
+    const child = new Deno.Command(program, {
+      args,
+      clearEnv: true,
+      env: toolEnv(),
+      stdin: "null",
+      stdout: "null",
+      stderr: "null",
+    }).spawn();
+    const status = await within(limitMs, child.status, () => kill(child));
+    if (!status) return undefined;
+    const stdout = readScratch(files.out);
+    const stderr = readScratch(files.err);
+    if (stderr === undefined || status.code === 99) {
+      if (!exists(SCRATCH)) {
+        Deno.mkdirSync(SCRATCH, { recursive: true, mode: 0o700 });
+        return await throughFiles(argv, { files, limitMs });
+      }
+      if (inner > 0 && stderr === undefined && status.code !== 99) {
+        return { code: status.code || 1, signal: status.signal, stdout: "", stderr: notEntered(argv[1] ?? "") };
+      }
+      return { code: -1, signal: null, stdout: "", stderr: `cannot write below ${SCRATCH}` };
+    }
+    if (status.code === 127 && !script) {
+      return { code: -1, signal: null, stdout: "", stderr: missingTool(rest[0] ?? "") };
+    }
+    return { code: status.code, signal: status.signal, stdout: stdout ?? "", stderr };
+  } finally {
+    for (const path of Object.values(files)) if (path !== "/dev/null") removeScratch(path);
+  }
+}
+
+function exists(path: string): boolean {
+  try {
+    Deno.statSync(path);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function readScratch(path: string): string | undefined {
+  try {
+    return Deno.readTextFileSync(path);
+  } catch {
+    return undefined;
+  }
+}
+
+function removeScratch(path: string): void {
+  try {
+    Deno.removeSync(path);
+  } catch {
+    // A file that was never made.
+  }
+}
+
+/** What nsenter must have said when it did not get to run anything. */
+function notEntered(option: string): string {
+  const path = option.replace(/^--net=/, "");
+  try {
+    Deno.statSync(path);
+    return `nsenter: reassociate to namespace 'ns/net' failed: Invalid argument`;
+  } catch {
+    return `nsenter: cannot open ${path}: No such file or directory`;
+  }
+}
+
+async function throughPipes(
+  path: string,
+  args: string[],
+  { input, limitMs }: { input: Command["input"]; limitMs: number },
+): Promise<Output | undefined> {
+  const child = new Deno.Command(path, {
+    args,
+    clearEnv: true,
+    env: toolEnv(),
+    stdin: input ? "piped" : "null",
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+  const work = Promise.all([child.output(), input && feed(child, input)]);
+  const ended = await within(limitMs, work, () => kill(child));
+  if (!ended) return undefined;
+  const { code, signal, stdout, stderr } = ended[0];
+  return { code, signal, stdout: decoder.decode(stdout), stderr: decoder.decode(stderr) };
 }
 
 /**
@@ -162,22 +297,10 @@ export async function within<T>(limitMs: number, work: Promise<T>, late: () => v
 }
 
 /** Writes the input; a child that ends early closes the pipe, and its exit status tells the rest. */
-async function feed(child: Deno.ChildProcess, input: NonNullable<Command["input"]>): Promise<void> {
+async function feed(child: Deno.ChildProcess, input: readonly string[]): Promise<void> {
   const writer = child.stdin.getWriter();
-  try {
-    for (const part of input) {
-      if (typeof part === "string") await writer.write(encoder.encode(part));
-      // A child that ended has nothing to be waited for.
-      else if (await Promise.race([part(), child.status.then(() => "ended")]) === "ended") return;
-    }
-  } catch (error) {
-    if (!(error instanceof Deno.errors.BrokenPipe)) {
-      kill(child);
-      throw error;
-    }
-  } finally {
-    await writer.close().catch(() => {});
-  }
+  await writer.write(encoder.encode(input.join(""))).catch(() => {});
+  await writer.close().catch(() => {});
 }
 
 function kill(child: Deno.ChildProcess): void {

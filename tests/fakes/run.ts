@@ -34,12 +34,9 @@ export function recordedRun(transcript: string): RecordedRun {
     entry[part] += `${text}\n`;
   }
   const run = async (command: Command): Promise<Output> => {
+    await Promise.resolve();
     const line = command.argv.join(" ");
-    let stdin = "";
-    for (const part of command.input ?? []) {
-      if (typeof part === "string") stdin += part;
-      else await part();
-    }
+    const stdin = command.input?.join("") ?? "";
     const entry = entries.find((one) => !one.used && one.command === line && one.stdin === stdin);
     if (!entry) {
       const asked = [`$ ${line}`, ...stdin.split("\n").filter(Boolean).map((text) => `< ${text}`)].join("\n");
