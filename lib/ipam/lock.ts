@@ -7,8 +7,6 @@
 import { CniError, code } from "../cni/error.ts";
 import { holderOf, lockWithin } from "../kernel/flock.ts";
 
-export { lockHolder } from "../kernel/flock.ts";
-
 /** What waiting for a lock needs. */
 export interface LockOptions {
   /** Longest wait in milliseconds; {@linkcode LOCK_LIMIT_MS} if absent. */

@@ -31,10 +31,10 @@ interface TryLock {
   tryLockSync(exclusive: boolean): boolean;
 }
 
-/** Who holds the lock on the file with this inode, as the kernel says: a clause for people. */
+/** Who holds the lock on the file with this inode, which we wait for, as the kernel says: a clause for people. */
 export function holderOf(inode: number): string {
   try {
-    const pid = lockHolder(readKernelFile("/proc/locks"), inode);
+    const pid = lockHolder(readKernelFile("/proc/locks"), { inode, waiting: Deno.pid });
     if (pid !== undefined) return `held by process ${pid}${commandOf(pid)}; if it hangs, end it: the lock goes with it`;
   } catch {
     // Not to be known from here.
@@ -51,15 +51,16 @@ function commandOf(pid: number): string {
 }
 
 /**
- * Process ID of the holder of the flock(2) lock on an inode, in the text of /proc/locks (proc_locks(5)); undefined when there is
- * none, or it lives in a PID namespace that cannot be seen from here. The device is not compared: file systems such as btrfs and
- * overlayfs show another one there than stat(2) does.
+ * Process ID of the holder of a flock(2) lock, in the text of /proc/locks (proc_locks(5)): of the one that process `waiting` waits
+ * for, since overlayfs and others show inodes there that stat(2) does not know; when it waits for none, or several, of the one on
+ * that inode. Undefined when there is none, or it lives in a PID namespace that cannot be seen from here.
  */
-export function lockHolder(locks: string, inode: number): number | undefined {
-  for (const line of locks.split("\n")) {
-    // 7: FLOCK  ADVISORY  WRITE 1234 fe:00:2146678 0 EOF        waiting ones have an arrow: 7: -> FLOCK …
-    const [, pid, ino] = /^\d+: FLOCK\s+\S+\s+WRITE\s+(-?\d+) [0-9a-f]+:[0-9a-f]+:(\d+) /.exec(line) ?? [];
-    if (Number(ino) === inode && Number(pid) > 0) return Number(pid);
-  }
-  return undefined;
+export function lockHolder(locks: string, { inode, waiting }: { inode: number; waiting: number }): number | undefined {
+  // 7: FLOCK  ADVISORY  WRITE 1234 fe:00:2146678 0 EOF
+  // 7: -> FLOCK  ADVISORY  WRITE 1240 fe:00:2146678 0 EOF
+  const lines = [...locks.matchAll(/^(\d+):( ->)? +FLOCK +\S+ +\S+ +(\d+) [0-9a-f]+:[0-9a-f]+:(\d+) /gm)]
+    .map(([, id, arrow, pid, ino]) => ({ id, waits: arrow !== undefined, pid: Number(pid), ino: Number(ino) }));
+  const ours = lines.filter(({ waits, pid }) => waits && pid === waiting);
+  const holder = lines.find(({ waits, ino, id }) => !waits && (ours.length === 1 ? id === ours[0]?.id : ino === inode));
+  return holder === undefined || holder.pid === 0 ? undefined : holder.pid;
 }

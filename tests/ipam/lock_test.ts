@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
 import { CniError } from "../../lib/cni/error.ts";
-import { lockFolder, lockHolder } from "../../lib/ipam/lock.ts";
+import { lockFolder } from "../../lib/ipam/lock.ts";
 import { holdLock, inFolder } from "./support.ts";
 
 Deno.test("a lock is made when it is missing, and is the reference's file", () =>
@@ -78,20 +78,3 @@ Deno.test("a missing folder is told apart", () =>
   inFolder(async ({ path }) => {
     await assertRejects(() => lockFolder(path), Deno.errors.NotFound);
   }));
-
-Deno.test("lockHolder reads what the kernel prints", () => {
-  const locks = [
-    "1: POSIX  ADVISORY  WRITE 11 fe:00:42 0 EOF",
-    "2: FLOCK  ADVISORY  READ  12 fe:00:42 0 EOF",
-    "3: FLOCK  ADVISORY  WRITE 13 fe:00:43 0 EOF",
-    "4: FLOCK  ADVISORY  WRITE 14 fe:00:42 0 EOF",
-    "4: -> FLOCK  ADVISORY  WRITE 15 fe:00:42 0 EOF",
-    "5: FLOCK  ADVISORY  WRITE 0 fe:00:44 0 EOF",
-    "",
-  ].join("\n");
-  assertEquals(lockHolder(locks, 42), 14);
-  assertEquals(lockHolder(locks, 43), 13);
-  assertEquals(lockHolder(locks, 44), undefined);
-  assertEquals(lockHolder(locks, 4), undefined);
-  assertEquals(lockHolder("", 42), undefined);
-});
