@@ -144,9 +144,10 @@ function iptablesRules(
       ...[...subnets].map((subnet) => `-A ${chain} -d ${subnet} ${comment} -j ACCEPT`),
       `-A ${chain} ! -d ${MULTICAST[family]} ${comment} -j MASQUERADE`,
     ],
-    jumps: prefixes.map(({ address }) =>
-      `-A POSTROUTING -s ${formatAddress(address)}/${hostLength(family)} ${comment} -j ${chain}`
-    ),
+    // An address may be known twice, with its subnet and without.
+    jumps: [...new Set(prefixes.map(({ address }) => `${formatAddress(address)}/${hostLength(family)}`))].map((
+      source,
+    ) => `-A POSTROUTING -s ${source} ${comment} -j ${chain}`),
   };
 }
 

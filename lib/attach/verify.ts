@@ -22,11 +22,20 @@ export async function podState(call: ContainerCall): Promise<PodState> {
       step("pod", "ip", "route show table all root 0.0.0.0/0", { read: true }),
       step("pod", "ip", "route show table all root ::/0", { read: true }),
     ]], call);
-    return { link: shown?.[0] as Link | undefined, routes: [...(v4 ?? []), ...(v6 ?? [])] as RouteEntry[] };
+    const routes = [
+      ...named((v4 ?? []) as RouteEntry[], "0.0.0.0/0"),
+      ...named((v6 ?? []) as RouteEntry[], "::/0"),
+    ];
+    return { link: shown?.[0] as Link | undefined, routes };
   } catch (error) {
     if (isAbsent(error)) return { link: undefined, routes: [] };
     throw error;
   }
+}
+
+/** Default routes of both families are called the same: `default`. */
+function named(routes: readonly RouteEntry[], everything: string): RouteEntry[] {
+  return routes.map((route) => route.dst === "default" ? { ...route, dst: everything } : route);
 }
 
 /** prevResult's entry for this container's interface: the last one of that name and namespace. */
@@ -116,11 +125,10 @@ function isDefault(dst: string): boolean {
   return dst === "0.0.0.0/0" || dst === "::/0";
 }
 
-/** Does `shown` by iproute2 ("default", a bare host address, a CIDR) mean the same destination as the CIDR? */
+/** Does `shown` by iproute2 (a bare host address, a CIDR) mean the same destination as the CIDR? */
 function samePrefix(shown: string, cidr: string): boolean {
   const wanted = parsePrefix(cidr);
   if (!wanted) return false;
-  if (shown === "default") return wanted.length === 0;
   const text = shown.includes("/") ? shown : `${shown}/${shown.includes(":") ? 128 : 32}`;
   const prefix = parsePrefix(text);
   return prefix !== undefined && prefix.length === wanted.length && prefixContains(prefix, wanted.address);

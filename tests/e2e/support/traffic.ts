@@ -81,7 +81,8 @@ export async function serve(
     "-d",
     "-d",
     `${kind}:${port},fork,reuseaddr${bind}`,
-    `SYSTEM:echo ${name} "$SOCAT_PEERADDR" "$SOCAT_PEERPORT"`,
+    // A server that ends with something unread resets the connection, and its answer may be lost.
+    `SYSTEM:read line; echo ${name} "$SOCAT_PEERADDR" "$SOCAT_PEERPORT"`,
   ]);
   await process.until(/listening on|receiving on|now serving|receiving IP protocol|starting (accept|recvfrom) loop/);
   return { process, close: () => process.close() };
