@@ -175,7 +175,7 @@ const REDIRECTED = `${REDIRECT}exec "$@"`;
 
 async function throughFiles(
   argv: readonly string[],
-  { files, limitMs }: { files: ScratchFiles; limitMs: number },
+  { files, limitMs, again = false }: { files: ScratchFiles; limitMs: number; again?: boolean },
 ): Promise<Output | undefined> {
   const inner = argv[0] === "nsenter" ? 3 : 0;
   const rest = argv.slice(inner);
@@ -202,9 +202,10 @@ async function throughFiles(
     const stdout = readScratch(files.out);
     const stderr = readScratch(files.err);
     if (stderr === undefined || status.code === 99) {
-      if (!exists(SCRATCH)) {
+      if (!again && (status.code === 99 || !exists(SCRATCH))) {
+        // Not made yet; or made meanwhile by another command beside this one.
         Deno.mkdirSync(SCRATCH, { recursive: true, mode: 0o700 });
-        return await throughFiles(argv, { files, limitMs });
+        return await throughFiles(argv, { files, limitMs, again: true });
       }
       if (inner > 0 && stderr === undefined && status.code !== 99) {
         return { code: status.code || 1, signal: status.signal, stdout: "", stderr: notEntered(argv[1] ?? "") };
