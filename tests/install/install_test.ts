@@ -242,7 +242,7 @@ Deno.test("install by two at once ends with one whole installation", async () =>
   const bin = join(folder.path, "bin");
   await Promise.all([installed(bin, cnibox), installed(bin, cnibox), installed(bin, other)]);
   assertEquals(listing(bin), { ".cnibox": "/", cnibox: "755", ...links });
-  assertMatch(await version(join(bin, types[0] ?? "")), /./);
+  assertMatch(await version(join(bin, "cnibox")), /^cnibox v/);
 });
 
 Deno.test("install refuses a program that does not start, and changes nothing", async () => {
