@@ -7,7 +7,6 @@ export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/r
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t tmpfs -o mode=755 tmpfs /run
-mount -t tmpfs tmpfs /tmp
 mkdir -p /dev/pts /dev/shm /dev/net /run/netns /run/lock /run/modules/lib/modules /run/out
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
@@ -25,13 +24,18 @@ echo /run/modprobe >/proc/sys/kernel/modprobe
 # These nothing asks for by name.
 for module in ipv6 overlay tun; do /run/modprobe -q "$module"; done
 
+# The project may lie below /tmp, so what is there stays in sight.
+mkdir -p /run/tmp/upper /run/tmp/work
+chmod 1777 /run/tmp/upper
+mount -t overlay -o lowerdir=/tmp,upperdir=/run/tmp/upper,workdir=/run/tmp/work tmp /tmp
+
 # This kernel's nf_tables lacks what iptables needs of it.
 mount --bind /usr/sbin/xtables-legacy-multi /usr/sbin/xtables-nft-multi
 ip link set lo up
 
 # shellcheck disable=SC1091  # written by run.ts
 . /run/out/environment
-cd "$CNIBOX_VM_ROOT" || exit
+cd "$CNIBOX_VM_ROOT" || echo o >/proc/sysrq-trigger
 for ready in /run/out/queue/*; do
   name=${ready##*/}
   # Whoever can move it out of the queue runs it.
