@@ -220,13 +220,13 @@ install_packages() {
     apt-get)
       apt install --no-install-recommends $1 || { apt update && apt install --no-install-recommends $1; }
       ;;
-    dnf) dnf install -y $1 >&2 ;;
-    apk) apk add $1 >&2 ;;
+    dnf) dnf install -y -q $1 >/dev/null ;;
+    apk) apk add -q $1 >/dev/null ;;
   esac
 }
 
 apt() {
-  DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@" </dev/null >&2 9>&-
+  DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@" </dev/null >/dev/null 9>&-
 }
 
 # ---- The executable: built, or given

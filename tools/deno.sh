@@ -47,13 +47,13 @@ if ! command -v npm >/dev/null; then
     exit 1
   elif command -v apt-get >/dev/null; then
     export DEBIAN_FRONTEND=noninteractive
-    apt() { apt-get -q -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@" </dev/null >&2; }
+    apt() { apt-get -q -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@" </dev/null >/dev/null; }
     apt install --no-install-recommends npm ca-certificates ||
       { apt update && apt install --no-install-recommends npm ca-certificates; }
   elif command -v dnf >/dev/null; then
-    dnf install -y npm >&2 || dnf install -y nodejs-npm >&2
+    dnf install -y -q npm >/dev/null || dnf install -y -q nodejs-npm >/dev/null
   elif command -v apk >/dev/null; then
-    apk add npm >&2
+    apk add -q npm >/dev/null
   fi || true
   command -v npm >/dev/null || { say "npm could not be installed; install it, or name Deno $version in DENO"; exit 1; }
 fi
@@ -64,7 +64,7 @@ work=$(mktemp -d "$root/.cache/.cnibox-build-XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
 # No script of any package is run: the package is the executable.
-npm install --prefix "$work" --ignore-scripts --no-audit --no-fund --no-save --loglevel=error "$package@$version" >&2 ||
+npm install --prefix "$work" --ignore-scripts --no-audit --no-fund --no-save --loglevel=error "$package@$version" >/dev/null ||
   { say "npm could not fetch $package@$version"; exit 1; }
 executable=$work/node_modules/$package/deno
 actual=$(sha256sum "$executable" | cut -d ' ' -f 1)
