@@ -218,7 +218,7 @@ install_packages() {
   note "installing $1"
   case "$manager" in
     apt-get)
-      apt install --no-install-recommends $1 || { apt update && apt install --no-install-recommends $1; }
+      apt install --no-install-recommends $1 2>/dev/null || { apt update && apt install --no-install-recommends $1; }
       ;;
     dnf) dnf install -y -q $1 >/dev/null ;;
     apk) apk add -q $1 >/dev/null ;;

@@ -48,7 +48,7 @@ if ! command -v npm >/dev/null; then
   elif command -v apt-get >/dev/null; then
     export DEBIAN_FRONTEND=noninteractive
     apt() { apt-get -q -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@" </dev/null >/dev/null; }
-    apt install --no-install-recommends npm ca-certificates ||
+    apt install --no-install-recommends npm ca-certificates 2>/dev/null ||
       { apt update && apt install --no-install-recommends npm ca-certificates; }
   elif command -v dnf >/dev/null; then
     dnf install -y -q npm >/dev/null || dnf install -y -q nodejs-npm >/dev/null
