@@ -202,12 +202,12 @@ async function throughFiles(
     const stdout = readScratch(files.out);
     const stderr = readScratch(files.err);
     if (stderr === undefined || status.code === 99) {
-      if (!again && (status.code === 99 || !exists(SCRATCH))) {
-        // Not made yet; or made meanwhile by another command beside this one.
+      if (!again) {
+        // The folder is not there yet; or it was not, and another command beside this one made it meanwhile.
         Deno.mkdirSync(SCRATCH, { recursive: true, mode: 0o700 });
         return await throughFiles(argv, { files, limitMs, again: true });
       }
-      if (inner > 0 && stderr === undefined && status.code !== 99) {
+      if (inner > 0 && exists(SCRATCH)) {
         return { code: status.code || 1, signal: status.signal, stdout: "", stderr: notEntered(argv[1] ?? "") };
       }
       return { code: -1, signal: null, stdout: "", stderr: `cannot write below ${SCRATCH}` };
