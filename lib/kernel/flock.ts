@@ -57,8 +57,8 @@ function commandOf(pid: number): string {
  */
 export function lockHolder(locks: string, { inode, waiting }: { inode: number; waiting: number }): number | undefined {
   // 7: FLOCK  ADVISORY  WRITE 1234 fe:00:2146678 0 EOF
-  // 7: -> FLOCK  ADVISORY  WRITE 1240 fe:00:2146678 0 EOF
-  const lines = [...locks.matchAll(/^(\d+):( ->)? +FLOCK +\S+ +\S+ +(\d+) [0-9a-f]+:[0-9a-f]+:(\d+) /gm)]
+  // 7: -> FLOCK  ADVISORY  WRITE 1240 fe:00:2146678 0 EOF      one who waits; behind others, further to the right
+  const lines = [...locks.matchAll(/^(\d+):( +->)? +FLOCK +\S+ +\S+ +(\d+) [0-9a-f]+:[0-9a-f]+:(\d+) /gm)]
     .map(([, id, arrow, pid, ino]) => ({ id, waits: arrow !== undefined, pid: Number(pid), ino: Number(ino) }));
   const ours = lines.filter(({ waits, pid }) => waits && pid === waiting);
   const holder = lines.find(({ waits, ino, id }) => !waits && (ours.length === 1 ? id === ours[0]?.id : ino === inode));

@@ -292,13 +292,7 @@ nodeTest("host-local waits for nothing that is planted in its folder", async ({ 
 
 nodeTest("host-local waits 20 s for a lock, no longer, and names who has it", async ({ node }) => {
   await call(node, request("ADD", "a"));
-  const holder = node.spawn([
-    "sh",
-    "-c",
-    'exec 9<"$1"; flock 9; echo held $$; exec sleep infinity',
-    "sh",
-    `${FOLDER}/lock`,
-  ]);
+  const holder = node.spawn(["flock", "-F", `${FOLDER}/lock`, "sh", "-c", "echo held $$; exec sleep infinity"]);
   const [, pid] = await holder.until(/held (\d+)\n/);
   const [add, del] = await Promise.all([runPlugin(node, request("ADD", "b")), runPlugin(node, request("DEL", "a"))]);
   for (const output of [add, del]) {
