@@ -92,6 +92,8 @@ const counts = `${totals.passed} passed | ${totals.failed} failed${
   totals.ignored > 0 ? ` | ${totals.ignored} ignored` : ""
 }`;
 say(`\n${broken.length > 0 ? "FAILED" : "ok"} | ${counts} (${seconds}s)\n`);
+const report = Deno.env.get("CNIBOX_E2E_MATRIX");
+if (report) Deno.writeTextFileSync(report, textOf(join(run, "matrix")), { append: true });
 Deno.removeSync(run, { recursive: true });
 Deno.exit(broken.length > 0 ? 1 : 0);
 
@@ -135,6 +137,7 @@ function environment(): string {
     CNIBOX_E2E_BIN_DIR: cniboxDir(),
     CNIBOX_E2E_REFERENCE: referenceDir() ?? "",
     CNIBOX_E2E_HOST_FEATURES: features,
+    CNIBOX_E2E_MATRIX: "/run/out/matrix",
     DENO_DIR: denoDir(),
     DENO_NO_UPDATE_CHECK: "1",
     NO_COLOR: Deno.stdout.isTerminal() ? undefined : "1",
@@ -142,7 +145,7 @@ function environment(): string {
   };
   if (options.filter !== undefined) {
     // One word for the shell inside, so a dot stands for each space.
-    if (!/^[\w. -]+$/.test(options.filter)) give("--filter takes letters, digits, spaces and . - _");
+    if (!/^[\w.,: -]+$/.test(options.filter)) give("--filter takes letters, digits, spaces and . , : - _");
     variables.CNIBOX_VM_OPTIONS += ` --filter=/${options.filter.replaceAll(" ", ".")}/`;
   }
   return Object.entries(variables).filter(([, value]) => value !== undefined)

@@ -2,7 +2,7 @@
 import { binDir, type By } from "./plugins.ts";
 import { cniboxDir, referenceDir } from "./bin.ts";
 import { createNode, type Node, type NodeOptions } from "./node.ts";
-import { type Need, notForThisKernel, unmet } from "./needs.ts";
+import { inVm, type Need, notForThisKernel, unmet } from "./needs.ts";
 
 export interface NodeTest {
   node: Node;
@@ -101,7 +101,7 @@ const keyOf = ({ adder, checker, deleter }: Cell) => `${adder}>${checker}>${dele
 
 // Columns: who adds > checks > deletes; r is the reference, c cnibox.
 function print(): void {
-  const title = "interop: add>check>delete";
+  const title = inVm ? "interop in the VM: add>check>delete" : "interop: add>check>delete";
   const width = Math.max(title.length, ...[...matrix.keys()].map((name) => name.length));
   const head = cells.map((cell) => keyOf(cell).replaceAll("cnibox", "c").replaceAll("ref", "r").padEnd(6));
   const lines = [`${title.padEnd(width)}  ${head.join(" ")}   (r = reference, c = cnibox)`];
