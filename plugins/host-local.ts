@@ -87,10 +87,11 @@ async function add(call: ContainerCall): Promise<Result> {
   const { folder, routes, dns } = wanted;
   if (call.explain) {
     const taken = preview(folder, { ...wanted, warn: call.warn });
-    for (const { address } of taken) {
-      const lease = `${folder}/${formatAddress(address)}`;
-      call.explain.note("file", `${lease}: ${call.containerId} ${call.ifName}`, "the address is taken");
-    }
+    taken.forEach(({ address }, index) => {
+      const ip = formatAddress(address);
+      call.explain?.file(`${folder}/${ip}`, `${call.containerId}\r\n${call.ifName}`, "the address is taken");
+      call.explain?.file(`${folder}/last_reserved_ip.${index}`, ip, "the next search begins behind it");
+    });
     return result(taken, { routes, dns });
   }
   const taken = await allocate(folder, call, { ...wanted, host: call.host, warn: call.warn });
@@ -113,12 +114,9 @@ function result(taken: readonly Candidate[], { routes, dns }: Pick<Result, "rout
 async function del(call: ContainerCall): Promise<Released> {
   const folder = folderOf(call);
   if (call.explain) {
-    call.explain.note(
-      "file",
-      `${folder}: remove what says ${call.containerId} ${call.ifName}`,
-      "addresses are given back",
-    );
-    return { addresses: [] };
+    const addresses = await heldBy(folder, call, { warn: call.warn });
+    for (const ip of addresses) call.explain.file(`${folder}/${ip}`, undefined, "the address is given back");
+    return { addresses };
   }
   return { addresses: await release(folder, call, { warn: call.warn }) };
 }

@@ -7,7 +7,14 @@
  * results carry the new MTU and the address in lower case.
  */
 import { checkAllowed, readAllowList } from "../lib/attach/allow_list.ts";
-import { type Backup, backupPath, collectBackups, keepBackup, readBackup } from "../lib/attach/link_backup.ts";
+import {
+  type Backup,
+  backupPath,
+  backupText,
+  collectBackups,
+  keepBackup,
+  readBackup,
+} from "../lib/attach/link_backup.ts";
 import { look, type Now, sameValue, type Setting, setting, valueOf } from "../lib/attach/settings.ts";
 import { parseArgs } from "../lib/cni/args.ts";
 import {
@@ -83,8 +90,9 @@ async function add(call: ContainerCall): Promise<Result> {
   const { plan, backup } = changes(call, wanted, now);
   if (Object.keys(backup).length > 0) {
     const path = backupPath(wanted.dataDir, { containerID: call.containerId, ifname: call.ifName });
-    if (call.explain) call.explain.note("file", `write ${path}`, "what DEL puts back");
-    else call.undo(keepBackup(path, { ...backup, network: call.network }));
+    if (call.explain) {
+      call.explain.file(path, backupText(path, { ...backup, network: call.network }), "what DEL puts back");
+    } else call.undo(keepBackup(path, { ...backup, network: call.network }));
   }
   try {
     if (plan.length > 0) await apply(plan, call);

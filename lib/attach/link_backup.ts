@@ -61,22 +61,24 @@ function fromJson({ mac, promisc, mtu, allmulti, txQLen, sysctl, network }: Json
  */
 export function keepBackup(path: string, backup: Backup): () => void {
   const before = readFileIfThere(path);
-  const kept = readBackup(path);
-  const older = kept === undefined || kept === "broken" ? {} : kept;
-  const sysctl = { ...backup.sysctl, ...older.sysctl };
-  const { network, ...rest } = { ...backup, ...older };
-  replaceFile(
-    path,
-    goJson({
-      ...pick(rest, ["mac", "promisc", "mtu", "allmulti", "txQLen"]),
-      ...(Object.keys(sysctl).length > 0 && { sysctl }),
-      network,
-    }, 1),
-  );
+  replaceFile(path, backupText(path, backup));
   return () => {
     if (before === undefined) removeFile(path);
     else replaceFile(path, before);
   };
+}
+
+/** What {@linkcode keepBackup} would write. */
+export function backupText(path: string, backup: Backup): string {
+  const kept = readBackup(path);
+  const older = kept === undefined || kept === "broken" ? {} : kept;
+  const sysctl = { ...backup.sysctl, ...older.sysctl };
+  const { network, ...rest } = { ...backup, ...older };
+  return goJson({
+    ...pick(rest, ["mac", "promisc", "mtu", "allmulti", "txQLen"]),
+    ...(Object.keys(sysctl).length > 0 && { sysctl }),
+    network,
+  }, 1);
 }
 
 function pick(backup: Backup, keys: readonly (keyof Backup)[]): JsonObject {

@@ -1,6 +1,11 @@
-/** The operator's side of cnibox: `cnibox WORD …`. Help and listings are made from the plugins' own declarations. */
+/** The operator's side of cnibox: `cnibox WORD …`. A command's own file is read when it is run. */
+import { ConfigError } from "../cni/conflist.ts";
+import { CniError, code } from "../cni/error.ts";
 import type { Plugin } from "../cni/plugin.ts";
-import { aboutText, pluginMain } from "../cni/skel.ts";
+import { aboutText, errorText, pluginMain } from "../cni/skel.ts";
+import { CliError, type CommandCall, GROUPS, helpText, nearest, parseCall, status } from "./command.ts";
+import { COMMANDS, findCommand } from "./commands.ts";
+import { columns, complain, painter, say } from "./terminal.ts";
 
 /** How the program was called, and what it has. */
 export interface Invocation {
@@ -14,61 +19,109 @@ export interface Invocation {
 
 /** Runs one operator command; returns the exit status. */
 export async function operator(invocation: Invocation): Promise<number> {
-  const { called, args, version, names, load } = invocation;
-  const [word, ...rest] = args;
+  const { called, args, version, load } = invocation;
   const own = load(called);
   if (own) {
-    const plugin = await own;
-    say(aboutText(plugin, version), Deno.stderr);
-    return 0;
+    complain(aboutText(await own, version));
+    return status.done;
   }
   if (Deno.build.standalone && !called.startsWith("cnibox")) return unknown(called, invocation);
-  if (word === undefined || word === "--help" || word === "-h" || word === "help") {
-    say(help(invocation));
-    return 0;
+  const [word, ...rest] = args;
+  if (word === undefined || word === "--help" || word === "-h" || (word === "help" && rest.length === 0)) {
+    say(overview(invocation));
+    return status.done;
   }
-  if (word === "--version" || word === "-V" || word === "version") {
-    say(`cnibox ${version}\n`);
-    return 0;
+  if (word === "--version" || word === "-V") return await run(["version", ...rest], invocation);
+  if (word === "help") return await run([...rest, "--help"], invocation);
+  return await run(args, invocation);
+}
+
+async function run(args: readonly string[], invocation: Invocation): Promise<number> {
+  const found = findCommand(args);
+  if (!found) {
+    const [word = ""] = args;
+    const plugin = invocation.load(word);
+    if (plugin) return await pluginMain(await plugin, invocation.load, invocation.version);
+    return unknown(word, invocation);
   }
-  if (word === "plugins") {
-    if (rest[0] === "--names") say(names.map((name) => `${name}\n`).join(""));
-    else say(await table(invocation));
-    return 0;
+  const { command } = found;
+  let json = false;
+  try {
+    const call = parseCall(command, found.args, invocation);
+    if (call.is("help")) {
+      say(helpText(command));
+      return status.done;
+    }
+    json = call.is("json");
+    const entry = (await command.load())[command.entry] as (call: CommandCall) => number | Promise<number>;
+    return await entry(call);
+  } catch (error) {
+    return failure(command.name, error, json);
   }
-  const plugin = load(word);
-  if (plugin) return await pluginMain(await plugin, load, version);
-  return unknown(word, invocation);
+}
+
+/** Says what went wrong; returns the exit status. */
+function failure(name: string, error: unknown, json: boolean): number {
+  const { number, message, advice } = described(error);
+  if (json) {
+    const plain = error instanceof CniError ? error : new CniError(code.internal, message, advice.join("; "));
+    say(`${errorText(plain)}\n`);
+  }
+  const paint = painter(Deno.stderr);
+  complain(
+    `${paint("bold", `cnibox ${name}:`)} ${paint("red", message)}\n${advice.map((line) => `  ${line}\n`).join("")}`,
+  );
+  return number;
+}
+
+function described(error: unknown): { number: number; message: string; advice: readonly string[] } {
+  if (error instanceof CliError) return { number: error.status, message: error.message, advice: error.advice };
+  if (error instanceof ConfigError) {
+    const { file, message } = error;
+    const advice = file === "" ? [] : [`cnibox validate ${file} shows where`];
+    return {
+      number: status.badData,
+      message: file === "" || message.includes(file) ? message : `${file}: ${message}`,
+      advice,
+    };
+  }
+  if (error instanceof CniError) {
+    const number = error.code === code.tryAgain ? status.tryAgain : status.failed;
+    return { number, message: error.msg, advice: error.details.split(/\n|; /).filter((line) => line !== "") };
+  }
+  if (error instanceof Deno.errors.PermissionDenied) {
+    return {
+      number: status.noRights,
+      message: error.message,
+      advice: Deno.uid() === 0 ? [] : ["run this command as root"],
+    };
+  }
+  return { number: status.failed, message: error instanceof Error ? error.message : String(error), advice: [] };
 }
 
 function unknown(word: string, invocation: Invocation): number {
-  say(`cnibox: unknown command or plugin "${word}"\n\n${help(invocation)}`, Deno.stderr);
-  return 1;
+  const words = COMMANDS.filter(({ hidden }) => !hidden).map(({ name }) => name);
+  const near = nearest(word, [...words, ...invocation.names]);
+  const hint = near ? `did you mean ${near}?\n\n` : "";
+  complain(`cnibox: unknown command or plugin "${word}"\n${hint || "\n"}${overview(invocation)}`);
+  return status.failed;
 }
 
-function help({ names }: Invocation): string {
-  return `cnibox: all the standard CNI plugins in one program
-
-usage: cnibox PLUGIN          runs a plugin, as its symlink does (CNI_COMMAND and the like in the environment)
-       cnibox plugins         the plugins, one line each
-       cnibox --version
-
-plugins: ${names.join(" ")}
-`;
-}
-
-async function table({ names, load }: Invocation): Promise<string> {
-  const rows: string[] = [];
-  for (const name of names) {
-    const plugin = await load(name);
-    if (plugin) {
-      rows.push(`${name.padEnd(12)} ${plugin.kind.padEnd(5)} ${plugin.about.padEnd(60)} ${plugin.versions.join(" ")}`);
-    }
+function overview({ names }: Invocation): string {
+  const paint = painter();
+  const parts = ["cnibox: all the standard CNI plugins in one program\n"];
+  for (const [group, title] of Object.entries(GROUPS)) {
+    const commands = COMMANDS.filter((command) => command.group === group && !command.hidden);
+    if (commands.length === 0) continue;
+    parts.push(`${paint("bold", title)}\n${columns(commands.map(({ name, summary }) => [name, summary]), "  ")}`);
   }
-  return `${rows.join("\n")}\n`;
-}
-
-function say(text: string, stream: { writeSync(bytes: Uint8Array): number } = Deno.stdout): void {
-  let bytes = new TextEncoder().encode(text);
-  while (bytes.length > 0) bytes = bytes.subarray(stream.writeSync(bytes));
+  parts.push(
+    `${
+      paint("bold", "Plugins")
+    } (cnibox PLUGIN runs one as its symlink does: CNI_COMMAND and the like in the environment)
+  ${names.join(" ")}
+`,
+  );
+  parts.push("cnibox COMMAND --help says more, with examples.\n");
+  return parts.join("\n");
 }

@@ -13,6 +13,7 @@ import {
   type Cached,
   cachedResult,
   cachePath,
+  cacheText,
   listAttachments,
   printed,
   removeCache,
@@ -56,6 +57,7 @@ export interface Runtime {
   readonly warn: (type: string, note: string) => void;
   /** What a foreign plugin wrote on standard error and still succeeded. */
   readonly stderr: (text: string) => void;
+  readonly before?: ((verb: Verb, type: string) => void) | undefined;
   readonly after?: ((call: MemberCall) => void) | undefined;
 }
 
@@ -138,6 +140,7 @@ async function callMember(step: Step, runtime: Runtime): Promise<NetworkResult |
     CNI_IFNAME: attached?.ifName ?? "",
     CNI_PATH: runtime.path.join(":"),
   };
+  runtime.before?.(verb, member.type);
   const started = performance.now();
   let error: CniError | undefined;
   try {
@@ -243,7 +246,8 @@ export async function addNetwork(list: NetworkList, attached: Attached, runtime:
   const final = last as NetworkResult;
   if (runtime.explain) {
     const path = cachePath(runtime.cache, attached);
-    runtime.explain.note("file", path, "runtimes and cnitool find the attachment and its result here");
+    const text = cacheText(list, attached, final.printable);
+    runtime.explain.file(path, text, "runtimes and cnitool find the attachment and its result here");
     return final;
   }
   try {
@@ -338,7 +342,7 @@ export async function delNetwork(
     throw new CniError(first.code, first.msg, [first.details, ...others.map((one) => one.message)].join("\n"));
   }
   if (runtime.explain) {
-    runtime.explain.note("file", `rm -f ${cachePath(runtime.cache, attached)}`, "the attachment is no more");
+    runtime.explain.file(cachePath(runtime.cache, attached), undefined, "the attachment is no more");
   } else removeCache(runtime.cache, attached);
 }
 

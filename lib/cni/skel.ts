@@ -2,7 +2,7 @@
  * What every plugin call goes through: environment and standard input become a call, the plugin does its work, one JSON
  * document goes to standard output. The order of checks, the codes and the texts are those of the reference library.
  */
-import { inNetns, isAbsent, type RunHooks, systemRun } from "../kernel/run.ts";
+import { inNetns, isAbsent, type Run, type RunHooks, systemRun } from "../kernel/run.ts";
 import { netnsState } from "../kernel/netns.ts";
 import type { Explainer } from "../kernel/plan.ts";
 import { isObject, lookup } from "./decode.ts";
@@ -203,7 +203,7 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
   checkVersion(plugin, verb, version);
 
   const undos: (() => Promise<unknown> | unknown)[] = [];
-  const host = systemRun(guarded(request));
+  const host = explaining(systemRun(guarded(request)), request.explain);
   const path = (env["CNI_PATH"] ?? "").split(":");
   const base: Call = {
     verb: verb as Verb,
@@ -297,6 +297,12 @@ async function undoAll(jobs: readonly (() => Promise<unknown> | unknown)[]): Pro
     }
   }
   return left;
+}
+
+/** While a call is explained, only questions reach the kernel. */
+function explaining(run: Run, explain: Explainer | undefined): Run {
+  if (!explain) return run;
+  return async (command) => explain.instead(command) ?? await run(command);
 }
 
 /** Child processes do not start any more once SIGTERM came, except those that take things back. */

@@ -3,7 +3,7 @@
  * tool is one child process, and those run side by side. The same plan is applied by ADD, printed by `cnibox explain`,
  * compared by tests, and walked back when something fails.
  */
-import { type Command, CommandError, failureText, type Run } from "./run.ts";
+import { type Command, CommandError, failureText, type Output, type Run } from "./run.ts";
 import { readSysctl, writeSysctl } from "./sysctl.ts";
 
 /** Where a step happens: in this process's network namespace, or in the container's. */
@@ -90,6 +90,10 @@ export interface Explainer {
   plan(plan: Plan): void;
   /** Anything that is no command, such as a reservation: `write 10.1.2.3 to /var/lib/cni/…`. */
   note(place: Place | "file", text: string, why: string): void;
+  /** A file that is written whole; without `text`, removed. */
+  file(path: string, text: string | undefined, why: string): void;
+  /** Stands in for a command that would change something: its answer. Undefined lets a question be asked. */
+  instead(command: Command): Output | undefined;
 }
 
 /** A step that failed, with the words that its plan has for it. */

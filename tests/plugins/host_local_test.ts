@@ -320,15 +320,24 @@ Deno.test("host-local STATUS says why the next ADD cannot work", () =>
 Deno.test("host-local, explained, takes nothing", () =>
   withDataDir(async (dataDir) => {
     const notes: string[] = [];
-    const explain = { plan: () => {}, note: (place: string, text: string) => void notes.push(`${place}: ${text}`) };
+    const explain = {
+      plan: () => {},
+      note: () => {},
+      file: (path: string, text?: string) => void notes.push(`${path}: ${text ?? "removed"}`),
+      instead: () => undefined,
+    };
     const result = await plugin.add(call({ dataDir, ...SUBNET }, {}, { explain }));
     assertEquals(addresses(result), ["10.0.0.2/29"]);
-    await plugin.del(call({ dataDir, ...SUBNET }, {}, { explain }));
-    assertEquals(notes, [
-      `file: ${dataDir}/net1/10.0.0.2: ctr1 eth0`,
-      `file: ${dataDir}/net1: remove what says ctr1 eth0`,
+    assertEquals(notes.splice(0), [
+      `${dataDir}/net1/10.0.0.2: ctr1\r\neth0`,
+      `${dataDir}/net1/last_reserved_ip.0: 10.0.0.2`,
     ]);
     assertEquals(list(dataDir), []);
+    await plugin.add(call({ dataDir, ...SUBNET }));
+    const taken = list(`${dataDir}/net1`);
+    await plugin.del(call({ dataDir, ...SUBNET }, {}, { explain }));
+    assertEquals(notes, [`${dataDir}/net1/10.0.0.2: removed`]);
+    assertEquals(list(`${dataDir}/net1`), taken);
   }));
 
 Deno.test("host-local keeps its leases where dataDir says, relative or not", () =>

@@ -1,0 +1,38 @@
+/** `cnibox plugins` and `cnibox version`: what this program is. */
+import type { CommandCall } from "./command.ts";
+import { columns, jsonText, painter, say } from "./terminal.ts";
+
+/** `cnibox plugins` */
+export async function plugins(call: CommandCall): Promise<number> {
+  const { names, load } = call.invocation;
+  if (call.is("names")) {
+    say(names.map((name) => `${name}\n`).join(""));
+    return 0;
+  }
+  const all = await Promise.all(names.map((name) => load(name)));
+  const known = all.filter((plugin) => plugin !== undefined);
+  if (call.is("json")) {
+    say(jsonText(known.map(({ name, kind, about, versions, needs }) => ({ name, kind, about, versions, needs }))));
+    return 0;
+  }
+  const paint = painter();
+  const span = (versions: readonly string[]) => `${versions[0]} to ${versions.at(-1)}`;
+  say(columns(known.map(({ name, kind, about, versions }) => [paint("bold", name), kind, about, span(versions)])));
+  return 0;
+}
+
+/** `cnibox version` */
+export function version(call: CommandCall): number {
+  const { version, names } = call.invocation;
+  if (call.is("json")) {
+    say(jsonText({
+      version,
+      deno: Deno.version.deno,
+      v8: Deno.version.v8,
+      arch: Deno.build.arch,
+      standalone: Deno.build.standalone,
+      plugins: names,
+    }));
+  } else say(`cnibox ${version}\n`);
+  return 0;
+}

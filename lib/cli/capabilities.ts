@@ -1,0 +1,192 @@
+/** What people ask for with flags, as the capability arguments and CNI_ARGS that plugins understand. */
+import type { NetworkList } from "../cni/conflist.ts";
+import { isObject } from "../cni/decode.ts";
+import type { JsonObject } from "../cni/types.ts";
+import { canonicalAddress, parsePrefix } from "../net/cidr.ts";
+import { parseMac } from "../net/mac.ts";
+import { CliError, type CommandCall, status, usageError } from "./command.ts";
+import { note } from "./setup.ts";
+
+/** Arguments of an attachment besides its names. */
+export interface Wishes {
+  readonly capabilityArgs: JsonObject;
+  readonly args: readonly (readonly [string, string])[];
+}
+
+/** A published port as the portMappings capability has it. */
+export interface PortMapping {
+  readonly hostPort: number;
+  readonly containerPort: number;
+  readonly protocol: string;
+  readonly hostIP?: string;
+}
+
+/** Reads the flags; complains about what no plugin of the network could act on. */
+export function wishesOf(call: CommandCall, list: NetworkList, args: readonly (readonly [string, string])[]): Wishes {
+  const wanted: JsonObject = { ...capArgs(Deno.env.get("CAP_ARGS") ?? ""), ...jsonFlag(call.value("cap")) };
+  const pairs = [...args];
+  const ports = call.values("publish").flatMap(parsePublish);
+  if (ports.length > 0) {
+    const hint = '{"type": "portmap", "capabilities": {"portMappings": true}}';
+    needCapability(list, "portMappings", `--publish: no plugin of this network publishes ports: add ${hint}`);
+    wanted["portMappings"] = ports;
+  }
+  const rates = call.value("bandwidth");
+  if (rates !== undefined) {
+    const hint = '{"type": "bandwidth", "capabilities": {"bandwidth": true}}';
+    needCapability(list, "bandwidth", `--bandwidth: no plugin of this network limits rates: add ${hint}`);
+    wanted["bandwidth"] = parseBandwidth(rates);
+  }
+  const ips = call.values("ip").flatMap((text) => text.split(",")).map(checkedIp);
+  if (ips.length > 0) wishIps(list, ips, wanted, pairs);
+  const mac = call.value("mac");
+  if (mac !== undefined) wishMac(list, mac, wanted, pairs);
+  for (const key of Object.keys(wanted)) {
+    if (!declares(list, key)) {
+      note(`no plugin of network "${list.name}" declares the capability ${key}: it is not handed on`);
+    }
+  }
+  return { capabilityArgs: wanted, args: pairs };
+}
+
+function declares(list: NetworkList, capability: string): boolean {
+  return list.plugins.some(({ capabilities }) => capabilities.includes(capability));
+}
+
+function needCapability(list: NetworkList, capability: string, complaint: string): void {
+  if (declares(list, capability)) return;
+  const here = list.file === "" ? [] : [`the plugins of network "${list.name}" are in ${list.file}`];
+  throw usageError(complaint, ...here);
+}
+
+/** CAP_ARGS of the environment: a JSON object. */
+function capArgs(text: string): JsonObject {
+  if (text === "") return {};
+  try {
+    const value: unknown = JSON.parse(text);
+    if (value === null) return {};
+    if (isObject(value)) return value;
+  } catch (error) {
+    throw new CliError(`CAP_ARGS: ${(error as Error).message}`, status.badData);
+  }
+  throw new CliError("CAP_ARGS is not a JSON object", status.badData);
+}
+
+function jsonFlag(text: string | undefined): JsonObject {
+  if (text === undefined) return {};
+  const example = `--cap '{"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}'`;
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (error) {
+    throw usageError(`--cap: ${(error as Error).message}`, example);
+  }
+  if (!isObject(value)) throw usageError("--cap is not a JSON object", example);
+  return value;
+}
+
+/** `[HOSTIP:]HOSTPORT:CONTAINERPORT[/PROTOCOL]`, ports single or as ranges of the same length; IPv6 in brackets. */
+export function parsePublish(text: string): PortMapping[] {
+  const bad = (why: string) =>
+    usageError(`--publish "${text}": ${why}`, "-p [HOSTIP:]HOSTPORT:CONTAINERPORT[/tcp|udp|sctp]");
+  const [, address, hosts = "", containers = "", protocol = "tcp"] =
+    /^(?:(\[[^\]]*\]|[^:/]*):)?([\d-]+):([\d-]+)(?:\/(.*))?$/s.exec(text) ?? [];
+  if (hosts === "") throw bad("not a port mapping");
+  if (!["tcp", "udp", "sctp"].includes(protocol)) throw bad(`protocol "${protocol}" is none of tcp, udp, sctp`);
+  const hostIP = address === undefined ? undefined : canonicalAddress(address.replace(/^\[(.*)\]$/, "$1"));
+  if (address !== undefined && hostIP === undefined) throw bad(`"${address}" is no address`);
+  const range = (part: string): [number, number] => {
+    const [, from = "", to = from] = /^(\d+)(?:-(\d+))?$/.exec(part) ?? [];
+    const [first, last] = [Number(from), Number(to)];
+    if (from === "" || first < 1 || last > 65_535 || last < first) throw bad(`"${part}" is no port`);
+    return [first, last];
+  };
+  const [host, hostEnd] = range(hosts);
+  const [container, containerEnd] = range(containers);
+  if (hostEnd - host !== containerEnd - container) throw bad("the two ranges are not of the same length");
+  return Array.from({ length: hostEnd - host + 1 }, (_, i) => ({
+    hostPort: host + i,
+    containerPort: container + i,
+    protocol,
+    ...(hostIP !== undefined && { hostIP }),
+  }));
+}
+
+/** `RATE[:BURST][/RATE[:BURST]]`: into the container, then out of it; one rate counts for both. Bits, with k, M, G. */
+export function parseBandwidth(text: string): JsonObject {
+  const bad = () =>
+    usageError(
+      `--bandwidth "${text}": not a rate`,
+      "--bandwidth IN[/OUT], bits a second: 100M, 100M/20M, 1G:4M (rate:burst)",
+    );
+  const bits = (part: string): number => {
+    const [, number = "", unit = ""] = /^(\d+(?:\.\d+)?)([kKmMgG]?)$/.exec(part) ?? [];
+    const value = Math.round(Number(number) * ({ k: 1e3, m: 1e6, g: 1e9 }[unit.toLowerCase()] ?? 1));
+    if (number === "" || value < 1) throw bad();
+    return value;
+  };
+  const parts = text.split("/");
+  if (parts.length > 2) throw bad();
+  const [inward, outward] = [parts[0] ?? "", parts[1] ?? parts[0] ?? ""].map((part) => {
+    const [rate = "", burst, ...more] = part.split(":");
+    if (more.length > 0) throw bad();
+    // A tenth of a second at that rate, but never less than some full segments.
+    return {
+      rate: bits(rate),
+      burst: burst === undefined ? Math.max(Math.round(bits(rate) / 10), 524_288) : bits(burst),
+    };
+  });
+  return {
+    ingressRate: inward?.rate,
+    ingressBurst: inward?.burst,
+    egressRate: outward?.rate,
+    egressBurst: outward?.burst,
+  };
+}
+
+function checkedIp(text: string): string {
+  const canonical = canonicalAddress(text) ?? (parsePrefix(text) ? text : undefined);
+  if (canonical === undefined) throw usageError(`--ip "${text}" is no address`, "--ip 10.1.2.3 or --ip 10.1.2.3/24");
+  return canonical;
+}
+
+function wishIps(
+  list: NetworkList,
+  ips: readonly string[],
+  wanted: JsonObject,
+  pairs: (readonly [string, string])[],
+): void {
+  if (declares(list, "ips")) {
+    wanted["ips"] = ips;
+    return;
+  }
+  const ipam = list.plugins.map(({ config }) => isObject(config["ipam"]) ? config["ipam"]["type"] : undefined);
+  const declare = 'declare "capabilities": {"ips": true} in the plugin with the "ipam" section';
+  if (!ipam.includes("host-local") && !ipam.includes("static")) {
+    throw usageError(`--ip: no plugin of network "${list.name}" takes a requested address`, declare);
+  }
+  if (ipam.includes("host-local") && ips.length > 1) {
+    throw usageError("--ip: without the capability host-local takes one address", declare);
+  }
+  put(pairs, "IP", ips.join(","));
+}
+
+const TAKES_MAC = ["bridge", "macvlan", "tap", "tuning"];
+
+function wishMac(list: NetworkList, mac: string, wanted: JsonObject, pairs: (readonly [string, string])[]): void {
+  if (parseMac(mac) === undefined) throw usageError(`--mac "${mac}" is no hardware address`, "--mac 02:00:00:00:00:01");
+  if (declares(list, "mac")) wanted["mac"] = mac;
+  else if (list.plugins.some(({ type }) => TAKES_MAC.includes(type))) put(pairs, "MAC", mac);
+  else {
+    throw usageError(
+      `--mac: no plugin of network "${list.name}" takes a hardware address`,
+      `these do: ${TAKES_MAC.join(", ")}`,
+    );
+  }
+}
+
+/** Sets a pair, and makes plugins that do not know it pass it over. */
+function put(pairs: (readonly [string, string])[], key: string, value: string): void {
+  const rest = pairs.filter(([name]) => name !== key && name !== "IgnoreUnknown");
+  pairs.splice(0, pairs.length, ["IgnoreUnknown", "1"], ...rest, [key, value]);
+}

@@ -1,0 +1,268 @@
+/** Every operator command, declared. Help, completion and docs/commands/ are made from this. */
+import type { Command, Flag, Positional } from "./command.ts";
+
+const JSON_FLAG: Flag = { name: "json", about: "print JSON for scripts" };
+const ROOT: Flag = {
+  name: "root",
+  value: "DIR",
+  kind: "folder",
+  about: "look for configuration, cache, leases and plugins below this folder",
+};
+const CONF_DIR: Flag = {
+  name: "conf-dir",
+  value: "DIR",
+  kind: "folder",
+  about: "folder of network configurations; default $NETCONFPATH or /etc/cni/net.d",
+};
+const CACHE_DIR: Flag = {
+  name: "cache-dir",
+  value: "DIR",
+  kind: "folder",
+  about: "folder of attachments and their results; default /var/lib/cni/results",
+};
+const CNI_PATH: Flag = {
+  name: "cni-path",
+  value: "DIRS",
+  about: "folders of plugins, separated by colons; default $CNI_PATH or /opt/cni/bin, then the plugins in cnibox",
+};
+const CONF: Flag = {
+  name: "conf",
+  value: "FILE",
+  kind: "file",
+  about: "read the network from this file instead (list or single configuration, comments allowed, - is stdin)",
+};
+const PLACES = [CONF_DIR, CACHE_DIR, CNI_PATH, ROOT];
+const IFNAME: Flag = {
+  name: "ifname",
+  value: "NAME",
+  about: "interface in the container; default $CNI_IFNAME or eth0; further networks count on from it",
+};
+const ID: Flag = {
+  name: "id",
+  value: "ID",
+  kind: "container",
+  about: "container ID; default: that of the attachment on disk, else cnitool's, made of the namespace's path",
+};
+const WISHES: readonly Flag[] = [
+  {
+    name: "publish",
+    short: "p",
+    value: "PORTS",
+    many: true,
+    about: "publish a port: [HOSTIP:]HOSTPORT:CONTAINERPORT[/tcp|udp|sctp], ranges allowed",
+  },
+  { name: "ip", value: "ADDRESS", many: true, about: "ask for an address" },
+  { name: "mac", value: "MAC", about: "hardware address in the container" },
+  {
+    name: "bandwidth",
+    value: "RATE",
+    about: "limit rates: IN[/OUT], bits a second, each RATE or RATE:BURST (100M, 1G:4M)",
+  },
+  { name: "cap", value: "JSON", about: "capability arguments as a JSON object, over those of $CAP_ARGS" },
+  { name: "arg", value: "KEY=VALUE", many: true, about: "a pair for CNI_ARGS, after those of $CNI_ARGS" },
+];
+const WATCH: readonly Flag[] = [
+  { name: "timeout", value: "SECONDS", about: "stop waiting for plugins after this long, and take back what was done" },
+  { name: "trace", about: "every command with time, exit status and output on standard error, one JSON object a line" },
+  { name: "trace-file", value: "FILE", kind: "file", about: "the same, appended to a file" },
+];
+
+const NETWORK: Positional = {
+  name: "NETWORK",
+  kind: "network",
+  unless: "conf",
+  about: "name of a network; several are separated by commas",
+};
+const NETNS: Positional = {
+  name: "NETNS",
+  kind: "netns",
+  about: "the container's namespace: a path, a name below /run/netns, or pid:N",
+};
+
+const network = () => import("./network.ts");
+
+/** All commands, in the order in which people are shown them. */
+export const COMMANDS: readonly Command[] = [
+  {
+    name: "add",
+    group: "run",
+    summary: "attach a namespace to a network",
+    about: [
+      "Runs the network's plugins as a runtime does, in one process where they are cnibox itself, and keeps the result " +
+      "where runtimes and cnitool keep theirs. When a plugin fails, what the others did is undone in reverse order.",
+    ],
+    positional: [NETWORK, NETNS],
+    flags: [
+      CONF,
+      IFNAME,
+      ID,
+      ...WISHES,
+      { name: "dry-run", about: "show what would be done, as cnibox explain does" },
+      ...WATCH,
+      JSON_FLAG,
+      ...PLACES,
+    ],
+    examples: [
+      ["a namespace to play with, and a published port", "ip netns add box && cnibox add mynet box -p 8080:80"],
+      ["a running process", "cnibox add mynet pid:1234 --ip 10.88.0.7"],
+    ],
+    load: network,
+    entry: "add",
+  },
+  {
+    name: "check",
+    group: "run",
+    summary: "look whether an attachment is as it should be",
+    positional: [NETWORK, { ...NETNS, unless: "id" }],
+    flags: [CONF, IFNAME, ID, ...WISHES, ...WATCH, JSON_FLAG, ...PLACES],
+    examples: [["after somebody touched the firewall", "cnibox check mynet box"]],
+    load: network,
+    entry: "check",
+  },
+  {
+    name: "del",
+    group: "run",
+    summary: "detach a namespace from a network",
+    about: [
+      "Plugins run in reverse order, with the result and the arguments of the attachment on disk. It may be repeated, " +
+      "and works when the namespace is gone or the configuration was removed.",
+    ],
+    positional: [NETWORK, { ...NETNS, unless: "id" }],
+    flags: [
+      CONF,
+      IFNAME,
+      ID,
+      ...WISHES,
+      { name: "force", about: "go on past a plugin that fails" },
+      { name: "dry-run", about: "show what would be done, as cnibox explain does" },
+      ...WATCH,
+      JSON_FLAG,
+      ...PLACES,
+    ],
+    examples: [
+      ["by namespace", "cnibox del mynet box"],
+      ["by container, when its namespace is gone", "cnibox del mynet --id 4f1c2a"],
+    ],
+    load: network,
+    entry: "del",
+  },
+  {
+    name: "run",
+    group: "run",
+    summary: "run a command in a namespace of its own, attached to networks",
+    about: [
+      "Makes a namespace, attaches it, runs the command inside, and removes all of it again, whatever happens. " +
+      "The exit status is the command's.",
+    ],
+    positional: [NETWORK],
+    rest: { name: "COMMAND…", about: "the command and its arguments" },
+    flags: [
+      CONF,
+      IFNAME,
+      { ...ID, about: "container ID; default: made of the namespace's path" },
+      ...WISHES,
+      ...WATCH.map((flag) =>
+        flag.name === "timeout"
+          ? { ...flag, about: "stop waiting for plugins after this long; the command may take longer" }
+          : flag
+      ),
+      ...PLACES,
+    ],
+    examples: [
+      ["look around", "cnibox run mynet -- ip address"],
+      ["a web server on the host's port 8080", "cnibox run mynet -p 8080:80 -- python3 -m http.server 80"],
+    ],
+    statuses: [[125, "cnibox failed before the command was started"]],
+    load: () => import("./run.ts"),
+    entry: "run",
+  },
+  {
+    name: "status",
+    group: "run",
+    summary: "ask a network's plugins whether the next container can be attached",
+    positional: [NETWORK],
+    flags: [CONF, ...WATCH, JSON_FLAG, ...PLACES],
+    examples: [["before a rollout", "cnibox status mynet"]],
+    load: network,
+    entry: "networkStatus",
+  },
+  {
+    name: "explain",
+    group: "explain",
+    summary: "show what add or del would do, as shell that does the same",
+    about: [
+      "Links, addresses, routes, rules, settings and files, in order, grouped by namespace, each with its reason. It comes " +
+      "from the same plans that add and del carry out. Nothing is changed, and most of it works without root.",
+    ],
+    positional: [{ name: "VERB", about: "add or del", oneOf: ["add", "del"] }, NETWORK, { ...NETNS, unless: "id" }],
+    flags: [
+      CONF,
+      IFNAME,
+      ID,
+      ...WISHES,
+      { name: "questions", about: "also show what is only asked" },
+      JSON_FLAG,
+      ...PLACES,
+    ],
+    examples: [
+      ["what would happen?", "cnibox explain add mynet box -p 8080:80"],
+      ["do it by hand", "cnibox explain add mynet box | sh"],
+    ],
+    load: () => import("./explain.ts"),
+    entry: "explain",
+  },
+  {
+    name: "plugins",
+    group: "show",
+    summary: "the plugins in this program, one line each",
+    positional: [],
+    flags: [{ name: "names", about: "only the names" }, JSON_FLAG],
+    examples: [["what is in it", "cnibox plugins"]],
+    load: () => import("./about.ts"),
+    entry: "plugins",
+  },
+  {
+    name: "version",
+    group: "install",
+    summary: "version of this program",
+    positional: [],
+    flags: [JSON_FLAG],
+    examples: [["which one is this?", "cnibox version"]],
+    load: () => import("./about.ts"),
+    entry: "version",
+  },
+  {
+    name: "completion",
+    group: "install",
+    summary: "completion for a shell",
+    positional: [{ name: "SHELL", about: "the shell", kind: "shell", oneOf: ["bash", "zsh", "fish"] }],
+    flags: [],
+    examples: [
+      ["for this session of bash", "source <(cnibox completion bash)"],
+      ["for every session of bash", "cnibox completion bash >/etc/bash_completion.d/cnibox"],
+      ["for zsh", 'cnibox completion zsh >"${fpath[1]}/_cnibox"'],
+      ["for fish", "cnibox completion fish >~/.config/fish/completions/cnibox.fish"],
+    ],
+    load: () => import("./completion.ts"),
+    entry: "completion",
+  },
+  {
+    name: "complete",
+    group: "install",
+    summary: "words for completion",
+    hidden: true,
+    positional: [{ name: "KIND", about: "network, netns, plugin or container" }],
+    flags: [...PLACES],
+    examples: [],
+    load: () => import("./completion.ts"),
+    entry: "complete",
+  },
+];
+
+/** The command that a line begins with: two words where there is such a command, else one. */
+export function findCommand(args: readonly string[]): { command: Command; args: readonly string[] } | undefined {
+  const two = COMMANDS.find(({ name }) => name === `${args[0]} ${args[1]}`);
+  if (two) return { command: two, args: args.slice(2) };
+  const one = COMMANDS.find(({ name }) => name === args[0]);
+  return one && { command: one, args: args.slice(1) };
+}

@@ -1,0 +1,237 @@
+/** `cnibox completion SHELL`: scripts made from the declarations; names of networks and the like are asked for. */
+import { loadAll } from "../cni/conflist.ts";
+import { type Command, type CommandCall, type Flag, flagAbout, HELP, type Kind } from "./command.ts";
+import { COMMANDS } from "./commands.ts";
+import { attachmentsOf, foldersOf, netnsNames } from "./setup.ts";
+import { say } from "./terminal.ts";
+
+/** `cnibox completion` */
+export function completion(call: CommandCall): number {
+  const shell = call.arg("SHELL");
+  say(shell === "bash" ? bash() : shell === "zsh" ? zsh() : fish());
+  return 0;
+}
+
+/** `cnibox complete KIND`: what the scripts ask for. Says nothing when it cannot tell. */
+export function complete(call: CommandCall): number {
+  const folders = foldersOf(call);
+  const words = (): readonly string[] => {
+    switch (call.arg("KIND")) {
+      case "network":
+        return loadAll(folders.conf).lists.map(({ name }) => name);
+      case "netns":
+        return netnsNames();
+      case "container":
+        return attachmentsOf(folders).map(({ containerId }) => containerId);
+      case "plugin":
+        return call.invocation.names;
+      default:
+        return [];
+    }
+  };
+  try {
+    say([...new Set(words())].map((word) => `${word}\n`).join(""));
+  } catch {
+    // Completion never complains.
+  }
+  return 0;
+}
+
+const shown = (): readonly Command[] => COMMANDS.filter(({ hidden }) => !hidden);
+const flagsOf = (command: Command): readonly Flag[] => [...command.flags, HELP];
+const spellings = ({ name, short }: Flag): string[] => [`--${name}`, ...(short ? [`-${short}`] : [])];
+const ASKED: readonly Kind[] = ["network", "netns", "container", "plugin"];
+
+/** First words and what they lead to: `ipam` → list, find, … */
+function secondWords(): Map<string, string[]> {
+  const words = new Map<string, string[]>();
+  for (const { name } of shown()) {
+    const [first = "", second] = name.split(" ");
+    const known = words.get(first) ?? [];
+    words.set(first, second === undefined ? known : [...known, second]);
+  }
+  return words;
+}
+
+/** One quoted word for a shell. */
+const quoted = (text: string): string => `'${text.replaceAll("'", `'\\''`)}'`;
+
+function bash(): string {
+  const kinds = shown().map((command) => {
+    const kind = command.positional.map(({ kind, oneOf }) => oneOf ? oneOf.join("|") : kind ?? "-").join(" ");
+    return `    ${quoted(command.name)}) kinds=(${kind ? kind.split(" ").map(quoted).join(" ") : ""});;\n`;
+  }).join("");
+  const flags = shown().map((command) =>
+    `    ${quoted(command.name)}) flags=${quoted(flagsOf(command).flatMap(spellings).join(" "))};;\n`
+  ).join("");
+  const values = new Map<string, string[]>();
+  for (const flag of shown().flatMap(flagsOf)) {
+    if (flag.value === undefined) continue;
+    const kind = flag.oneOf ? flag.oneOf.join("|") : flag.kind ?? "-";
+    const known = values.get(kind) ?? [];
+    values.set(kind, [...new Set([...known, ...spellings(flag)])]);
+  }
+  const cases = [...values].map(([kind, names]) => `    ${names.join("|")}) kind=${quoted(kind)};;\n`).join("");
+  const seconds = [...secondWords()].filter(([, list]) => list.length > 0)
+    .map(([first, list]) => `    ${first}) seconds=${quoted(list.join(" "))};;\n`).join("");
+  return `# bash completion for cnibox
+_cnibox_words() {
+  local cur=$2
+  case $1 in
+    ${ASKED.join("|")}) COMPREPLY=($(compgen -W "$(cnibox complete "$1" 2>/dev/null)" -- "$cur"));;
+    file) COMPREPLY=($(compgen -f -- "$cur"));;
+    folder) COMPREPLY=($(compgen -d -- "$cur"));;
+    -|'') ;;
+    *) COMPREPLY=($(compgen -W "\${1//|/ }" -- "$cur"));;
+  esac
+}
+_cnibox() {
+  local cur=\${COMP_WORDS[COMP_CWORD]} prev=\${COMP_WORDS[COMP_CWORD-1]} word=\${COMP_WORDS[1]}
+  local seconds= flags= kind= at=2 index place=0 kinds=()
+  COMPREPLY=()
+  if ((COMP_CWORD == 1)); then
+    COMPREPLY=($(compgen -W ${quoted([...secondWords().keys()].join(" "))} -- "$cur"))
+    return
+  fi
+  case $word in
+${seconds}  esac
+  if [[ -n $seconds ]]; then
+    if ((COMP_CWORD == 2)) && [[ $cur != -* ]]; then
+      COMPREPLY=($(compgen -W "$seconds" -- "$cur"))
+    elif [[ " $seconds " == *" \${COMP_WORDS[2]} "* ]] && ((COMP_CWORD > 2)); then
+      word="$word \${COMP_WORDS[2]}"
+      at=3
+    fi
+  fi
+  case $word in
+${flags}  esac
+  case $word in
+${kinds}  esac
+  if [[ $cur == -* ]]; then
+    COMPREPLY=($(compgen -W "$flags" -- "$cur"))
+    return
+  fi
+  case $prev in
+${cases}  esac
+  if [[ -n $kind ]]; then
+    _cnibox_words "$kind" "$cur"
+    return
+  fi
+  for ((index = at; index < COMP_CWORD; index++)); do
+    [[ \${COMP_WORDS[index]} == -* ]] && continue
+    kind=
+    case \${COMP_WORDS[index-1]} in
+${cases.replaceAll("    ", "      ")}    esac
+    [[ -n $kind ]] || ((place++))
+  done
+  ((\${#kinds[@]} > 0)) || return
+  ((place < \${#kinds[@]})) || place=$((\${#kinds[@]} - 1))
+  _cnibox_words "\${kinds[place]}" "$cur"
+}
+complete -F _cnibox cnibox
+`;
+}
+
+/** Text inside a zsh specification. */
+const inSpec = (text: string): string => text.replace(/[\\:[\]]/g, "\\$&").replaceAll("'", `'\\''`);
+
+function zshAction(kind: Kind | undefined, oneOf: readonly string[] | undefined): string {
+  if (oneOf) return `(${oneOf.join(" ")})`;
+  if (kind === "file") return "_files";
+  if (kind === "folder") return "_files -/";
+  return kind !== undefined && ASKED.includes(kind) ? `_cnibox_${kind}` : " ";
+}
+
+function zsh(): string {
+  const asked = ASKED.map((kind) =>
+    `_cnibox_${kind}() { local -a words; words=(\${(f)"$(cnibox complete ${kind} 2>/dev/null)"}); compadd -a words }\n`
+  ).join("");
+  const firsts = [...secondWords().keys()].map((first) => {
+    const command = shown().find(({ name }) => name === first) ??
+      shown().find(({ name }) => name.startsWith(`${first} `));
+    return `    '${first}:${inSpec(command?.summary ?? "")}'\n`;
+  }).join("");
+  const cases = shown().map((command) => {
+    const specs = flagsOf(command).map((flag) => {
+      const names = spellings(flag);
+      const many = flag.many ? "*" : `(${names.join(" ")})`;
+      const argument = flag.value ? `:${inSpec(flag.value)}:${zshAction(flag.kind, flag.oneOf)}` : "";
+      const about = `[${inSpec(flagAbout(flag))}]`;
+      return names.length > 1
+        ? `'${many}'{${names.join(",")}}'${about}${argument}'`
+        : `'${many}${names[0]}${about}${argument}'`;
+    });
+    const positional = command.positional.map(({ name, kind, oneOf, many }, index) =>
+      `'${many ? "*" : index + 1}:${inSpec(name)}:${zshAction(kind, oneOf)}'`
+    );
+    const rest = command.rest ? ["'*::command:_normal'"] : [];
+    return `    ${quoted(command.name)}) _arguments -s ${[...specs, ...positional, ...rest].join(" ")};;\n`;
+  }).join("");
+  const seconds = [...secondWords()].filter(([, list]) => list.length > 0);
+  const second = seconds.map(([first, list]) =>
+    `    ${first}) if ((CURRENT == 2)) && [[ $words[2] != -* ]]; then compadd ${list.join(" ")}; fi
+      if [[ " ${
+      list.join(" ")
+    } " == *" $words[2] "* ]] && ((CURRENT > 2)); then word="$word $words[2]"; shift words; ((CURRENT--)); fi;;\n`
+  ).join("");
+  return `#compdef cnibox
+${asked}_cnibox() {
+  local -a commands
+  commands=(
+${firsts}  )
+  if ((CURRENT == 2)); then
+    _describe command commands
+    return
+  fi
+  shift words
+  ((CURRENT--))
+  local word=$words[1]
+  case $word in
+${second}  esac
+  case $word in
+${cases}  esac
+}
+if [ "$funcstack[1]" = _cnibox ]; then _cnibox "$@"; else compdef _cnibox cnibox; fi
+`;
+}
+
+function fish(): string {
+  const lines = ["# fish completion for cnibox", "complete -c cnibox -f"];
+  const words = secondWords();
+  const firsts = [...words.keys()];
+  for (const first of firsts) {
+    const command = shown().find(({ name }) => name === first) ??
+      shown().find(({ name }) => name.startsWith(`${first} `));
+    lines.push(`complete -c cnibox -n __fish_use_subcommand -a ${first} -d ${quoted(command?.summary ?? "")}`);
+  }
+  for (const [first, list] of words) {
+    if (list.length > 0) {
+      lines.push(`complete -c cnibox -n '__fish_seen_subcommand_from ${first}' -a ${quoted(list.join(" "))}`);
+    }
+  }
+  for (const command of shown()) {
+    const condition = command.name.split(" ").map((word) => `__fish_seen_subcommand_from ${word}`).join("; and ");
+    for (const flag of flagsOf(command)) {
+      const source = valuesFor(flag.kind, flag.oneOf);
+      const value = flag.value === undefined
+        ? ""
+        : flag.kind === "file" || flag.kind === "folder"
+        ? " -r -F"
+        : ` -x${source}`;
+      const short = flag.short ? ` -s ${flag.short}` : "";
+      lines.push(
+        `complete -c cnibox -n ${quoted(condition)} -l ${flag.name}${short}${value} -d ${quoted(flagAbout(flag))}`,
+      );
+    }
+    for (const { kind, oneOf } of command.positional) {
+      const source = kind === "file" || kind === "folder" ? " -F" : valuesFor(kind, oneOf);
+      if (source !== "") lines.push(`complete -c cnibox -n ${quoted(condition)}${source}`);
+    }
+  }
+  return `${lines.join("\n")}\n`;
+}
+
+function valuesFor(kind: Kind | undefined, oneOf: readonly string[] | undefined): string {
+  if (oneOf) return ` -a ${quoted(oneOf.join(" "))}`;
+  return kind !== undefined && ASKED.includes(kind) ? ` -a '(cnibox complete ${kind} 2>/dev/null)'` : "";
+}

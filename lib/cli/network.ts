@@ -1,0 +1,322 @@
+/** `cnibox add`, `check`, `del` and `status`: what a runtime does with a network, for people. */
+import {
+  addNetwork,
+  checkNetwork,
+  delNetwork,
+  type MemberCall,
+  type NetworkResult,
+  statusNetwork,
+} from "../cni/chain.ts";
+import { type NetworkList, parseList } from "../cni/conflist.ts";
+import { netnsState } from "../kernel/netns.ts";
+import { type Attached, type Cached, cachePath, readCache } from "../cni/result_cache.ts";
+import { atLeast, goJson } from "../cni/version.ts";
+import { wishesOf } from "./capabilities.ts";
+import { CliError, type CommandCall, status, usageError } from "./command.ts";
+import { watchedRuntime } from "./runtime.ts";
+import {
+  argsOf,
+  attachmentsOf,
+  type Folders,
+  foldersOf,
+  idOfNetns,
+  ifNameOf,
+  ifNames,
+  needNetns,
+  needRoot,
+  netnsPath,
+  networkNamed,
+  networksOf,
+  note,
+  sameNetns,
+} from "./setup.ts";
+import { jsonText, painter, say } from "./terminal.ts";
+
+/** An attachment that is to be made, with the network it belongs to. */
+export interface Target {
+  readonly list: NetworkList;
+  readonly attached: Attached;
+}
+
+/** The attachments that `add NETWORK[,NETWORK…] NETNS` asks for. */
+export function targetsOfAdd(call: CommandCall, folders: Folders, netns: string): Target[] {
+  const lists = networksOf(call, call.arg("NETWORK"), folders);
+  const containerId = call.value("id") ?? idOfNetns(netns);
+  const args = argsOf(call);
+  const names = ifNames(ifNameOf(call), lists.length);
+  return lists.map((list, index) => ({
+    list,
+    attached: {
+      network: list.name,
+      containerId,
+      ifName: names[index] ?? "",
+      netns,
+      ...wishesOf(call, list, args),
+    },
+  }));
+}
+
+/** `cnibox add` */
+export async function add(call: CommandCall): Promise<number> {
+  if (call.is("dry-run")) return await (await import("./explain.ts")).explainAdd(call);
+  const folders = foldersOf(call);
+  const word = call.arg("NETNS") ?? "";
+  const netns = netnsPath(word);
+  const targets = targetsOfAdd(call, folders, netns);
+  needRoot(call, "it makes links, addresses and rules");
+  needNetns(word, netns);
+  for (const { attached } of targets) refuseTwice(attached, folders);
+  const { runtime, calls, close } = watchedRuntime(call, folders, { interruptible: true });
+  const done: { target: Target; answer: NetworkResult; calls: MemberCall[] }[] = [];
+  try {
+    for (const target of targets) {
+      calls.length = 0;
+      done.push({ target, answer: await addNetwork(target.list, target.attached, runtime), calls: [...calls] });
+    }
+  } catch (error) {
+    // The networks before this one were asked for together with it.
+    if (runtime.interruption) runtime.interruption.undoing = true;
+    for (const { target: { list, attached } } of done.reverse()) {
+      await delNetwork(list, attached, runtime, { force: true });
+      note(`undone: network "${list.name}"`);
+    }
+    throw error;
+  } finally {
+    close();
+  }
+  if (call.is("json")) {
+    const results = done.map(({ answer }) => answer.printable);
+    say(`${goJson(results.length === 1 ? results[0] : results, 4)}\n`);
+  } else for (const one of done) say(attachedText(one.target, one.answer, one.calls, folders));
+  return status.done;
+}
+
+/** A second ADD would fail, and what undoes it would take the first one down. */
+function refuseTwice(attached: Attached, folders: Folders): void {
+  const known = readCache(cachePath(folders.cache, attached));
+  if (!known) return;
+  const { network, containerId, ifName } = attached;
+  const gone = netnsState(known.netns) !== "netns";
+  throw new CliError(`${containerId} is already attached to network "${network}" with ${ifName}`, status.failed, [
+    gone ? `its namespace ${known.netns} is gone` : `in ${known.netns}`,
+    `cnibox del ${network} --id ${containerId} --ifname ${ifName} detaches it`,
+    "--ifname NAME attaches it a second time, with another interface",
+  ]);
+}
+
+/** What a person wants to know of a new attachment. */
+export function attachedText(
+  { list, attached }: Target,
+  answer: NetworkResult,
+  calls: readonly MemberCall[],
+  folders: Folders,
+): string {
+  const paint = painter();
+  const { interfaces = [], ips = [], routes = [], dns } = answer.result;
+  const lines = [
+    `${paint("green", "attached")} ${paint("bold", attached.ifName)} in ${attached.netns} to network ${
+      paint("bold", list.name)
+    }`,
+  ];
+  const row = (name: string, text: string) => lines.push(`  ${name.padEnd(10)} ${text}`);
+  for (const { address, gateway } of ips) row("address", `${address}${gateway ? `, gateway ${gateway}` : ""}`);
+  if (ips.length === 0) row("address", "none");
+  for (const { dst, gw } of routes) row("route", `${dst}${gw ? ` via ${gw}` : ""}`);
+  const inside = interfaces.filter(({ sandbox }) => sandbox);
+  for (const { name, mac, mtu } of inside) {
+    row("interface", [name, mac, mtu ? `mtu ${mtu}` : ""].filter(Boolean).join(", "));
+  }
+  const outside = interfaces.filter(({ sandbox }) => !sandbox).map(({ name }) => name);
+  if (outside.length > 0) row("on host", outside.join(", "));
+  const ports = attached.capabilityArgs["portMappings"];
+  if (Array.isArray(ports)) { for (const port of ports) row("port", portText(port)); }
+  if (dns?.nameservers?.length) row("dns", dns.nameservers.join(" "));
+  row("container", attached.containerId);
+  row("result", cachePath(folders.cache, attached));
+  row("plugins", timesText(calls));
+  return `${lines.join("\n")}\n`;
+}
+
+/** `127.0.0.1:8080 → 80/tcp` */
+export function portText(mapping: unknown): string {
+  const { hostIP, hostPort, containerPort, protocol = "tcp" } = lowerKeys(mapping);
+  const host = typeof hostIP === "string" && hostIP !== "" ? hostIP.includes(":") ? `[${hostIP}]:` : `${hostIP}:` : "";
+  return `${host}${hostPort} → ${containerPort}/${protocol}`;
+}
+
+/** containerd writes these keys with capitals. */
+function lowerKeys(value: unknown): Record<string, unknown> {
+  if (typeof value !== "object" || value === null) return {};
+  return Object.fromEntries(
+    Object.entries(value).map(([key, one]) => [key.charAt(0).toLowerCase() + key.slice(1), one]),
+  );
+}
+
+/** `bridge 21.3 ms, portmap 12.0 ms (program)` */
+export function timesText(calls: readonly MemberCall[]): string {
+  return calls.map(({ type, ms, inProcess }) => `${type} ${ms.toFixed(1)} ms${inProcess ? "" : " (program)"}`).join(
+    ", ",
+  );
+}
+
+/** `cnibox del` */
+export async function del(call: CommandCall): Promise<number> {
+  if (call.is("dry-run")) return await (await import("./explain.ts")).explainDel(call);
+  const folders = foldersOf(call);
+  const targets = targetsOfDel(call, folders);
+  needRoot(call, "it removes links, addresses and rules");
+  const { runtime, calls, close } = watchedRuntime(call, folders);
+  const failures: unknown[] = [];
+  try {
+    for (const { list, attached } of targets.reverse()) {
+      if (netnsState(attached.netns) === "own") {
+        throw new CliError(`${attached.netns} is the host's own network namespace; nothing was changed`, status.usage);
+      }
+      calls.length = 0;
+      try {
+        await delNetwork(list, attached, runtime, { force: call.is("force") });
+        report(call, { list, attached }, calls, "detached");
+      } catch (error) {
+        failures.push(error);
+      }
+    }
+  } finally {
+    close();
+  }
+  if (failures.length > 0) throw failures[0];
+  return status.done;
+}
+
+/** The attachments that `del` and `check` are about. */
+export function targetsOfDel(call: CommandCall, folders: Folders): Target[] {
+  const word = call.arg("NETNS");
+  const netns = word === undefined ? undefined : netnsPath(word);
+  if (netns === undefined && call.value("id") === undefined) {
+    throw usageError("NETNS is missing", "or name the container: --id");
+  }
+  const words = call.arg("NETWORK");
+  const names = words?.split(",") ?? [networksOf(call, undefined, folders)[0]?.name ?? ""];
+  return names.map((name, index) => {
+    const known = knownAttachment(call, name, { netns, index }, folders);
+    const list = listForDel(call, name, known, folders);
+    const containerId = known?.containerId ?? call.value("id") ?? idOfNetns(netns ?? "");
+    const ifName = known?.ifName ?? ifNames(ifNameOf(call), names.length)[index] ?? "";
+    const args = argsOf(call);
+    const given = wishesOf(call, list, args);
+    return {
+      list,
+      attached: {
+        network: name,
+        containerId,
+        ifName,
+        netns: netns ?? known?.netns ?? "",
+        args: given.args.length > 0 ? given.args : known?.args ?? [],
+        capabilityArgs: Object.keys(given.capabilityArgs).length > 0
+          ? given.capabilityArgs
+          : known?.capabilityArgs ?? {},
+      },
+    };
+  });
+}
+
+/** The attachment on disk that the arguments mean, whoever made it. */
+function knownAttachment(
+  call: CommandCall,
+  network: string,
+  { netns, index }: { netns: string | undefined; index: number },
+  folders: Folders,
+): Cached | undefined {
+  const id = call.value("id");
+  const ifName = call.value("ifname") === undefined ? undefined : ifNames(ifNameOf(call), index + 1)[index];
+  const matching = attachmentsOf(folders).filter((one) =>
+    one.network === network && (id === undefined || one.containerId === id) &&
+    (ifName === undefined || one.ifName === ifName) &&
+    (id !== undefined || netns === undefined || one.netns === netns || sameNetns(one.netns, netns))
+  );
+  if (matching.length <= 1) return matching[0];
+  const usual = matching.find((one) =>
+    one.ifName === ifNameOf(call) && one.containerId === (id ?? idOfNetns(netns ?? ""))
+  );
+  if (usual) return usual;
+  throw new CliError(`several attachments to network "${network}" match`, status.usage, [
+    ...matching.map((one) => `--id ${one.containerId} --ifname ${one.ifName}`),
+  ]);
+}
+
+/** The network's configuration, or what it was when the attachment was made. */
+function listForDel(call: CommandCall, name: string, known: Cached | undefined, folders: Folders): NetworkList {
+  if (call.value("conf") !== undefined) return networksOf(call, name, folders)[0] as NetworkList;
+  try {
+    return networkNamed(name, folders);
+  } catch (error) {
+    if (!known || known.config.length === 0) throw error;
+    const list = parseList(known.config);
+    if (list.plugins.length === 0) throw error;
+    note(`${(error as Error).message}: taking the configuration kept in ${known.file}`);
+    return list;
+  }
+}
+
+function report(call: CommandCall, { list, attached }: Target, calls: readonly MemberCall[], word: string): void {
+  const { containerId, ifName, netns } = attached;
+  if (call.is("json")) {
+    const plugins = calls.map(({ type, ms, inProcess }) => ({ type, ms: Math.round(ms * 100) / 100, inProcess }));
+    say(jsonText({ network: list.name, containerId, ifName, netns, [word]: true, plugins }));
+    return;
+  }
+  const paint = painter();
+  const times = calls.length > 0 ? `\n  plugins    ${timesText(calls)}` : "";
+  say(
+    `${paint("green", word)} ${paint("bold", ifName)} of ${containerId}, network ${paint("bold", list.name)}${times}\n`,
+  );
+}
+
+/** `cnibox check` */
+export async function check(call: CommandCall): Promise<number> {
+  const folders = foldersOf(call);
+  const targets = targetsOfDel(call, folders);
+  needRoot(call, "it looks into the container's namespace and at the rules");
+  const { runtime, calls, close } = watchedRuntime(call, folders);
+  try {
+    for (const target of targets) {
+      const { list, attached } = target;
+      needNetns(call.arg("NETNS") ?? attached.netns, attached.netns);
+      calls.length = 0;
+      await checkNetwork(list, attached, runtime);
+      if (list.disableCheck) note(`network "${list.name}" has disableCheck: nothing was looked at`);
+      report(call, target, calls, "healthy");
+    }
+  } finally {
+    close();
+  }
+  return status.done;
+}
+
+/** `cnibox status` */
+export async function networkStatus(call: CommandCall): Promise<number> {
+  const folders = foldersOf(call);
+  const lists = networksOf(call, call.arg("NETWORK"), folders);
+  needRoot(call, "plugins look at the kernel and at their folders");
+  const { runtime, calls, close } = watchedRuntime(call, folders);
+  try {
+    for (const list of lists) {
+      calls.length = 0;
+      await statusNetwork(list, runtime);
+      const asked = atLeast(list.version, "1.1.0");
+      if (!asked) {
+        note(
+          `network "${list.name}" is of version ${list.version || "0.1.0"}: STATUS came with 1.1.0, nobody was asked`,
+        );
+      }
+      if (call.is("json")) {
+        say(jsonText({ network: list.name, asked, ready: true, plugins: calls.map(({ type, ms }) => ({ type, ms })) }));
+      } else if (asked) {
+        const paint = painter();
+        say(`${paint("green", "ready")} network ${paint("bold", list.name)}: ${timesText(calls)}\n`);
+      }
+    }
+  } finally {
+    close();
+  }
+  return status.done;
+}

@@ -1,0 +1,296 @@
+/** From flags and environment to what a command works with: folders, networks, namespaces, attachments. */
+
+import {
+  type ConfigError,
+  extensionOf,
+  listOfSingle,
+  loadNetwork,
+  type NetworkList,
+  parseList,
+  UnknownNetwork,
+} from "../cni/conflist.ts";
+import { CACHE_FOLDER, type Cached, listAttachments } from "../cni/result_cache.ts";
+import { fileIdentity } from "../kernel/proc.ts";
+import { netnsState } from "../kernel/netns.ts";
+import { sha512 } from "../net/name.ts";
+import { isObject } from "../cni/decode.ts";
+import { CliError, type CommandCall, nearest, status, usageError } from "./command.ts";
+import { JsonError, parseJsonc, positionOf, valueOf } from "./jsonc.ts";
+import { complain } from "./terminal.ts";
+
+/** Where things are on the node; `--root` puts all of them below a folder. */
+export interface Folders {
+  readonly conf: string;
+  readonly cache: string;
+  /** Leases of host-local. */
+  readonly data: string;
+  /** Plugins. */
+  readonly path: readonly string[];
+  /** Was the plugin path left to us? */
+  readonly pathGiven: boolean;
+  readonly root: string;
+}
+
+/** Folder of configurations when nobody says otherwise. */
+export const CONF_FOLDER = "/etc/cni/net.d";
+/** Folder of plugins when nobody says otherwise. */
+export const PLUGIN_FOLDER = "/opt/cni/bin";
+/** Folder of host-local's leases when the configuration does not say. */
+export const DATA_FOLDER = "/var/lib/cni/networks";
+
+const env = (name: string) => Deno.env.get(name) ?? "";
+
+/** The folders of a call: flags first, then cnitool's variables, then the usual places. */
+export function foldersOf(call: CommandCall): Folders {
+  const root = (call.value("root") ?? "").replace(/\/+$/, "");
+  const path = call.value("cni-path") ?? env("CNI_PATH");
+  return {
+    root,
+    conf: trimmed(call.value("conf-dir") ?? (env("NETCONFPATH") || `${root}${CONF_FOLDER}`)),
+    cache: trimmed(call.value("cache-dir") ?? `${root}${CACHE_FOLDER}`),
+    data: trimmed(call.value("data-dir") ?? `${root}${DATA_FOLDER}`),
+    path: path === "" ? [`${root}${PLUGIN_FOLDER}`] : path.split(":"),
+    pathGiven: path !== "",
+  };
+}
+
+function trimmed(folder: string): string {
+  return folder.length > 1 ? folder.replace(/\/+$/, "") : folder;
+}
+
+/** A note that is no failure. */
+export function note(text: string): void {
+  complain(`cnibox: ${text}\n`);
+}
+
+/** Finds a network by its name; broken files beside it are passed over with a note. */
+export function networkNamed(name: string, folders: Folders): NetworkList {
+  const broken: ConfigError[] = [];
+  try {
+    const list = loadNetwork(folders.conf, name, { passOver: (error) => broken.push(error) });
+    for (const error of broken) note(`passed over ${error.file}: ${error.message}; a runtime would stop there`);
+    return list;
+  } catch (error) {
+    if (!(error instanceof UnknownNetwork)) throw error;
+    const near = nearest(name, error.known);
+    throw new CliError(error.message, status.unknown, [
+      ...(near ? [`did you mean ${near}?`] : []),
+      ...(error.known.length > 0 ? [`networks there: ${error.known.join(", ")}`] : []),
+      ...broken.map((one) => `not readable: ${one.file}: ${one.message}`),
+      ...(error.known.length + broken.length === 0
+        ? ["--conf-dir FOLDER or --conf FILE names another place for configurations"]
+        : []),
+    ]);
+  }
+}
+
+/** Reads a file of `--conf`: a list or a single configuration, comments allowed, whatever its name. */
+export function networkOfFile(file: string): NetworkList {
+  const text = readText(file);
+  let source: unknown;
+  let plain = text;
+  try {
+    const { root, extras } = parseJsonc(text);
+    source = valueOf(root);
+    if (extras.length > 0) plain = JSON.stringify(source);
+  } catch (error) {
+    if (!(error instanceof JsonError)) throw error;
+    const { line, column } = positionOf(text, error.at);
+    throw new CliError(`${file}:${line}:${column}: ${error.message}`, status.badData, [error.advice]);
+  }
+  const bytes = new TextEncoder().encode(plain);
+  const isList = isObject(source) &&
+    ("plugins" in source || (!("type" in source) && extensionOf(file) === ".conflist"));
+  const list = isList ? parseList(bytes, file) : listOfSingle(bytes, file);
+  if (list.plugins.length === 0) throw new CliError(`${file}: no plugin configs found`, status.badData);
+  return list;
+}
+
+/** Text of a file that a person named; `-` is standard input. */
+export function readText(file: string): string {
+  try {
+    if (file === "-") return new TextDecoder().decode(readAll(Deno.stdin));
+    return Deno.readTextFileSync(file);
+  } catch (error) {
+    throw fileError(file, error);
+  }
+}
+
+function readAll(stream: { readSync(buffer: Uint8Array): number | null }): Uint8Array {
+  const parts: Uint8Array[] = [];
+  const buffer = new Uint8Array(64 * 1024);
+  for (let count = stream.readSync(buffer); count !== null; count = stream.readSync(buffer)) {
+    parts.push(buffer.slice(0, count));
+  }
+  const whole = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    whole.set(part, at);
+    at += part.length;
+  }
+  return whole;
+}
+
+/** What went wrong with a file, as an error for people. */
+export function fileError(file: string, error: unknown): CliError {
+  if (error instanceof Deno.errors.NotFound) return new CliError(`${file}: no such file or folder`, status.unknown);
+  if (error instanceof Deno.errors.PermissionDenied) {
+    return new CliError(`${file}: permission denied`, status.noRights, ["run this command as root"]);
+  }
+  const words = (error as Error).message.replace(/ \(os error .*$/, "");
+  return new CliError(`${file}: ${words.charAt(0).toLowerCase()}${words.slice(1)}`, status.failed);
+}
+
+/** Networks and namespace of a call whose arguments are `NETWORK… NETNS`, with or without `--conf`. */
+export function networksOf(call: CommandCall, words: string | undefined, folders: Folders): NetworkList[] {
+  const file = call.value("conf");
+  if (file === undefined) {
+    if (words === undefined) throw usageError("NETWORK is missing", "or name a file: --conf FILE");
+    return words.split(",").map((name) => networkNamed(name, folders));
+  }
+  const list = networkOfFile(file);
+  if (words !== undefined && words !== list.name) {
+    throw usageError(`${file} holds network "${list.name}", not "${words}"`);
+  }
+  return [list];
+}
+
+/** Refuses to go on without root; `why` says what for. */
+export function needRoot(call: CommandCall, why: string): void {
+  if (Deno.uid() === 0) return;
+  throw new CliError(`${call.command.name} needs root: ${why}`, status.noRights, [
+    `sudo cnibox ${call.command.name} …`,
+    "or, to try things out: unshare -Urnm, which makes you root of namespaces of your own",
+  ]);
+}
+
+/** Folder in which `ip netns` keeps its namespaces. */
+export const NETNS_FOLDER = "/run/netns";
+
+/** Path of a namespace: `pid:N`, a path, or a name below /run/netns. Does not look whether it is there. */
+export function netnsPath(word: string): string {
+  const pid = /^pid:(.*)$/s.exec(word)?.[1];
+  if (pid !== undefined) {
+    if (!/^[1-9]\d{0,9}$/.test(pid)) throw usageError(`NETNS "${word}": a process is named like pid:1234`);
+    return `/proc/${pid}/ns/net`;
+  }
+  if (word === "") throw usageError("NETNS is empty", "a path, a name below /run/netns, or pid:N");
+  if (!word.includes("/")) return `${NETNS_FOLDER}/${word}`;
+  return cleaned(word.startsWith("/") ? word : `${Deno.cwd()}/${word}`);
+}
+
+/** Path without `//`, `.` and `..`, as text: no file is looked at. */
+export function cleaned(path: string): string {
+  const parts: string[] = [];
+  for (const part of path.split("/")) {
+    if (part === "..") parts.pop();
+    else if (part !== "" && part !== ".") parts.push(part);
+  }
+  return `/${parts.join("/")}`;
+}
+
+/** Names below /run/netns. */
+export function netnsNames(): string[] {
+  try {
+    return [...Deno.readDirSync(NETNS_FOLDER)].map(({ name }) => name).sort();
+  } catch {
+    return [];
+  }
+}
+
+/** Makes sure that a namespace is there and is not this machine's own. */
+export function needNetns(word: string, path: string): void {
+  const state = netnsState(path);
+  if (state === "netns") return;
+  if (state === "own") {
+    throw new CliError(`${word} is the host's own network namespace; nothing was changed`, status.usage, [
+      "name the container's namespace: a path, a name below /run/netns, or pid:N",
+    ]);
+  }
+  const names = netnsNames();
+  const near = word.includes("/") ? undefined : nearest(word, names);
+  if (state === "missing") {
+    throw new CliError(`no network namespace at ${path}`, status.unknown, [
+      ...(near ? [`did you mean ${near}?`] : []),
+      ...(word.startsWith("pid:") ? ["there is no such process"] : []),
+      names.length > 0 ? `namespaces in ${NETNS_FOLDER}: ${names.join(", ")}` : "ip netns add NAME makes one",
+    ]);
+  }
+  throw new CliError(`${path} is no network namespace`, status.usage, [
+    "a namespace is a file such as /run/netns/NAME or /proc/PID/ns/net",
+  ]);
+}
+
+/** Are two paths the same namespace? */
+export function sameNetns(a: string, b: string): boolean {
+  try {
+    const [left, right] = [fileIdentity(a), fileIdentity(b)];
+    return left.dev === right.dev && left.ino === right.ino;
+  } catch {
+    return false;
+  }
+}
+
+/** The container ID that cnitool gives to a namespace: either finds what the other attached. */
+export function idOfNetns(path: string): string {
+  return `cnitool-${sha512(path).slice(0, 20)}`;
+}
+
+/** CNI_ARGS as pairs, read as cnitool does. */
+export function cniArgs(text: string): [string, string][] {
+  if (text === "") return [];
+  return text.split(";").map((pair) => {
+    const parts = pair.split("=");
+    const [key = "", value = ""] = parts;
+    if (parts.length !== 2 || key === "" || value === "") {
+      throw new CliError(`invalid CNI_ARGS pair "${pair}"`, status.badData, ["CNI_ARGS is KEY=VALUE;KEY=VALUE"]);
+    }
+    return [key, value];
+  });
+}
+
+/** Pairs of the environment and of `--arg`. */
+export function argsOf(call: CommandCall): [string, string][] {
+  return [
+    ...cniArgs(env("CNI_ARGS")),
+    ...call.values("arg").flatMap((pair) => {
+      if (!/^[^=;]+=[^=;]+$/.test(pair)) throw usageError(`--arg "${pair}": write KEY=VALUE`);
+      return cniArgs(pair);
+    }),
+  ];
+}
+
+/** Interface names of several networks: eth0, eth1, …; the first is given. */
+export function ifNames(first: string, count: number): string[] {
+  const [, stem = first, digits] = /^(.*?)(\d+)$/.exec(first) ?? [];
+  return Array.from(
+    { length: count },
+    (_, i) => i === 0 ? first : digits === undefined ? `${first}${i}` : `${stem}${Number(digits) + i}`,
+  );
+}
+
+/** Interface name of a call: the flag, then cnitool's variable, then eth0. */
+export function ifNameOf(call: CommandCall): string {
+  return call.value("ifname") ?? (env("CNI_IFNAME") || "eth0");
+}
+
+/** Attachments on disk of one container, or all of them. */
+export function attachmentsOf(folders: Folders, containerId?: string): Cached[] {
+  try {
+    const all = listAttachments(folders.cache);
+    return containerId === undefined ? all : all.filter((one) => one.containerId === containerId);
+  } catch (error) {
+    throw fileError(folders.cache, error);
+  }
+}
+
+/** Seconds of `--timeout`. */
+export function timeoutMs(call: CommandCall): number | undefined {
+  const text = call.value("timeout");
+  if (text === undefined) return undefined;
+  const seconds = Number(text);
+  if (!/^\d+(\.\d+)?$/.test(text) || seconds <= 0 || seconds > 86_400) {
+    throw usageError(`--timeout "${text}": write seconds, such as 30`);
+  }
+  return seconds * 1000;
+}
