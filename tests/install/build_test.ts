@@ -72,7 +72,7 @@ Deno.test("build gives a program without network, FFI and prompts, and with what
       fetch: await answer(() => fetch("http://127.0.0.1:9/")),
       ffi: await answer(() => Deno.dlopen("libc.so.6", {})),
       read: await answer(() => Deno.readTextFile("/etc/hostname")),
-      write: await answer(() => Deno.writeTextFile(Deno.args[0] ?? "/dev/null", "")),
+      write: await answer(() => Deno.writeTextFile(Deno.args[0]?.startsWith("/") ? Deno.args[0] : "/dev/null", "")),
       env: await answer(() => Deno.env.toObject()),
       run: await answer(() => new Deno.Command("true").output()),
       uid: await answer(() => Deno.uid()),
