@@ -16,6 +16,7 @@ const plugins: Readonly<Record<string, () => Promise<{ plugin: Plugin }>>> = {
   macvlan: () => import("./macvlan.ts"),
   portmap: () => import("./portmap.ts"),
   ptp: () => import("./ptp.ts"),
+  sbr: () => import("./sbr.ts"),
   static: () => import("./static.ts"),
   tap: () => import("./tap.ts"),
   tuning: () => import("./tuning.ts"),
