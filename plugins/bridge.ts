@@ -579,24 +579,37 @@ async function del(call: ContainerCall): Promise<void> {
   const ipam = typeof type === "string" ? type : "";
   const attachment = attachmentOf(call);
   const previous = prevResultLeniently(call);
-  const veth = vethName(attachment);
-  const held = ipam === "" ? [] : await heldAddresses(call, ipam);
-  const addresses = distinct([...ownAddresses(call, previous), ...held]);
-  const links = async () => {
-    const neighbours = neighbourSteps(conf.bridge, addresses);
-    if (!call.ownNetns && hostLinkExists(veth)) return await deleteHostVeth(call, veth, neighbours);
-    await deleteContainerLink(call);
-    if (neighbours.length > 0) await apply([neighbours], call).catch(() => {});
+  const known = ownAddresses(call, previous);
+  // The kernel takes tens of milliseconds to delete a link: that starts first, the rest is read and done beside it.
+  const links = () => deleteLinks(call, conf.bridge, distinct(known));
+  const rules = async () => {
+    const held = await heldAddresses(call, ipam);
+    const unknown = distinct(held.filter((one) => !known.some((cidr) => cidr.split("/")[0] === one.split("/")[0])));
+    const neighbours = neighbourSteps(conf.bridge, unknown);
+    await all([
+      ...(conf.ipMasq
+        ? [() => removeMasquerade(call, attachment, distinct([...known, ...held]), conf.ipMasqBackend)]
+        : []),
+      ...(neighbours.length > 0 ? [() => apply([neighbours], call).catch(() => {})] : []),
+    ]);
   };
-  await all(
-    [
-      links,
-      ...(conf.ipMasq && ipam !== "" ? [() => removeMasquerade(call, attachment, addresses, conf.ipMasqBackend)] : []),
-      ...(conf.macspoofchk ? [() => removeSpoofRules(call)] : []),
-    ],
-    // Only now is the address free for the next one.
-    ipam === "" ? [] : [() => call.delegate(ipam, "DEL")],
-  );
+  const jobs = [
+    links,
+    ...(ipam !== "" ? [rules] : []),
+    ...(conf.macspoofchk ? [() => removeSpoofRules(call)] : []),
+  ];
+  const give = ipam === "" ? [] : [() => call.delegate(ipam, "DEL")];
+  // Only when the link is gone is the address free for the next one; but a lease is given back through the link.
+  await (ipam === "dhcp" ? all(give, jobs) : all(jobs, give));
+}
+
+/** Both ends of the veth pair, found from the host, or else from the container; and what the host knows of `addresses`. */
+async function deleteLinks(call: ContainerCall, bridge: string, addresses: readonly string[]): Promise<void> {
+  const veth = vethName(attachmentOf(call));
+  const neighbours = neighbourSteps(bridge, addresses);
+  if (!call.ownNetns && hostLinkExists(veth)) return await deleteHostVeth(call, veth, neighbours);
+  await deleteContainerLink(call);
+  if (neighbours.length > 0) await apply([neighbours], call).catch(() => {});
 }
 
 /** As in the reference, DEL does not fail for these rules. */
