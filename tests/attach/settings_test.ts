@@ -25,7 +25,7 @@ for (
     "net.",
     "kernel.shmmax",
     "/kernel/shmmax",
-      "..",
+    "..",
     "net.a=b",
     "net.a\nb",
   ]
