@@ -29,7 +29,7 @@ export interface FolderState {
 const MAGIC = 0x63_6e_69_31;
 const HEADER = 64;
 const SLOT = 32;
-/** Slots that are read at a time. */
+/** Slots that are read at a time. A key's search begins at the first slot of a window. */
 const WINDOW = 16;
 const SMALLEST = 128;
 
@@ -61,6 +61,8 @@ function backdate(folder: string): FolderState | undefined {
 export class LeaseIndex {
   readonly #path: string;
   #table: Table;
+  /** The last look into the table, as long as nothing was written since. */
+  #last: Scan | undefined;
 
   private constructor(path: string, table: Table) {
     this.#path = path;
@@ -98,37 +100,28 @@ export class LeaseIndex {
 
   /** Addresses of the leases that have, or had, this content; others can be among them, so each has to be looked at. */
   find(content: string): string[] {
-    const ips: string[] = [];
-    this.#probe(content, (slot) => {
-      if (slot.family > GONE && slot.same) ips.push(slot.ip());
-      return slot.family === EMPTY;
-    });
-    return ips;
+    return this.#scan(content).matches.map(({ ip }) => ip);
   }
 
   /** Notes a new lease. */
   add(content: string, ip: string): void {
     if ((this.#table.used + 1) * 2 > this.#table.slots) this.#grow();
-    this.#probe(content, (slot) => {
-      if (slot.family > GONE) return false;
-      const bytes = new Uint8Array(SLOT);
-      encode(bytes, content, ip);
-      this.#write(slot.at, bytes);
-      if (slot.family === EMPTY) this.#table.used++;
-      this.#table.live++;
-      return true;
-    });
+    const { free, isNew } = this.#scan(content);
+    const bytes = new Uint8Array(SLOT);
+    encode(bytes, content, ip);
+    this.#write(free, bytes);
+    if (isNew) this.#table.used++;
+    this.#table.live++;
   }
 
   /** Forgets a lease. */
   remove(content: string, ip: string): void {
-    this.#probe(content, (slot) => {
-      if (slot.family === EMPTY) return true;
-      if (slot.family === GONE || !slot.same || slot.ip() !== ip) return false;
-      this.#write(slot.at, new Uint8Array(SLOT).fill(GONE, 8, 9));
-      this.#table.live--;
-      return true;
-    });
+    const match = this.#scan(content).matches.find((one) => one.ip === ip);
+    if (match === undefined) return;
+    const bytes = new Uint8Array(SLOT);
+    bytes[8] = GONE;
+    this.#write(match.at, bytes);
+    this.#table.live--;
   }
 
   /** All that is to be done on the folder is done: from now on it fits this index. Does nothing when that cannot be said. */
@@ -158,26 +151,36 @@ export class LeaseIndex {
     this.#table.file.close();
   }
 
-  /** Shows the slots from the content's own on, until `visit` has seen enough. */
-  #probe(content: string, visit: (slot: Slot) => boolean): void {
+  /** Looks through the slots from the content's own on, to the first that was never used: behind that there is none of it. */
+  #scan(content: string): Scan {
+    if (this.#last?.content === content) return this.#last;
     const { file, slots } = this.#table;
     const [high, low] = hash(content);
-    const window = new Uint8Array(WINDOW * SLOT);
-    const view = new DataView(window.buffer);
-    for (let seen = 0, at = low & slots - 1; seen < slots;) {
-      const count = Math.min(WINDOW, slots - at);
-      readAt(file, HEADER + at * SLOT, window.subarray(0, count * SLOT));
-      for (let i = 0; i < count; i++) {
-        const offset = i * SLOT;
-        const same = view.getUint32(offset) === high && view.getUint32(offset + 4) === low;
-        if (visit({ at: at + i, family: view.getUint8(offset + 8), same, ip: () => decode(view, offset) })) return;
+    const scan = { content, matches: [] as Match[], free: -1, isNew: false };
+    const bytes = new Uint8Array(WINDOW * SLOT);
+    const view = new DataView(bytes.buffer);
+    let at = home(low, slots);
+    for (let seen = 0; seen < slots; seen++, at = at + 1 & slots - 1) {
+      const offset = seen % WINDOW * SLOT;
+      if (offset === 0) readAt(file, HEADER + at * SLOT, bytes);
+      const family = bytes[offset + 8]!;
+      if (family > GONE) {
+        if (view.getUint32(offset) === high && view.getUint32(offset + 4) === low) {
+          scan.matches.push({ at, ip: decode(view, offset) });
+        }
+        continue;
       }
-      seen += count;
-      at = at + count & slots - 1;
+      if (scan.free < 0) {
+        scan.free = at;
+        scan.isNew = family === EMPTY;
+      }
+      if (family === EMPTY) break;
     }
+    return this.#last = scan;
   }
 
   #write(slot: number, bytes: Uint8Array): void {
+    this.#last = undefined;
     writeAt(this.#table.file, HEADER + slot * SLOT, bytes);
   }
 
@@ -192,6 +195,7 @@ export class LeaseIndex {
       if (all[offset + 8]! > GONE) filled.set(all.subarray(offset, offset + SLOT), count++ * SLOT);
     }
     this.#table = makeTable(this.#path, filled);
+    this.#last = undefined;
     file.close();
   }
 }
@@ -212,7 +216,7 @@ function makeTable(path: string, filled: Uint8Array): Table {
   const bytes = new Uint8Array(HEADER + slots * SLOT);
   const keys = new DataView(filled.buffer);
   for (let offset = 0; offset < filled.length; offset += SLOT) {
-    let at = keys.getUint32(offset + 4) & slots - 1;
+    let at = home(keys.getUint32(offset + 4), slots);
     while (bytes[HEADER + at * SLOT + 8] !== EMPTY) at = at + 1 & slots - 1;
     bytes.set(filled.subarray(offset, offset + SLOT), HEADER + at * SLOT);
   }
@@ -230,12 +234,23 @@ function makeTable(path: string, filled: Uint8Array): Table {
   return { file, slots, used: count, live: count };
 }
 
-/** A slot while it is looked at: `same` says that its key is the one asked for. */
-interface Slot {
+/** Where a key has its addresses, and where a further one of it would go. */
+interface Scan {
+  readonly content: string;
+  readonly matches: Match[];
+  free: number;
+  /** Whether nothing ever was in the free slot. */
+  isNew: boolean;
+}
+
+interface Match {
   readonly at: number;
-  readonly family: number;
-  readonly same: boolean;
-  readonly ip: () => string;
+  readonly ip: string;
+}
+
+/** The slot that the search for a key begins at. */
+function home(low: number, slots: number): number {
+  return low & slots - WINDOW;
 }
 
 /** Slot: key (8 bytes), family (1), zeros (7), address (16). */

@@ -58,25 +58,28 @@ export function rangeSets(
 ): RangeSet[] {
   if (sets.length === 0) throw badConfig("no IP ranges specified", 'write "ipam": {"ranges": [[{"subnet": "…"}]]}');
   const checked = sets.map((set, index) => rangeSet(set, { index, warn }));
-  for (const family of [4, 6]) {
-    const count = checked.filter(([first]) => first.start.family === family).length;
-    if (count > 1 && !atLeast030) {
-      throw badConfig(
-        `CNI version ${version} does not support more than 1 address per family`,
-        `${count} of the range sets are IPv${family}: write "cniVersion": "0.3.0" or later, or put the ranges into one set`,
-      );
-    }
-  }
-  checked.forEach((set, i) => {
+  if (!atLeast030) refuseSeveral(checked, version);
+  for (const [i, set] of checked.entries()) {
     const j = checked.findIndex((other, j) => j > i && set.some((a) => other.some((b) => overlap(a, b))));
-    if (j > i) {
-      throw badConfig(
-        `range set ${i} overlaps with ${j}`,
-        `set ${i} is ${describe(set)}, set ${j} is ${describe(checked[j]!)}`,
-      );
-    }
-  });
+    if (j > i) throw overlapping(checked, [i, j]);
+  }
   return checked;
+}
+
+function refuseSeveral(sets: readonly RangeSet[], version: string): void {
+  for (const family of [4, 6]) {
+    const count = sets.filter(([first]) => first.start.family === family).length;
+    if (count < 2) continue;
+    throw badConfig(
+      `CNI version ${version} does not support more than 1 address per family`,
+      `${count} of the range sets are IPv${family}: write "cniVersion": "0.3.0" or later, or put the ranges into one set`,
+    );
+  }
+}
+
+function overlapping(sets: readonly RangeSet[], [i, j]: readonly [number, number]): CniError {
+  const [a, b] = [sets[i]!, sets[j]!];
+  return badConfig(`range set ${i} overlaps with ${j}`, `set ${i} is ${describe(a)}, set ${j} is ${describe(b)}`);
 }
 
 function rangeSet(
@@ -96,74 +99,100 @@ function rangeSet(
       `${formatPrefix(first.subnet)} and ${formatPrefix(stranger.subnet)} are in one set: write a set for each family`,
     );
   }
-  ranges.forEach((a, i) => {
+  for (const [i, a] of ranges.entries()) {
     const b = ranges.slice(i + 1).find((other) => overlap(a, other));
-    if (b) {
-      throw badConfig(`${during}: subnets ${span(a)} and ${span(b)} overlap`, "an address may be in one range only");
-    }
-  });
+    if (b === undefined) continue;
+    throw badConfig(`${during}: subnets ${span(a)} and ${span(b)} overlap`, "an address may be in one range only");
+  }
   return ranges;
 }
 
 function range(conf: RangeConf, { during, warn }: { during: string; warn: (note: string) => void }): Range {
   const subnet = checkedSubnet(conf.subnet, during);
-  const network = networkAddress(subnet), last = lastAddress(subnet);
-  const family = network.family;
-  const shown = formatPrefix(subnet);
-  const bounds = `the addresses of ${shown} are ${formatAddress(network)} to ${formatAddress(last)}`;
+  const { family, value } = subnet.address;
+  const gateway = given(conf.gateway) ?? { family, value: value + 1n };
+  if (gateway.family !== family) throw otherFamily(gateway, { during, subnet });
+  if (!prefixContains(subnet, gateway)) warn(`gateway ${conf.gateway} is outside its subnet ${formatPrefix(subnet)}`);
 
-  const gateway = given(conf.gateway) ?? { family, value: network.value + 1n };
-  if (gateway.family !== family) {
-    throw badConfig(
-      `${during}: gateway ${conf.gateway} is not in the address family of ${shown}`,
-      `write an IPv${family} address`,
-    );
-  }
-  if (!prefixContains(subnet, gateway)) warn(`gateway ${conf.gateway} is outside its subnet ${shown}`);
-
-  // IPv4 keeps the broadcast address back unless the configuration names it; IPv6 has none.
-  const defaultEnd = { family, value: family === 4 ? last.value - 1n : last.value };
-  const wantedEnd = given(conf.rangeEnd);
-  const start = given(conf.rangeStart) ?? { family, value: network.value + 1n };
-  const end = wantedEnd ?? defaultEnd;
+  const start = given(conf.rangeStart) ?? { family, value: value + 1n };
+  const end = given(conf.rangeEnd) ?? defaultEnd(subnet);
   if (!prefixContains(subnet, start) || (conf.rangeStart !== undefined && start.value > end.value)) {
-    const behind = prefixContains(subnet, start) ? `rangeStart lies behind rangeEnd ${formatAddress(end)}; ` : "";
-    throw badConfig(`${during}: RangeStart ${formatAddress(start)} not in network ${shown}`, behind + bounds);
+    throw outside("RangeStart", start, {
+      during,
+      subnet,
+      order: `rangeStart lies behind rangeEnd ${formatAddress(end)}`,
+    });
   }
   if (!prefixContains(subnet, end) || end.value < start.value) {
-    const before = prefixContains(subnet, end) ? `rangeEnd lies before rangeStart ${formatAddress(start)}; ` : "";
-    throw badConfig(`${during}: RangeEnd ${formatAddress(end)} not in network ${shown}`, before + bounds);
+    throw outside("RangeEnd", end, {
+      during,
+      subnet,
+      order: `rangeEnd lies before rangeStart ${formatAddress(start)}`,
+    });
   }
   return { subnet, start, end, gateway };
 }
 
+/** IPv4 keeps the broadcast address back unless the configuration names it; IPv6 has none. */
+function defaultEnd(subnet: Prefix): Address {
+  const { family, value } = lastAddress(subnet);
+  return { family, value: family === 4 ? value - 1n : value };
+}
+
+function otherFamily(gateway: Address, { during, subnet }: { during: string; subnet: Prefix }): CniError {
+  return badConfig(
+    `${during}: gateway ${formatAddress(gateway)} is not in the address family of ${formatPrefix(subnet)}`,
+    `write an IPv${subnet.address.family} address`,
+  );
+}
+
+/** A bound that is not in its network, or on the wrong side of the other one: the reference has the same words for both. */
+function outside(
+  bound: "RangeStart" | "RangeEnd",
+  address: Address,
+  { during, subnet, order }: { during: string; subnet: Prefix; order: string },
+): CniError {
+  const shown = formatPrefix(subnet);
+  const bounds = `${formatAddress(subnet.address)} to ${formatAddress(lastAddress(subnet))}`;
+  return badConfig(
+    `${during}: ${bound} ${formatAddress(address)} not in network ${shown}`,
+    prefixContains(subnet, address) ? order : `the addresses of ${shown} are ${bounds}`,
+  );
+}
+
+/** The network itself, or what is wrong with it. */
 function checkedSubnet(text: string | undefined, during: string): Prefix {
+  const subnet = text === undefined ? undefined : parsePrefix(text);
+  const usable = subnet !== undefined && subnet.length <= familyBits(subnet.address.family) - 2 &&
+    !(subnet.address.family === 4 && text?.includes(":")) && !hasHostBits(subnet);
+  if (!usable) throw badSubnet(text, during);
+  return subnet;
+}
+
+function badSubnet(text: string | undefined, during: string): CniError {
   if (text === undefined) {
-    throw badConfig(`${during}: IP <nil> not v4 nor v6`, 'a range needs a "subnet" such as "10.1.2.0/24"');
+    return badConfig(`${during}: IP <nil> not v4 nor v6`, 'a range needs a "subnet" such as "10.1.2.0/24"');
   }
   const subnet = parsePrefix(text);
-  if (subnet === undefined) throw badConfig(`invalid CIDR address: ${text}`, 'write "subnet" as ADDRESS/LENGTH');
-  const bits = familyBits(subnet.address.family);
-  if (subnet.length > bits - 2) {
-    throw badConfig(
+  if (subnet === undefined) return badConfig(`invalid CIDR address: ${text}`, 'write "subnet" as ADDRESS/LENGTH');
+  const longest = familyBits(subnet.address.family) - 2;
+  if (subnet.length > longest) {
+    return badConfig(
       `${during}: Network ${formatPrefix(subnet)} too small to allocate from`,
-      `a subnet needs at least 4 addresses: /${bits - 2} or shorter`,
+      `a subnet needs at least 4 addresses: /${longest} or shorter`,
     );
   }
   if (subnet.address.family === 4 && text.includes(":")) {
-    throw badConfig(
+    return badConfig(
       `${during}: IPNet IP and Mask version mismatch`,
       `"subnet" is ${text}: write ${formatPrefix(subnet)}`,
     );
   }
-  if (hasHostBits(subnet)) {
-    const network = formatAddress(networkAddress(subnet));
-    throw badConfig(
-      `${during}: Network has host bits set. For a subnet mask of length ${subnet.length} the network address is ${network}`,
-      `"subnet" is ${text}: write ${network}/${subnet.length}`,
-    );
-  }
-  return subnet;
+  const network = formatAddress(networkAddress(subnet));
+  return badConfig(
+    `${during}: Network has host bits set. For a subnet mask of length ${subnet.length} the network address is ${network}`,
+    `"subnet" is ${text}: write ${network}/${subnet.length}`,
+  );
 }
 
 function given(text: string | undefined): Address | undefined {

@@ -196,8 +196,10 @@ function parseIpv4(text: string): number | undefined {
   if (octets.length !== 4) return undefined;
   let value = 0;
   for (const octet of octets) {
-    if (!/^(?:0|[1-9][0-9]{0,2})$/.test(octet) || Number(octet) > 255) return undefined;
-    value = value * 256 + Number(octet);
+    const number = Number(octet);
+    // Printed again it has to be the same text: no leading zero, no sign, no exponent, no blank.
+    if (!(number >= 0 && number <= 255) || String(number) !== octet) return undefined;
+    value = value * 256 + number;
   }
   return value;
 }

@@ -15,3 +15,18 @@ export function isLinkName(name: string): boolean {
   return /^(?!-)[^\s/:"'\\%\p{Cc}]+$/u.test(name) && name !== "." && name !== ".." &&
     new TextEncoder().encode(name).length <= 15;
 }
+
+/**
+ * Does iproute2 take this name for a link's index when there is no link of that name? `ip link del dev if7` deletes the link
+ * with the index 7 then, whatever it is called.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * assertEquals(isIndexName("if7"), true);
+ * assertEquals(isIndexName("eth7"), false);
+ * ```
+ */
+export function isIndexName(name: string): boolean {
+  return /^if\d+$/.test(name);
+}
