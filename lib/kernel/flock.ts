@@ -10,11 +10,12 @@ import { readKernelFile } from "./proc.ts";
 export async function lockWithin(file: Deno.FsFile, limitMs: number): Promise<boolean> {
   // Newer runtimes can ask without waiting, which needs no thread.
   if ("tryLockSync" in file && (file as unknown as TryLock).tryLockSync(true)) return true;
+  // Asked first: the thread that waits is at work while the timer is made.
+  const locked = file.lock(true).then(() => true as const);
   let timer: ReturnType<typeof setTimeout> | undefined;
   const late = new Promise<false>((resolve) => {
     timer = setTimeout(() => resolve(false), Math.max(0, limitMs));
   });
-  const locked = file.lock(true).then(() => true as const);
   try {
     if (await Promise.race([locked, late])) return true;
   } catch (error) {

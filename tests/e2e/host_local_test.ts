@@ -89,6 +89,31 @@ nodeTest("host-local writes what the reference writes, to the byte", { needs: ["
   assertEquals(written["cnibox"], written["ref"]);
 });
 
+nodeTest("host-local answers as the reference does in every version", { needs: ["reference"] }, async ({ node }) => {
+  await node.write("/etc/pods.conf", "nameserver 192.0.2.53\nsearch a.example b.example\noptions ndots:5\n");
+  for (const cniVersion of ["", "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]) {
+    const answers = await Promise.all((["cnibox", "ref"] as const).map(async (by) => {
+      const on = {
+        ...conf({
+          dataDir: `/var/lib/${by}${cniVersion}`,
+          ranges: [[{ subnet: "10.1.0.0/29" }], [{ subnet: "FD00:1::/64", gateway: "fd00:1::f" }]],
+          routes: [{ dst: "0.0.0.0/0" }, { dst: "10.9.8.7/8", gw: "10.1.0.9", priority: 5 }, { dst: "::/0" }],
+          resolvConf: "/etc/pods.conf",
+        }),
+        cniVersion,
+      };
+      const outputs = [];
+      for (const command of ["ADD", "ADD", "CHECK", "DEL"] as const) {
+        const { code, stdout, json } = await runPlugin(node, request(command, "a", on, by));
+        // What helps is ours to say.
+        outputs.push([code, code === 0 ? stdout : [json.code, json.msg]]);
+      }
+      return outputs;
+    }));
+    assertEquals(answers[0], answers[1], cniVersion);
+  }
+});
+
 nodeTest("host-local and the reference fail in the same words", { needs: ["reference"] }, async ({ node }) => {
   const bad: [string, Json, PluginCall["args"]?][] = [
     ["no ranges", conf({ ranges: [] })],
