@@ -86,9 +86,9 @@ export function readRecord(folder: string): LeaseRecord | undefined {
       send: new Map(Object.entries(send).map(([number, bytes]) => [Number(number), Uint8Array.from(bytes)])),
       ask: ask.map(Number),
     };
-    const { priority, broadcast, timeoutMs, suspended } = value;
+    const { version: _, priority, broadcast, timeoutMs, suspended, ...rest } = value;
     return {
-      ...value as unknown as LeaseRecord,
+      ...rest as unknown as LeaseRecord,
       options,
       priority: Number(priority),
       broadcast: broadcast === true,

@@ -1,4 +1,5 @@
 /** dhcp as a runtime runs it: plugin and daemon against real servers, and each with the reference's other half. */
+import { fromFileUrl } from "@std/path";
 import { assert, assertEquals, assertMatch, assertNotEquals, assertStringIncludes } from "@std/assert";
 import {
   assertPings,
@@ -14,6 +15,7 @@ import {
   type PluginCall,
   runPlugin,
 } from "./support/mod.ts";
+import { DENO_VERSION, permissionsFor } from "../../tools/build.ts";
 import {
   attachments,
   clients,
@@ -83,7 +85,7 @@ async function nothingLeft(node: Node): Promise<void> {
 nodeTest("dhcp leases, renews when the server says, and gives back", { needs: [...MASQ] }, async ({ node }) => {
   const world = await switchWithServer(node);
   const server = await dnsmasq(world, [
-    "--dhcp-option=option:T1,2",
+    "--dhcp-option=option:T1,4",
     "--dhcp-option=121,0.0.0.0/0,192.168.1.1,10.9.0.0/16,192.168.1.9,10.8.0.0/16,0.0.0.0",
     "--dhcp-option=option:dns-server,192.168.1.3",
     "--dhcp-option=option:domain-search,a.example,b.example",
@@ -96,11 +98,11 @@ nodeTest("dhcp leases, renews when the server says, and gives back", { needs: [.
     request: [{ option: "121" }, { option: "6" }, { option: "15" }, { option: "119" }],
     provide: [
       { option: "host-name", value: "left", fromArg: "HOST" },
-      { option: "vendor-class-identifier", value: "cni" },
+      { option: "vendor-class-identifier", value: "cni", fromArg: "CLASS" },
       { option: "77", value: "üser" },
     ],
   });
-  const result = await call(node, { ...request("ADD", container, all), args: "A;HOST=web=1;B=" });
+  const result = await call(node, { ...request("ADD", container, all), args: "A;HOST=web1;CLASS=a=b;B=" });
   assertMatch(result.ips[0].address, /^192\.168\.1\.[5-9][0-9]\/24$/);
   assertEquals(result, {
     cniVersion: "1.1.0",
@@ -113,9 +115,9 @@ nodeTest("dhcp leases, renews when the server says, and gives back", { needs: [.
     dns: { nameservers: ["192.168.1.3"], domain: "c.example", search: ["a.example", "b.example"] },
   });
   assertEquals(await addresses(container), [], "the calling plugin puts the address on the link");
-  assertMatch(server.stderr, /client provides name: web=1/);
-  assertMatch(server.stderr, /vendor class: cni$/m);
-  assertMatch(server.stderr, /user class: .?ser$/m);
+  assertMatch(server.stderr, /client provides name: web1/);
+  assertMatch(server.stderr, /vendor class: a=b$/m);
+  assertMatch(server.stderr, /user class: ser$/m);
   assertMatch(server.stderr, /requested options: 1:netmask, 3:router, 6:dns-server/);
   const [lease = ""] = await dnsmasqLeases(node);
   // A zero byte, then ctr1/net1/eth0.
@@ -169,7 +171,7 @@ nodeTest("dhcp serves every version of the protocol", { needs: [...MASQ] }, asyn
 
 nodeTest("dhcp keeps leases across restarts of its daemon", { needs: [...MASQ] }, async ({ node }) => {
   const world = await switchWithServer(node);
-  const server = await dnsmasq(world, ["--dhcp-option=option:T1,2"]);
+  const server = await dnsmasq(world, ["--dhcp-option=option:T1,4"]);
   let process = await daemon(node);
   const one = await pluggedContainer(node, world, "one");
   const two = await pluggedContainer(node, world, "two");
@@ -311,7 +313,7 @@ nodeTest("dhcp ADD refuses what it cannot use", { needs: [...MASQ] }, async ({ n
     '999 error calling DHCP.Allocate: error looking up "eth9": Link not found',
   );
   assertEquals(
-    await refused({ netns: "/run/netns/none" }),
+    await refused({ netns: "/run/netns/none", containerId: "ctr" }),
     '999 error calling DHCP.Allocate: failed to Statfs "/run/netns/none": no such file or directory',
   );
   assertEquals(
@@ -329,7 +331,6 @@ nodeTest("dhcp ADD refuses what it cannot use", { needs: [...MASQ] }, async ({ n
     "the server sends no mask",
   );
   await nothingLeft(node);
-  await server.until(/Received RELEASE|received RELEASE|RELEASE/i).catch(() => {});
   await server.close();
 
   await dnsmasq(world);
@@ -351,7 +352,7 @@ nodeTest("dhcp ADD refuses what it cannot use", { needs: [...MASQ] }, async ({ n
 
 nodeTest("dhcp follows links and namespaces that go without DEL", { needs: [...MASQ] }, async ({ node }) => {
   const world = await switchWithServer(node);
-  const server = await dnsmasq(world, ["--dhcp-option=option:T1,2"]);
+  const server = await dnsmasq(world, ["--dhcp-option=option:T1,4"]);
   const process = await daemon(node);
   const gone = await pluggedContainer(node, world, "gone");
   const bare = await pluggedContainer(node, world, "bare");
@@ -360,7 +361,7 @@ nodeTest("dhcp follows links and namespaces that go without DEL", { needs: [...M
   await node.removeContainer(gone);
   await bare.ip("link del eth0");
   // Both answer at once, whatever the daemon has noticed.
-  await call(node, { ...request("DEL", bare), netns: null });
+  await call(node, { ...request("DEL", bare), netns: null, containerId: "bare" });
   await eventually(
     "the lease of the namespace that went is given back",
     () => seen(server, "DHCPRELEASE") === 1 && /gone\/net1\/eth0: dropped/.test(process.stderr),
@@ -414,7 +415,7 @@ nodeTest("dhcp takes an expired address off the link, and puts it back", { needs
 
 nodeTest("dhcp goes on by itself when the server rejects the address", { needs: [...MASQ] }, async ({ node }) => {
   const world = await switchWithServer(node);
-  const first = await dnsmasq(world, ["--dhcp-option=option:T1,2"]);
+  const first = await dnsmasq(world, ["--dhcp-option=option:T1,4"]);
   const process = await daemon(node, QUICK);
   const container = await pluggedContainer(node, world);
   const result = await add(node, container);
@@ -529,6 +530,42 @@ nodeTest(
     await nothingLeft(node);
   },
 );
+
+const NEWEST = "dhcp works with the permissions that a base of the newest Deno gets";
+if (Deno.version.deno === DENO_VERSION) {
+  nodeTest(NEWEST, { needs: [...MASQ, "tool:systemd-socket-activate"] }, newestPermissions);
+} else Deno.test({ name: `${NEWEST} [skipped: this is not Deno ${DENO_VERSION}]`, ignore: true, fn: () => {} });
+
+async function newestPermissions({ node }: { readonly node: Node }): Promise<void> {
+  const world = await switchWithServer(node);
+  const server = await dnsmasq(world);
+  const container = await pluggedContainer(node, world);
+  const main = fromFileUrl(new URL("../../main.ts", import.meta.url));
+  const { stdout } = await new Deno.Command(Deno.execPath(), { args: ["info", "--json"] }).output();
+  const command = [Deno.execPath(), "run", "--quiet", "--no-check", ...permissionsFor(DENO_VERSION), main, "dhcp"];
+  const { denoDir } = JSON.parse(new TextDecoder().decode(stdout));
+  await node.write("/run/dhcp", `#!/bin/sh\nDENO_DIR='${denoDir}' exec '${command.join("' '")}' "$@"\n`, 0o755);
+  for (const path of ["/run/cni/dhcp.sock", "/run/elsewhere/of/dhcp", "/run/systemd.sock"]) {
+    const byHand = ["/run/dhcp", "daemon", "-socketpath", path];
+    const start = path.includes("systemd") ? ["systemd-socket-activate", "-l", path, ...byHand] : byHand;
+    const process = node.spawn(start);
+    await process.until(/listening on/i, 60_000);
+    const stdin = conf({ daemonSocketPath: path });
+    const ask = (command: PluginCall["command"], others: Json = {}) =>
+      call(node, { ...request(command, container, { ...stdin, ...others }), exe: "/run/dhcp" });
+    await ask("STATUS");
+    const result = await ask("ADD");
+    await container.ip(`addr replace ${result.ips[0].address} dev eth0`);
+    await ask("CHECK", { prevResult: result });
+    const before = seen(server, "DHCPRELEASE");
+    await ask("DEL");
+    assertEquals(seen(server, "DHCPRELEASE"), before + 1);
+    await container.ip("addr flush dev eth0");
+    assertEquals(await clients(node), []);
+    assertEquals(await node.list("/run/cni/.cnibox"), ["lock"]);
+    await process.close();
+  }
+}
 
 nodeTest("dhcp serves many containers at once", { needs: [...MASQ] }, async ({ node }) => {
   const world = await switchWithServer(node);
