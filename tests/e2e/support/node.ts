@@ -229,7 +229,9 @@ export class Node extends Namespace {
 
   /** nsenter's options for the node, or for a namespace file inside of it. */
   enter(netns?: string): string[] {
-    return [`--target=${this.pid}`, "--mount", "--pid", netns === undefined ? "--net" : `--net=${this.path(netns)}`];
+    // A mount namespace has its own root, so where this process lives below a chroot, the holder's root has to be told too.
+    const net = netns === undefined ? "--net" : `--net=${this.path(netns)}`;
+    return [`--target=${this.pid}`, "--mount", "--pid", "--root", "--wd", net];
   }
 
   /** A path inside the node as the test process sees it. */
@@ -383,6 +385,7 @@ export class Outside extends Namespace {
 // The PID is read before the new /proc is mounted: it is the one that the test process knows.
 const setup = `
 set -e
+cd /
 read -r pid rest </proc/self/stat
 cgroups=$1; shift
 mount -t tmpfs -o mode=755 node /run
