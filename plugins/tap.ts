@@ -35,7 +35,7 @@ import {
 import { checkAddresses, checkRoutes, containerInterface, type PodState, podState } from "../lib/attach/verify.ts";
 import { linkDel, linkShow, linkUp } from "../lib/kernel/ip.ts";
 import { type Step, step, StepError } from "../lib/kernel/plan.ts";
-import { isLinkName } from "../lib/net/link_name.ts";
+import { isIndexName, isLinkName } from "../lib/net/link_name.ts";
 
 const keys = {
   multiQueue: flag(false, "several queues; whoever opens the device has to ask for the same"),
@@ -83,7 +83,7 @@ async function add(call: ContainerCall): Promise<Result> {
       least,
     );
   }
-  if (conf.bridge !== "" && !isLinkName(conf.bridge)) throw noBridge(call, conf.bridge);
+  if (conf.bridge !== "" && (!isLinkName(conf.bridge) || isIndexName(conf.bridge))) throw noBridge(call, conf.bridge);
   openNetns(call, `failed to open netns "${call.netns}"`);
   const temp = passingName(call);
   const result = await attachLink(call, {

@@ -1,5 +1,6 @@
 /** What every main plugin does to the container's link: settings, addresses, up, routes; and taking it away again. */
 import { formatAddress, networkAddress, nextAddress, parsePrefix } from "../net/cidr.ts";
+import { isIndexName } from "../net/link_name.ts";
 import { CniError, code, during } from "../cni/error.ts";
 import type { ContainerCall } from "../cni/plugin.ts";
 import type { Result, Route } from "../cni/types.ts";
@@ -166,39 +167,48 @@ export async function configureLink(
 const SETTLE_MS = 5000;
 const SETTLE_STEP_MS = 50;
 
-/** Waits until no IPv6 address of the link is tentative any more; a duplicate is an error. */
+/**
+ * Constant text for /bin/sh in the container: waits until no IPv6 address of link $1 is tentative (flag 0x40), or one has
+ * failed (0x08), and looks $2 times at most, every $3 seconds. Exit status 0: all are settled.
+ */
+const SETTLE_SCRIPT = [
+  "n=0; while :; do t=0",
+  'while read -r a i l s f d; do [ "$d" = "$1" ] || continue',
+  "[ $((0x$f & 0x08)) = 0 ] || exit 2; [ $((0x$f & 0x40)) = 0 ] || t=1; done </proc/net/if_inet6 || exit 1",
+  '[ $t = 1 ] || exit 0; n=$((n + 1)); [ $n -lt "$2" ] || exit 3; sleep "$3"; done',
+].join("\n");
+
+/** Waits until no IPv6 address of the link is tentative any more; a duplicate is an error. One process. */
 export async function settle(call: ContainerCall): Promise<void> {
   const { ifName } = call;
   const front = `failed to settle addresses for "${ifName}"`;
-  const end = Date.now() + SETTLE_MS;
-  for (;;) {
-    const [shown] = await during(front, apply([[step("pod", "ip", `addr show dev ${ifName}`, { read: true })]], call));
-    const link = shown?.[0] as Link | undefined;
-    const six = (link?.addr_info ?? []).filter((one: Address) => one.family === "inet6");
-    const failed = six.find((one) => one.dadfailed);
-    if (failed) {
-      throw new CniError(
-        code.internal,
-        `${front}: link ${ifName} has address ${failed.local} in DADFAILED state`,
-        `another host on this link uses ${failed.local}`,
-      );
-    }
-    if (!six.some((one) => one.tentative)) return;
-    if (Date.now() >= end) {
-      if (link?.operstate !== "UP") return;
-      throw new CniError(
-        code.internal,
-        `${front}: link ${ifName} still has tentative addresses after ${SETTLE_MS / 1000} seconds`,
-      );
-    }
-    await new Promise((resolve) => setTimeout(resolve, SETTLE_STEP_MS));
+  const looks = [String(SETTLE_MS / SETTLE_STEP_MS), String(SETTLE_STEP_MS / 1000)];
+  const waited = await during(front, call.pod({ argv: ["sh", "-c", SETTLE_SCRIPT, "sh", ifName, ...looks] }));
+  if (waited.code === 0) return;
+  const [shown] = await during(front, apply([[step("pod", "ip", `addr show dev ${ifName}`, { read: true })]], call));
+  const link = shown?.[0] as Link | undefined;
+  const six = (link?.addr_info ?? []).filter((one: Address) => one.family === "inet6");
+  const failed = six.find((one) => one.dadfailed);
+  if (failed) {
+    throw new CniError(
+      code.internal,
+      `${front}: link ${ifName} has address ${failed.local} in DADFAILED state`,
+      `another host on this link uses ${failed.local}`,
+    );
   }
+  // A link without carrier cannot settle.
+  if (link?.operstate !== "UP" || !six.some((one) => one.tentative)) return;
+  throw new CniError(
+    code.internal,
+    `${front}: link ${ifName} still has tentative addresses after ${SETTLE_MS / 1000} seconds`,
+  );
 }
 
 /** Deletes the container's link; a link that is not there, or a namespace that is gone, counts as done. */
 export async function deleteContainerLink(call: ContainerCall): Promise<void> {
   if (!call.podAlive) return;
   try {
+    if (isIndexName(call.ifName) && !(await hasLink(call, call.ifName))) return;
     await apply([[
       step("pod", "ip", linkDel(call.ifName), {
         failing: `failed to delete "${call.ifName}"`,
@@ -208,6 +218,11 @@ export async function deleteContainerLink(call: ContainerCall): Promise<void> {
   } catch (error) {
     if (!isAbsent(error)) throw error;
   }
+}
+
+async function hasLink(call: ContainerCall, name: string): Promise<boolean> {
+  const [links = []] = await apply([[step("pod", "ip", "link show", { read: true })]], call) as Link[][];
+  return links.some((link) => link.ifname === name);
 }
 
 /** ADD of the IPAM plugin, given back when this call fails later; an answer without addresses is an error. */

@@ -5,6 +5,7 @@ import type { ContainerCall } from "../cni/plugin.ts";
 import { type Link, linkDel, linkShow, type RouteEntry } from "../kernel/ip.ts";
 import { type Place, type Step, step, StepError } from "../kernel/plan.ts";
 import { CommandError, failureText, isAbsent, must, type Run } from "../kernel/run.ts";
+import { isIndexName } from "../net/link_name.ts";
 import { similarNames } from "../net/similar.ts";
 
 /** A link that hangs on another one. */
@@ -97,6 +98,7 @@ export async function subLinkSteps(call: ContainerCall, sub: SubLink, temp: stri
   const { kind, master, place, mtu, mac, options } = sub;
   const where = masterPlace(place, call.netns);
   if (!isMasterName(master)) throw await masterMissing(call[place], { name: master, where });
+  if (isIndexName(master)) await lookupMaster(call[place], { name: master, where });
   const parts = [`link add link ${master} name ${temp}`];
   if (mtu > 0) parts.push(`mtu ${mtu}`);
   if (mac) parts.push(`address ${mac}`);

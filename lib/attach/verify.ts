@@ -26,7 +26,9 @@ export async function podState(call: ContainerCall): Promise<PodState> {
       ...named((v4 ?? []) as RouteEntry[], "0.0.0.0/0"),
       ...named((v6 ?? []) as RouteEntry[], "::/0"),
     ];
-    return { link: shown?.[0] as Link | undefined, routes };
+    const link = shown?.[0] as Link | undefined;
+    // iproute2 shows another link for a name like "if7".
+    return { link: link?.ifname === call.ifName ? link : undefined, routes };
   } catch (error) {
     if (isAbsent(error)) return { link: undefined, routes: [] };
     throw error;
