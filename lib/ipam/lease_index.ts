@@ -26,7 +26,8 @@ export interface FolderState {
   readonly ctime: number;
 }
 
-const MAGIC = 0x63_6e_69_31;
+/** First bytes of the file; another number whenever the layout changes. */
+const MAGIC = 0x63_6e_69_32;
 const HEADER = 64;
 const SLOT = 32;
 /** Slots that are read at a time. A key's search begins at the first slot of a window. */
@@ -61,8 +62,9 @@ function backdate(folder: string): FolderState | undefined {
 export class LeaseIndex {
   readonly #path: string;
   #table: Table;
-  /** The last look into the table, as long as nothing was written since. */
-  #last: Scan | undefined;
+  /** A window of slots, and the first of them; undefined when it is not as in the file. */
+  readonly #view = new DataView(new ArrayBuffer(WINDOW * SLOT));
+  #loaded: number | undefined;
 
   private constructor(path: string, table: Table) {
     this.#path = path;
@@ -153,17 +155,14 @@ export class LeaseIndex {
 
   /** Looks through the slots from the content's own on, to the first that was never used: behind that there is none of it. */
   #scan(content: string): Scan {
-    if (this.#last?.content === content) return this.#last;
-    const { file, slots } = this.#table;
-    const [high, low] = hash(content);
-    const scan = { content, matches: [] as Match[], free: -1, isNew: false };
-    const bytes = new Uint8Array(WINDOW * SLOT);
-    const view = new DataView(bytes.buffer);
+    const { slots } = this.#table;
+    const [high, low] = keyOf(content);
+    const scan: Scan = { matches: [], free: -1, isNew: false };
     let at = home(low, slots);
     for (let seen = 0; seen < slots; seen++, at = at + 1 & slots - 1) {
       const offset = seen % WINDOW * SLOT;
-      if (offset === 0) readAt(file, HEADER + at * SLOT, bytes);
-      const family = bytes[offset + 8]!;
+      const view = this.#window(at - seen % WINDOW);
+      const family = view.getUint8(offset + 8);
       if (family > GONE) {
         if (view.getUint32(offset) === high && view.getUint32(offset + 4) === low) {
           scan.matches.push({ at, ip: decode(view, offset) });
@@ -176,11 +175,20 @@ export class LeaseIndex {
       }
       if (family === EMPTY) break;
     }
-    return this.#last = scan;
+    return scan;
+  }
+
+  /** The window that begins with this slot. What was read last is kept: both formats of a container's leases are in one window. */
+  #window(first: number): DataView {
+    if (this.#loaded !== first) {
+      readAt(this.#table.file, HEADER + first * SLOT, new Uint8Array(this.#view.buffer));
+      this.#loaded = first;
+    }
+    return this.#view;
   }
 
   #write(slot: number, bytes: Uint8Array): void {
-    this.#last = undefined;
+    this.#loaded = undefined;
     writeAt(this.#table.file, HEADER + slot * SLOT, bytes);
   }
 
@@ -195,7 +203,7 @@ export class LeaseIndex {
       if (all[offset + 8]! > GONE) filled.set(all.subarray(offset, offset + SLOT), count++ * SLOT);
     }
     this.#table = makeTable(this.#path, filled);
-    this.#last = undefined;
+    this.#loaded = undefined;
     file.close();
   }
 }
@@ -236,7 +244,6 @@ function makeTable(path: string, filled: Uint8Array): Table {
 
 /** Where a key has its addresses, and where a further one of it would go. */
 interface Scan {
-  readonly content: string;
   readonly matches: Match[];
   free: number;
   /** Whether nothing ever was in the free slot. */
@@ -257,7 +264,7 @@ function home(low: number, slots: number): number {
 function encode(bytes: Uint8Array, content: string, ip: string): void {
   const { family, value } = parseAddress(ip)!;
   const view = new DataView(bytes.buffer, bytes.byteOffset);
-  const [high, low] = hash(content);
+  const [high, low] = keyOf(content);
   view.setUint32(0, high);
   view.setUint32(4, low);
   bytes[8] = family;
@@ -270,17 +277,22 @@ function decode(view: DataView, offset: number): string {
   return formatAddress({ family: view.getUint8(offset + 8) as Address["family"], value });
 }
 
-/** Two 32-bit hashes (the cyrb53 mixing). Need not withstand anybody: leases are verified, and contents are the runtime's. */
-function hash(text: string): [high: number, low: number] {
-  let a = 0xdeadbeef, b = 0x41c6ce57;
-  for (let i = 0; i < text.length; i++) {
-    const unit = text.charCodeAt(i);
-    a = Math.imul(a ^ unit, 2654435761);
-    b = Math.imul(b ^ unit, 1597334677);
-  }
-  a = Math.imul(a ^ a >>> 16, 2246822507) ^ Math.imul(b ^ b >>> 13, 3266489909);
-  b = Math.imul(b ^ b >>> 16, 2246822507) ^ Math.imul(a ^ a >>> 13, 3266489909);
-  return [a >>> 0, b >>> 0];
+/** Key of a lease: hashes of the whole content and of the container ID alone, which decides where the search begins. */
+function keyOf(content: string): [high: number, low: number] {
+  const end = content.indexOf("\r\n");
+  return [hash(content, content.length), hash(content, end < 0 ? content.length : end)];
+}
+
+/**
+ * 32 bits of the beginning of a text (FNV-1a, mixed at the end as in MurmurHash3). Need not withstand anybody: leases are verified, and
+ * their contents are the runtime's.
+ */
+function hash(text: string, length: number): number {
+  let h = 0x811c9dc5;
+  for (let i = 0; i < length; i++) h = Math.imul(h ^ text.charCodeAt(i), 0x01000193);
+  h = Math.imul(h ^ h >>> 16, 0x85ebca6b);
+  h = Math.imul(h ^ h >>> 13, 0xc2b2ae35);
+  return (h ^ h >>> 16) >>> 0;
 }
 
 /**
