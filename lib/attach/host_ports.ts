@@ -12,7 +12,10 @@
 import { CniError, code } from "../cni/error.ts";
 import {
   iptablesTool,
+  makingLine,
+  missingRules,
   quoteWord,
+  refusedLine,
   restore,
   ruleComment,
   ruleTarget,
@@ -21,6 +24,7 @@ import {
   savedTable,
   TableError,
   transaction,
+  type WantedRule,
 } from "../kernel/iptables.ts";
 import type { Run } from "../kernel/run.ts";
 import {
@@ -102,16 +106,8 @@ export function usesLocalhost({ snat, mappings }: HostPorts): boolean {
   });
 }
 
-/** One rule, and where it is made when it is missing. */
-interface SharedRule {
-  readonly chain: string;
-  readonly rule: string;
-  /** At the top, before what others masquerade; else at the end. */
-  readonly first?: boolean;
-}
-
 /** Rules that all containers share, in the order in which they are made. */
-function sharedRules({ snat, markBit, externalMarkChain }: HostPorts): SharedRule[] {
+function sharedRules({ snat, markBit, externalMarkChain }: HostPorts): WantedRule[] {
   // >>> 0: bit 31 is a sign in 32-bit arithmetic.
   const mark = `0x${((1 << markBit) >>> 0).toString(16)}`;
   const marking = snat && externalMarkChain === undefined
@@ -275,11 +271,11 @@ async function repairText(host: Run, ports: HostPorts, target: Prefix): Promise<
   if (table === undefined) return additionText(ports, target);
   const external = ports.externalMarkChain;
   if (ports.snat && external !== undefined && !table.chains.has(external)) throw noMarkChain(external, family);
-  const missing = await missingShared(host, ports, { family, table });
+  const missing = await missingRules(host, sharedRules(ports), { family, table, name: "nat" });
   const { chain, content, entries } = ownRules(ports, target);
   return transaction("nat", [
     ...sharedChains(ports).filter((name) => !table.chains.has(name)).map((name) => `-N ${name}`),
-    ...missing.map(({ chain, rule, first }) => first ? `-I ${chain} 1 ${rule}` : `-A ${chain} ${rule}`),
+    ...missing.map(makingLine),
     // Declaring a chain that is there empties it.
     `:${chain} - [0:0]`,
     ...content.map((rule) => `-A ${chain} ${rule}`),
@@ -295,24 +291,6 @@ function noMarkChain(chain: string, family: Family): CniError {
     `"externalSetMarkChain" names a chain that its owner has to make first (kube-proxy no longer makes KUBE-MARK-MASQ); ` +
       "remove the option to have the marks set by cnibox",
   );
-}
-
-/** Shared rules that are not there; the tool itself is asked where the listing's text does not tell. */
-async function missingShared(
-  host: Run,
-  ports: HostPorts,
-  { family, table }: { family: Family; table: SavedTable },
-): Promise<SharedRule[]> {
-  const wanted = sharedRules(ports);
-  const there = await Promise.all(wanted.map(async ({ chain, rule }) => {
-    const rules = table.chains.get(chain) ?? [];
-    if (rules.some((one) => one.text === rule)) return true;
-    const target = ruleTarget(rule);
-    if (!rules.some((one) => ruleTarget(one.text) === target)) return false;
-    const argv = [iptablesTool(family), "-w", "20", "-t", "nat", "-C", chain, ...ruleWords(rule)];
-    return (await host({ argv })).code === 0;
-  }));
-  return wanted.filter((_, index) => !there[index]);
 }
 
 /** Rules of any chain that lead to one of `chains`, as `CHAIN RULE`. */
@@ -410,8 +388,7 @@ export async function checkHostPorts({ host }: Host, ports: HostPorts, target: P
   } catch (error) {
     if (!(error instanceof TableError) || error.refusal !== "refused") throw error;
     // Line 1 is `*nat`.
-    const line = /line:? (\d+)/.exec(error.output.stderr)?.[1];
-    const index = line === undefined ? 0 : Number(line) - 2;
+    const index = (refusedLine(error) ?? 2) - 2;
     const doing = `could not check ipv${family} dnat`;
     const advice = `${iptablesTool(family)} has no rule: ${(lines[index] ?? lines[0] ?? "").slice(3)}`;
     const table = await savedTable(host, family, "nat");

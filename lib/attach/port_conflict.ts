@@ -2,10 +2,10 @@
  * One host port asked for twice: by two containers, or by a container and a program of this host. Rules take no notice,
  * the older one just keeps the traffic, so somebody has to look.
  */
-import { commandFailure, iptablesTool, ruleTarget, ruleWords } from "../kernel/iptables.ts";
+import { listedChain, ruleTarget, ruleWords, type SavedRule } from "../kernel/iptables.ts";
 import type { NftPort } from "./host_ports_nft.ts";
 import type { Run } from "../kernel/run.ts";
-import { CommandError, toolPath } from "../kernel/run.ts";
+import { toolPath } from "../kernel/run.ts";
 import { type Family, parseAddress, sameAddress } from "../net/cidr.ts";
 import {
   appliesTo,
@@ -55,11 +55,9 @@ interface Entry {
 
 const ENTRY_WORDS = new Set(["-p", "-m", "--comment", "--dports", "-j"]);
 
-/** Rules of the listing `-S CHAIN`, those that match ports. */
-export function parseEntries(text: string): Entry[] {
-  return text.split("\n").flatMap((line) => {
-    if (!line.startsWith(`-A ${DNAT_CHAIN} `)) return [];
-    const rule = line.slice(`-A ${DNAT_CHAIN} `.length);
+/** Of listed rules those that match ports. */
+export function parseEntries(rules: readonly SavedRule[]): Entry[] {
+  return rules.flatMap(({ text: rule }) => {
     const words = ruleWords(rule);
     const list = words[words.indexOf("--dports") + 1] ?? "";
     const target = ruleTarget(rule);
@@ -77,17 +75,9 @@ function hasConditions(rule: string): boolean {
     ruleWords(rule).includes("!");
 }
 
-/** Rules of the chain that leads to containers, as `-S` prints them; "" when there is no such chain. */
-export async function listEntries({ host }: Host, family: Family): Promise<string> {
-  return await listChain(host, family, DNAT_CHAIN);
-}
-
-async function listChain(host: Run, family: Family, chain: string): Promise<string> {
-  const argv = [iptablesTool(family), "-w", "20", "-t", "nat", "-S", chain];
-  const output = await host({ argv });
-  if (output.code === 0) return output.stdout;
-  if (output.code === 1) return "";
-  throw new CommandError({ argv }, output, commandFailure(argv, output));
+/** Rules of the chain that leads to containers; [] when there is no such chain. */
+export async function listEntries({ host }: Host, family: Family): Promise<SavedRule[]> {
+  return await listedChain(host, DNAT_CHAIN, { family, table: "nat" }) ?? [];
 }
 
 /** Rivals in iptables. To be asked when the own rules are set: of two that came at once, one is earlier in the list. */
@@ -104,10 +94,10 @@ export async function iptablesRivals({ host }: Host, ports: HostPorts, family: F
     const owner = entryOwner(entry.text);
     // Another network of the same container leads to the same program.
     if (own.length === 0 || owner?.containerId === ports.owner.containerId) continue;
-    const rules = (await listChain(host, family, entry.chain)).split("\n").map((line) => ({
-      words: ruleWords(line),
-      to: dnatTarget(line),
-    })).filter(({ to }) => to !== undefined);
+    const listed = await listedChain(host, entry.chain, { family, table: "nat" }) ?? [];
+    const rules = listed.map(({ text }) => ({ words: ruleWords(text), to: dnatTarget(text) })).filter(({ to }) =>
+      to !== undefined
+    );
     for (const { protocol, hostPort, hostIP } of own) {
       const rule = rules.find(({ words }) => {
         const destination = words[words.indexOf("-d") + 1] ?? "";
@@ -189,12 +179,17 @@ export async function isLiving({ host }: Host, rival: Rival, family: Family): Pr
 
 /** A lease in another container's name is proof; none at all is not: other IPAM plugins keep theirs elsewhere. */
 function heldByAnother({ network, address, containerId }: Rival): boolean {
-  if (network === undefined) return false;
+  const holder = network === undefined ? undefined : leaseHolder(network, address);
+  return holder !== undefined && holder !== containerId;
+}
+
+/** The container that host-local has given an address of this network to; undefined when it is free, or not its own. */
+export function leaseHolder(network: string, address: string): string | undefined {
   try {
-    const holder = Deno.readTextFileSync(`${LEASES}/${network}/${address}`).trim().split(/[\r\n]/)[0]?.trim() ?? "";
-    return holder !== "" && holder !== containerId;
+    const text = Deno.readTextFileSync(`${LEASES}/${network}/${address}`);
+    return text.trim().split(/[\r\n]/)[0]?.trim() || undefined;
   } catch {
-    return false;
+    return undefined;
   }
 }
 

@@ -100,8 +100,7 @@ export function parseSave(text: string): Map<string, SavedTable> {
       tables.set(line.slice(1).trim(), { chains });
     } else if (line.startsWith(":")) chains.set(line.slice(1, line.indexOf(" ")), []);
     else {
-      // Counters are printed in front when asked for: `[0:0] -A …`.
-      const rule = /^(?:\[\d+:\d+\] )?-A (\S+) ?(.*)$/.exec(line);
+      const rule = RULE_LINE.exec(line);
       if (rule) {
         const [, chain = "", text = ""] = rule;
         const rules = chains.get(chain);
@@ -112,6 +111,71 @@ export function parseSave(text: string): Map<string, SavedTable> {
   }
   return tables;
 }
+
+/** One rule, and where it is made when it is missing. */
+export interface WantedRule {
+  readonly chain: string;
+  readonly rule: string;
+  /** At the top of its chain; else at the end. */
+  readonly first?: boolean;
+}
+
+/** The line that makes a rule. */
+export function makingLine({ chain, rule, first }: WantedRule): string {
+  return first ? `-I ${chain} 1 ${rule}` : `-A ${chain} ${rule}`;
+}
+
+/**
+ * Of the wanted rules those that are not there. A listing prints rules its own way, so the tool itself is asked (`-C`)
+ * where a rule with the same target is there in other words.
+ */
+export async function missingRules(
+  run: Run,
+  wanted: readonly WantedRule[],
+  { family, table, name }: { family: Family; table: SavedTable; name: TableName },
+): Promise<WantedRule[]> {
+  const there = await Promise.all(wanted.map(async ({ chain, rule }) => {
+    const rules = table.chains.get(chain) ?? [];
+    if (rules.some((one) => one.text === rule)) return true;
+    const target = ruleTarget(rule);
+    if (!rules.some((one) => ruleTarget(one.text) === target)) return false;
+    const argv = [iptablesTool(family), "-w", `${LOCK_WAIT_S}`, "-t", name, "-C", chain, ...ruleWords(rule)];
+    return (await run({ argv })).code === 0;
+  }));
+  return wanted.filter((_, index) => !there[index]);
+}
+
+/** Which line of its input a refused transaction failed at: 1 is the table's name. Undefined when it did not say. */
+export function refusedLine({ output }: TableError): number | undefined {
+  const line = /line:? (\d+)/.exec(output.stderr)?.[1];
+  return line === undefined ? undefined : Number(line);
+}
+
+/** Rules of a chain as `-S` prints them; undefined when there is no such chain. Throws {@linkcode TableError}. */
+export async function listedChain(
+  run: Run,
+  chain: string,
+  { family, table }: { family: Family; table: TableName },
+): Promise<SavedRule[] | undefined> {
+  const argv = [iptablesTool(family), "-w", `${LOCK_WAIT_S}`, "-t", table, "-S", chain];
+  try {
+    const text = await checked(run, argv, { family });
+    return rulesOf(text);
+  } catch (error) {
+    if (error instanceof TableError && error.refusal === "refused" && error.output.code === 1) return undefined;
+    throw error;
+  }
+}
+
+function rulesOf(text: string): SavedRule[] {
+  return text.split("\n").flatMap((line) => {
+    const rule = RULE_LINE.exec(line);
+    return rule ? [{ chain: rule[1] ?? "", text: rule[2] ?? "" }] : [];
+  });
+}
+
+/** Counters are printed in front when asked for: `[0:0] -A …`. */
+const RULE_LINE = /^(?:\[\d+:\d+\] )?-A (\S+) ?(.*)$/;
 
 /** Does the whole of a transaction, or nothing. Throws {@linkcode TableError}. */
 export async function restore(run: Run, family: Family, text: string): Promise<void> {

@@ -21,17 +21,38 @@ export interface NftRule {
   readonly expr: readonly unknown[];
 }
 
-/** A chain as `nft -j list` prints it; `hook` and `prio` only for base chains. */
+/** A chain as `nft -j list` prints it; the last four only for base chains. */
 export interface NftChain {
+  readonly family: string;
+  readonly table: string;
   readonly name: string;
+  readonly type?: string;
   readonly hook?: string;
   readonly prio?: number;
+  readonly policy?: string;
+}
+
+/** A set as `nft -j list` prints it. */
+export interface NftSet {
+  readonly name: string;
+  readonly elem?: readonly unknown[];
 }
 
 /** What a listing holds. */
 export interface NftListing {
   readonly chains: readonly NftChain[];
   readonly rules: readonly NftRule[];
+  readonly sets: readonly NftSet[];
+}
+
+/** Elements of a set: what each stands for, and its comment. */
+export function setElements({ elem = [] }: NftSet): { readonly value: unknown; readonly comment: string }[] {
+  return elem.map((one) => {
+    const inner = typeof one === "object" && one !== null
+      ? (one as { elem?: { val?: unknown; comment?: string } }).elem
+      : undefined;
+    return inner ? { value: inner.val, comment: inner.comment ?? "" } : { value: one, comment: "" };
+  });
 }
 
 /** Does the whole of a transaction, or nothing, and returns what it printed. Throws {@linkcode NftError}. */
@@ -39,7 +60,7 @@ export async function nft(run: Run, text: string, options: readonly string[] = [
   return await checked(run, ["nft", ...options, "-f", "-"], text);
 }
 
-/** A table or chain (`table inet NAME`, `chain ip NAME CHAIN`) as it is now; undefined when it is not there, or nft is not. */
+/** A table, a chain or all chains (`table inet NAME`, `chain ip NAME CHAIN`, `chains`) as they are now; undefined when it is not there, or nft is not. */
 export async function nftList(run: Run, what: string): Promise<NftListing | undefined> {
   try {
     return parseListing(await checked(run, ["nft", "-j", "list", ...what.split(" ")]));
@@ -53,12 +74,14 @@ export async function nftList(run: Run, what: string): Promise<NftListing | unde
 export function parseListing(text: string): NftListing {
   const chains: NftChain[] = [];
   const rules: NftRule[] = [];
+  const sets: NftSet[] = [];
   const { nftables = [] } = JSON.parse(text) as { nftables?: Record<string, unknown>[] };
-  for (const { chain, rule } of nftables) {
+  for (const { chain, rule, set } of nftables) {
     if (chain) chains.push(chain as NftChain);
     if (rule) rules.push(rule as NftRule);
+    if (set) sets.push(set as NftSet);
   }
-  return { chains, rules };
+  return { chains, rules, sets };
 }
 
 /** A comment in the language's quoting; nft has no way to write a double quote or a line break in one. */

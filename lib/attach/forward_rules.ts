@@ -1,0 +1,319 @@
+/**
+ * Forwarding allowed for container addresses, and bridges kept apart, in iptables table `filter`. Chains, comments and rules
+ * are the reference's, so that either implementation checks and deletes what the other made.
+ *
+ *     FORWARD: → CNI-ISOLATION-STAGE-1: from a restricted bridge to another link → STAGE-2: to a restricted bridge: drop
+ *              → CNI-FORWARD: → the administrator's chain; replies to the address: accept; from the address: accept
+ *
+ * An ADD asks and changes in two transactions: the first only asks whether everything is there (`-C`), and the line that it
+ * fails at tells what is missing. The present state is read only when that is more than the container's own two rules.
+ */
+import { CniError, code } from "../cni/error.ts";
+import {
+  listedChain,
+  makingLine,
+  missingRules,
+  quoteWord,
+  refusedLine,
+  restore,
+  ruleComment,
+  ruleTarget,
+  ruleWords,
+  type SavedRule,
+  type SavedTable,
+  savedTable,
+  TableError,
+  transaction,
+  type WantedRule,
+} from "../kernel/iptables.ts";
+import type { Run } from "../kernel/run.ts";
+import { type Address, type Family, familyBits, formatAddress } from "../net/cidr.ts";
+
+/** `ingressPolicy`: `open` keeps no bridge apart. */
+export type IngressPolicy = "open" | "same-bridge" | "isolated";
+
+/** What is wanted for a container. */
+export interface Forwarding {
+  /** The administrator's chain, which decides before ours. */
+  readonly admin: string;
+  readonly addresses: readonly Address[];
+  readonly policy: IngressPolicy;
+  /** The bridge that the policy is about; "" with `open`. */
+  readonly bridge: string;
+}
+
+export const FORWARD_CHAIN = "CNI-FORWARD";
+const STAGE_1 = "CNI-ISOLATION-STAGE-1";
+const STAGE_2 = "CNI-ISOLATION-STAGE-2";
+const TRIES = 5;
+
+const comment = (text: string) => `-m comment --comment "${text}"`;
+const JUMP = `${comment("CNI firewall plugin rules")} -j ${FORWARD_CHAIN}`;
+const STAGE_1_JUMP = `${comment("CNI firewall plugin rules (ingressPolicy: same-bridge|isolated)")} -j ${STAGE_1}`;
+
+/** Jumps that all containers share. */
+function sharedRules({ admin }: Forwarding): WantedRule[] {
+  return [
+    { chain: "FORWARD", rule: JUMP, first: true },
+    {
+      chain: FORWARD_CHAIN,
+      rule: `${comment("CNI firewall plugin admin overrides")} -j ${quoteWord(admin)}`,
+      first: true,
+    },
+  ];
+}
+
+/** Rules that keep the bridge apart, in the order in which the reference makes them. */
+function isolationRules({ policy, bridge }: Forwarding): WantedRule[] {
+  if (policy === "open") return [];
+  const name = quoteWord(bridge);
+  const shared = comment("CNI firewall plugin rules (ingressPolicy: same-bridge|isolated)");
+  const own = comment(`CNI firewall plugin rules (ingressPolicy: ${policy})`);
+  return [
+    { chain: "FORWARD", rule: STAGE_1_JUMP, first: true },
+    { chain: STAGE_1, rule: `-i ${name} ! -o ${name} ${own} -j ${STAGE_2}`, first: true },
+    ...(policy === "isolated" ? [{ chain: STAGE_1, rule: `-i ${name} -o ${name} ${own} -j DROP`, first: true }] : []),
+    { chain: STAGE_1, rule: `${shared} -j RETURN` },
+    { chain: STAGE_2, rule: `-o ${name} ${shared} -j DROP`, first: true },
+    { chain: STAGE_2, rule: `${shared} -j RETURN` },
+  ];
+}
+
+/** The container's rules for one address. */
+function addressRules(address: Address): WantedRule[] {
+  const host = `${formatAddress(address)}/${familyBits(address.family)}`;
+  return [
+    { chain: FORWARD_CHAIN, rule: `-d ${host} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT` },
+    { chain: FORWARD_CHAIN, rule: `-s ${host} -j ACCEPT` },
+  ];
+}
+
+/** Parts of the work: with firewalld the addresses are its own affair, and only the bridges are ours. */
+export interface Parts {
+  readonly accept: boolean;
+}
+
+function wantedRules(forwarding: Forwarding, { accept }: Parts): WantedRule[] {
+  return [
+    ...(accept ? sharedRules(forwarding) : []),
+    ...isolationRules(forwarding),
+    ...(accept ? forwarding.addresses.flatMap(addressRules) : []),
+  ];
+}
+
+/** What an ADD comes down to where everything shared is there. */
+export function forwardText(forwarding: Forwarding, parts: Parts): string {
+  return transaction("filter", wantedRules(forwarding, parts).map(makingLine));
+}
+
+/** Where commands run. */
+interface Host {
+  readonly host: Run;
+}
+
+/**
+ * Makes what is missing of the wanted rules, for addresses of one family. Returns the container's own rules that were made,
+ * for taking them back. Throws {@linkcode TableError} and nothing was changed.
+ */
+export async function addForwarding(
+  { host }: Host,
+  forwarding: Forwarding,
+  { family, ...parts }: Parts & { readonly family: Family },
+): Promise<WantedRule[]> {
+  const wanted = wantedRules(forwarding, parts);
+  const own = parts.accept ? forwarding.addresses.flatMap(addressRules) : [];
+  const [missing, ordered] = await Promise.all([
+    firstMissing(host, family, wanted),
+    forwarding.policy === "open" ? true : isOrdered(host, family),
+  ]);
+  if (missing === undefined && ordered) return [];
+  const rest = missing === undefined ? [] : wanted.slice(missing);
+  // One address's rules are made together: where the first is missing, so is the second.
+  if (ordered && missing !== undefined && rest.length <= 2 && missing >= wanted.length - own.length) {
+    try {
+      await restore(host, family, transaction("filter", rest.map(makingLine)));
+      return rest;
+    } catch (error) {
+      if (!(error instanceof TableError) || error.refusal !== "refused") throw error;
+    }
+  }
+  return await repair(host, forwarding, { family, ...parts });
+}
+
+/** Index of the first wanted rule that is not there; undefined when all are. One process that changes nothing. */
+async function firstMissing(host: Run, family: Family, wanted: readonly WantedRule[]): Promise<number | undefined> {
+  if (wanted.length === 0) return undefined;
+  try {
+    await restore(host, family, transaction("filter", wanted.map(({ chain, rule }) => `-C ${chain} ${rule}`)));
+    return undefined;
+  } catch (error) {
+    if (!(error instanceof TableError) || error.refusal !== "refused") throw error;
+    // Line 1 is the table's name.
+    return (refusedLine(error) ?? 2) - 2;
+  }
+}
+
+/** Do bridges come first? Else CNI-FORWARD accepts what they would drop. */
+async function isOrdered(host: Run, family: Family): Promise<boolean> {
+  const rules = await listedChain(host, "FORWARD", { family, table: "filter" });
+  return inOrder(rules ?? []);
+}
+
+function inOrder(rules: readonly SavedRule[]): boolean {
+  const targets = rules.map(({ text }) => ruleTarget(text));
+  const [stage, forward] = [targets.indexOf(STAGE_1), targets.indexOf(FORWARD_CHAIN)];
+  return stage < 0 || forward < 0 || stage < forward;
+}
+
+async function repair(
+  host: Run,
+  forwarding: Forwarding,
+  { family, ...parts }: Parts & { readonly family: Family },
+): Promise<WantedRule[]> {
+  const wanted = wantedRules(forwarding, parts);
+  const own = parts.accept ? forwarding.addresses.flatMap(addressRules) : [];
+  // The reference opens the way to the container before it keeps bridges apart.
+  const inTurn = [...(parts.accept ? sharedRules(forwarding) : []), ...own, ...isolationRules(forwarding)];
+  const chains = [
+    ...(parts.accept ? [FORWARD_CHAIN, forwarding.admin] : []),
+    ...(forwarding.policy === "open" ? [] : [STAGE_1, STAGE_2]),
+  ];
+  let failure: unknown;
+  for (let i = 0; i < TRIES; i++) {
+    const table = await savedTable(host, family, "filter");
+    if (table === undefined) {
+      // This tells why.
+      await restore(host, family, transaction("filter", wanted.map(makingLine)));
+      return own;
+    }
+    const missing = await missingRules(host, inTurn, { family, table, name: "filter" });
+    const lines = [
+      ...chains.filter((chain) => !table.chains.has(chain)).map((chain) => `-N ${quoteWord(chain)}`),
+      ...missing.map(makingLine),
+      ...orderLines(table, missing),
+    ];
+    if (lines.length === 0) return [];
+    try {
+      await restore(host, family, transaction("filter", lines));
+      return missing.filter((rule) => own.some((one) => one.rule === rule.rule));
+    } catch (error) {
+      if (!(error instanceof TableError) || error.refusal !== "refused") throw error;
+      failure = error;
+    }
+  }
+  throw failure;
+}
+
+/** Lines that put the bridges' jump in front again, where it is or comes behind the other. */
+function orderLines(table: SavedTable, missing: readonly WantedRule[]): string[] {
+  if (missing.some(({ rule }) => rule === STAGE_1_JUMP)) return [];
+  const rules = table.chains.get("FORWARD") ?? [];
+  const stages = rules.filter(({ text }) => ruleTarget(text) === STAGE_1);
+  const [stage] = stages;
+  if (stage === undefined) return [];
+  if (inOrder(rules) && !missing.some(({ rule }) => rule === JUMP)) return [];
+  return [...stages.map(({ text }) => `-D FORWARD ${text}`), `-I FORWARD 1 ${stage.text}`];
+}
+
+/** Takes rules back that an ADD has made. */
+export async function takeBackForwarding(
+  { host }: Host,
+  rules: readonly WantedRule[],
+  family: Family,
+): Promise<void> {
+  if (rules.length === 0) return;
+  await restore(host, family, transaction("filter", rules.map(({ chain, rule }) => `-D ${chain} ${rule}`)));
+}
+
+/**
+ * Removes the rules of addresses, however many times they are there: the reference's ADDs may race and make them twice.
+ * A missing chain, table or tool is success. Returns whether there were any.
+ */
+export async function removeForwarding(
+  { host }: Host,
+  addresses: readonly Address[],
+  family: Family,
+): Promise<boolean> {
+  for (let i = 0;; i++) {
+    let rules: SavedRule[] | undefined;
+    try {
+      rules = await listedChain(host, FORWARD_CHAIN, { family, table: "filter" });
+    } catch (error) {
+      if (error instanceof TableError && error.refusal !== "locked") return false;
+      throw error;
+    }
+    const lines = (rules ?? []).filter(({ text }) => addresses.some((address) => isFor(text, address)))
+      .map(({ chain, text }) => `-D ${chain} ${text}`);
+    if (lines.length === 0) return i > 0;
+    try {
+      await restore(host, family, transaction("filter", lines));
+      return true;
+    } catch (error) {
+      if (!(error instanceof TableError) || error.refusal !== "refused" || i + 1 >= TRIES) throw error;
+    }
+  }
+}
+
+function isFor(rule: string, address: Address): boolean {
+  const host = `${formatAddress(address)}/${familyBits(address.family)}`;
+  if (rule === `-s ${host} -j ACCEPT`) return true;
+  return rule.startsWith(`-d ${host} -m conntrack --ctstate `) && ruleTarget(rule) === "ACCEPT";
+}
+
+/** Throws, in the reference's words, which rule is missing for addresses of one family. Changes nothing. */
+export async function checkForwarding({ host }: Host, forwarding: Forwarding, family: Family): Promise<void> {
+  const wanted = [...sharedRules(forwarding), ...forwarding.addresses.flatMap(addressRules)];
+  const missing = await firstMissing(host, family, wanted);
+  const rule = missing === undefined ? undefined : wanted[missing];
+  if (rule) {
+    const words = `[${ruleWords(rule.rule).join(" ")}]`;
+    throw new CniError(
+      code.internal,
+      missing === 0
+        ? `expected FORWARD rule ${words} not found`
+        : missing === 1
+        ? `expected ${FORWARD_CHAIN} rule ${words} not found`
+        : `expected rule ${words} not found`,
+      "somebody removed rules of this container, for example by reloading a firewall; ADD makes them again",
+    );
+  }
+}
+
+/** Throws what of the bridge's rules is missing. Their comments have changed between releases: they are not compared. */
+export async function checkIsolation({ host }: Host, forwarding: Forwarding, family: Family): Promise<void> {
+  if (forwarding.policy === "open") return;
+  const table = await savedTable(host, family, "filter");
+  const plain = (rule: string) => {
+    const words = ruleWords(rule);
+    const at = words.indexOf("--comment");
+    return (at < 0 ? words : words.toSpliced(at - 2, 4)).join(" ");
+  };
+  for (const { chain, rule } of isolationRules(forwarding)) {
+    const rules = table?.chains.get(chain) ?? [];
+    if (rules.some(({ text }) => plain(text) === plain(rule))) continue;
+    throw new CniError(
+      code.internal,
+      `expected ${chain} rule [${ruleWords(rule).join(" ")}] not found`,
+      `without it ingressPolicy "${forwarding.policy}" of ${forwarding.bridge} does not hold; ADD makes it again`,
+    );
+  }
+  if (!inOrder(table?.chains.get("FORWARD") ?? [])) {
+    throw new CniError(
+      code.internal,
+      `jump to ${STAGE_1} in FORWARD comes after the one to ${FORWARD_CHAIN}`,
+      `so ingressPolicy "${forwarding.policy}" of ${forwarding.bridge} does not hold; ADD puts them in order`,
+    );
+  }
+}
+
+/** Removes isolation rules about links chosen by `gone`; those that releases before 1.7 made too. */
+export async function removeIsolation({ host }: Host, family: Family, gone: (link: string) => boolean): Promise<void> {
+  const table = await savedTable(host, family, "filter");
+  const lines = [STAGE_1, STAGE_2].flatMap((name) => table?.chains.get(name) ?? []).filter(({ text }) => {
+    if (!ruleComment(text)?.startsWith("CNI firewall plugin rules (ingressPolicy: ")) return false;
+    const words = ruleWords(text);
+    const at = words.findIndex((word) => word === "-i" || word === "-o");
+    return at >= 0 && gone(words[at + 1] ?? "");
+  }).map(({ chain, text }) => `-D ${chain} ${text}`);
+  if (lines.length > 0) await restore(host, family, transaction("filter", lines));
+}
