@@ -15,7 +15,6 @@ import {
   moveHostPortsFirst,
   type PortMapping,
   protocolName,
-  removalText,
   removeHostPorts,
   usesLocalhost,
 } from "../lib/attach/host_ports.ts";
@@ -72,6 +71,7 @@ import { iptablesTool, iptablesUsable, MAX_LINE, TableError } from "../lib/kerne
 import { nftUsable } from "../lib/kernel/nft.ts";
 import { apply, type Step, step } from "../lib/kernel/plan.ts";
 import { toolPath } from "../lib/kernel/run.ts";
+import { writeSysctl } from "../lib/kernel/sysctl.ts";
 import { type Family, formatAddress, parseAddress, parsePrefix, type Prefix } from "../lib/net/cidr.ts";
 
 const mappingKeys = {
@@ -302,17 +302,6 @@ async function publish(call: ContainerCall, publication: Publication): Promise<v
     why: "the link that leads to the container: 127.0.0.1 has to be let out through it",
   });
   const steps = targets.map((target) => publishStep(call, { ...publication, target, localhost, state }));
-  if (call.explain) {
-    const [routes] = localhost ? await apply([[route]], call) : [[]];
-    const dev = deviceOf(routes);
-    const more = dev === undefined ? [] : [
-      step("host", "sysctl", `net/ipv4/conf/${dev}/route_localnet=1`, {
-        why: "127.0.0.1 of this host reaches the port",
-      }),
-    ];
-    await apply([[...steps, ...more]], call);
-    return;
-  }
   const [ends, sockets] = await Promise.all([
     Promise.allSettled([apply([localhost ? [...steps, route] : steps], call)]),
     listeners(call, ports.mappings),
@@ -491,7 +480,11 @@ function tellListeners(call: Call, conf: Config, sockets: readonly Listener[]): 
 async function letLocalhostOut(call: ContainerCall, dev: string, backend: Backend): Promise<void> {
   if (dev === "lo" || isLocalnetOn(dev)) return;
   try {
-    await switchLocalnetOn(call.host, dev, { backend, remember: !(await isVeth(call, dev)) });
+    await switchLocalnetOn(call.host, dev, {
+      backend,
+      remember: !(await isVeth(call, dev)),
+      ...(call.explain && { write: writerOf(call) }),
+    });
   } catch (error) {
     throw new CniError(
       code.internal,
@@ -500,6 +493,17 @@ async function letLocalhostOut(call: ContainerCall, dev: string, backend: Backen
     );
   }
   call.undo(() => switchLocalnetOff(dev));
+}
+
+/** Writes a setting, or says that it would be written. */
+function writerOf({ explain }: ContainerCall): typeof writeSysctl {
+  if (!explain) return writeSysctl;
+  return (key, value) => {
+    const why = value === "1"
+      ? "127.0.0.1 of this host reaches the port"
+      : "no port of this host is published any more";
+    explain.plan([[step("host", "sysctl", `${key}=${value}`, { why })]]);
+  };
 }
 
 /** The host's end of a container's own pair goes with the container, and its settings with it. */
@@ -526,10 +530,6 @@ async function del(call: ContainerCall): Promise<void> {
   const previous = prevResultLeniently(call);
   const targets = previous ? containerAddresses(previous, call.ifName) : [];
   const families: Family[] = targets.length > 0 ? targets.map((target) => target.address.family) : [4, 6];
-  if (call.explain) {
-    await apply([families.map((family) => step("host", iptablesTool(family), removalText(ports, family)))], call);
-    return;
-  }
   const byIptables = () => unpublish(call, { ports, targets, families });
   const byNft = () => unpublishNft(call, { ports, targets, families });
   const [first, second] = conf.backend === "nftables" ? [byNft, byIptables] : [byIptables, byNft];
@@ -567,11 +567,11 @@ async function unpublish(call: ContainerCall, { ports, targets, families }: With
     const removed = await removeHostPorts(call, ports, family);
     if (!removed.found) return;
     found = true;
-    const anyLeft = async () => (await listEntries(call, 4)).includes("\n-A ");
+    const anyLeft = async () => (await listEntries(call, 4)).length > 0;
     await all([
       () => flushForDel(call, ports, { family, addresses: addressesOf(targets, family, removed.addresses) }),
       async () => {
-        if (family === 4 && !(await anyLeft())) await resetLocalnet(call.host, "iptables", anyLeft);
+        if (family === 4 && !(await anyLeft())) await resetLocalnet(call.host, "iptables", anyLeft, writerOf(call));
       },
     ]);
   }));
@@ -598,7 +598,7 @@ async function unpublishNft(call: ContainerCall, { ports, targets, families }: W
     await all([
       () => flushForDel(call, ports, { family, addresses: addressesOf(targets, family, removed.addresses) }),
       async () => {
-        if (family === 4 && removed.empty) await resetLocalnet(call.host, "nftables", anyLeft);
+        if (family === 4 && removed.empty) await resetLocalnet(call.host, "nftables", anyLeft, writerOf(call));
       },
     ]);
   }));

@@ -62,15 +62,18 @@ export async function switchLocalnetOn(host: Run, dev: string, options: {
   readonly backend: LocalnetBackend;
   /** False for links that go with the container. */
   readonly remember: boolean;
+  /** Writes the setting; absent: to the kernel. */
+  readonly write?: typeof writeSysctl;
 }): Promise<void> {
+  const { write = writeSysctl } = options;
   if (options.remember) await remember(host, dev, options.backend);
-  writeSysctl(settingOf(dev), "1");
+  write(settingOf(dev), "1");
 }
 
 /** Switches the setting off again: after a failed ADD. */
-export function switchLocalnetOff(dev: string): void {
+export function switchLocalnetOff(dev: string, write = writeSysctl): void {
   try {
-    writeSysctl(settingOf(dev), "0");
+    write(settingOf(dev), "0");
   } catch (error) {
     // The link is gone, and the setting with it.
     if (!(error instanceof Deno.errors.NotFound)) throw error;
@@ -103,14 +106,15 @@ export async function resetLocalnet(
   host: Run,
   backend: LocalnetBackend,
   anyLeft: () => Promise<boolean>,
+  write = writeSysctl,
 ): Promise<void> {
   const { devices, forget } = backend === "iptables" ? await remembered(host) : await rememberedNft(host);
   if (devices.length === 0) return;
-  for (const dev of devices) switchLocalnetOff(dev);
+  for (const dev of devices) switchLocalnetOff(dev, write);
   if (!(await anyLeft())) return await forget();
   for (const dev of devices) {
     try {
-      writeSysctl(settingOf(dev), "1");
+      write(settingOf(dev), "1");
     } catch (error) {
       if (!(error instanceof Deno.errors.NotFound)) throw error;
     }
