@@ -113,7 +113,8 @@ async function del(call: ContainerCall): Promise<void> {
     call.warn(`${path} is kept: not everything in it could be put back`);
     return;
   }
-  if (!removeFile(path)) call.warn(`cannot remove ${path}`);
+  if (call.explain) call.explain.file(path, undefined, "there is nothing left to put back");
+  else if (!removeFile(path)) call.warn(`cannot remove ${path}`);
 }
 
 async function check(call: ContainerCall): Promise<void> {

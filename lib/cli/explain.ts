@@ -1,10 +1,12 @@
 /** `cnibox explain`: what ADD or DEL of a network would do, as shell that does the same. Nothing is changed. */
 import { addNetwork, delNetwork, type NetworkResult } from "../cni/chain.ts";
 import type { Explainer, Plan } from "../kernel/plan.ts";
-import type { Command, Output } from "../kernel/run.ts";
+import { type Command, type Output, type Run, systemRun } from "../kernel/run.ts";
+import { makeShadow, type Shadow } from "../kernel/shadow.ts";
+import { VirtualTables } from "../kernel/virtual_tables.ts";
 import { type Block, blockOfCommand, blocksOf, isQuestion, quotedWord, type Where } from "../kernel/shell.ts";
 import { goJson } from "../cni/version.ts";
-import { type CommandCall, status } from "./command.ts";
+import { CliError, type CommandCall, status } from "./command.ts";
 import { type Target, targetsOfAdd, targetsOfDel } from "./network.ts";
 import { watchedRuntime } from "./runtime.ts";
 import { foldersOf, needNetns, netnsPath } from "./setup.ts";
@@ -12,7 +14,7 @@ import { jsonText, painter, say } from "./terminal.ts";
 
 /** What was recorded of one plugin. */
 interface Part {
-  readonly verb: string;
+  readonly network: string;
   readonly plugin: string;
   readonly entries: Entry[];
 }
@@ -26,19 +28,35 @@ type Entry =
 class Recorder implements Explainer {
   readonly parts: Part[] = [];
   netns = "";
-  /** True when the kernel cannot be asked. */
-  private readonly blind = Deno.uid() !== 0;
+  /** Where an ADD is tried out. DEL works on what is there, so there nothing but questions is run. */
+  private host: Run | undefined;
+  private why = "";
+  private tables: VirtualTables | undefined;
+  private nft = "";
   constructor(private readonly questions: boolean) {}
 
-  begin(verb: string, plugin: string): void {
-    this.parts.push({ verb, plugin, entries: [] });
+  get shadow(): boolean {
+    return this.host !== undefined;
+  }
+  tryIn(host: Run | undefined): void {
+    this.host = host;
+  }
+  begin(network: string, plugin: string): void {
+    this.parts.push({ network, plugin, entries: [] });
   }
   private add(entry: Entry): void {
-    if (this.parts.length === 0) this.begin("", "");
     this.parts.at(-1)?.entries.push(entry);
   }
+  private block({ where, lines }: Block): void {
+    // The host's namespace as seen from the container's: ours, which is that of the shell that the script will run in.
+    const home = `/proc/${Deno.pid}/ns/net`;
+    this.add({
+      kind: "block",
+      block: { where, lines: lines.map((line) => line.replaceAll(home, "/proc/$PPID/ns/net")) },
+    });
+  }
   plan(plan: Plan): void {
-    for (const block of blocksOf(plan, this.netns, { questions: this.questions })) this.add({ kind: "block", block });
+    for (const block of blocksOf(plan, this.netns, { questions: this.questions })) this.block(block);
   }
   note(_: string, text: string, why: string): void {
     this.add({ kind: "note", text, why });
@@ -46,17 +64,72 @@ class Recorder implements Explainer {
   file(path: string, text: string | undefined, why: string): void {
     this.add({ kind: "file", path, text, why });
   }
-  instead(command: Command): Output | undefined {
-    if (isQuestion(command)) return this.blind && needsRoot(command) ? NOTHING : undefined;
-    this.add({ kind: "block", block: blockOfCommand(command) });
-    return NOTHING;
+  because(why: string): void {
+    this.why = why;
+  }
+
+  async instead(command: Command, ask: Run): Promise<Output> {
+    if (this.host) {
+      const output = await this.host(command);
+      if (output.code === 0 && !command.planned && !isQuestion(command)) this.command(withoutChecks(command));
+      return output;
+    }
+    return await this.judged(command, ask);
+  }
+
+  /** Without a shadow: questions are asked, changes of rules are tried on a copy, others are taken for done. */
+  private async judged(command: Command, ask: Run): Promise<Output> {
+    this.tables ??= new VirtualTables(ask);
+    const [tool = ""] = command.argv;
+    if (/^ip6?tables-save$/.test(tool)) return this.tables.saved(command) ?? await ask(command);
+    if (/^ip6?tables$/.test(tool)) return this.tables.listed(command) ?? await ask(command);
+    if (tool === "nft" && command.argv.includes("-j")) return withoutDeleted(await ask(command), this.nft);
+    if (isQuestion(command)) return await ask(command);
+    if (/^ip6?tables-restore$/.test(tool)) {
+      const verdict = await this.tables.restore(command);
+      if (!verdict.done) return verdict.answer;
+    } else if (tool === "nft") {
+      const text = this.nft + textOf(command);
+      const checked = await ask({ argv: ["nft", "--check", "-f", "-"], input: [text] });
+      if (checked.code !== 0) return checked;
+      this.nft = textOf(withoutChecks({ argv: command.argv, input: [text] }));
+    }
+    this.command(withoutChecks(command));
+    return { code: 0, signal: null, stdout: "", stderr: "" };
+  }
+
+  private command(command: Command): void {
+    if (command.input && textOf(command) === "") return;
+    const { where, lines } = blockOfCommand(command);
+    this.block({ where, lines: this.why === "" ? lines : [`# ${this.why}`, ...lines] });
   }
 }
 
-const NOTHING: Output = { code: 0, signal: null, stdout: "", stderr: "" };
+/** A listing of nft without the rules that a script deletes. */
+function withoutDeleted(output: Output, script: string): Output {
+  const gone = new Set(
+    [...script.matchAll(/^delete rule (\S+ \S+ \S+) handle (\d+)$/gm)].map(([, where, handle]) => `${where} ${handle}`),
+  );
+  if (output.code !== 0 || gone.size === 0) return output;
+  const listing = JSON.parse(output.stdout) as {
+    nftables: { rule?: { family: string; table: string; chain: string; handle: number } }[];
+  };
+  const nftables = listing.nftables.filter(({ rule }) =>
+    !rule || !gone.has(`${rule.family} ${rule.table} ${rule.chain} ${rule.handle}`)
+  );
+  return { ...output, stdout: JSON.stringify({ nftables }) };
+}
 
-function needsRoot({ argv }: Command): boolean {
-  return argv[0] === "nsenter" || /^(iptables|ip6tables|nft|conntrack)/.test(argv[0] ?? "");
+const textOf = ({ input = [] }: Command): string => input.join("");
+
+/** A transaction without the lines that only make it fail when something is not as expected. */
+function withoutChecks(command: Command): Command {
+  const [tool = ""] = command.argv;
+  const check = /^ip6?tables-restore$/.test(tool) ? /^-C / : tool === "nft" ? /^list / : undefined;
+  if (!check) return command;
+  const kept = textOf(command).split("\n").filter((line) => !check.test(line)).join("\n");
+  // What is left of a table without lines.
+  return { ...command, input: [kept.replace(/^\*\w+\nCOMMIT\n/gm, "")] };
 }
 
 /** `cnibox explain add|del NETWORK NETNS` */
@@ -97,10 +170,13 @@ async function recorded(call: CommandCall, verb: string, targets: readonly Targe
   const recorder = new Recorder(call.is("questions"));
   const { runtime, close } = watchedRuntime(call, foldersOf(call), { explain: recorder });
   const results: unknown[] = [];
+  let shadow: Shadow | undefined;
   try {
     for (const target of targets) {
       recorder.netns = target.attached.netns;
       const watched = { ...runtime, before: (_: string, type: string) => recorder.begin(target.list.name, type) };
+      shadow ??= verb === "ADD" ? await shadowOf(target.attached.netns) : undefined;
+      recorder.tryIn(shadow?.host);
       const answer = await work(target, watched);
       if (answer) results.push(answer.printable);
     }
@@ -115,10 +191,21 @@ async function recorded(call: CommandCall, verb: string, targets: readonly Targe
   return status.done;
 }
 
+async function shadowOf(netns: string): Promise<Shadow> {
+  try {
+    return await makeShadow(systemRun(), netns);
+  } catch (error) {
+    if (Deno.uid() === 0) throw error;
+    throw new CliError((error as Error).message, status.noRights, [
+      "as root it works everywhere; as a user where user namespaces are allowed",
+    ]);
+  }
+}
+
 function jsonOf(verb: string, parts: readonly Part[], results: readonly unknown[]): string {
   return jsonText({
     verb,
-    plugins: parts.map(({ plugin, verb: network, entries }) => ({
+    plugins: parts.map(({ plugin, network, entries }) => ({
       network,
       plugin,
       steps: entries.map((entry) => {
@@ -153,11 +240,13 @@ function scriptOf(verb: string, { targets, parts, results }: Script): string {
   }
   out.push(comment("Nothing was done. Run as root, these commands do the same."));
   if (Deno.uid() !== 0) {
-    out.push(comment("Without root the rules and the container cannot be looked at: shown as for an empty node."));
+    out.push(comment("Tried out without root: as if this node had no rules yet."));
   }
   out.push("set -e");
-  parts.forEach(({ plugin, entries }, index) => {
-    out.push("", paint("bold", `### ${plugin} (plugin ${index + 1} of ${parts.length})`));
+  const count = parts.filter(({ plugin }) => plugin !== "").length;
+  let number = 0;
+  parts.forEach(({ plugin, entries }) => {
+    out.push("", paint("bold", plugin === "" ? "### the runtime" : `### ${plugin} (plugin ${++number} of ${count})`));
     const own = merged(entries);
     if (own.length === 0) out.push(comment("nothing to do"));
     for (const entry of own) out.push("", ...entryLines(entry, paint));

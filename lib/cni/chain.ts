@@ -57,6 +57,7 @@ export interface Runtime {
   readonly warn: (type: string, note: string) => void;
   /** What a foreign plugin wrote on standard error and still succeeded. */
   readonly stderr: (text: string) => void;
+  /** Told what comes next: a member, or "" for what the runtime itself does. */
   readonly before?: ((verb: Verb, type: string) => void) | undefined;
   readonly after?: ((call: MemberCall) => void) | undefined;
 }
@@ -245,6 +246,7 @@ export async function addNetwork(list: NetworkList, attached: Attached, runtime:
   }
   const final = last as NetworkResult;
   if (runtime.explain) {
+    runtime.before?.("ADD", "");
     const path = cachePath(runtime.cache, attached);
     const text = cacheText(list, attached, final.printable);
     runtime.explain.file(path, text, "runtimes and cnitool find the attachment and its result here");
@@ -342,6 +344,7 @@ export async function delNetwork(
     throw new CniError(first.code, first.msg, [first.details, ...others.map((one) => one.message)].join("\n"));
   }
   if (runtime.explain) {
+    runtime.before?.("DEL", "");
     runtime.explain.file(cachePath(runtime.cache, attached), undefined, "the attachment is no more");
   } else removeCache(runtime.cache, attached);
 }

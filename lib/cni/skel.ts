@@ -302,7 +302,7 @@ async function undoAll(jobs: readonly (() => Promise<unknown> | unknown)[]): Pro
 /** While a call is explained, only questions reach the kernel. */
 function explaining(run: Run, explain: Explainer | undefined): Run {
   if (!explain) return run;
-  return async (command) => explain.instead(command) ?? await run(command);
+  return async (command) => await explain.instead(command, run);
 }
 
 /** Child processes do not start any more once SIGTERM came, except those that take things back. */

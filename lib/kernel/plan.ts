@@ -92,8 +92,12 @@ export interface Explainer {
   note(place: Place | "file", text: string, why: string): void;
   /** A file that is written whole; without `text`, removed. */
   file(path: string, text: string | undefined, why: string): void;
-  /** Stands in for a command that would change something: its answer. Undefined lets a question be asked. */
-  instead(command: Command): Output | undefined;
+  /** Why the commands that follow are run: for changes that are no steps of a plan. */
+  because(why: string): void;
+  /** Everything is tried out in a shadow of the node: plans are carried out there. Else nothing but questions is run. */
+  readonly shadow: boolean;
+  /** Stands in for a command: its answer. `ask` runs it here. */
+  instead(command: Command, ask: Run): Promise<Output>;
 }
 
 /** A step that failed, with the words that its plan has for it. */
@@ -118,9 +122,9 @@ function ownCommand({ tool, text, failing }: Step): Command | undefined {
  */
 export async function apply(plan: Plan, call: Applier): Promise<unknown[][]> {
   const answers: unknown[][] = [];
-  if (call.explain) call.explain.plan(plan);
   for (const stage of plan) {
-    if (call.explain && stage.some((one) => !one.read)) {
+    if (call.explain && !call.explain.shadow && stage.some((one) => !one.read)) {
+      await explained(stage, call, call.explain);
       for (const one of stage) if (one.read) answers.push([]);
       continue;
     }
@@ -141,9 +145,21 @@ export async function apply(plan: Plan, call: Applier): Promise<unknown[][]> {
       for (const one of done) for (const back of one.undo) call.undo(() => applyUndo(back, call));
     });
     if (failure !== undefined) throw failure;
+    call.explain?.plan([stage.filter((one) => !one.job)]);
     for (const one of stage) if (one.read) answers.push(byStep.get(one) ?? []);
   }
   return answers;
+}
+
+/** Hands a stage to the explainer. Jobs find out by themselves which way they would take. */
+async function explained(stage: readonly Step[], call: Applier, explain: Explainer): Promise<void> {
+  explain.plan([stage.filter((one) => !one.job)]);
+  for (const one of stage) {
+    if (!one.job) continue;
+    explain.because(one.why);
+    await one.job(call);
+  }
+  explain.because("");
 }
 
 async function applyUndo(one: Step, call: Applier): Promise<void> {
@@ -180,21 +196,26 @@ export const SETTINGS_SCRIPT = [
   'done; exec "$ip" -j -d -batch -',
 ].join("\n");
 
+/** Constant text, run by /bin/sh in the shadow of the host: writes settings given as key=value. */
+const SHADOW_SETTINGS = 'for a; do printf %s "${a#*=}" >"/proc/sys/${a%%=*}"; done 2>/dev/null; :';
+
 async function runGroup(group: readonly Step[], call: Applier): Promise<Map<Step, unknown[]>> {
   const [first] = group;
   const answers = new Map<Step, unknown[]>();
   if (first === undefined) return answers;
   if (first.job) {
+    call.explain?.because(first.why);
     await first.job(call);
     return answers;
   }
   const run = first.place === "host" ? call.host : call.pod;
   if (first.tool === "sysctl" && first.place === "host") {
-    group.forEach(hostSysctl);
+    if (!call.explain) group.forEach(hostSysctl);
+    else await run({ argv: ["sh", "-c", SHADOW_SETTINGS, "sh", ...group.map(({ text }) => text)], planned: true });
     return answers;
   }
   const { argv, input } = processOf(group);
-  const output = await run({ argv, ...(input && { input }) });
+  const output = await run({ argv, ...(input && { input }), ...(call.explain && { planned: true }) });
   if (output.code === 0 || group.every((one) => one.optional)) {
     readAnswers(group, output.stdout, answers);
     return answers;

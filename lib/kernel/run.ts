@@ -8,7 +8,9 @@ export interface Command {
   readonly argv: readonly string[];
   /** Text for standard input, in parts. */
   readonly input?: readonly string[];
-  /** Time limit in milliseconds; {@linkcode DEFAULT_LIMIT_MS} if absent. */
+  /** A part of a plan that has been shown as a whole: the explainer does not show it once more. */
+  readonly planned?: boolean;
+  /** Time limit in milliseconds; {@linkcode DEFAULT_LIMIT_MS} or CNIBOX_TOOL_TIMEOUT if absent. */
   readonly limitMs?: number;
 }
 
@@ -26,6 +28,12 @@ export type Run = (command: Command) => Promise<Output>;
 
 /** Every child process has to be done after this many milliseconds: well below the runtimes' own limits (2 to 4 min). */
 export const DEFAULT_LIMIT_MS = 30_000;
+
+/** The limit in force, in milliseconds: CNIBOX_TOOL_TIMEOUT names another one in seconds. */
+function toolLimit(): number {
+  const seconds = Number(Deno.env.get("CNIBOX_TOOL_TIMEOUT") || NaN);
+  return seconds > 0 ? seconds * 1000 : DEFAULT_LIMIT_MS;
+}
 
 /** A tool that failed: what was run, how it ended, and its own words. */
 export class CommandError extends Error {
@@ -120,7 +128,7 @@ async function start(command: Command): Promise<Output> {
   const [tool = "", ...args] = command.argv;
   const path = tool.startsWith("/") ? tool : toolPath(tool);
   if (path === "") return { code: -1, signal: null, stdout: "", stderr: missingTool(tool) };
-  const { input, limitMs = DEFAULT_LIMIT_MS } = command;
+  const { input, limitMs = toolLimit() } = command;
   try {
     const files = scratchFiles(input?.join("") ?? "");
     const ended = files

@@ -67,7 +67,7 @@ function commandLines({ tool, text }: Step): string[] {
   if (tool === "command") return [quotedWords(text.split(" "))];
   if (tool === "nft") return withInput("nft -f -", text);
   if (tool === "iptables" || tool === "ip6tables") return withInput(`${tool}-restore --noflush -w 20`, text);
-  return [`${tool} ${quotedWords(batchWords(text))}`];
+  return [`${tool === "ip6" ? "ip -6" : tool} ${quotedWords(batchWords(text))}`];
 }
 
 function sysctlLines(text: string): string[] {
@@ -100,7 +100,7 @@ export function quotedWords(words: readonly string[]): string {
   return words.map(quotedWord).join(" ");
 }
 
-/** A command that is run as it is; `undefined` when it only asks. */
+/** A command that is run as it is. */
 export function blockOfCommand(command: Command): Block {
   const { inner, netns } = withoutNsenter(command.argv);
   const input = (command.input ?? []).filter((part) => typeof part === "string").join("");
@@ -111,6 +111,9 @@ export function blockOfCommand(command: Command): Block {
       const own = `${inner[0]} ${quotedWords(batchWords(line))}`;
       return inner.includes("-force") ? orNothing(own) : own;
     })
+    : inner[0] === "conntrack"
+    // That there was nothing to delete counts as a failure there.
+    ? [`${words} >/dev/null 2>&1 || :`]
     : input === ""
     ? [words]
     : withInput(words, input);
@@ -152,6 +155,10 @@ export function isQuestion(command: Command): boolean {
       return plain[0] === "list" || plain[0] === "save";
     case "sysctl":
       return !args.some((arg) => arg === "-w" || arg.includes("="));
+    case "ss":
+    case "lsns":
+    case "findmnt":
+    case "test":
     case "cat":
     case "stat":
     case "ls":

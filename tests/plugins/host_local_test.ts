@@ -324,7 +324,9 @@ Deno.test("host-local, explained, takes nothing", () =>
       plan: () => {},
       note: () => {},
       file: (path: string, text?: string) => void notes.push(`${path}: ${text ?? "removed"}`),
-      instead: () => undefined,
+      because: () => {},
+      shadow: false,
+      instead: () => Promise.reject(new Error("no command is expected")),
     };
     const result = await plugin.add(call({ dataDir, ...SUBNET }, {}, { explain }));
     assertEquals(addresses(result), ["10.0.0.2/29"]);

@@ -1,0 +1,184 @@
+/**
+ * A shadow of this node: network namespaces of our own in which plugins can be tried out. They hold stand-ins for the
+ * host's links, with the same names, numbers and addresses, its routes and its rules, and an empty namespace in place of
+ * the container's. The kernel takes what is tried there as it would take it here, and nothing here changes.
+ */
+import type { Link, RouteEntry } from "./ip.ts";
+import { type Command, CommandError, must, type Run, toolPath } from "./run.ts";
+
+/** A shadow; it is gone when it is closed, or when this process ends. */
+export interface Shadow {
+  /** Runs commands in the shadow of the host; the container's namespace in their words means its shadow. */
+  readonly host: Run;
+  close(): Promise<void>;
+}
+
+/** More links than this are not copied: those with addresses and bridges come first. */
+const MAX_LINKS = 60;
+
+// Each holder lives until our end of the pipe is closed. A job in the background would lose its standard input: hence 3.
+const HOLDERS = `exec 3<&0
+unshare --net -- /bin/sh -c 'echo pod $$; exec cat' <&3 &
+unshare --net -- /bin/sh -c 'echo away $$; exec cat' <&3 &
+echo host $$; exec cat`;
+
+/** Makes a shadow. Without root it lives in a user namespace of its own, and knows no rules of the host. */
+export async function makeShadow(real: Run, netns: string): Promise<Shadow> {
+  const rootless = Deno.uid() !== 0;
+  const holder = new Deno.Command(toolPath("unshare") || "unshare", {
+    args: [...(rootless ? ["--user", "--map-root-user"] : []), "--net", "--", "/bin/sh", "-c", HOLDERS],
+    clearEnv: true,
+    env: { PATH: "/usr/sbin:/usr/bin:/sbin:/bin", LC_ALL: "C" },
+    stdin: "piped",
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+  const close = async () => {
+    await holder.stdin.close().catch(() => {});
+    await holder.stdout.cancel().catch(() => {});
+    await holder.stderr.cancel().catch(() => {});
+    await holder.status;
+  };
+  try {
+    const pids = await holderPids(holder);
+    const path = (name: string) => `/proc/${pids.get(name)}/ns/net`;
+    const user = rootless ? [`--user=/proc/${pids.get("host")}/ns/user`, "--preserve-credentials"] : [];
+    const enter = (name: string): Run => (command) =>
+      real({
+        ...inShadow(command, netns, path("pod")),
+        argv: ["nsenter", ...user, `--net=${path(name)}`, "--", ...inShadow(command, netns, path("pod")).argv],
+      });
+    const host = enter("host");
+    await copyHost(real, host, { away: path("away"), rootless });
+    return { host, close };
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
+
+async function holderPids(holder: Deno.ChildProcess): Promise<Map<string, string>> {
+  const pids = new Map<string, string>();
+  const reader = holder.stdout.getReader();
+  const decoder = new TextDecoder();
+  let said = "";
+  while (pids.size < 3) {
+    const { value, done } = await reader.read();
+    if (done) {
+      const words = new TextDecoder().decode(await new Response(holder.stderr).arrayBuffer()).trim();
+      throw new Error(`no namespace to try things out in: ${words || "unshare ended"}`);
+    }
+    said += decoder.decode(value, { stream: true });
+    for (const [, name = "", pid = ""] of said.matchAll(/^(\w+) (\d+)$/gm)) pids.set(name, pid);
+  }
+  reader.releaseLock();
+  return pids;
+}
+
+/** The same command with the container's namespace replaced by its shadow. */
+function inShadow(command: Command, netns: string, shadow: string): Command {
+  if (netns === "") return command;
+  const word = new RegExp(`(^|[\\s=])${netns.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")}(?=$|[\\s])`, "g");
+  const changed = (text: string) => text.replace(word, (_, before: string) => `${before}${shadow}`);
+  return { ...command, argv: command.argv.map(changed), ...(command.input && { input: command.input.map(changed) }) };
+}
+
+interface CopyOptions {
+  readonly away: string;
+  readonly rootless: boolean;
+}
+
+async function copyHost(real: Run, shadow: Run, { away, rootless }: CopyOptions): Promise<void> {
+  const json = async <T>(...args: string[]) =>
+    JSON.parse(await must(real, { argv: ["ip", "-j", "-d", ...args] }) || "[]") as T[];
+  const [links, routes, routes6] = await Promise.all([
+    json<Link>("addr", "show"),
+    json<RouteEntry>("-4", "route", "show"),
+    json<RouteEntry>("-6", "route", "show"),
+  ]);
+  const chosen = links.filter(({ ifname }) => ifname !== "lo").sort((a, b) => weight(b) - weight(a)).slice(
+    0,
+    MAX_LINKS,
+  );
+  const names = new Set(chosen.map(({ ifname }) => ifname));
+  const lines = [
+    "link set dev lo up",
+    ...chosen.flatMap((link) => standIn(link, away)),
+    ...chosen.flatMap(({ ifname, master }) =>
+      master && names.has(master) ? [`link set dev ${ifname} master ${master}`] : []
+    ),
+    ...[...routes, ...routes6].flatMap((route) => routeLine(route, names)),
+  ];
+  // A stand-in that this kernel cannot have is left out.
+  await shadow({ argv: ["ip", "-force", "-batch", "-"], input: [lines.map((line) => `${line}\n`).join("")] });
+  if (!rootless) {
+    await Promise.all([
+      copyTables(real, shadow, "iptables"),
+      copyTables(real, shadow, "ip6tables"),
+      copyNft(real, shadow),
+    ]);
+  }
+}
+
+function weight({ linkinfo, addr_info = [], master }: Link): number {
+  if (linkinfo?.info_kind === "bridge") return 3;
+  return addr_info.length > 0 ? 2 : master ? 0 : 1;
+}
+
+/** Links of other kinds are pairs whose other end is out of sight. */
+function standIn(link: Link, away: string): string[] {
+  const { ifname, ifindex, address, mtu, flags, linkinfo, ifalias, addr_info = [] } = link;
+  const own = `name ${ifname} index ${ifindex}${
+    address && /^[\da-f:]{17}$/.test(address) ? ` address ${address}` : ""
+  } mtu ${mtu}`;
+  const kind = linkinfo?.info_kind;
+  const filtering = linkinfo?.info_data?.["vlan_filtering"] === 1 ? " vlan_filtering 1" : "";
+  const made = kind === "bridge" || kind === "ifb" ? [`link add ${own} type ${kind}${filtering}`] : [
+    `link add ${own} type veth peer name peer${ifindex} netns ${away}`,
+  ];
+  return [
+    ...made,
+    ...(ifalias && !/["\n]/.test(ifalias) ? [`link set dev ${ifname} alias "${ifalias}"`] : []),
+    ...(flags.includes("UP") ? [`link set dev ${ifname} up`] : []),
+    ...addr_info.filter(({ scope, family }) => !(family === "inet6" && scope === "link"))
+      .map(({ local, prefixlen, broadcast }) =>
+        `addr add ${local}/${prefixlen}${broadcast ? ` brd ${broadcast}` : ""} dev ${ifname}${
+          local.includes(":") ? " nodad" : ""
+        }`
+      ),
+  ];
+}
+
+function routeLine({ dst, gateway, dev, metric, protocol }: RouteEntry, names: ReadonlySet<string>): string[] {
+  if (dev === undefined || !names.has(dev) || protocol === "kernel") return [];
+  const six = dst.includes(":") || gateway?.includes(":");
+  const to = dst === "default" ? (six ? "::/0" : "0.0.0.0/0") : dst;
+  return [
+    `route replace ${to}${gateway ? ` via ${gateway}` : ""} dev ${dev}${metric ? ` metric ${metric}` : ""} onlink`,
+  ];
+}
+
+async function copyTables(real: Run, shadow: Run, tool: "iptables" | "ip6tables"): Promise<void> {
+  if (toolPath(`${tool}-save`) === "") return;
+  const { code, stdout } = await real({ argv: [`${tool}-save`] });
+  if (code !== 0 || stdout === "") return;
+  const command = { argv: [`${tool}-restore`], input: [stdout] };
+  const answer = await shadow(command);
+  if (answer.code !== 0) {
+    throw new CommandError(command, answer, `the rules of ${tool} cannot be copied: ${answer.stderr.trim()}`);
+  }
+}
+
+/** Tables that iptables keeps in nf_tables come with iptables: nft cannot write all that is in them. */
+const OF_IPTABLES = /^(ip|ip6) (raw|mangle|nat|filter|security)$/;
+
+async function copyNft(real: Run, shadow: Run): Promise<void> {
+  if (toolPath("nft") === "") return;
+  const { code, stdout } = await real({ argv: ["nft", "list", "tables"] });
+  if (code !== 0) return;
+  for (const [, table = ""] of stdout.matchAll(/^table (\S+ \S+)$/gm)) {
+    if (OF_IPTABLES.test(table)) continue;
+    const listed = await real({ argv: ["nft", "list", "table", ...table.split(" ")] });
+    if (listed.code === 0) await shadow({ argv: ["nft", "-f", "-"], input: [listed.stdout] });
+  }
+}

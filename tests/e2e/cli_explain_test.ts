@@ -1,0 +1,184 @@
+/** `cnibox explain`: the shell that it prints does what ADD and DEL do, and printing it does nothing. */
+import { assert, assertEquals } from "@std/assert";
+import {
+  assertSameState,
+  type Json,
+  type Namespace,
+  type Node,
+  nodeTest,
+  type Snapshot,
+  snapshot,
+} from "./support/mod.ts";
+import type { Need } from "./support/needs.ts";
+import { configure, must } from "./support/operator.ts";
+
+interface Case {
+  what: string;
+  plugins: Json[];
+  flags?: string[];
+  needs?: Need[];
+  /** Before the network is used. */
+  prepare?: (node: Node) => Promise<unknown>;
+}
+
+const subnet = { type: "host-local", ranges: [[{ subnet: "10.85.0.0/24" }]], routes: [{ dst: "0.0.0.0/0" }] };
+const both = {
+  type: "host-local",
+  ranges: [[{ subnet: "10.85.0.0/24" }], [{ subnet: "fd00:85::/64" }]],
+  routes: [{ dst: "0.0.0.0/0" }, { dst: "::/0" }],
+};
+const bridge = { type: "bridge", bridge: "br-demo", isGateway: true, ipMasq: true, hairpinMode: true, ipam: subnet };
+const portmap = { type: "portmap", capabilities: { portMappings: true } };
+const uplink = (node: Node) => node.outside();
+
+const CASES: Case[] = [
+  { what: "README's network", plugins: [bridge, portmap], flags: ["-p", "8080:80"], needs: ["iptables"] },
+  {
+    what: "README's network with nftables",
+    plugins: [{ ...bridge, ipMasqBackend: "nftables" }, { ...portmap, backend: "nftables" }],
+    flags: ["-p", "8080:80", "-p", "127.0.0.1:53:53/udp"],
+    needs: ["nf_tables"],
+  },
+  {
+    what: "a dual-stack bridge",
+    plugins: [{ ...bridge, ipam: both }, portmap],
+    flags: ["-p", "8080:80"],
+    needs: ["iptables"],
+  },
+  {
+    what: "a bridge without addresses",
+    plugins: [{ type: "bridge", bridge: "br-demo", mtu: 1400, promiscMode: true }],
+  },
+  {
+    what: "bridge and tuning",
+    plugins: [{ ...bridge, ipMasq: false }, {
+      type: "tuning",
+      mtu: 1400,
+      mac: "02:00:00:00:00:85",
+      promisc: true,
+      allmulti: true,
+      txQLen: 500,
+      sysctl: { "net.ipv4.conf.IFNAME.arp_filter": "1", "net.core.somaxconn": "500" },
+    }],
+  },
+  {
+    what: "bridge and bandwidth",
+    plugins: [{ ...bridge, ipMasq: false }, { type: "bandwidth", capabilities: { bandwidth: true } }],
+    flags: ["--bandwidth", "10M/5M"],
+    needs: ["ifb"],
+  },
+  { what: "bridge and sbr", plugins: [{ ...bridge, ipMasq: false }, { type: "sbr" }] },
+  { what: "bridge and firewall", plugins: [bridge, { type: "firewall" }], needs: ["iptables"] },
+  {
+    what: "ptp",
+    plugins: [{ type: "ptp", ipMasq: true, ipam: both }, portmap],
+    flags: ["-p", "8080:80"],
+    needs: ["iptables"],
+  },
+  {
+    what: "macvlan with written addresses",
+    plugins: [{
+      type: "macvlan",
+      master: "uplink",
+      ipam: { type: "static", addresses: [{ address: "192.0.2.77/24" }] },
+    }],
+    flags: ["--mac", "02:00:00:00:00:85"],
+    prepare: uplink,
+  },
+  { what: "tap", plugins: [{ type: "tap", ipam: subnet }], flags: ["--mac", "02:00:00:00:00:85"] },
+  { what: "loopback", plugins: [{ type: "loopback" }], flags: ["--ifname", "lo"] },
+  {
+    what: "host-device",
+    plugins: [{ type: "host-device", device: "uplink", ipam: subnet }],
+    prepare: uplink,
+  },
+];
+
+/** State of host and container; what is random or grows by itself is made the same. */
+async function state(node: Node, container: Namespace): Promise<{ host: Snapshot; pod: Snapshot }> {
+  const macs = (await node.ipJson("link")).filter((link: Json) => link.linkinfo?.info_kind === "bridge")
+    .map((link: Json) => link.address as string);
+  const steady = (one: Snapshot) => {
+    let text = JSON.stringify(one);
+    for (const mac of macs) text = text.replaceAll(mac, "BRIDGE");
+    return JSON.parse(text) as Snapshot;
+  };
+  return { host: steady(await snapshot(node)), pod: steady(await snapshot(container)) };
+}
+
+async function isThere(node: Node, type: string): Promise<boolean> {
+  return (await node.list("/opt/cni/bin")).includes(type) &&
+    (await must(node, ["plugins", "--names"])).stdout.split("\n").includes(type);
+}
+
+for (const { what, plugins, flags = [], needs = [], prepare } of CASES) {
+  nodeTest(`explain, copied into a shell, does what ADD and DEL do: ${what}`, { needs }, async ({ node }) => {
+    for (const { type } of plugins) if (!await isThere(node, type)) return;
+    await prepare?.(node);
+    await configure(node, { cniVersion: "1.1.0", name: "demo", plugins });
+    const one = await node.container("one");
+    const two = await node.container("two");
+    const shell = (args: string[]) => must(node, args);
+    const run = async (script: string) => {
+      const output = await node.exec(["/bin/sh", "-s"], { input: script });
+      assertEquals([output.code, output.stderr], [0, ""], `${script}\n${output.stdout}`);
+    };
+    // A first container makes what all share; then the node is brought back to it each time.
+    for (const shared of flags.includes("-p") ? [false, true] : [false]) {
+      if (shared) await shell(["add", "demo", "two", "--id", "two", "--ifname", "eth9", ...others(flags)]);
+      const arrange = ["demo", "one", "--id", "one", ...flags];
+      const before = await state(node, one);
+      const added = await shell(["explain", "add", ...arrange]);
+      assertSameState(before.host, (await state(node, one)).host);
+      assertSameState(before.pod, (await state(node, one)).pod);
+      await shell(["add", ...arrange]);
+      const real = await state(node, one);
+      const deleted = await shell(["explain", "del", ...arrange]);
+      assertSameState(real.host, (await state(node, one)).host);
+      assertSameState(real.pod, (await state(node, one)).pod);
+      await shell(["del", ...arrange]);
+      const bare = await state(node, one);
+
+      if (!shared) await reset(node, before.host);
+      await node.sh(
+        "rm -f /var/lib/cni/networks/demo/last_reserved_ip.*; [ ! -e /run/saved ] || cp /run/saved/* /var/lib/cni/networks/demo/",
+      );
+      await run(added.stdout);
+      const copied = await state(node, one);
+      const allow = {
+        allow: [
+          /^\/var\/lib\/cni\/results\/[^ ]* file/,
+          /^\/run\/|^\/var\/lib\/cni\/networks\/demo\/lock file|^\/var\/lib\/cni\/networks(\/demo)? directory/,
+        ],
+      };
+      assertSameState(real.host, copied.host, allow);
+      assertSameState(real.pod, copied.pod);
+      assert((await node.list("/var/lib/cni/results")).includes(`demo-one-${ifName(flags)}`));
+      // Handles of nft are counted on: what DEL says belongs to what is there now.
+      const again = await shell(["explain", "del", ...arrange]);
+      assertEquals(again.stdout.split("\n").length, deleted.stdout.split("\n").length);
+      await run(again.stdout);
+      assertSameState(bare.host, (await state(node, one)).host, allow);
+      assertSameState(bare.pod, (await state(node, one)).pod);
+      if (!shared) await reset(node, before.host);
+    }
+    await node.removeContainer(two);
+  });
+}
+
+const ifName = (flags: readonly string[]) => flags.includes("--ifname") ? flags[flags.indexOf("--ifname") + 1] : "eth0";
+
+/** The second container cannot have the same ports and interface. */
+function others(flags: readonly string[]): string[] {
+  const lo = flags.indexOf("--ifname");
+  return flags.filter((_, index) => lo < 0 || (index !== lo && index !== lo + 1))
+    .map((flag) => flag.replace("8080:", "9090:").replace("127.0.0.1:53:", "127.0.0.1:54:").replace(/:85$/, ":86"));
+}
+
+/** Takes away what a first ADD leaves for those to come. */
+async function reset(node: Node, _: Snapshot): Promise<void> {
+  await node.sh(
+    "ip link del br-demo 2>/dev/null || :; for t in raw nat filter mangle; do iptables -t $t -F; iptables -t $t -X; ip6tables -t $t -F; ip6tables -t $t -X; done 2>/dev/null || :; " +
+      "nft flush ruleset 2>/dev/null || :; echo 0 >/proc/sys/net/ipv4/ip_forward; echo 0 >/proc/sys/net/ipv6/conf/all/forwarding",
+  );
+}
