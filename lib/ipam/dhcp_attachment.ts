@@ -71,16 +71,26 @@ export class Attachment {
       link = (await ip(this.record, this.keeper.host, [linkShow(ifName)])).answers[0]?.[0] as Link | undefined;
     }
     if (this.ending) throw new RpcError("released while the lease was asked for");
-    this.record = { ...this.record, mac: link?.address ?? "" };
+    this.record = { ...this.record, ifindex: link?.ifindex ?? 0, mac: link?.address ?? "" };
     Deno.mkdirSync(this.folder, { recursive: true, mode: 0o700 });
     writeRecord(this.folder, this.record);
-    const lease = this.#next(limitMs);
     this.#start(wanted);
+    const lease = this.#next(limitMs);
     const { address } = await lease;
     this.record = { ...this.record, address };
     writeRecord(this.folder, this.record);
     log(`${nameOf(this.record)}: ${address} leased`);
     return this.#result(await lease);
+  }
+
+  /** Why there is nothing left to keep: the link is gone, or another one has its name. Undefined when all is well. */
+  async lost(): Promise<string | undefined> {
+    const { ifName, ifindex } = this.record;
+    if (ifindex === 0) return undefined;
+    const { failure, answers } = await ip(this.record, this.keeper.host, [linkShow(ifName)]);
+    if (failure === "Link not found") return `${ifName} is gone`;
+    const link = answers[0]?.[0] as Link | undefined;
+    return link && link.ifindex !== ifindex ? `${ifName} was replaced` : undefined;
   }
 
   /** The lease as it is now; waits for the client where it has none. */
@@ -271,10 +281,9 @@ export class Attachment {
     }
     this.#restarting = true;
     try {
-      const { failure } = await ip(this.record, this.keeper.host, [linkShow(this.record.ifName)]);
-      if (failure === "Link not found" || netnsIdentity(this.record.netns) !== this.record.netnsIdentity) {
-        return void this.end(`${this.record.ifName} is gone`);
-      }
+      const { netns, netnsIdentity: identity } = this.record;
+      const why = netnsIdentity(netns) === identity ? await this.lost() : `its namespace ${netns} is gone`;
+      if (why !== undefined) return void this.end(why);
       const pause = Math.min(2 ** this.#failures++ * 1000, this.keeper.restartMs);
       log(`${nameOf(this.record)}: its client ended (${words}); started again in ${pause / 1000} s`);
       await sleep(pause);

@@ -33,6 +33,8 @@ export interface LeaseRecord extends Owner {
   readonly netnsIdentity: string;
   /** Uptimes and namespaces mean nothing after a reboot. */
   readonly bootId: string;
+  /** The link as it was when its lease was asked for; 0 and "" before. */
+  readonly ifindex: number;
   readonly mac: string;
   readonly options: ClientOptions;
   readonly priority: number;
@@ -86,10 +88,11 @@ export function readRecord(folder: string): LeaseRecord | undefined {
       send: new Map(Object.entries(send).map(([number, bytes]) => [Number(number), Uint8Array.from(bytes)])),
       ask: ask.map(Number),
     };
-    const { version: _, priority, broadcast, timeoutMs, suspended, ...rest } = value;
+    const { version: _, ifindex, priority, broadcast, timeoutMs, suspended, ...rest } = value;
     return {
       ...rest as unknown as LeaseRecord,
       options,
+      ifindex: Number(ifindex),
       priority: Number(priority),
       broadcast: broadcast === true,
       timeoutMs: Number(timeoutMs),

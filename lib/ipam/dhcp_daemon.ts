@@ -43,6 +43,11 @@ export async function daemonMain(args: readonly string[]): Promise<number> {
   });
   // A terminal that goes away, and log readers that do.
   Deno.addSignalListener("SIGHUP", () => {});
+  // One attachment's trouble is no reason to give the others up.
+  addEventListener("unhandledrejection", (event) => {
+    event.preventDefault();
+    log(String(event.reason));
+  });
   try {
     await using daemon = await Daemon.start(flags);
     log(`listening on ${flags.hostPrefix}${flags.socketPath}, ${daemon.size} leases taken over`);
@@ -126,7 +131,13 @@ class Daemon implements AsyncDisposable, Keeper {
     let second = 0;
     const timer = setInterval(() => {
       const sweep = ++second % SWEEP_SECONDS === 0;
-      for (const lease of this.#leases.values()) lease.tick(sweep);
+      for (const lease of this.#leases.values()) {
+        try {
+          lease.tick(sweep);
+        } catch (error) {
+          log(`${nameOf(lease.record)}: ${(error as Error).message}`);
+        }
+      }
     }, 1000);
     this.#closing.push(() => clearInterval(timer));
   }
@@ -184,14 +195,19 @@ class Daemon implements AsyncDisposable, Keeper {
         if (count === null) continue;
         const lines = (rest + new TextDecoder().decode(buffer.subarray(0, count))).split("\n");
         rest = lines.pop() ?? "";
-        for (const line of lines) {
-          const [name = "", event = "", uptime = ""] = line.split(" ");
-          for (const lease of this.#leases.values()) {
-            if (lease.folder.endsWith(`/${name}`)) lease.happened(event, Number(uptime));
-          }
-        }
+        for (const line of lines) this.#told(line);
       }
     })().catch((error) => log(`${path}: ${error.message}; lease files are read every ${SWEEP_SECONDS} s`));
+  }
+
+  /** A hook's line: whose folder, which event, when. */
+  #told(line: string): void {
+    const [name = "", event = "", uptime = ""] = line.split(" ");
+    try {
+      this.#leases.get(`${this.state}/${name}`)?.happened(event, Number(uptime));
+    } catch (error) {
+      log(`${name}: ${(error as Error).message}`);
+    }
   }
 
   /** Goes on with what an earlier daemon left. */
@@ -232,6 +248,7 @@ class Daemon implements AsyncDisposable, Keeper {
     const options = clientOptions(conf, args.Args);
     const folder = leaseFolder(this.state, owner);
     const netns = this.flags.hostPrefix + args.Netns;
+    let wanted = wantedAddress(config);
     for (;;) {
       const known = this.#leases.get(folder);
       if (known === undefined) break;
@@ -245,15 +262,19 @@ class Daemon implements AsyncDisposable, Keeper {
           "identifiers are cut after 254 bytes; shorten the network's name or the container's ID",
         );
       }
-      const { netnsIdentity: before } = known.record;
-      if (netnsIdentity(netns) === before) return await known.current(leaseLimit(this.flags));
-      await known.end(`its namespace ${known.record.netns} was replaced`);
+      const why = netnsIdentity(netns) === known.record.netnsIdentity
+        ? await known.lost()
+        : `its namespace ${known.record.netns} was replaced`;
+      if (why === undefined) return await known.current(leaseLimit(this.flags));
+      wanted ||= known.record.address;
+      await known.end(why);
     }
     const fresh = new Attachment(this, folder, {
       ...owner,
       netns,
       netnsIdentity: netnsIdentity(netns),
       bootId: this.bootId,
+      ifindex: 0,
       mac: "",
       options,
       priority: conf.priority,
@@ -264,7 +285,7 @@ class Daemon implements AsyncDisposable, Keeper {
     });
     this.#leases.set(folder, fresh);
     try {
-      return await fresh.acquire(leaseLimit(this.flags), wantedAddress(config));
+      return await fresh.acquire(leaseLimit(this.flags), wanted);
     } catch (error) {
       await fresh.end("", error as Error);
       throw withDetails(error);

@@ -356,15 +356,31 @@ nodeTest("dhcp follows links and namespaces that go without DEL", { needs: [...M
   const process = await daemon(node);
   const gone = await pluggedContainer(node, world, "gone");
   const bare = await pluggedContainer(node, world, "bare");
-  await add(node, gone);
+  const lease = await add(node, gone);
   await add(node, bare);
   await node.removeContainer(gone);
   await bare.ip("link del eth0");
-  // Both answer at once, whatever the daemon has noticed.
+  // All answer at once, whatever the daemon has noticed; and again.
+  for (const verb of ["CHECK", "CHECK", "ADD"] as const) {
+    const { json } = await runPlugin(node, request(verb, bare));
+    assertStringIncludes(json.msg, 'error looking up "eth0": Link not found');
+  }
+  await plug(node, world, bare);
+  const first = await call(node, request("ADD", bare));
+  await bare.ip("link del eth0");
+  await plug(node, world, bare);
+  assertEquals(
+    address(await call(node, request("ADD", bare))),
+    address(first),
+    "a new link of that name gets a client of its own, and the old one's address",
+  );
+  assertEquals((await clients(node)).length, 2);
+  await bare.ip("link del eth0");
   await call(node, { ...request("DEL", bare), netns: null, containerId: "bare" });
   await eventually(
     "the lease of the namespace that went is given back",
-    () => seen(server, "DHCPRELEASE") === 1 && /gone\/net1\/eth0: dropped/.test(process.stderr),
+    () =>
+      server.stderr.includes(`DHCPRELEASE(sw0) ${address(lease)} `) && /gone\/net1\/eth0: dropped/.test(process.stderr),
     LONG,
   );
   await nothingLeft(node);
@@ -686,3 +702,25 @@ nodeTest(
     await nothingLeft(node);
   },
 );
+
+nodeTest("dhcp under ipvlan: containers that share a MAC get leases of their own", {
+  needs: [...MASQ, "ipvlan"],
+}, async ({ node }) => {
+  const world = await switchWithServer(node);
+  const server = await dnsmasq(world);
+  await daemon(node, ["-broadcast"]);
+  await node.ip(`link add up0 type veth peer name px netns ${world.name}`, "link set up0 up");
+  await world.ip("link set px master sw0", "link set px up");
+  const nets = [];
+  for (const name of ["one", "two"]) {
+    const container = await node.container(name);
+    const net = new Attachment(node, conf({}, { type: "ipvlan", master: "up0" }), container);
+    nets.push(net);
+    await net.add();
+    await assertPings(container, SERVER);
+  }
+  assertNotEquals(address(nets[0]?.result), address(nets[1]?.result));
+  for (const net of nets) await net.del();
+  assertEquals(seen(server, "DHCPRELEASE"), 2);
+  await nothingLeft(node);
+});

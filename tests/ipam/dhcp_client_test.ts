@@ -19,6 +19,7 @@ const RECORD: LeaseRecord = {
   netns: "/run/netns/c",
   netnsIdentity: "4:4026531840",
   bootId: "b",
+  ifindex: 2,
   mac: "02:00:00:00:00:01",
   options: { send: new Map([[12, new TextEncoder().encode("web")], [224, Uint8Array.from([0, 255])]]), ask: [121, 3] },
   priority: 7,

@@ -65,6 +65,7 @@ function record(folder: string, changes: Partial<LeaseRecord> = {}): void {
     netns: "/run/netns/pod",
     netnsIdentity: "",
     bootId: "",
+    ifindex: 2,
     mac: "",
     options: { send: new Map(), ask: [] },
     priority: 0,
