@@ -9,6 +9,7 @@ const plugins: Readonly<Record<string, () => Promise<{ plugin: Plugin }>>> = {
   bridge: () => import("./bridge.ts"),
   dhcp: () => import("./dhcp.ts"),
   dummy: () => import("./dummy.ts"),
+  firewall: () => import("./firewall.ts"),
   "host-device": () => import("./host-device.ts"),
   "host-local": () => import("./host-local.ts"),
   ipvlan: () => import("./ipvlan.ts"),
@@ -21,6 +22,7 @@ const plugins: Readonly<Record<string, () => Promise<{ plugin: Plugin }>>> = {
   tap: () => import("./tap.ts"),
   tuning: () => import("./tuning.ts"),
   vlan: () => import("./vlan.ts"),
+  vrf: () => import("./vrf.ts"),
 };
 
 /** Types of all plugins, in the order in which people are shown them. */

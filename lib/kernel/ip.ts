@@ -42,6 +42,18 @@ export interface Address {
   readonly scope?: string;
   readonly label?: string;
   readonly tentative?: boolean;
+  /** With a limited lifetime, in seconds. */
+  readonly dynamic?: boolean;
+  readonly valid_life_time?: number;
+  readonly preferred_life_time?: number;
+  /** Made by the kernel from a router's announcement. */
+  readonly mngtmpaddr?: boolean;
+  readonly temporary?: boolean;
+  readonly deprecated?: boolean;
+  readonly nodad?: boolean;
+  readonly noprefixroute?: boolean;
+  /** The other end of a point-to-point address. */
+  readonly address?: string;
   readonly dadfailed?: boolean;
 }
 
