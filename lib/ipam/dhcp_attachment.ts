@@ -41,6 +41,8 @@ export interface Keeper {
 /** One attachment: its client, its lease, and who waits for it. */
 export class Attachment {
   #pid: number | undefined;
+  /** Of a client that this process started. */
+  #ended: Promise<void> | undefined;
   #lease: Lease | undefined;
   #waiting: { resolve: (lease: Lease) => void; reject: (error: Error) => void }[] = [];
   /** Events since the last lease, for errors. */
@@ -138,6 +140,7 @@ export class Attachment {
   #start(address: string): void {
     const { pid, ended } = startClient(this.folder, this.record, { client: this.keeper.client, address });
     this.#pid = pid;
+    this.#ended = ended;
     ended.then(() => this.#clientEnded(pid));
   }
 
@@ -304,7 +307,8 @@ export class Attachment {
       if (why !== "") log(`${nameOf(this.record)}: dropped: ${why}`);
       this.#settle(({ reject }) => reject(error));
       try {
-        await stopClient(this.folder, this.record, { host: this.keeper.host, warn: log, pid: this.#pid });
+        const client = { pid: this.#pid, ended: this.#ended };
+        await stopClient(this.folder, this.record, { host: this.keeper.host, warn: log, ...client });
       } catch (error) {
         log(`${nameOf(this.record)}: ${(error as Error).message}`);
       } finally {

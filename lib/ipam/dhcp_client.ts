@@ -155,19 +155,20 @@ export function netnsIdentity(path: string): string {
 const EVENTS = ["deconfig", "bound", "renew", "nak", "leasefail"];
 
 /**
- * Writes the event down, whole or not at all, and wakes the daemon if one listens; opening the FIFO for both directions
- * never waits. The environment is copied byte by byte: what a server sent is never read by a shell.
+ * Writes a lease down, whole or not at all, and wakes the daemon if one listens; opening the FIFO for both directions
+ * never waits. The environment is copied byte by byte: what a server sent is never read by a shell. The client waits for
+ * this, so it starts as little as it can.
  */
 const HOOK = `umask 077
 event=\${0##*/}
-uptime=$(cat /proc/uptime)
+IFS= read -r uptime </proc/uptime
 case $event in
-bound | renew) file=lease ;;
-*) file=trouble ;;
+bound | renew)
+  {
+    printf 'event=%s\\000' "$event" && cat "/proc/$$/environ" && printf 'uptime=%s\\n' "$uptime"
+  } >"$CNIBOX_LEASE/.$$" && mv -f "$CNIBOX_LEASE/.$$" "$CNIBOX_LEASE/lease"
+  ;;
 esac
-{
-  printf 'event=%s\\000' "$event" && cat "/proc/$$/environ" && printf 'uptime=%s\\n' "$uptime"
-} >"$CNIBOX_LEASE/.$$" && mv -f "$CNIBOX_LEASE/.$$" "$CNIBOX_LEASE/$file"
 if [ -p ../wake ]; then printf '%s %s %s\\n' "\${CNIBOX_LEASE##*/}" "$event" "$uptime" 1<>../wake; fi
 `;
 
@@ -243,6 +244,8 @@ const STOP_LIMIT_MS = 2000;
 
 /** What stopping a client needs. */
 export interface StopOptions {
+  /** Resolves when it has ended, for one that this process started. */
+  readonly ended?: Promise<void> | undefined;
   readonly host: Run;
   readonly warn: (note: string) => void;
   /** Known process ID, when the client has not written its own yet. */
@@ -261,8 +264,9 @@ export async function stopClient(folder: string, record: LeaseRecord | undefined
     const added = lease && record ? await prepareRelease(record, lease, options) : false;
     signal(pid, "SIGTERM");
     const limit = performance.now() + STOP_LIMIT_MS;
+    const { ended } = options;
     for (let pause = 4; isClient(pid, folder) && performance.now() < limit; pause = Math.min(pause * 2, 100)) {
-      await sleep(pause);
+      await (ended ? Promise.race([ended, sleep(limit - performance.now())]) : sleep(pause));
     }
     if (isClient(pid, folder)) {
       options.warn(`DHCP client ${pid} did not end: killed`);
