@@ -57,6 +57,7 @@ import type { Link } from "../lib/kernel/ip.ts";
 import { iptablesTool, iptablesUsable, TableError } from "../lib/kernel/iptables.ts";
 import { nftUsable } from "../lib/kernel/nft.ts";
 import { apply, type Step, step } from "../lib/kernel/plan.ts";
+import { fileIdentity } from "../lib/kernel/proc.ts";
 import { toolPath } from "../lib/kernel/run.ts";
 import { type Address, type Family, familyBits, formatAddress, parsePrefix } from "../lib/net/cidr.ts";
 import { isLinkName } from "../lib/net/link_name.ts";
@@ -478,7 +479,7 @@ async function gc(call: NetworkCall): Promise<void> {
 
 function linkExists(name: string): boolean {
   try {
-    Deno.lstatSync(`/sys/class/net/${name}`);
+    fileIdentity(`/sys/class/net/${name}`);
     return true;
   } catch (error) {
     return !(error instanceof Deno.errors.NotFound);
