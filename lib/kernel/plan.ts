@@ -186,12 +186,13 @@ export function grouped(stage: readonly Step[]): Step[][] {
 
 /**
  * Constant text, run by /bin/sh in the container's namespace: writes settings given as arguments (a mark, then
- * key=value), then becomes `ip`. Marks: `!` must work, `?` may fail, `~` only when different. A refused setting is written
+ * key=value), then becomes `ip`. Marks: `!` must work, `?` may fail, `~` only when different (`read` fails here also when
+ * it has read: these files give nothing after the first byte to who reads byte by byte). A refused setting is written
  * once more by `tee`, since the shell's own `printf` does not say why.
  */
 export const SETTINGS_SCRIPT = [
   'ip=$1; shift; for a; do m=${a%"${a#?}"}; a=${a#?}; f=/proc/sys/${a%%=*}; v=${a#*=}',
-  'if [ "$m" = "~" ]; then { read -r o <"$f"; } 2>/dev/null || continue; [ "$o" = "$v" ] && continue; fi',
+  'if [ "$m" = "~" ]; then [ -e "$f" ] || continue; o=; { read -r o <"$f"; } 2>/dev/null; [ "$o" = "$v" ] && continue; fi',
   '{ printf %s "$v" >"$f"; } 2>/dev/null || [ "$m" = "?" ] || { echo "sysctl $a:" >&2; printf %s "$v" | tee "$f" >/dev/null; exit 97; }',
   'done; exec "$ip" -j -d -batch -',
 ].join("\n");
