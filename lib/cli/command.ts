@@ -221,7 +221,8 @@ function assigned(
   const missing = positional.filter(({ optional }, index) => !optional && given[index] === undefined);
   if (missing.length > 0) {
     const names = missing.map(({ name }) => name).join(" and ");
-    throw usageError(`${names} ${missing.length === 1 ? "is" : "are"} missing`, usageLine(command));
+    const others = missing.flatMap(({ name, unless }) => unless ? [`--${unless} stands for ${name} too`] : []);
+    throw usageError(`${names} ${missing.length === 1 ? "is" : "are"} missing`, usageLine(command), ...others);
   }
   if (given.length > positional.length && !positional.at(-1)?.many) {
     const extra = given.slice(positional.length).map((word) => `"${word}"`).join(" ");

@@ -209,7 +209,8 @@ export function targetsOfDel(call: CommandCall, folders: Folders): Target[] {
         network: name,
         containerId,
         ifName,
-        netns: netns ?? known?.netns ?? "",
+        // The path that the attachment was made with: plugins compare it with their results.
+        netns: known && (netns === undefined || sameNetns(known.netns, netns)) ? known.netns : netns ?? "",
         args: given.args.length > 0 ? given.args : known?.args ?? [],
         capabilityArgs: Object.keys(given.capabilityArgs).length > 0
           ? given.capabilityArgs

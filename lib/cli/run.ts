@@ -32,7 +32,8 @@ export async function run(call: CommandCall): Promise<number> {
     if (runtime.interruption?.requested) return 128 + 15;
     started = true;
     // `ip netns exec` also shows the namespace's own /sys.
-    return await foreground(["ip", "netns", "exec", name, ...call.rest]);
+    // The shell tells a missing command (127) from one that may not be run (126).
+    return await foreground(["ip", "netns", "exec", name, "sh", "-c", 'exec "$@"', "sh", ...call.rest]);
   } catch (error) {
     if (started) throw error;
     const { msg, message, details } = toCniError(error) as { msg: string; message: string; details: string };
