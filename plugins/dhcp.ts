@@ -22,7 +22,7 @@ import {
   stateFolder,
 } from "../lib/ipam/dhcp_client.ts";
 import { clientOptions, dhcpKeys, type Owner } from "../lib/ipam/dhcp_options.ts";
-import { callDaemon, DEFAULT_SOCKET, greetDaemon, RpcError } from "../lib/ipam/dhcp_rpc.ts";
+import { callDaemon, DaemonRefusal, DEFAULT_SOCKET, greetDaemon, RpcError } from "../lib/ipam/dhcp_rpc.ts";
 import { SocketError } from "../lib/kernel/unix_socket.ts";
 
 export const plugin: Plugin = {
@@ -57,15 +57,17 @@ async function add(call: ContainerCall): Promise<Result> {
     call.explain.note("host", `ask the DHCP daemon behind ${socket} for a lease`, "the address is not known before");
     return {};
   }
+  let asked = true;
   call.undo(async () => {
-    try {
-      await ask(call, socket, "DHCP.Release");
-    } catch (error) {
-      // A daemon that is not there did nothing.
-      if (!(error instanceof SocketError)) throw error;
-    }
+    // What was refused left nothing; and another ADD of the same container may be asking meanwhile.
+    if (asked) await ask(call, socket, "DHCP.Release");
   });
-  return await allocate(call, socket);
+  try {
+    return await allocate(call, socket);
+  } catch (error) {
+    asked = !(error instanceof NotLeased);
+    throw error;
+  }
 }
 
 async function del(call: ContainerCall): Promise<void> {
@@ -223,18 +225,22 @@ function workingFolder(netns: string): string {
   }
 }
 
+/** There is no lease, nor anybody who still tries to get one. */
+class NotLeased extends CniError {}
+
 function translated(error: unknown, socket: string, method: string): CniError {
   if (error instanceof CniError) return error;
   if (error instanceof SocketError) {
     const flag = socket === DEFAULT_SOCKET ? "" : ` -socketpath ${socket}`;
-    return new CniError(
+    return new NotLeased(
       code.internal,
       `error dialing DHCP daemon: dial unix ${socket}: connect: ${error.reason}`,
       `no DHCP daemon listens on ${socket}; start it: systemctl start cni-dhcp.socket, or /opt/cni/bin/dhcp daemon${flag}`,
     );
   }
-  if (error instanceof RpcError) {
-    return new CniError(code.internal, `error calling ${method}: ${error.message}`, error.details);
-  }
-  return new CniError(code.internal, `error calling ${method}: ${(error as Error).message}`);
+  const msg = `error calling ${method}: ${(error as Error).message}`;
+  const details = error instanceof RpcError ? error.details : "";
+  return error instanceof DaemonRefusal
+    ? new NotLeased(code.internal, msg, details)
+    : new CniError(code.internal, msg, details);
 }

@@ -32,6 +32,9 @@ export class RpcError extends Error {
   }
 }
 
+/** The daemon's own answer: what was asked for is not done, and nothing is left of it. */
+export class DaemonRefusal extends RpcError {}
+
 /** What a daemon can do, by the method's name. */
 export type Methods = Readonly<Record<string, (args: CmdArgs) => Promise<Result | undefined>>>;
 
@@ -104,7 +107,7 @@ export async function callDaemon(
     const failure = header["Error"];
     if (typeof failure === "string" && failure !== "") {
       const [message = "", ...details] = failure.split("\n");
-      throw new RpcError(message, details.join("\n"));
+      throw new DaemonRefusal(message, details.join("\n"));
     }
     return method === "DHCP.Allocate" ? resultFromGob(body) : undefined;
   });

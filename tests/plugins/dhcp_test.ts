@@ -128,10 +128,13 @@ Deno.test("dhcp ADD says what is wrong with a configuration before anybody is as
 Deno.test("dhcp ADD hands on what the daemon says", async () => {
   const answer = () =>
     Promise.reject(new RpcError("no more tries", "eth0 (02:00:00:00:00:01): no DHCP server answered"));
-  await scene(answer, async ({ call }) => {
-    const error = await refusal(plugin.add(call()));
+  await scene(answer, async ({ asked, call }) => {
+    const add = call();
+    const error = await refusal(plugin.add(add));
     assertEquals([error.code, error.msg], [code.internal, "error calling DHCP.Allocate: no more tries"]);
     assertEquals(error.details, "eth0 (02:00:00:00:00:01): no DHCP server answered");
+    for (const undo of add.undos) await undo();
+    assertEquals(asked, ["DHCP.Allocate ctr1 eth0"], "a second ADD may be asking: nothing is released");
   });
 });
 
