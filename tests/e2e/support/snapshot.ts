@@ -12,6 +12,8 @@ export interface Snapshot {
   iptables: string[];
   ip6tables: string[];
   nft: string[];
+  /** Filled on demand only: they come and go with traffic. */
+  neighbours: string[];
   sysctls: string[];
   files: string[];
 }
@@ -51,28 +53,30 @@ const settings = [
 ];
 
 const script = `
-say() { printf '\\n@@ %s\\n' "$1"; }
-say links; ip -json -details link show
-say addresses; ip -json addr show
-say routes4; ip -json -details route show table all
-say routes6; ip -json -details -6 route show table all
-say rules4; ip -json rule show
-say rules6; ip -json -6 rule show
-say qdiscs; tc -json qdisc show
-say vlans; bridge -json vlan show
-say iptables; iptables-save
-say ip6tables; ip6tables-save
-say nft; nft -j list ruleset
-say sysctls; cd /proc/sys/net; grep -s '' ${settings.join(" ")}
+say() { printf '\\n@@ %s\\n' "$1"; shift; "$@" || { echo "$*: exit $?" >&2; exit 1; }; }
+say links ip -json -details link show
+say addresses ip -json addr show
+say routes4 ip -json -details route show table all
+say routes6 ip -json -details -6 route show table all
+say rules4 ip -json rule show
+say rules6 ip -json -6 rule show
+say qdiscs tc -json qdisc show
+say vlans bridge -json vlan show
+say iptables iptables-save
+say ip6tables ip6tables-save
+say nft nft -j list ruleset
+[ -z "$1" ] || say neighbours ip -json neigh show
+cd /proc/sys/net; printf '\\n@@ sysctls\\n'; grep -s '' ${settings.join(" ")}
 true
 `;
 
 /**
  * The state of a node's host namespace, or of one of its containers (without files), as comparable lines.
- * Left out is what changes by itself: indexes, counters, timers, carrier, and what the kernel adds for link-local IPv6.
+ * Throws when one of the tools fails. Left out is what changes by itself: indexes, counters, timers, carrier, and what the kernel adds for link-local IPv6.
  */
-export async function snapshot(of: Namespace): Promise<Snapshot> {
-  const { stdout } = await of.exec(["/bin/sh", "-c", `exec 2>/dev/null; ${script}`]);
+export async function snapshot(of: Namespace, { neighbours = false } = {}): Promise<Snapshot> {
+  const { code, stdout, stderr } = await of.exec(["/bin/sh", "-c", script, "sh", neighbours ? "neighbours" : ""]);
+  if (code !== 0) throw new Error(`no snapshot of ${of.name}: ${stderr}`);
   const said = new Map<string, string>();
   for (const part of stdout.split("\n@@ ").slice(1)) {
     const end = part.indexOf("\n");
@@ -92,6 +96,7 @@ export async function snapshot(of: Namespace): Promise<Snapshot> {
     iptables: ruleLines(said.get("iptables") ?? ""),
     ip6tables: ruleLines(said.get("ip6tables") ?? ""),
     nft: nftLines(json("nft")),
+    neighbours: json("neighbours").map(({ state: _, ...entry }: Json) => flat(entry)).sort(),
     sysctls: (said.get("sysctls") ?? "").trim().split("\n").sort(),
     files: of.netns === undefined ? await fileLines(of.node) : [],
   };
