@@ -10,6 +10,7 @@ const plugins: Readonly<Record<string, () => Promise<{ plugin: Plugin }>>> = {
   dhcp: () => import("./dhcp.ts"),
   dummy: () => import("./dummy.ts"),
   firewall: () => import("./firewall.ts"),
+  flannel: () => import("./flannel.ts"),
   "host-device": () => import("./host-device.ts"),
   "host-local": () => import("./host-local.ts"),
   ipvlan: () => import("./ipvlan.ts"),

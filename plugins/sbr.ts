@@ -283,10 +283,6 @@ function ipStep(family: Family, text: string, options?: StepOptions): Step {
 
 /** Does every step whatever becomes of the others; returns what the tools complained about. */
 async function force(call: ContainerCall, steps: readonly Step[]): Promise<string> {
-  if (call.explain) {
-    call.explain.plan([steps]);
-    return "";
-  }
   const outputs = await Promise.all((["ip", "ip6"] as const).map((tool) => {
     const lines = steps.filter((one) => one.tool === tool).map(({ text }) => `${text}\n`);
     const argv = ["ip", ...(tool === "ip6" ? ["-6"] : []), "-force", "-batch", "-"];

@@ -209,7 +209,7 @@ async function enslave(
   for (const dst of move.left) call.warn(`the route to ${dst} leads out by other links too, and is lost`);
   const back = [`link set dev ${ifName} nomaster`, ...move.back];
   let isOurs = vrf === undefined;
-  if (!call.explain) call.undo(() => force(call, isOurs ? [...back, `link del dev ${vrfname}`] : back));
+  call.undo(() => force(call, isOurs ? [...back, `link del dev ${vrfname}`] : back));
   const line = (text: string, failing: string, why = ""): Step => step("pod", "ip", text, { failing, why });
   const made = vrf ? [] : [
     line(`link add name ${vrfname} type vrf table ${table}`, `could not add VRF ${vrfname}`),
@@ -235,7 +235,6 @@ async function enslave(
     if (!(await linksOf(call)).some((one) => one.ifname === vrfname)) throw error;
     return await enslave(call, { vrfname, table: wanted, previous });
   }
-  if (call.explain) return;
   // Only after a main plugin that did not wait for it.
   if (move.addresses.some((text) => !text.includes(" nodad"))) await settled(call);
   if (move.late.length > 0) await apply([move.late.map(routeLine)], call);

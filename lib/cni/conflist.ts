@@ -374,7 +374,7 @@ export function requestOf(list: NetworkList, member: Member, injection: Injectio
 }
 
 /** An object whose keys keep their order in {@linkcode sortedJson}. */
-class Verbatim {
+export class Verbatim {
   constructor(readonly value: JsonObject) {}
 }
 

@@ -8,9 +8,9 @@ export function replaceFile(path: string, content: string | Uint8Array): void {
   const slash = path.lastIndexOf("/");
   const folder = slash < 0 ? "." : path.slice(0, slash) || "/";
   Deno.mkdirSync(folder, { recursive: true, mode: 0o700 });
-  const draft = `${folder}/.${path.slice(slash + 1)}.${Deno.pid}.draft`;
+  const draft = `${folder}/.${crypto.randomUUID()}.draft`;
   try {
-    const file = Deno.openSync(draft, { write: true, create: true, truncate: true, mode: 0o600 });
+    const file = Deno.openSync(draft, { write: true, createNew: true, mode: 0o600 });
     try {
       const bytes = typeof content === "string" ? new TextEncoder().encode(content) : content;
       for (let done = 0; done < bytes.length;) done += file.writeSync(bytes.subarray(done));

@@ -1,0 +1,103 @@
+/**
+ * What flannel gave its delegate at ADD, kept for CHECK, DEL and GC. The reference keeps one file for a container,
+ * `<folder>/<containerID>`, which a second interface overwrites. That one is kept for it, and beside it one of our own for
+ * each attachment, `<folder>/<containerID>@<ifName>@<network>`: `@` occurs in no container ID.
+ */
+import { isObject } from "../cni/decode.ts";
+import type { JsonObject } from "../cni/types.ts";
+import { namesIn, readFileIfThere, removeFile, replaceFile } from "../kernel/state_file.ts";
+import type { Attachment } from "../net/name.ts";
+
+/** The configuration of one attachment as it is on disk. */
+export interface State {
+  readonly path: string;
+  readonly text: string;
+  /** Undefined when the file holds no configuration with a type. */
+  readonly conf: (JsonObject & { readonly type: string }) | undefined;
+}
+
+/** Longest name of a file of ours: file systems take 255 bytes. */
+const LONGEST = 255;
+
+/** Paths of the reference's file and of ours; without ours when its name would be too long. */
+export function statePaths(
+  folder: string,
+  { network, containerId, ifName }: Attachment,
+): { plain: string; own?: string } {
+  const base = folder.replace(/\/+$/, "");
+  const own = `${containerId}@${ifName}@${network}`;
+  const fits = new TextEncoder().encode(own).length <= LONGEST;
+  return { plain: `${base}/${containerId}`, ...(fits && { own: `${base}/${own}` }) };
+}
+
+/** Reads one file; undefined when there is none. Throws what the system says otherwise. */
+export function readState(path: string): State | undefined {
+  const text = readFileIfThere(path);
+  if (text === undefined) return undefined;
+  let conf: unknown;
+  try {
+    conf = JSON.parse(text);
+  } catch {
+    conf = undefined;
+  }
+  const usable = isObject(conf) && typeof conf["type"] === "string";
+  return { path, text, conf: usable ? conf as State["conf"] : undefined };
+}
+
+/** The state of an attachment: ours, else the reference's if it is about the same network, or cannot be read. */
+export function findState(folder: string, attachment: Attachment): State | undefined {
+  const { plain, own } = statePaths(folder, attachment);
+  const ours = own === undefined ? undefined : readState(own);
+  if (ours?.conf) return ours;
+  const theirs = readState(plain);
+  if (theirs?.conf && theirs.conf["name"] === attachment.network) return theirs;
+  return ours ?? (theirs?.conf ? undefined : theirs);
+}
+
+/** Keeps a configuration in both files. Returns how they are brought back to what they were. */
+export function keepState(folder: string, attachment: Attachment, text: string): () => void {
+  const { plain, own } = statePaths(folder, attachment);
+  const paths = own === undefined ? [plain] : [own, plain];
+  const before = paths.map((path) => readFileIfThere(path));
+  const restore = () =>
+    paths.forEach((path, index) => {
+      const text = before[index];
+      if (text === undefined) removeFile(path);
+      else replaceFile(path, text);
+    });
+  try {
+    for (const path of paths) replaceFile(path, text);
+  } catch (error) {
+    restore();
+    throw error;
+  }
+  return restore;
+}
+
+/**
+ * Removes the state of an attachment that is gone. The reference's file goes when it says the same, unless another interface
+ * of the container says that too; one that is about something else stays.
+ */
+export function dropState(folder: string, attachment: Attachment, state: State): void {
+  const { plain, own } = statePaths(folder, attachment);
+  if (own !== undefined) removeFile(own);
+  const base = plain.slice(0, plain.lastIndexOf("/"));
+  const others = namesIn(base).filter((name) => name.startsWith(`${attachment.containerId}@`));
+  const shared = others.some((name) => readFileIfThere(`${base}/${name}`) === state.text);
+  if (state.path === plain || (!shared && readFileIfThere(plain) === state.text)) removeFile(plain);
+}
+
+/** All states of one network: those of attachments by name, and the reference's of whole containers. */
+export function statesOf(
+  folder: string,
+  network: string,
+): (State & { readonly containerId: string; readonly ifName?: string })[] {
+  const base = folder.replace(/\/+$/, "");
+  return namesIn(base).filter((name) => !name.startsWith(".")).flatMap((name) => {
+    const [, containerId = name, ifName, owner] = /^([^@]+)@(.+)@([^@]+)$/.exec(name) ?? [];
+    if (owner !== undefined && owner !== network) return [];
+    const state = readState(`${base}/${name}`);
+    if (!state || (owner === undefined && state.conf?.["name"] !== network)) return [];
+    return [{ ...state, containerId, ...(ifName !== undefined && { ifName }) }];
+  });
+}
