@@ -87,7 +87,7 @@ async function masterMissing(run: Run, { name, where }: { name: string; where: s
 
 async function links(run: Run): Promise<Link[]> {
   const { code: status, stdout } = await run({ argv: ["ip", "-j", "-d", "link", "show"] });
-  return status === 0 ? JSON.parse(stdout || "[]") as Link[] : [];
+  return status === 0 ? (JSON.parse(stdout || "[]") as Link[]).filter(({ ifname }) => ifname) : [];
 }
 
 /**

@@ -63,6 +63,9 @@ export function text(absent: string, about: string, options: { oneOf?: readonly 
     },
     read: (value, path) => {
       if (typeof value !== "string") throw wrongType(value, path, "string", "a string in double quotes");
+      if (value.includes("\0")) {
+        throw new FieldError(path, `"${path}" holds a NUL byte`, "no name, path or address has one", value);
+      }
       return value;
     },
   };

@@ -2,7 +2,7 @@
  * What every plugin call goes through: environment and standard input become a call, the plugin does its work, one JSON
  * document goes to standard output. The order of checks, the codes and the texts are those of the reference library.
  */
-import { inNetns, isAbsent, type Run, type RunHooks, systemRun } from "../kernel/run.ts";
+import { inNetns, isAbsent, readable, type Run, type RunHooks, systemRun } from "../kernel/run.ts";
 import { netnsState } from "../kernel/netns.ts";
 import type { Explainer } from "../kernel/plan.ts";
 import { isObject, lookup } from "./decode.ts";
@@ -24,6 +24,8 @@ export interface Request {
   readonly warn: (type: string, note: string) => void;
   /** Set while SIGTERM asks to stop: nothing new is started, what was done is undone. */
   readonly interruption?: Interruption;
+  /** What runs commands; this process's own namespaces if absent. */
+  readonly run?: Run;
   /** Watches every child process: for logs and traces. */
   readonly hooks?: RunHooks;
   readonly explain?: Explainer;
@@ -203,7 +205,7 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
   checkVersion(plugin, verb, version);
 
   const undos: (() => Promise<unknown> | unknown)[] = [];
-  const host = explaining(systemRun(guarded(request)), request.explain);
+  const host = explaining(readable(request.run ?? systemRun(guarded(request))), request.explain);
   const path = (env["CNI_PATH"] ?? "").split(":");
   const base: Call = {
     verb: verb as Verb,

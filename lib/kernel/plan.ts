@@ -278,9 +278,9 @@ function failedStep(group: readonly Step[], stderr: string): Step | undefined {
 function readAnswers(group: readonly Step[], stdout: string, answers: Map<Step, unknown[]>): void {
   const questions = group.filter((one) => one.read);
   if (questions.length === 0) return;
-  const arrays = stdout.split("\n").filter((line) => line.startsWith("[")).map((line) => JSON.parse(line) as unknown[]);
-  questions.forEach((one, index) => {
-    // `ip -j` prints empty objects for what a filter dropped.
-    answers.set(one, (arrays[index] ?? []).filter((entry) => Object.keys(entry as object).length > 0));
-  });
+  const arrays = stdout.split("\n").filter((line) => line.startsWith("[")).map((line) => JSON.parse(line) as object[]);
+  // `ip -j` prints empty objects for what a filter dropped.
+  questions.forEach((one, index) =>
+    answers.set(one, (arrays[index] ?? []).filter((entry) => Object.keys(entry).length > 0))
+  );
 }

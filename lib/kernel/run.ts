@@ -325,6 +325,43 @@ export function inNetns(run: Run, netns: string): Run {
   return (command) => run({ ...command, argv: ["nsenter", `--net=${netns}`, "--", ...command.argv] });
 }
 
+/**
+ * The same `Run`, for those who read its answers: a tool that was asked for JSON (`-j`) and printed something else has failed. So nobody
+ * behind it has to doubt that lines are JSON, entries are objects, and names are text.
+ */
+export function readable(run: Run): Run {
+  return async (command) => {
+    const output = await run(command);
+    if (output.code !== 0 || !command.argv.includes("-j")) return output;
+    try {
+      for (const line of output.stdout.split("\n")) {
+        // Between the answers of a batch a tool may say something else.
+        if (/^[[{]/.test(line) || (line !== "" && !command.argv.includes("-batch"))) checkAnswer(JSON.parse(line));
+      }
+    } catch {
+      const tool = command.argv[command.argv[0] === "nsenter" ? 3 : 0];
+      throw new CommandError(
+        command,
+        output,
+        `${tool} printed something unreadable: ${JSON.stringify(output.stdout.slice(0, 80))}`,
+      );
+    }
+    return output;
+  };
+}
+
+/** Throws unless it is a list of objects (`ip`, `tc`, `bridge`), or one object with such a list (`nft`). */
+function checkAnswer(answer: unknown): void {
+  const entries = Array.isArray(answer) ? answer : (answer as { nftables?: unknown }).nftables ?? [];
+  if (!Array.isArray(entries)) throw new SyntaxError("no list");
+  for (const entry of entries) {
+    if (typeof entry !== "object" || entry === null) throw new SyntaxError("no object");
+    for (const key of ["ifname", "dst", "dev", "local"]) {
+      if (key in entry && typeof entry[key] !== "string") throw new SyntaxError(key);
+    }
+  }
+}
+
 /** Runs a command that has to succeed and gives its standard output. */
 export async function must(run: Run, command: Command): Promise<string> {
   const output = await run(command);
