@@ -34,7 +34,6 @@ import {
   addNftForwarding,
   checkNftForwarding,
   collectNftForwarding,
-  missingNftForwarding,
   nftForwardText,
   removeNftForwarding,
   removeNftIsolation,
@@ -319,16 +318,16 @@ async function del(call: ContainerCall): Promise<void> {
   // An address that is somebody else's by now keeps its rules: they are his.
   const addresses = [...known.values()].filter((address) => !isGivenAway(address, call));
   const bridge = previous?.interfaces?.[0]?.name ?? "";
-  let found = false;
-  const inIptables = removals(call, config, addresses, () => found = true);
+  const found = new Set<Family>();
+  const inIptables = removals(call, config, addresses, (family) => found.add(family));
   const inNft = () => byNft(call, () => removeNftForwarding(call, call));
   await all(
     [
       ...inIptables,
       ...(config.policy !== "open" && isLinkName(bridge) ? [() => dropOwnIsolation(call, bridge)] : []),
     ],
-    // Rules of one backend are proof that the other was not asked.
-    [async () => found || await inNft()],
+    // Rules of one backend are proof that the other was not asked, in that family.
+    [async () => addresses.length > 0 && familiesOf(addresses).every((one) => found.has(one)) || await inNft()],
   );
   for (const address of known.values()) forget(call, address, call);
 }
@@ -343,7 +342,7 @@ function removals(
   call: Call,
   config: Config,
   addresses: readonly Address[],
-  found: () => void = () => {},
+  found: (family: Family) => void = () => {},
 ): (() => Promise<unknown>)[] {
   if (addresses.length === 0) return [];
   const bus = busAddress(call.env);
@@ -351,7 +350,7 @@ function removals(
   return [
     ...familiesOf(addresses).map((family) => async () => {
       try {
-        if (await removeForwarding(call, ofFamily(addresses, family), family)) found();
+        if (await removeForwarding(call, ofFamily(addresses, family), family)) found(family);
       } catch (error) {
         throw ruleError(error);
       }
@@ -415,29 +414,21 @@ async function checkRules(
   forwarding: Forwarding,
   { accept, backend }: RuleOptions,
 ): Promise<void> {
-  try {
-    if (backend === "nftables") return await checkNftForwarding(call, forwarding, { accept });
-    for (const family of familiesOf(forwarding.addresses)) {
-      const part = { ...forwarding, addresses: ofFamily(forwarding.addresses, family) };
+  for (const family of familiesOf(forwarding.addresses)) {
+    const part = { ...forwarding, addresses: ofFamily(forwarding.addresses, family) };
+    const inIptables = async () => {
       if (accept) await checkForwarding(call, part, family);
       await checkIsolation(call, part, family);
+    };
+    const inNft = () => checkNftForwarding(call, part, { accept });
+    // ADD may have found the other one usable, or the reference may have made rules where nftables is configured.
+    const [first, second] = backend === "nftables" ? [inNft, inIptables] : [inIptables, inNft];
+    try {
+      await first();
+    } catch (error) {
+      if (await second().then(() => true, () => false)) continue;
+      throw ruleError(error);
     }
-  } catch (error) {
-    if (await isInTheOther(call, forwarding, { accept, backend })) return;
-    throw ruleError(error);
-  }
-}
-
-/** ADD may have found another backend usable, or the reference may have made rules in iptables where nftables is configured. */
-async function isInTheOther(call: Call, forwarding: Forwarding, { accept, backend }: RuleOptions): Promise<boolean> {
-  try {
-    if (backend !== "nftables") {
-      return toolPath("nft") !== "" && await missingNftForwarding(call, forwarding, { accept }) === undefined;
-    }
-    await checkRules(call as ContainerCall, forwarding, { accept, backend: "iptables" });
-    return true;
-  } catch {
-    return false;
   }
 }
 

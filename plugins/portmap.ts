@@ -560,13 +560,13 @@ interface Withdrawal {
 const ofFamily = (targets: readonly Prefix[], family: Family) =>
   targets.filter((target) => target.address.family === family).map((target) => formatAddress(target.address));
 
-/** True when iptables held rules of the container. */
+/** True when iptables held the container's rules of every family: then no other backend has been asked for them. */
 async function unpublish(call: ContainerCall, { ports, targets, families }: Withdrawal): Promise<boolean> {
-  let found = false;
+  let found = 0;
   await all(families.map((family) => async () => {
     const removed = await removeHostPorts(call, ports, family);
     if (!removed.found) return;
-    found = true;
+    found++;
     const anyLeft = async () => (await listEntries(call, 4)).length > 0;
     await all([
       () => flushForDel(call, ports, { family, addresses: addressesOf(targets, family, removed.addresses) }),
@@ -575,17 +575,17 @@ async function unpublish(call: ContainerCall, { ports, targets, families }: With
       },
     ]);
   }));
-  return found;
+  return found === families.length;
 }
 
 function addressesOf(targets: readonly Prefix[], family: Family, read: readonly string[]): string[] {
   return [...new Set([...ofFamily(targets, family), ...read])];
 }
 
-/** True when nftables held rules of the container. */
+/** True when nftables held the container's rules of every family. */
 async function unpublishNft(call: ContainerCall, { ports, targets, families }: Withdrawal): Promise<boolean> {
   if (toolPath("nft") === "") return false;
-  let found = false;
+  let found = 0;
   await all(families.map((family) => async () => {
     const own = targets.filter((target) => target.address.family === family);
     const removed = await removeNftHostPorts(call, ports.owner.containerId, {
@@ -593,7 +593,7 @@ async function unpublishNft(call: ContainerCall, { ports, targets, families }: W
       targets: own.length > 0 ? own : undefined,
     });
     if (!removed.found) return;
-    found = true;
+    found++;
     const anyLeft = async () => (await nftPorts(call, 4)).length > 0;
     await all([
       () => flushForDel(call, ports, { family, addresses: addressesOf(targets, family, removed.addresses) }),
@@ -602,7 +602,7 @@ async function unpublishNft(call: ContainerCall, { ports, targets, families }: W
       },
     ]);
   }));
-  return found;
+  return found === families.length;
 }
 
 async function check(call: ContainerCall): Promise<void> {

@@ -140,7 +140,7 @@ export async function addForwarding(
   return await repair(host, forwarding, { family, ...parts });
 }
 
-/** Index of the first wanted rule that is not there; undefined when all are. One process that changes nothing. */
+/** Index of the first wanted rule that is not there; undefined when all are. Nothing is changed. */
 async function firstMissing(host: Run, family: Family, wanted: readonly WantedRule[]): Promise<number | undefined> {
   if (wanted.length === 0) return undefined;
   try {
@@ -149,7 +149,13 @@ async function firstMissing(host: Run, family: Family, wanted: readonly WantedRu
   } catch (error) {
     if (!(error instanceof TableError) || error.refusal !== "refused") throw error;
     // Line 1 is the table's name.
-    return (refusedLine(error) ?? 2) - 2;
+    const line = refusedLine(error);
+    if (line !== undefined) return line - 2;
+    const table = await savedTable(host, family, "filter");
+    if (table === undefined) throw error;
+    const [first] = await missingRules(host, wanted, { family, table, name: "filter" });
+    // Some chain is missing that a rule leads to.
+    return first ? wanted.indexOf(first) : 0;
   }
 }
 

@@ -254,7 +254,7 @@ export async function removeNftIsolation({ host }: Host, isGone: (link: string) 
 }
 
 /** What is missing for the container; undefined when all is there. */
-export async function missingNftForwarding(
+async function missingNftForwarding(
   { host }: Host,
   forwarding: Forwarding,
   parts: Parts,

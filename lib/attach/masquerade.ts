@@ -431,7 +431,7 @@ async function quietNft(host: Run, owner: Attachment): Promise<boolean> {
   }
 }
 
-/** True when rules of the attachment were there. */
+/** True when rules of the attachment were there, in every family: then no other backend was asked for them. */
 async function removeIptables(call: RemovalCall, owner: Attachment, addresses: readonly string[]): Promise<boolean> {
   const known = byFamily(addresses);
   const families: readonly Family[] = known.size > 0 ? [...known.keys()] : [4, 6];
@@ -449,7 +449,7 @@ async function removeIptables(call: RemovalCall, owner: Attachment, addresses: r
     return await cleanIptables(call, owner, { family, addresses: prefixes });
   }));
   for (const end of ends) if (end.status === "rejected") throw end.reason;
-  return ends.some((end) => end.status === "fulfilled" && end.value);
+  return ends.every((end) => end.status === "fulfilled" && end.value);
 }
 
 /** Finds everything that leads to the container's chain and removes it, except what another living interface needs. */

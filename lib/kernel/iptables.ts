@@ -145,9 +145,12 @@ export async function missingRules(
   return wanted.filter((_, index) => !there[index]);
 }
 
-/** Which line of its input a refused transaction failed at: 1 is the table's name. Undefined when it did not say. */
+/**
+ * Which line of its input a refused transaction failed at: 1 is the table's name. Undefined when it did not say: what is
+ * wrong with a chain is only found at the end.
+ */
 export function refusedLine({ output }: TableError): number | undefined {
-  const line = /line:? (\d+)/.exec(output.stderr)?.[1];
+  const line = /line (\d+) failed/.exec(output.stderr)?.[1];
   return line === undefined ? undefined : Number(line);
 }
 
