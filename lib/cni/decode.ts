@@ -51,8 +51,12 @@ function wrongType(value: unknown, path: string, goType: string, wanted: string)
   );
 }
 
-/** A string. */
-export function text(absent: string, about: string, options: { oneOf?: readonly string[] } = {}): Key<string> {
+/** A string; only one of `bytes` may hold a NUL. */
+export function text(
+  absent: string,
+  about: string,
+  options: { oneOf?: readonly string[]; bytes?: boolean } = {},
+): Key<string> {
   return {
     absent,
     about,
@@ -63,7 +67,7 @@ export function text(absent: string, about: string, options: { oneOf?: readonly 
     },
     read: (value, path) => {
       if (typeof value !== "string") throw wrongType(value, path, "string", "a string in double quotes");
-      if (value.includes("\0")) {
+      if (value.includes("\0") && !options.bytes) {
         throw new FieldError(path, `"${path}" holds a NUL byte`, "no name, path or address has one", value);
       }
       return value;

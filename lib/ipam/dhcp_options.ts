@@ -15,7 +15,7 @@ export const dhcpKeys = {
     provide: list(
       object({
         option: text("", "name or number of the option"),
-        value: text("", "its content, byte by byte"),
+        value: text("", "its content, byte by byte", { bytes: true }),
         fromArg: text("", "key in CNI_ARGS whose value replaces `value`"),
       }, "one option"),
       "options to send to the server",
