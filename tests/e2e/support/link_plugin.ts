@@ -1,7 +1,7 @@
 /** What is promised of every plugin that makes a link in the container: macvlan, ipvlan, vlan, dummy and tap. */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { badIpam, besideReference, dual, failure, fixed, single, versions } from "./main_plugin.ts";
-import type { Need } from "./needs.ts";
+import { inVm, type Need } from "./needs.ts";
 import type { Namespace, Node } from "./node.ts";
 import { Attachment, call, type Json, runPlugin } from "./plugins.ts";
 import { type Allowed, assertSameState, difference, hostLocalLeftovers, snapshot } from "./snapshot.ts";
@@ -67,7 +67,8 @@ export function linkPluginTests(plugin: LinkPlugin): void {
           await one.del();
         }],
       ];
-      for (const [at, [how, del]] of ways.entries()) {
+      // A call takes more than a second in the VM; what these have in common is tried on the machine's own kernel.
+      for (const [at, [how, del]] of (inVm ? ways.filter(([how]) => !/empty|plain|link/.test(how)) : ways).entries()) {
         const pod = await node.container(`p${at}`);
         const inside = await snapshot(pod);
         const one = new Attachment(node, net({ ipam: single }), pod);
@@ -197,7 +198,7 @@ export function linkPluginTests(plugin: LinkPlugin): void {
 
   nodeTest(`${type} adds, checks and deletes in every version of the protocol`, { needs }, async ({ node }) => {
     const pod = await ready(node);
-    for (const cniVersion of versions) {
+    for (const cniVersion of inVm ? ["0.2.0", "0.4.0", "1.1.0"] : versions) {
       const one = new Attachment(node, net({ cniVersion, ipam: fixed(["10.1.0.2/24 10.1.0.1"]) }), pod);
       const result = await one.add();
       const mac = (await pod.ipJson("link", "show", "eth0"))[0].address;
