@@ -299,9 +299,11 @@ export function nearest(given: string, words: readonly string[]): string | undef
     if (distance < least) [best, least] = [word, distance];
   }
   if (best === undefined) return undefined;
-  const longest = Math.max(wanted.length, plain(best).length);
-  const beginning = wanted.length >= 3 && plain(best).startsWith(wanted);
-  return least <= Math.max(1, Math.floor(longest / 3)) || beginning ? best : undefined;
+  if (least <= Math.max(1, Math.floor(Math.max(wanted.length, plain(best).length) / 3))) return best;
+  // Written out, or cut short: ipMasquerade for ipMasq, publ for publish.
+  const long = words.filter((word) => plain(word).length >= 4 && wanted.startsWith(plain(word)));
+  const short = words.filter((word) => wanted.length >= 3 && plain(word).startsWith(wanted));
+  return long.sort((a, b) => b.length - a.length)[0] ?? short.sort((a, b) => a.length - b.length)[0];
 }
 
 /** Insertions, removals, replacements and swaps of neighbours between two words. */

@@ -212,6 +212,55 @@ export const COMMANDS: readonly Command[] = [
     entry: "explain",
   },
   {
+    name: "validate",
+    group: "explain",
+    summary: "find what is wrong with configurations, with line, column and suggestion",
+    about: [
+      "Looks at files, or at all files of folders: what JSON and the protocol demand, every key of every plugin, values " +
+      "that do not fit together, and across the files of a folder network names, subnets and bridges. Says which file " +
+      "runtimes will take. Nothing is changed.",
+    ],
+    positional: [{
+      name: "FILE",
+      kind: "file",
+      many: true,
+      optional: true,
+      about: "file or folder; default: the folder of configurations; - is standard input",
+    }],
+    flags: [
+      { name: "timeout", value: "SECONDS", about: "how long a foreign plugin may take to say its versions" },
+      JSON_FLAG,
+      CONF_DIR,
+      CNI_PATH,
+      ROOT,
+    ],
+    examples: [
+      ["this node", "cnibox validate"],
+      ["in a pipeline, before it is rolled out", "cnibox validate --json net.d/10-mynet.conflist"],
+    ],
+    statuses: [[0, "nothing wrong"], [1, "warnings"], [2, "errors"]],
+    load: () => import("./validate.ts"),
+    entry: "validate",
+  },
+  {
+    name: "schema",
+    group: "explain",
+    summary: "JSON Schema of lists or of one plugin's configuration, for editors",
+    positional: [{
+      name: "WHAT",
+      kind: "plugin",
+      optional: true,
+      about: "a plugin, or conflist, which is the default",
+    }],
+    flags: [],
+    examples: [
+      ["for an editor", "cnibox schema conflist >cni.schema.json"],
+      ["what does bridge take?", "cnibox schema bridge"],
+    ],
+    load: () => import("./schema.ts"),
+    entry: "schema",
+  },
+  {
     name: "plugins",
     group: "show",
     summary: "the plugins in this program, one line each",

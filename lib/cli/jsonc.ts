@@ -121,7 +121,10 @@ class Reader {
   /** What stands here, for messages. */
   private shown(): string {
     if (this.at >= this.text.length) return "the end of the file";
-    const word = /^[\w.+-]{2,20}/.exec(this.text.slice(this.at))?.[0];
+    const rest = this.text.slice(this.at, this.at + 40);
+    const quoted = /^"[^"\n]*"/.exec(rest)?.[0];
+    if (quoted) return quoted;
+    const word = /^[\w.+-]{2,20}/.exec(rest)?.[0];
     return `"${word ?? String.fromCodePoint(this.text.codePointAt(this.at) ?? 0)}"`;
   }
 

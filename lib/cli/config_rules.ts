@@ -1,0 +1,411 @@
+/** What plugins need beyond their tables of keys: values that must fit together, and what cannot be meant. */
+import { isObject } from "../cni/decode.ts";
+import { CniError } from "../cni/error.ts";
+import { type RangeConf, rangeSets } from "../ipam/range.ts";
+import { isLinkName } from "../net/link_name.ts";
+import { parseMac } from "../net/mac.ts";
+import { formatPrefix, networkPrefix, parseAddress, parsePrefix, type Prefix, prefixContains } from "../net/cidr.ts";
+import { Section, shown } from "./config_source.ts";
+import { type Node, valueOf } from "./jsonc.ts";
+
+/** A member of a list, and the list around it. */
+export interface MemberView {
+  readonly member: Section;
+  readonly type: string;
+  /** Place in the list, from 0. */
+  readonly index: number;
+  /** Types of all members, in order. */
+  readonly types: readonly string[];
+  readonly members: readonly Section[];
+  /** Version of the list. */
+  readonly version: string;
+  /** Capabilities that the member declares. */
+  readonly capabilities: readonly string[];
+  /** Subnets that addresses are given out of, for the comparison with other networks. */
+  readonly subnets: { readonly prefix: Prefix; readonly place: Node; readonly section: Section }[];
+}
+
+/** Plugins that only change what another one made. */
+export const NEEDS_OTHERS = ["bandwidth", "firewall", "portmap", "sbr", "tuning", "vrf"];
+
+type Rule = (view: MemberView) => void;
+
+/** Rules by plugin type. */
+export const RULES: Readonly<Record<string, Rule>> = {
+  bridge,
+  ptp: (view) => needsIpam(view),
+  vlan: (view) => needs(view, "master", "vlanId"),
+  macvlan: linkMac,
+  tap: linkMac,
+  vrf: (view) => needs(view, "vrfname"),
+  "host-device": hostDevice,
+  portmap,
+  bandwidth,
+  tuning,
+};
+
+/** Rules of IPAM plugins: they see the member with the `ipam` section. */
+export const IPAM_RULES: Readonly<Record<string, (view: MemberView, ipam: Section) => void>> = {
+  "host-local": hostLocal,
+  static: staticAddresses,
+};
+
+function needs({ member, type }: MemberView, ...keys: readonly string[]): void {
+  for (const key of keys) {
+    if (member.get(key) === undefined || member.get(key) === "") {
+      member.source.error("missing-key", member.node, `${type} needs "${key}"`);
+    }
+  }
+}
+
+function needsIpam({ member, type }: MemberView): void {
+  if (member.section("ipam")?.text("type")) return;
+  member.source.error(
+    "missing-key",
+    member.at("ipam"),
+    `${type} needs "ipam" with a "type"`,
+    '"ipam": {"type": "host-local", …}',
+  );
+}
+
+function bridge({ member, types, members }: MemberView): void {
+  const { source } = member;
+  const name = member.text("bridge");
+  if (name !== undefined) linkName(member, "bridge", name);
+  const is = (key: string) => member.get(key) === true;
+  if (is("hairpinMode") && is("promiscMode")) {
+    source.error(
+      "conflict",
+      member.at("promiscMode"),
+      '"hairpinMode" and "promiscMode" exclude each other',
+      "remove one of them",
+    );
+  }
+  const ipam = member.section("ipam")?.text("type") ?? "";
+  if (is("disableContainerInterface") && ipam !== "") {
+    source.error(
+      "conflict",
+      member.at("disableContainerInterface"),
+      '"disableContainerInterface" leaves no link for the addresses of "ipam"',
+    );
+  }
+  for (const key of ["isGateway", "isDefaultGateway", "ipMasq"]) {
+    if (is(key) && ipam === "") source.warn("no-effect", member.at(key), `"${key}" has no effect without "ipam"`);
+  }
+  member.items("vlanTrunk").forEach((node, index) => trunk(member, node, index));
+  if (members.length > 1 && types.includes("portmap") && !is("hairpinMode")) {
+    source.warn(
+      "hairpin",
+      member.at("hairpinMode"),
+      'containers will not reach their own published ports: portmap follows, and "hairpinMode" is off',
+      'add "hairpinMode": true',
+    );
+  }
+}
+
+function trunk(member: Section, node: Node, index: number): void {
+  const value = valueOf(node);
+  if (!isObject(value)) return;
+  const { minID, maxID, id } = value;
+  const path = `vlanTrunk.${index}`;
+  if ((minID === undefined) !== (maxID === undefined)) {
+    member.source.error("value", node, `"${path}": "minID" and "maxID" go together`);
+  } else if (typeof minID === "number" && typeof maxID === "number" && minID > maxID) {
+    member.source.error("value", node, `"${path}": minID ${minID} is greater than maxID ${maxID}`);
+  } else if (minID === undefined && id === undefined) {
+    member.source.warn("no-effect", node, `"${path}" names no VLAN`, 'write "id", or "minID" and "maxID"');
+  }
+}
+
+function linkName(member: Section, key: string, name: string): void {
+  const length = new TextEncoder().encode(name).length;
+  if (name === "") member.source.error("link-name", member.valueAt(key), `"${key}" is empty`);
+  else if (length > 15) {
+    member.source.error(
+      "link-name",
+      member.valueAt(key),
+      `"${key}" is "${name}": ${length} characters, an interface name has 15 at most`,
+      `shorten it: "${name.slice(0, 15)}"`,
+    );
+  } else if (!isLinkName(name)) {
+    member.source.error(
+      "link-name",
+      member.valueAt(key),
+      `"${key}" is ${shown(name)}, which no interface may be called`,
+    );
+  }
+}
+
+function linkMac({ member }: MemberView): void {
+  const mac = member.text("mac");
+  if (mac && parseMac(mac) === undefined) {
+    member.source.error("value", member.valueAt("mac"), `"mac" is "${mac}", which is no hardware address`);
+  }
+}
+
+function hostDevice({ member, capabilities }: MemberView): void {
+  const ways = ["device", "hwaddr", "kernelpath", "pciBusID"].filter((key) => member.text(key));
+  if (ways.length === 0 && !capabilities.includes("deviceID")) {
+    member.source.error(
+      "missing-key",
+      member.node,
+      'host-device needs one of "device", "hwaddr", "kernelpath", "pciBusID"',
+    );
+  }
+}
+
+function portmap({ member }: MemberView): void {
+  const { source } = member;
+  const chain = member.text("externalSetMarkChain");
+  if (chain !== undefined && member.get("markMasqBit") !== undefined) {
+    source.error(
+      "conflict",
+      member.at("externalSetMarkChain"),
+      '"externalSetMarkChain" and "markMasqBit" exclude each other',
+      "remove one of them",
+    );
+  }
+  if (chain === "KUBE-MARK-MASQ") {
+    source.warn(
+      "mark-chain",
+      member.valueAt("externalSetMarkChain"),
+      '"externalSetMarkChain" is "KUBE-MARK-MASQ": newer kube-proxy no longer makes that chain',
+      "remove the key: portmap then marks packets itself",
+    );
+  }
+}
+
+/** Bursts longer than this let a rate through that is hardly meant, in seconds. */
+const LONG_BURST_S = 10;
+
+function bandwidth({ member, capabilities }: MemberView): void {
+  const { source } = member;
+  let any = false;
+  for (const way of ["ingress", "egress"]) {
+    const [rate, burst] = [member.get(`${way}Rate`), member.get(`${way}Burst`)];
+    if (rate !== undefined && rate !== 0) any = true;
+    if (typeof rate !== "number" && typeof burst !== "number") continue;
+    if (!rate || !burst) {
+      const missing = rate ? "Burst" : "Rate";
+      source.error(
+        "missing-key",
+        member.at(`${way}${rate ? "Rate" : "Burst"}`),
+        `"${way}${missing}" is missing: rate and burst go together`,
+      );
+    } else if (typeof rate === "number" && typeof burst === "number" && burst / rate > LONG_BURST_S) {
+      source.warn(
+        "long-burst",
+        member.valueAt(`${way}Burst`),
+        `"${way}Burst" is ${burst}: ${Math.round(burst / rate)} seconds pass before "${way}Rate" limits anything`,
+        "both are in bits: some tenths of a second of the rate are usual",
+      );
+    }
+  }
+  if (!any && !capabilities.includes("bandwidth")) {
+    source.warn(
+      "no-effect",
+      member.node,
+      "this bandwidth limits nothing",
+      'write rates, or "capabilities": {"bandwidth": true}',
+    );
+  }
+}
+
+function tuning({ member }: MemberView): void {
+  linkMac({ member } as MemberView);
+  const sysctl = member.section("sysctl");
+  for (const property of sysctl?.properties ?? []) {
+    const { key } = property;
+    if (/(^|\/|\.)\.\.(\/|$)/.test(key) || key === "") {
+      member.source.error("sysctl", property, `"${key}" is no setting`);
+    } else if (!/^net[./]/.test(key)) {
+      member.source.error(
+        "sysctl",
+        property,
+        `"${key}" is not a setting of a network namespace`,
+        'such settings begin with "net."',
+      );
+    }
+  }
+}
+
+function hostLocal(view: MemberView, ipam: Section): void {
+  const { member, version, subnets, capabilities } = view;
+  const { source } = member;
+  const sets = ipam.property("ranges")?.value;
+  const legacy = ["subnet", "rangeStart", "rangeEnd", "gateway"].filter((key) => ipam.get(key) !== undefined);
+  const nodes: Node[][] = (sets?.items ?? []).map((set) => [...set.items ?? []]);
+  if (ipam.get("subnet") !== undefined) nodes.unshift([ipam.node]);
+  else if (legacy.length > 0) {
+    source.warn(
+      "no-effect",
+      ipam.at(legacy[0] ?? ""),
+      `"${legacy[0]}" has no effect without "subnet" beside it`,
+      sets ? 'it belongs into an element of "ranges"' : undefined,
+    );
+  }
+  if (sets?.items?.some(({ kind }) => kind === "object")) {
+    source.forget(sets);
+    source.error(
+      "value",
+      sets,
+      '"ipam.ranges" is a list of objects: it is a list of lists',
+      '"ranges": [[{"subnet": "…"}]]',
+    );
+    return;
+  }
+  if (nodes.length === 0 && !capabilities.includes("ipRanges")) {
+    source.error("missing-key", ipam.node, 'host-local needs "ranges"', '"ranges": [[{"subnet": "10.1.0.0/16"}]]');
+    return;
+  }
+  nodes.forEach((set, index) => {
+    if (set.length === 0) {
+      source.error("value", sets, `"ipam.ranges.${index}" is empty`, "a set holds at least one range");
+    }
+    for (const node of set) range(view, new Section(source, node));
+  });
+  if (source.findings.some(({ severity }) => severity === "error")) return;
+  const plain = nodes.map((set) => set.map((node) => rangeOf(new Section(source, node))));
+  try {
+    rangeSets(plain, {
+      version: version || "0.1.0",
+      atLeast030: !["", "0.1.0", "0.2.0"].includes(version),
+      warn: () => {},
+    });
+  } catch (error) {
+    if (!(error instanceof CniError)) throw error;
+    source.error("range", sets ?? ipam.node, error.msg, error.details);
+  }
+  for (const node of nodes.flat()) {
+    const section = new Section(source, node);
+    const prefix = parsePrefix(section.text("subnet") ?? "");
+    if (prefix) subnets.push({ prefix, place: section.property("subnet")?.value ?? node, section });
+  }
+  const folder = ipam.text("dataDir");
+  if (folder && !folder.startsWith("/")) {
+    source.warn(
+      "relative-path",
+      ipam.valueAt("dataDir"),
+      `"dataDir" is "${folder}": relative to wherever the runtime was started`,
+      "write an absolute path",
+    );
+  }
+}
+
+function rangeOf(section: Section): RangeConf {
+  return {
+    subnet: section.text("subnet"),
+    rangeStart: section.text("rangeStart") || undefined,
+    rangeEnd: section.text("rangeEnd") || undefined,
+    gateway: section.text("gateway") || undefined,
+  };
+}
+
+/** One range: each mistake at the key that makes it. */
+function range({ member: { source } }: MemberView, section: Section): void {
+  const conf = rangeOf(section);
+  if (conf.subnet === undefined || conf.subnet === "") {
+    if (section.get("subnet") === undefined || conf.subnet === "") {
+      source.error("missing-key", section.at("subnet"), 'a range needs "subnet"');
+    }
+    return;
+  }
+  const subnet = parsePrefix(conf.subnet);
+  if (!subnet) {
+    const plain = parseAddress(conf.subnet);
+    const length = plain?.family === 6 ? 64 : 24;
+    source.error(
+      "subnet",
+      section.valueAt("subnet"),
+      `"subnet" is "${conf.subnet}", which is no subnet`,
+      plain && `add the prefix length: "${conf.subnet}/${length}"`,
+    );
+    return;
+  }
+  const network = networkPrefix(subnet);
+  if (formatPrefix(network) !== formatPrefix(subnet)) {
+    source.error(
+      "subnet",
+      section.valueAt("subnet"),
+      `"subnet" is "${conf.subnet}", an address in a subnet`,
+      `the subnet itself is "${formatPrefix(network)}"`,
+    );
+    return;
+  }
+  let sound = true;
+  for (const key of ["rangeStart", "rangeEnd", "gateway"] as const) {
+    const text = conf[key];
+    if (text === undefined) continue;
+    const address = parseAddress(text);
+    const says = (message: string, hint?: string) => {
+      sound = false;
+      if (key === "gateway" && address) source.warn("range", section.valueAt(key), message, hint);
+      else source.error("range", section.valueAt(key), message, hint);
+    };
+    if (!address) {
+      says(`"${key}" is "${text}", which is no address`, text.includes("/") ? "without a prefix length" : undefined);
+    } else if (address.family !== subnet.address.family) {
+      sound = false;
+      source.error("range", section.valueAt(key), `"${key}" ${text} is not of the family of "subnet" ${conf.subnet}`);
+    } else if (!prefixContains(subnet, address)) says(`"${key}" ${text} is outside of "subnet" ${conf.subnet}`);
+  }
+  if (!sound) return;
+  const [start, end] = [parseAddress(conf.rangeStart ?? ""), parseAddress(conf.rangeEnd ?? "")];
+  if (start && end && start.value > end.value) {
+    source.error(
+      "range",
+      section.valueAt("rangeStart"),
+      `"rangeStart" ${conf.rangeStart} comes after "rangeEnd" ${conf.rangeEnd}`,
+      "exchange them",
+    );
+    return;
+  }
+  try {
+    rangeSets([[conf]], { version: "1.0.0", atLeast030: true, warn: () => {} });
+  } catch (error) {
+    if (!(error instanceof CniError)) throw error;
+    source.error("range", section.valueAt("subnet"), error.msg.replace(/^invalid range set 0: /, ""), error.details);
+  }
+}
+
+function staticAddresses({ member: { source }, capabilities, subnets }: MemberView, ipam: Section): void {
+  const items = ipam.items("addresses");
+  if (items.length === 0 && !capabilities.includes("ips")) {
+    source.warn(
+      "no-effect",
+      ipam.node,
+      "static has no addresses to give",
+      'write "addresses", or "capabilities": {"ips": true}',
+    );
+  }
+  const gateways = new Map<string, Node>();
+  for (const node of items) {
+    if (node.kind !== "object") continue;
+    const section = new Section(source, node);
+    const text = section.text("address") ?? "";
+    const prefix = parsePrefix(text);
+    if (!prefix) {
+      const hint = parseAddress(text)
+        ? `add the prefix length of its subnet: "${text}/${text.includes(":") ? 64 : 24}"`
+        : undefined;
+      source.error(
+        "address",
+        section.valueAt("address"),
+        `"address" is "${text}", which is no address with a prefix length`,
+        hint,
+      );
+      continue;
+    }
+    if (gateways.has(text)) source.warn("address", section.valueAt("address"), `${text} is there twice`);
+    gateways.set(text, node);
+    subnets.push({ prefix: networkPrefix(prefix), place: section.property("address")?.value ?? node, section });
+    const gateway = parseAddress(section.text("gateway") ?? "");
+    if (gateway && !prefixContains(networkPrefix(prefix), gateway)) {
+      source.warn(
+        "address",
+        section.valueAt("gateway"),
+        `"gateway" ${section.text("gateway")} is outside of the subnet of ${text}`,
+      );
+    }
+  }
+}

@@ -1,0 +1,129 @@
+/** `cnibox schema`: JSON Schema for editors, made from the tables that the plugins read with. */
+import { type Schema, schemaOf } from "../cni/decode.ts";
+import type { Plugin } from "../cni/plugin.ts";
+import { VERSIONS } from "../cni/types.ts";
+import { CliError, type CommandCall, nearest, status } from "./command.ts";
+import { jsonText, say } from "./terminal.ts";
+
+const DRAFT = "https://json-schema.org/draft/2020-12/schema";
+const NAME = "^[a-zA-Z0-9][a-zA-Z0-9_.\\-]*$";
+
+/** `cnibox schema` */
+export async function schema(call: CommandCall): Promise<number> {
+  const { names, load } = call.invocation;
+  const wanted = call.arg("WHAT") ?? "conflist";
+  const all = (await Promise.all(names.map((name) => load(name)))).filter((plugin) => plugin !== undefined);
+  if (wanted === "conflist") {
+    say(jsonText(listSchema(all)));
+    return status.done;
+  }
+  const plugin = all.find(({ name }) => name === wanted);
+  if (!plugin) {
+    const near = nearest(wanted, ["conflist", ...names]);
+    throw new CliError(`there is no plugin "${wanted}"`, status.unknown, [
+      ...(near ? [`did you mean ${near}?`] : []),
+      `conflist, or one of ${names.join(", ")}`,
+    ]);
+  }
+  say(jsonText({ $schema: DRAFT, title: `CNI plugin ${plugin.name}`, ...pluginSchema(plugin, all, true) }));
+  return status.done;
+}
+
+/** Schema of a network configuration list. */
+export function listSchema(plugins: readonly Plugin[]): Schema {
+  const inLists = plugins.filter(({ kind }) => kind !== "ipam");
+  return {
+    $schema: DRAFT,
+    title: "CNI network configuration list",
+    type: "object",
+    required: ["name", "plugins"],
+    properties: {
+      cniVersion: { description: "version of the list and of all its plugins; absent: 0.1.0", enum: VERSIONS },
+      cniVersions: {
+        description: "further versions; the highest that both sides know is used",
+        type: "array",
+        items: { type: "string" },
+      },
+      name: { description: "name of the network", type: "string", pattern: NAME },
+      disableCheck: { description: "CHECK does nothing", ...FLAG },
+      disableGC: { description: "GC does nothing", ...FLAG },
+      loadOnlyInlinedPlugins: { description: "no plugins from the folder named after the network", ...FLAG },
+      plugins: {
+        description: "the plugins, in the order in which they attach",
+        type: "array",
+        minItems: 1,
+        items: {
+          type: "object",
+          required: ["type"],
+          properties: {
+            type: {
+              description: "name of the plugin's file",
+              type: "string",
+              examples: inLists.map(({ name }) => name),
+            },
+          },
+          allOf: inLists.map((plugin) => ({
+            if: { properties: { type: { const: plugin.name } } },
+            then: pluginSchema(plugin, plugins, false),
+          })),
+        },
+      },
+    },
+  };
+}
+
+const FLAG: Schema = { anyOf: [{ type: "boolean" }, { enum: ["true", "false"] }] };
+
+/** Schema of one plugin's object; `alone` adds what a list would say. */
+export function pluginSchema(plugin: Plugin, plugins: readonly Plugin[], alone: boolean): Schema {
+  const { type, properties } = schemaOf(plugin.keys) as { type: string; properties: Readonly<Record<string, Schema>> };
+  const { ipam, runtimeConfig, prevResult: _, ...own } = properties;
+  const capabilities = Object.keys((runtimeConfig?.["properties"] ?? {}) as Schema);
+  const ipams = plugin.kind === "ipam" ? [plugin] : plugins.filter(({ kind }) => kind === "ipam");
+  const takesIpam = ipam !== undefined;
+  const offered = takesIpam ? [...capabilities, ...ipams.flatMap((one) => capabilitiesOf(one))] : capabilities;
+  return {
+    type,
+    ...(alone && plugin.kind !== "ipam" && { required: ["type"] }),
+    properties: {
+      ...(alone && {
+        cniVersion: { description: "version of the protocol", enum: plugin.versions },
+        name: { description: "name of the network", type: "string", pattern: NAME },
+      }),
+      ...(plugin.kind === "ipam" ? {} : { type: { description: plugin.about, const: plugin.name } }),
+      ...own,
+      ...(offered.length > 0 && {
+        capabilities: {
+          description: "what a runtime may hand over",
+          type: "object",
+          properties: Object.fromEntries([...new Set(offered)].map((name) => [name, { type: "boolean" }])),
+          additionalProperties: { type: "boolean" },
+        },
+      }),
+      ...(takesIpam && { ipam: ipamSchema(ipams, ipam) }),
+    },
+  };
+}
+
+function capabilitiesOf(plugin: Plugin): string[] {
+  const below = plugin.keys["runtimeConfig"]?.below;
+  return below && "keys" in below ? Object.keys(below.keys) : [];
+}
+
+function ipamSchema(ipams: readonly Plugin[], ipam: Schema): Schema {
+  return {
+    description: ipam["description"],
+    type: "object",
+    properties: {
+      type: {
+        description: "the plugin that gives out addresses",
+        type: "string",
+        examples: ipams.map(({ name }) => name),
+      },
+    },
+    allOf: ipams.map(({ name, keys }) => {
+      const { properties = {} } = (keys["ipam"]?.schema ?? {}) as { properties?: Schema };
+      return { if: { properties: { type: { const: name } } }, then: { properties } };
+    }),
+  };
+}

@@ -1,0 +1,765 @@
+/** `cnibox validate`: what is wrong with configurations, where, and what was probably meant. Changes nothing. */
+import { probeVersions, type Runtime } from "../cni/chain.ts";
+import { byBytes, extensionOf } from "../cni/conflist.ts";
+import { findPlugin } from "../cni/delegate.ts";
+import { toCniError } from "../cni/error.ts";
+import type { Keys } from "../cni/decode.ts";
+import type { Plugin } from "../cni/plugin.ts";
+import { isName } from "../cni/skel.ts";
+import { VERSIONS } from "../cni/types.ts";
+import { isKnownVersion, versionParts } from "../cni/version.ts";
+import { formatPrefix, type Prefix, prefixesOverlap } from "../net/cidr.ts";
+import { type CommandCall, nearest } from "./command.ts";
+import { checkKeys } from "./config_keys.ts";
+import { IPAM_RULES, type MemberView, NEEDS_OTHERS, RULES } from "./config_rules.ts";
+import { type Finding, Section, type Severity, shown, Source } from "./config_source.ts";
+import { type Node, valueOf } from "./jsonc.ts";
+import { watchedRuntime } from "./runtime.ts";
+import { fileError, type Folders, foldersOf, readText } from "./setup.ts";
+import { jsonText, painter, say } from "./terminal.ts";
+
+/** Exit statuses of `validate`. */
+const RESULT = { clean: 0, warnings: 1, errors: 2 } as const;
+
+/** `cnibox validate` */
+export async function validate(call: CommandCall): Promise<number> {
+  const folders = foldersOf(call);
+  const { runtime, close } = watchedRuntime(call, folders);
+  try {
+    const report = await examine(call.args.length > 0 ? call.args : [folders.conf], {
+      runtime,
+      folders,
+      names: call.invocation.names,
+    });
+    say(call.is("json") ? jsonText(report) : textOf(report));
+    const worst = report.findings.some(({ severity }) => severity === "error")
+      ? RESULT.errors
+      : report.findings.some(({ severity }) => severity === "warning")
+      ? RESULT.warnings
+      : RESULT.clean;
+    return worst;
+  } finally {
+    close();
+  }
+}
+
+/** What was found in some files. */
+export interface Report {
+  /** Files that were read, in the order in which a runtime sorts them. */
+  readonly files: readonly { readonly file: string; readonly network?: string; readonly plugins: readonly string[] }[];
+  readonly findings: readonly Finding[];
+  /** By folder, what a runtime takes there; "" when nothing. */
+  readonly picked: readonly {
+    readonly folder: string;
+    readonly file: string;
+    readonly network: string;
+    readonly usable: boolean;
+  }[];
+}
+
+interface Known {
+  readonly runtime: Runtime;
+  readonly folders: Folders;
+  /** Types of all plugins of this binary. */
+  readonly names: readonly string[];
+}
+
+/** What is known of one file after reading it. */
+interface Network {
+  readonly source: Source;
+  readonly file: string;
+  /** Undefined when the file holds no list that can be read. */
+  name?: string;
+  nameAt?: Node;
+  types: string[];
+  bridges: { readonly name: string; readonly node: Node }[];
+  subnets: MemberView["subnets"];
+}
+
+const READ = [".conflist", ".conf", ".json"];
+
+/** Looks at files and folders. Throws when one of the paths cannot be read. */
+export async function examine(paths: readonly string[], known: Known): Promise<Report> {
+  const networks: Network[] = [];
+  const extra: Finding[] = [];
+  const picked: { folder: string; file: string; network: string; usable: boolean }[] = [];
+  for (const path of paths) {
+    if (isFolder(path)) {
+      const folder = path.length > 1 ? path.replace(/\/+$/, "") : path;
+      const own = await folderNetworks(folder, known, extra);
+      acrossFiles(own);
+      picked.push(pickOf(folder, own));
+      networks.push(...own);
+    } else networks.push(await fileNetwork(path, known));
+  }
+  return {
+    files: networks.map(({ file, name, types }) => ({
+      file,
+      ...(name !== undefined && { network: name }),
+      plugins: types,
+    })),
+    findings: [...extra, ...networks.flatMap(({ source }) => source.findings)].sort(inOrder),
+    picked,
+  };
+}
+
+function isFolder(path: string): boolean {
+  try {
+    return path !== "-" && Deno.statSync(path).isDirectory;
+  } catch (error) {
+    throw fileError(path, error);
+  }
+}
+
+function inOrder(a: Finding, b: Finding): number {
+  return byBytes(a.file, b.file) || a.line - b.line || a.column - b.column;
+}
+
+async function folderNetworks(folder: string, known: Known, extra: Finding[]): Promise<Network[]> {
+  const networks: Network[] = [];
+  const entries = [...Deno.readDirSync(folder)].sort((a, b) => byBytes(a.name, b.name));
+  for (const { name, isDirectory } of entries) {
+    const file = `${folder}/${name}`;
+    if (isDirectory) continue;
+    if (READ.includes(extensionOf(name))) {
+      networks.push(await fileNetwork(file, known));
+      continue;
+    }
+    // Whoever left these behind may wonder why they do nothing, or be glad.
+    if (/\.(conflist|conf|json)\W?\w*$/.test(name)) {
+      extra.push({
+        file,
+        line: 0,
+        column: 0,
+        severity: "note",
+        rule: "not-read",
+        message: `not read by runtimes: the name does not end in ${READ.join(", ")}`,
+      });
+    }
+  }
+  return networks;
+}
+
+/** Looks at one file. */
+async function fileNetwork(file: string, known: Known): Promise<Network> {
+  let text = "";
+  const source = ((): Source => {
+    try {
+      text = readText(file);
+      return new Source(file, text);
+    } catch (error) {
+      const source = new Source(file, "");
+      source.error("unreadable", undefined, (error as Error).message.replace(`${file}: `, ""));
+      return source;
+    }
+  })();
+  const network: Network = { source, file, types: [], bridges: [], subnets: [] };
+  if (source.findings.length > 0) return network;
+  const root = source.parse();
+  if (!root) return network;
+  if (root.kind !== "object") {
+    source.error(
+      "json",
+      root,
+      `the file holds ${root.kind === "array" ? "a list" : `a ${root.kind}`}: a configuration is an object in braces`,
+    );
+    return network;
+  }
+  const section = new Section(source, root);
+  const isListFile = extensionOf(nameOf(file)) === ".conflist";
+  const hasPlugins = section.exactly("plugins") !== undefined;
+  if (isListFile && !hasPlugins && section.property("type")) {
+    source.error(
+      "file-kind",
+      section.at("type"),
+      "a single plugin's configuration in a .conflist file",
+      `put it into "plugins": [ … ], or rename the file to ${nameOf(file).replace(/\.conflist$/, ".conf")}`,
+    );
+    return network;
+  }
+  if (!isListFile && hasPlugins && file !== "-") {
+    source.error(
+      "file-kind",
+      section.at("plugins"),
+      `a list in a ${extensionOf(file)} file: runtimes say "error parsing configuration: missing 'type'"`,
+      `rename the file to ${nameOf(file).replace(/\.[^.]*$/, ".conflist")}`,
+    );
+  }
+  if (isListFile || hasPlugins) await list(section, network, known);
+  else await single(section, network, known);
+  return network;
+}
+
+const nameOf = (file: string) => file.slice(file.lastIndexOf("/") + 1);
+
+const LIST_KEYS = [
+  "cniVersion",
+  "cniVersions",
+  "name",
+  "disableCheck",
+  "disableGC",
+  "loadOnlyInlinedPlugins",
+  "plugins",
+];
+
+async function list(section: Section, network: Network, known: Known): Promise<void> {
+  const { source } = section;
+  const seen = new Set<string>();
+  for (const { key, at } of section.properties) {
+    if (seen.has(key)) source.warn("duplicate-key", at, `"${key}" stands here a second time`, "the last one counts");
+    seen.add(key);
+    if (LIST_KEYS.includes(key)) continue;
+    const meant = LIST_KEYS.find((one) => one.toLowerCase() === key.toLowerCase());
+    if (meant) source.error("key-case", at, `"${key}" is not read: here case counts`, `write "${meant}"`);
+    else {
+      const near = nearest(key, LIST_KEYS);
+      source.warn(
+        "unknown-key",
+        at,
+        `"${key}" means nothing to a list: it is passed over`,
+        near ? `did you mean "${near}"?` : 'keys of plugins belong into the elements of "plugins"',
+      );
+    }
+  }
+  checkName(section, network);
+  const version = checkVersion(section);
+  for (const key of ["disableCheck", "disableGC", "loadOnlyInlinedPlugins"]) checkFlag(section, key);
+  const property = section.exactly("plugins");
+  const folder = `${
+    network.file.includes("/") ? network.file.slice(0, network.file.lastIndexOf("/")) : "."
+  }/${network.name}`;
+  const siblings = section.get("loadOnlyInlinedPlugins") === true || network.name === undefined
+    ? []
+    : siblingsOf(folder);
+  if (property && property.value.kind !== "array") {
+    source.error(
+      "plugins",
+      property.value,
+      `"plugins" is ${shown(valueOf(property.value))}: a list in square brackets belongs here`,
+    );
+    return;
+  }
+  const nodes = property?.value.items ?? [];
+  if (!property && section.property("plugins")) return;
+  if (nodes.length === 0 && (property || siblings.length === 0)) {
+    source.error("plugins", property ?? section.node, "no plugins in list", `add "plugins": [{"type": "…"}]`);
+    return;
+  }
+  const members: Section[] = [];
+  nodes.forEach((node, index) => {
+    if (node.kind === "object") members.push(new Section(source, node));
+    else {source.error(
+        "plugins",
+        node,
+        `"plugins.${index}" is ${shown(valueOf(node))}: an object in braces belongs here`,
+      );}
+  });
+  for (const file of siblings) {
+    const inner = new Source(file, readText(file));
+    const root = inner.parse();
+    if (root?.kind === "object") members.push(new Section(inner, root));
+    else if (root) inner.error("json", root, "a configuration is an object in braces");
+    if (root?.kind !== "object") source.include(inner);
+  }
+  await checkMembers(members, network, { known, version });
+  for (const { source: inner } of members) if (inner !== source) source.include(inner);
+}
+
+function siblingsOf(folder: string): string[] {
+  try {
+    return [...Deno.readDirSync(folder)].filter(({ name, isDirectory }) =>
+      !isDirectory && extensionOf(name) === ".conf"
+    )
+      .map(({ name }) => `${folder}/${name}`).sort(byBytes);
+  } catch {
+    return [];
+  }
+}
+
+async function single(section: Section, network: Network, known: Known): Promise<void> {
+  checkName(section, network);
+  const version = checkVersion(section);
+  for (const key of ["disableCheck", "disableGC", "loadOnlyInlinedPlugins", "cniVersions"]) {
+    if (section.get(key) !== undefined) {
+      section.source.warn(
+        "no-effect",
+        section.at(key),
+        `"${key}" has no effect in a single configuration`,
+        "make it a .conflist",
+      );
+    }
+  }
+  await checkMembers([section], network, { known, version });
+}
+
+function checkName(section: Section, network: Network): void {
+  const { source } = section;
+  const property = section.property("name");
+  if (!property || property.value.kind === "null") {
+    source.error("name", section.node, 'the network has no "name"', '"name": "mynet"');
+    return;
+  }
+  const name = valueOf(property.value);
+  if (typeof name !== "string") source.error("name", property.value, `"name" is ${shown(name)}: write a string`);
+  else if (name === "") source.error("name", property.value, '"name" is empty');
+  else if (!isName(name)) {
+    source.error(
+      "name",
+      property.value,
+      `"name" is ${shown(name)}: letters, digits, "_", "." and "-" are allowed, the first a letter or digit`,
+    );
+  } else {
+    network.name = name;
+    network.nameAt = property.value;
+  }
+}
+
+/** Checks `cniVersion` and `cniVersions`; returns the version that is spoken. */
+function checkVersion(section: Section): string {
+  const { source } = section;
+  const property = section.property("cniVersion");
+  const several = section.property("cniVersions");
+  const candidates: string[] = [];
+  for (const node of several?.value.items ?? []) {
+    const value = valueOf(node);
+    if (typeof value !== "string") source.error("version", node, `"cniVersions" holds ${shown(value)}: write strings`);
+    else if (!isVersionText(value)) source.error("version", node, `"${value}" is no version`, 'such as "1.0.0"');
+    else if (isKnownVersion(value)) candidates.push(value);
+  }
+  if (several && several.value.kind !== "array") {
+    source.error("version", several.value, '"cniVersions" is a list of strings');
+  }
+  const value = property && valueOf(property.value);
+  if (property === undefined) {
+    if (candidates.length === 0) {
+      source.warn("version", section.node, 'there is no "cniVersion": that means 0.1.0', 'add "cniVersion": "1.0.0"');
+    }
+  } else if (typeof value !== "string") {
+    source.error("version", property.value, `"cniVersion" is ${shown(value)}: write a string such as "1.0.0"`);
+  } else if (value !== "" && !isKnownVersion(value)) {
+    source.error(
+      "version",
+      property.value,
+      `"cniVersion" is "${value}", which no plugin speaks`,
+      `there are ${VERSIONS.join(", ")}`,
+    );
+  } else candidates.push(value);
+  return candidates.sort((a, b) => VERSIONS.indexOf(a as never) - VERSIONS.indexOf(b as never)).at(-1) ?? "";
+}
+
+function isVersionText(text: string): boolean {
+  try {
+    versionParts(text);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function checkFlag(section: Section, key: string): void {
+  const property = section.exactly(key);
+  if (!property) return;
+  const value = valueOf(property.value);
+  if (typeof value === "boolean" || (typeof value === "string" && /^(true|false)$/i.test(value))) return;
+  section.source.error("value", property.value, `"${key}" is ${shown(value)}: write true or false`);
+}
+
+interface Around {
+  readonly known: Known;
+  readonly version: string;
+}
+
+async function checkMembers(members: readonly Section[], network: Network, { known, version }: Around): Promise<void> {
+  const types = members.map((member) => member.text("type") ?? "");
+  network.types = types.filter((type) => type !== "");
+  for (const [index, member] of members.entries()) {
+    const type = types[index] ?? "";
+    const capabilities = declared(member);
+    const view: MemberView = { member, type, index, types, members, version, capabilities, subnets: network.subnets };
+    const bridge = type === "bridge" ? member.property("bridge")?.value : undefined;
+    if (bridge && typeof bridge.value === "string") network.bridges.push({ name: bridge.value, node: bridge });
+    await checkMember(view, known);
+  }
+}
+
+function declared(member: Section): string[] {
+  const property = member.property("capabilities");
+  if (!property || property.value.kind === "null") return [];
+  if (property.value.kind !== "object") {
+    member.source.error("value", property.value, '"capabilities" is an object such as {"portMappings": true}');
+    return [];
+  }
+  return (property.value.properties ?? []).flatMap(({ key, value }) => {
+    if (value.kind !== "boolean" && value.kind !== "null") {
+      member.source.error("value", value, `"capabilities.${key}" is ${shown(valueOf(value))}: write true or false`);
+    }
+    return value.value === true ? [key] : [];
+  });
+}
+
+async function checkMember(view: MemberView, known: Known): Promise<void> {
+  const { member, type, index, types, version } = view;
+  const { source } = member;
+  const property = member.property("type");
+  if (!property || type === "") {
+    const value = property && valueOf(property.value);
+    source.error(
+      "type",
+      property?.value ?? member.node,
+      value === undefined || value === "" || value === null
+        ? 'plugin without "type"'
+        : `"type" is ${shown(value)}: write a string`,
+      `one of ${known.names.join(", ")}`,
+    );
+    return;
+  }
+  if (type.includes("/") || type === "." || type === "..") {
+    source.error("type", property.value, `"type" is ${shown(type)}: a plain file name, without a slash`);
+    return;
+  }
+  const plugin = await pluginOf(type, property.value, view, known);
+  if (plugin?.kind === "ipam") {
+    source.error(
+      "type",
+      property.value,
+      `${type} gives out addresses: it is no plugin of a list`,
+      `write "ipam": {"type": "${type}", …} in a plugin such as bridge`,
+    );
+    return;
+  }
+  if (plugin && index === 0 && NEEDS_OTHERS.includes(type) && !(type === "tuning" && types.length === 1)) {
+    source.error(
+      "order",
+      property.value,
+      `${type} comes first: it changes what another plugin has made`,
+      "put it behind a plugin such as bridge",
+    );
+  }
+  if (plugin && index > 0 && plugin.kind === "main" && type !== "loopback" && types.slice(0, index).includes(type)) {
+    source.warn("order", property.value, `${type} is there twice: both make the same interface`);
+  }
+  const ipam = await ipamOf(view, known);
+  if (plugin) {
+    checkKeys(member, plugin.keys, {
+      of: type,
+      elsewhere: ipam ? [['in "ipam"', ipamKeys(ipam.plugin)]] : [],
+      besides: ["disableCheck", "disableGC", "loadOnlyInlinedPlugins", "cniVersions"],
+    });
+    checkCapabilities(view, plugin, ipam?.plugin);
+    if (version !== "" && !plugin.versions.includes(version) && isKnownVersion(version)) {
+      source.error(
+        "version",
+        property.value,
+        `${type} does not speak version ${version}`,
+        `it speaks ${plugin.versions.join(", ")}`,
+      );
+    }
+  }
+  if (ipam) {
+    const keys = ipam.plugin.keys["ipam"]?.below;
+    const above = plugin ? Object.keys(plugin.keys) : [];
+    if (!plugin && keys && "keys" in keys) {
+      checkKeys(ipam.section, keys.keys, {
+        of: ipam.plugin.name,
+        elsewhere: [["one level up", above]],
+        besides: ["type"],
+      });
+    } else if (keys && "keys" in keys) {
+      checkKeys(ipam.section, keys.keys, {
+        of: ipam.plugin.name,
+        elsewhere: [[`one level up, in ${type}`, above]],
+        besides: ["type"],
+      });
+    }
+    IPAM_RULES[ipam.plugin.name]?.(view, ipam.section);
+  }
+  RULES[type]?.(view);
+}
+
+/** Keys of an IPAM plugin's own section. */
+function ipamKeys(plugin: Plugin): string[] {
+  const below = plugin.keys["ipam"]?.below;
+  return below && "keys" in below ? Object.keys(below.keys as Keys) : [];
+}
+
+/** The plugin of a type, when it is ours; says when it cannot be found or does not fit. */
+async function pluginOf(
+  type: string,
+  node: Node,
+  { member, version }: MemberView,
+  known: Known,
+): Promise<Plugin | undefined> {
+  const own = await known.runtime.registry(type);
+  const { path, pathGiven } = known.folders;
+  let file = "";
+  try {
+    file = findPlugin(type, path);
+  } catch {
+    // Below.
+  }
+  const where = path.join(":");
+  if (file === "" && !(own && !pathGiven && !exists(path[0] ?? ""))) {
+    const near = own ? undefined : nearest(type, [...known.names, ...installed(path)]);
+    const hint = near
+      ? `did you mean "${near}"?`
+      : own
+      ? "cnibox install puts it there"
+      : "install it, or name its folder with CNI_PATH";
+    if (own) member.source.warn("not-installed", node, `plugin "${type}" is not in ${where}`, hint);
+    else member.source.error("not-installed", node, `there is no plugin "${type}" in ${where}`, hint);
+  } else if (!own && file !== "") await checkForeign(type, node, { member, version, known });
+  return own;
+}
+
+function exists(path: string): boolean {
+  try {
+    Deno.statSync(path);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function installed(path: readonly string[]): string[] {
+  return path.flatMap((folder) => {
+    try {
+      return [...Deno.readDirSync(folder)].map(({ name }) => name);
+    } catch {
+      return [];
+    }
+  });
+}
+
+async function checkForeign(
+  type: string,
+  node: Node,
+  { member, version, known }: { member: Section; version: string; known: Known },
+): Promise<void> {
+  try {
+    const versions = await probeVersions(type, { ...known.runtime, limitMs: known.runtime.limitMs ?? 3_000 });
+    const wanted = version || "0.1.0";
+    if (!versions.includes(wanted)) {
+      member.source.error(
+        "version",
+        node,
+        `${type} does not speak version ${wanted}`,
+        `it speaks ${versions.join(", ")}`,
+      );
+    }
+  } catch (error) {
+    member.source.warn("version", node, `${type} does not say which versions it speaks: ${toCniError(error).msg}`);
+  }
+}
+
+/** The `ipam` section, when its plugin is ours. */
+async function ipamOf(view: MemberView, known: Known): Promise<{ section: Section; plugin: Plugin } | undefined> {
+  const { member } = view;
+  const property = member.property("ipam");
+  if (!property || property.value.kind === "null") return undefined;
+  if (property.value.kind !== "object") {
+    member.source.error(
+      "value",
+      property.value,
+      `"ipam" is ${shown(valueOf(property.value))}: an object in braces belongs here`,
+      '"ipam": {"type": "host-local", …}',
+    );
+    return undefined;
+  }
+  const section = new Section(member.source, property.value);
+  const node = section.property("type")?.value;
+  const type = node && valueOf(node);
+  if (node === undefined || type === "" || type === null) {
+    if (section.properties.length > 0) {
+      member.source.error(
+        "type",
+        node ?? property,
+        '"ipam" without "type": nobody gives addresses',
+        '"type": "host-local"',
+      );
+    }
+    return undefined;
+  }
+  if (typeof type !== "string") {
+    member.source.error("type", node, `"ipam.type" is ${shown(type)}: write a string`);
+    return undefined;
+  }
+  if (type.includes("/")) {
+    member.source.error("type", node, `"ipam.type" is ${shown(type)}: a plain file name, without a slash`);
+    return undefined;
+  }
+  const plugin = await pluginOf(type, node, view, known);
+  if (!plugin) return undefined;
+  if (plugin.kind !== "ipam") {
+    const names = await Promise.all(
+      known.names.map(async (name) => (await known.runtime.registry(name))?.kind === "ipam" ? name : ""),
+    );
+    member.source.error(
+      "type",
+      node,
+      `${type} gives out no addresses`,
+      `one of ${names.filter((name) => name !== "").join(", ")}`,
+    );
+    return undefined;
+  }
+  return { section, plugin };
+}
+
+const CAPABILITIES = [
+  ...[
+    "portMappings",
+    "ipRanges",
+    "bandwidth",
+    "dns",
+    "ips",
+    "mac",
+    "infinibandGUID",
+    "deviceID",
+    "aliases",
+    "cgroupPath",
+  ],
+  "io.kubernetes.cri.pod-annotations",
+];
+
+/** Capabilities that a plugin reads: the keys of its `runtimeConfig`. */
+function capabilitiesOf(plugin: Plugin): string[] {
+  const below = plugin.keys["runtimeConfig"]?.below;
+  return below && "keys" in below ? Object.keys(below.keys) : [];
+}
+
+function checkCapabilities(
+  { member, type, capabilities, types, members }: MemberView,
+  plugin: Plugin,
+  ipam: Plugin | undefined,
+): void {
+  const { source } = member;
+  const section = member.section("capabilities");
+  const read = [...capabilitiesOf(plugin), ...(ipam ? capabilitiesOf(ipam) : [])];
+  for (const property of section?.properties ?? []) {
+    const { key, value } = property;
+    if (value.value !== true || read.includes(key)) continue;
+    const near = nearest(key, [...read, ...CAPABILITIES]);
+    const known = CAPABILITIES.includes(key);
+    const better = members.findIndex((_, at) => types[at] !== type && (OWNERS[key] ?? []).includes(types[at] ?? ""));
+    const hint = !known && near
+      ? `did you mean "${near}"?`
+      : better >= 0
+      ? `it belongs to ${types[better]}`
+      : read.length > 0
+      ? `it reads ${read.join(", ")}`
+      : undefined;
+    source.warn("capability", property, `${type} does not read the capability "${key}"`, hint);
+  }
+  const own: Readonly<Record<string, string>> = { portmap: "portMappings" };
+  const needed = own[type];
+  if (needed !== undefined && !capabilities.includes(needed)) {
+    source.warn(
+      "capability",
+      section?.node ?? member.node,
+      `${type} never hears of ports: it does not declare "${needed}"`,
+      `add "capabilities": {"${needed}": true}`,
+    );
+  }
+}
+
+/** Whose a capability usually is. */
+const OWNERS: Readonly<Record<string, readonly string[]>> = {
+  portMappings: ["portmap"],
+  bandwidth: ["bandwidth"],
+  deviceID: ["host-device"],
+};
+
+/** What only shows when several files are seen together. */
+function acrossFiles(networks: readonly Network[]): void {
+  const at = (source: Source, node: Node) => new Section(source, node);
+  networks.forEach((one, index) => {
+    for (const other of networks.slice(0, index)) {
+      if (one.name !== undefined && one.name === other.name && one.nameAt) {
+        const listFirst = (file: string) => file.endsWith(".conflist") ? 0 : 1;
+        const [used, unused] = listFirst(other.file) <= listFirst(one.file) ? [other, one] : [one, other];
+        unused.source.error(
+          "duplicate-network",
+          unused.nameAt,
+          `network "${one.name}" is in ${nameOf(used.file)} too`,
+          "the one found there is used, this one never",
+        );
+        continue;
+      }
+      for (const subnet of one.subnets) {
+        const clash = other.subnets.find(({ prefix }) => prefixesOverlap(prefix, subnet.prefix));
+        if (!clash) continue;
+        at(one.source, subnet.place).source.warn(
+          "overlap",
+          subnet.place,
+          `${formatPrefix(subnet.prefix)} overlaps ${formatPrefix(clash.prefix)} of network "${other.name}" in ${
+            nameOf(other.file)
+          }`,
+          "addresses may be given out twice: choose another subnet",
+        );
+      }
+      for (const bridge of one.bridges) {
+        if (
+          !other.bridges.some(({ name }) => name === bridge.name) || one.subnets.length === 0 || sameSubnets(one, other)
+        ) continue;
+        one.source.warn(
+          "shared-bridge",
+          bridge.node,
+          `bridge "${bridge.name}" is that of network "${other.name}" in ${
+            nameOf(other.file)
+          } too, with another subnet`,
+          "give each network a bridge of its own",
+        );
+      }
+    }
+  });
+}
+
+function sameSubnets(one: Network, other: Network): boolean {
+  const texts = (subnets: readonly { prefix: Prefix }[]) =>
+    subnets.map(({ prefix }) => formatPrefix(prefix)).sort().join(" ");
+  return texts(one.subnets) === texts(other.subnets);
+}
+
+/** The file that a runtime takes: containerd and CRI-O sort all names together, the first one counts. */
+function pickOf(folder: string, networks: readonly Network[]): Report["picked"][number] {
+  const [first] = networks;
+  const usable = first !== undefined &&
+    !first.source.findings.some(({ severity, rule }) =>
+      severity === "error" && rule !== "duplicate-network" && rule !== "not-installed"
+    );
+  return { folder, file: first?.file ?? "", network: first?.name ?? "", usable };
+}
+
+function textOf({ files, findings, picked }: Report): string {
+  const paint = painter();
+  const colours: Readonly<Record<Severity, "red" | "yellow" | "cyan">> = {
+    error: "red",
+    warning: "yellow",
+    note: "cyan",
+  };
+  const lines = findings.map(({ file, line, column, severity, message, hint }) => {
+    const where = line === 0 ? file : `${file}:${line}:${column}`;
+    return `${paint("bold", where)}: ${paint(colours[severity], severity)}: ${message}${
+      hint ? `\n    ${paint("dim", hint)}` : ""
+    }`;
+  });
+  const count = (severity: Severity) => findings.filter((one) => one.severity === severity).length;
+  const plural = (number: number, word: string) => `${number} ${word}${number === 1 ? "" : "s"}`;
+  if (lines.length > 0) lines.push("");
+  for (const { folder, file, network, usable } of picked) {
+    lines.push(
+      file === ""
+        ? `${folder}: no configuration: runtimes say "cni config uninitialized"`
+        : usable
+        ? `${folder}: runtimes take ${
+          file.slice(folder.length + 1)
+        }, network "${network}", for containers that name no other`
+        : `${folder}: runtimes take ${file.slice(folder.length + 1)} first, and fail with it`,
+    );
+  }
+  const [errors, warnings] = [count("error"), count("warning")];
+  const verdict = errors + warnings === 0
+    ? paint("green", "nothing wrong")
+    : `${plural(errors, "error")}, ${plural(warnings, "warning")}`;
+  lines.push(`${plural(files.length, "file")}: ${verdict}`);
+  return `${lines.join("\n")}\n`;
+}
