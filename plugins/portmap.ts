@@ -11,6 +11,7 @@ import {
   additionText,
   checkHostPorts,
   collectHostPorts,
+  dnatTarget,
   type HostPorts,
   moveHostPortsFirst,
   type PortMapping,
@@ -67,7 +68,7 @@ import type { Call, ContainerCall, NetworkCall, Plugin } from "../lib/cni/plugin
 import { prevResult, prevResultLeniently } from "../lib/cni/prev_result.ts";
 import { type Result, since } from "../lib/cni/types.ts";
 import { type Link } from "../lib/kernel/ip.ts";
-import { iptablesTool, iptablesUsable, MAX_LINE, TableError } from "../lib/kernel/iptables.ts";
+import { iptablesTool, iptablesUsable, MAX_LINE, savedTable, TableError } from "../lib/kernel/iptables.ts";
 import { nftUsable } from "../lib/kernel/nft.ts";
 import { apply, type Step, step } from "../lib/kernel/plan.ts";
 import { toolPath } from "../lib/kernel/run.ts";
@@ -295,6 +296,16 @@ async function publish(call: ContainerCall, publication: Publication): Promise<v
   const four = targets.find((target) => target.address.family === 4);
   const localhost = four !== undefined && usesLocalhost(ports);
   const state: State = { used: new Map(), guarded: true };
+  let switched = "";
+  // First, so that it comes last: by then the rules are gone.
+  if (localhost) {
+    call.undo(async () => {
+      const by = state.used.get(4) ?? backend;
+      // Another container may have found it on meanwhile.
+      if (switched !== "" && !(await publishedThrough(call, switched, by))) switchLocalnetOff(switched);
+      await resetWhenUnused(call, by);
+    });
+  }
   const route = step("host", "ip", `route get ${four ? formatAddress(four.address) : ""}`, {
     read: true,
     // Without a way to the container there is no link to let it out through.
@@ -315,7 +326,9 @@ async function publish(call: ContainerCall, publication: Publication): Promise<v
     ),
     ...targets.map((target) => () => flushForAdd(call, ports, target)),
     async () => {
-      if (dev !== undefined && state.guarded) await letLocalhostOut(call, dev, state.used.get(4) ?? backend);
+      if (dev === undefined || !state.guarded || dev === "lo" || isLocalnetOn(dev)) return;
+      switched = dev;
+      await letLocalhostOut(call, dev, state.used.get(4) ?? backend);
     },
   ]);
   tellListeners(call, publication.conf, sockets);
@@ -381,13 +394,14 @@ async function publishOne(call: ContainerCall, part: Part): Promise<void> {
   if (backend === "iptables") {
     try {
       state.used.set(family, "iptables");
+      // Before: a tool that was killed may have done its work.
+      call.undo(() => removeHostPorts(call, ports, family));
       await addHostPorts(
         call,
         ports,
         target,
         guarded ? { check: GUARD_CHECK, ensure: () => guard("iptables") } : undefined,
       );
-      call.undo(() => removeHostPorts(call, ports, family));
       return;
     } catch (error) {
       if (!(error instanceof TableError)) throw error;
@@ -402,8 +416,8 @@ async function publishOne(call: ContainerCall, part: Part): Promise<void> {
   }
   state.used.set(family, "nftables");
   try {
-    await addNftHostPorts(call, ports, target);
     call.undo(() => removeNftHostPorts(call, ports.owner.containerId, { family, targets: [target] }));
+    await addNftHostPorts(call, ports, target);
     if (guarded) await guard("nftables");
   } catch (error) {
     throw ruleError(error, "unable to set up nftables rules for port mappings");
@@ -478,11 +492,11 @@ function tellListeners(call: Call, conf: Config, sockets: readonly Listener[]): 
 
 /** Lets this host's 127.0.0.1 out through the link that leads to the container. */
 async function letLocalhostOut(call: ContainerCall, dev: string, backend: Backend): Promise<void> {
-  if (dev === "lo" || isLocalnetOn(dev)) return;
   try {
+    const remember = !(await isVeth(call, dev));
     await switchLocalnetOn(call.host, dev, {
       backend,
-      remember: !(await isVeth(call, dev)),
+      remember,
       ...(call.explain && { write: writerOf(call) }),
     });
   } catch (error) {
@@ -492,11 +506,23 @@ async function letLocalhostOut(call: ContainerCall, dev: string, backend: Backen
       `net.ipv4.conf.${dev}.route_localnet; "snat": false does without`,
     );
   }
-  call.undo(() => switchLocalnetOff(dev));
+}
+
+/** Does a published port lead to a container behind this link? */
+async function publishedThrough(call: Call, dev: string, backend: Backend): Promise<boolean> {
+  const addresses = backend === "nftables"
+    ? (await nftPorts(call, 4)).map(({ address }) => address)
+    : [...(await savedTable(call.host, 4, "nat"))?.chains.values() ?? []].flat().flatMap(({ text }) =>
+      dnatTarget(text)?.address ?? []
+    );
+  const input = [...new Set(addresses)].map((address) => `route get ${address}\n`);
+  if (input.length === 0) return false;
+  const { stdout } = await call.host({ argv: ["ip", "-j", "-force", "-batch", "-"], input });
+  return stdout.includes(`"dev":${JSON.stringify(dev)}`);
 }
 
 /** Writes a setting, or says that it would be written. */
-function writerOf({ explain }: ContainerCall): typeof writeSysctl {
+function writerOf({ explain }: Call): typeof writeSysctl {
   if (!explain) return writeSysctl;
   return (key, value) => {
     const why = value === "1"
@@ -565,17 +591,31 @@ async function unpublish(call: ContainerCall, { ports, targets, families }: With
   let found = 0;
   await all(families.map((family) => async () => {
     const removed = await removeHostPorts(call, ports, family);
-    if (!removed.found) return;
-    found++;
-    const anyLeft = async () => (await listEntries(call, 4)).length > 0;
+    if (removed.found) found++;
     await all([
-      () => flushForDel(call, ports, { family, addresses: addressesOf(targets, family, removed.addresses) }),
-      async () => {
-        if (family === 4 && !(await anyLeft())) await resetLocalnet(call.host, "iptables", anyLeft, writerOf(call));
-      },
+      ...(removed.found
+        ? [() => flushForDel(call, ports, { family, addresses: addressesOf(targets, family, removed.addresses) })]
+        : []),
+      // Also without rules: the DEL that removed them may have been killed before this.
+      ...(family === 4 ? [() => resetWhenUnused(call, "iptables")] : []),
     ]);
   }));
   return found === families.length;
+}
+
+/** Switches route_localnet back where this plugin switched it on, when no container has a port of this host any more. */
+async function resetWhenUnused(call: Call, backend: LocalnetBackend): Promise<void> {
+  const anyLeft = backend === "iptables"
+    ? async () => (await listEntries(call, 4)).length > 0
+    : async () => (await nftPorts(call, 4)).length > 0;
+  try {
+    if (!(await anyLeft())) await resetLocalnet(call.host, backend, anyLeft, writerOf(call));
+  } catch (error) {
+    // A backend that does not work here has switched nothing on.
+    if (error instanceof TableError && (error.refusal === "missing" || error.refusal === "unusable")) return;
+    if (backend === "nftables" && !(await nftUsable(call.host))) return;
+    throw error;
+  }
 }
 
 function addressesOf(targets: readonly Prefix[], family: Family, read: readonly string[]): string[] {
@@ -592,14 +632,12 @@ async function unpublishNft(call: ContainerCall, { ports, targets, families }: W
       family,
       targets: own.length > 0 ? own : undefined,
     });
-    if (!removed.found) return;
-    found++;
-    const anyLeft = async () => (await nftPorts(call, 4)).length > 0;
+    if (removed.found) found++;
     await all([
-      () => flushForDel(call, ports, { family, addresses: addressesOf(targets, family, removed.addresses) }),
-      async () => {
-        if (family === 4 && removed.empty) await resetLocalnet(call.host, "nftables", anyLeft, writerOf(call));
-      },
+      ...(removed.found
+        ? [() => flushForDel(call, ports, { family, addresses: addressesOf(targets, family, removed.addresses) })]
+        : []),
+      ...(family === 4 && removed.empty ? [() => resetWhenUnused(call, "nftables")] : []),
     ]);
   }));
   return found === families.length;
@@ -668,6 +706,16 @@ async function gc(call: NetworkCall): Promise<void> {
       }
     }),
     () => collectNft(call, valid),
+  ], [
+    ...(toolPath("nft") === "" ? ["iptables" as const] : ["iptables" as const, "nftables" as const]).map(
+      (backend) => async () => {
+        try {
+          await resetWhenUnused(call, backend);
+        } catch (error) {
+          throw ruleError(error);
+        }
+      },
+    ),
   ]);
 }
 

@@ -2,7 +2,7 @@
  * What every plugin call goes through: environment and standard input become a call, the plugin does its work, one JSON
  * document goes to standard output. The order of checks, the codes and the texts are those of the reference library.
  */
-import { inNetns, isAbsent, readable, type Run, type RunHooks, systemRun } from "../kernel/run.ts";
+import { collectScratch, inNetns, isAbsent, readable, type Run, type RunHooks, systemRun } from "../kernel/run.ts";
 import { netnsState } from "../kernel/netns.ts";
 import type { Explainer } from "../kernel/plan.ts";
 import { isObject, lookup } from "./decode.ts";
@@ -229,6 +229,7 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
       }, version),
   };
   if (verb === "GC") {
+    collectScratch();
     await plugin.gc({ ...base, valid: validAttachments(config) });
     return {};
   }
@@ -276,6 +277,7 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
   }
   try {
     const result = await plugin.add(call);
+    if (interruption?.requested) throw interrupted(interruption);
     return { result, printable: convertResult(result, version) };
   } catch (error) {
     if (interruption) interruption.undoing = true;
@@ -310,25 +312,18 @@ function explaining(run: Run, explain: Explainer | undefined): Run {
 /** Child processes do not start any more once SIGTERM came, except those that take things back. */
 function guarded(request: Request): RunHooks {
   const { interruption, hooks = {} } = request;
-  const stop = () => {
-    if (interruption?.requested && !interruption.undoing) {
-      throw new CniError(
-        code.tryAgain,
-        `interrupted by ${interruption.requested}`,
-        "what this call had done was undone",
-      );
-    }
-  };
   return {
+    ...hooks,
+    // Not after it: whoever started a command has to learn how it ended, for what it did is to be undone.
     before: (command) => {
-      stop();
+      if (interruption?.requested && !interruption.undoing) throw interrupted(interruption);
       hooks.before?.(command);
     },
-    after: (command, output, ms) => {
-      hooks.after?.(command, output, ms);
-      stop();
-    },
   };
+}
+
+function interrupted({ requested }: Interruption): CniError {
+  return new CniError(code.tryAgain, `interrupted by ${requested}`, "what this call had done was undone");
 }
 
 function validAttachments(config: JsonObject): Attachment[] | undefined {

@@ -53,7 +53,7 @@ export interface StoreOptions extends LockOptions {
 /** On a file system that a reboot empties, and outside every lease folder: the reference reads those with all that is below. */
 export const INDEX_FOLDER = "/run/cnibox/host-local";
 
-/** What a lease is called before it is linked to its address, while the lock is held. A killed call may leave it. */
+/** What a lease is called before it is linked to its address, while the lock is held. A killed call may leave it; the next one removes it. */
 const DRAFT = ".cnibox-lease";
 
 /**
@@ -70,6 +70,8 @@ export async function withStore<T>(
   if (lock === undefined) return undefined;
   let store: Store | undefined;
   try {
+    // What a killed ADD left. ADD itself writes over it.
+    if (!options.create) tryRemove(`${folder}/${DRAFT}`);
     store = new Store(folder, options);
     return await work(store);
   } finally {

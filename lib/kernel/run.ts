@@ -145,6 +145,8 @@ async function start(command: Command): Promise<Output> {
  * first of them costs more (5 ms) than starting a tool and reading two small files.
  */
 const SCRATCH = "/run/cnibox/io";
+/** Several PID namespaces may share one /run: a process ID alone is no name. */
+const scratchName = `${Deno.pid}-${Math.random().toString(36).slice(2, 10)}`;
 let scratchCount = 0;
 
 interface ScratchFiles {
@@ -156,7 +158,7 @@ interface ScratchFiles {
 /** Files for one command; undefined where there can be none, for users other than root. */
 function scratchFiles(input: string): ScratchFiles | undefined {
   if (Deno.uid() !== 0) return undefined;
-  const base = `${SCRATCH}/${Deno.pid}-${scratchCount++}`;
+  const base = `${SCRATCH}/${scratchName}-${scratchCount++}`;
   const files = { in: input === "" ? "/dev/null" : `${base}.in`, out: `${base}.out`, err: `${base}.err` };
   try {
     if (input !== "") writeScratch(files.in, input);
@@ -227,6 +229,26 @@ async function throughFiles(
   } finally {
     for (const path of Object.values(files)) if (path !== "/dev/null") removeScratch(path);
   }
+}
+
+/**
+ * Removes the files of commands that nobody waits for any more: their process was killed. Only what is older than any command may
+ * be. Returns how many there were.
+ */
+export function collectScratch(): number {
+  const latest = Date.now() - 2 * Math.max(toolLimit(), 10 * 60_000);
+  let count = 0;
+  try {
+    for (const { name } of Deno.readDirSync(SCRATCH)) {
+      const path = `${SCRATCH}/${name}`;
+      if ((Deno.lstatSync(path).mtime?.getTime() ?? latest) >= latest) continue;
+      removeScratch(path);
+      count++;
+    }
+  } catch {
+    // No such folder, or another process is collecting.
+  }
+  return count;
 }
 
 function exists(path: string): boolean {
