@@ -32,6 +32,13 @@ const CONF: Flag = {
   about: "read the network from this file instead (list or single configuration, comments allowed, - is stdin)",
 };
 const PLACES = [CONF_DIR, CACHE_DIR, CNI_PATH, ROOT];
+const DATA_DIR: Flag = {
+  name: "data-dir",
+  value: "DIR",
+  kind: "folder",
+  about: "folder of host-local's leases where the configuration names none; default /var/lib/cni/networks",
+};
+const LEASE_PLACES = [CONF_DIR, CACHE_DIR, DATA_DIR, ROOT];
 const IFNAME: Flag = {
   name: "ifname",
   value: "NAME",
@@ -259,6 +266,76 @@ export const COMMANDS: readonly Command[] = [
     ],
     load: () => import("./schema.ts"),
     entry: "schema",
+  },
+  {
+    name: "ipam",
+    group: "show",
+    summary: "how full the address ranges of this node are",
+    about: [
+      "Ranges of host-local, with what is taken and free. Leases, cached attachments and the kernel are looked at together; nothing is changed.",
+    ],
+    positional: [{ name: "NETWORK", about: "only this network", optional: true, kind: "network" }],
+    flags: [JSON_FLAG, ...LEASE_PLACES],
+    examples: [["all networks", "cnibox ipam"]],
+    load: () => import("./ipam.ts"),
+    entry: "usage",
+  },
+  {
+    name: "ipam list",
+    group: "show",
+    summary: "every address that is taken, by whom, since when, and whether the owner lives",
+    positional: [{ name: "NETWORK", about: "only this network", optional: true, kind: "network" }],
+    flags: [JSON_FLAG, ...LEASE_PLACES],
+    examples: [["one network", "cnibox ipam list pods"]],
+    load: () => import("./ipam.ts"),
+    entry: "list",
+  },
+  {
+    name: "ipam find",
+    group: "show",
+    summary: "who holds an address, or which addresses a container holds",
+    positional: [{ name: "WHAT", about: "an address, or a container ID or its beginning", kind: "container" }],
+    flags: [JSON_FLAG, ...LEASE_PLACES],
+    examples: [["whose address is it", "cnibox ipam find 10.85.0.7"]],
+    load: () => import("./ipam.ts"),
+    entry: "find",
+  },
+  {
+    name: "ipam check",
+    group: "show",
+    summary: "addresses whose owner is gone, owners whose address is not recorded, duplicates, odd files",
+    positional: [{ name: "NETWORK", about: "only this network", optional: true, kind: "network" }],
+    flags: [JSON_FLAG, ...LEASE_PLACES],
+    examples: [["is anything wrong", "cnibox ipam check || cnibox ipam repair --dry-run"]],
+    load: () => import("./ipam.ts"),
+    entry: "check",
+  },
+  {
+    name: "ipam free",
+    group: "repair",
+    summary: "give addresses back by hand",
+    positional: [{ name: "ADDRESS", about: "the address", many: true }],
+    flags: [
+      { name: "network", value: "NAME", kind: "network", about: "where, when several networks have the address" },
+      { name: "force", about: "also when it is in use" },
+      ...LEASE_PLACES,
+    ],
+    examples: [["an address that nobody uses", "cnibox ipam free 10.85.0.7"]],
+    load: () => import("./ipam.ts"),
+    entry: "free",
+  },
+  {
+    name: "ipam repair",
+    group: "repair",
+    summary: "give back what belongs to nobody, record what is used",
+    about: [
+      "Gives back addresses whose container is provably gone and empty files, and writes down addresses that living containers use and no file names. Takes the plugins' lock. What was removed is kept in /var/lib/cnibox/removed-leases. What cannot be proved is left alone.",
+    ],
+    positional: [{ name: "NETWORK", about: "only this network", optional: true, kind: "network" }],
+    flags: [{ name: "dry-run", about: "only say what would be done" }, JSON_FLAG, ...LEASE_PLACES],
+    examples: [["look first", "cnibox ipam repair --dry-run"], ["then do it", "cnibox ipam repair"]],
+    load: () => import("./ipam.ts"),
+    entry: "repair",
   },
   {
     name: "plugins",

@@ -1,0 +1,298 @@
+/** `cnibox ipam`: the addresses that host-local keeps on this node, who has them, and what is wrong. */
+import { releaseOnly } from "../ipam/allocator.ts";
+import { type Lease, Store, withStore } from "../ipam/store.ts";
+import { systemRun } from "../kernel/run.ts";
+import { canonicalAddress } from "../net/cidr.ts";
+import { CliError, type CommandCall, status } from "./command.ts";
+import { judge, type Judged, type Pool, pools, type Unrecorded, useOf } from "./leases.ts";
+import { type Folders, foldersOf, needRoot } from "./setup.ts";
+import { ageOf, columns, jsonText, painter, say } from "./terminal.ts";
+
+/** `cnibox ipam [NETWORK]` */
+export async function usage(call: CommandCall): Promise<number> {
+  const chosen = await poolsOf(call);
+  if (call.is("json")) {
+    say(jsonText(chosen.map((pool) => ({
+      network: pool.network,
+      folder: pool.folder,
+      trouble: pool.trouble || undefined,
+      leases: pool.leases.length,
+      ranges: useOf(pool).map(({ range, taken, total }) => ({
+        range,
+        taken,
+        free: String(total - BigInt(taken)),
+        total: String(total),
+      })),
+    }))));
+    return status.done;
+  }
+  const paint = painter();
+  const rows: string[][] = [];
+  for (const pool of chosen) {
+    const uses = useOf(pool);
+    for (const { range, taken, total } of uses) {
+      rows.push([
+        paint("bold", pool.network),
+        range,
+        bar(taken, total, paint),
+        `${taken} taken`,
+        `${total - BigInt(taken)} free`,
+      ]);
+    }
+    if (uses.length === 0) {
+      rows.push([paint("bold", pool.network), "-", "", `${pool.leases.length} taken`, paint("yellow", pool.trouble)]);
+    }
+  }
+  say(rows.length > 0 ? columns(rows) : "no network of this node keeps addresses\n");
+  return status.done;
+}
+
+/** Ten cells, filled as the range is; the colour says how soon it is full. */
+function bar(taken: number, total: bigint, paint: ReturnType<typeof painter>): string {
+  const share = total === 0n ? 1 : Number((BigInt(taken) * 1000n) / total) / 1000;
+  const cells = taken === 0 ? 0 : Math.max(1, Math.round(share * 10));
+  return paint(
+    share > 0.95 ? "red" : share > 0.8 ? "yellow" : "green",
+    `[${"#".repeat(cells)}${"-".repeat(10 - cells)}]`,
+  );
+}
+
+/** `cnibox ipam list [NETWORK]` */
+export async function list(call: CommandCall): Promise<number> {
+  const folders = foldersOf(call);
+  const { judged } = await judge(await poolsOf(call), folders, systemRun());
+  print(call, judged);
+  return status.done;
+}
+
+/** `cnibox ipam find WHAT` */
+export async function find(call: CommandCall): Promise<number> {
+  const folders = foldersOf(call);
+  const what = call.arg("WHAT") ?? "";
+  const ip = canonicalAddress(what.split("/")[0] ?? "");
+  const { judged } = await judge(await pools(folders), folders, systemRun());
+  const found = judged.filter(({ lease }) =>
+    lease.ip === ip || lease.containerId === what || (ip === undefined && lease.containerId.startsWith(what))
+  );
+  if (found.length === 0) {
+    throw new CliError(`nobody holds "${what}"`, status.unknown, ["cnibox ipam list shows every address"]);
+  }
+  print(call, found);
+  return status.done;
+}
+
+function print(call: CommandCall, judged: readonly Judged[]): void {
+  if (call.is("json")) {
+    say(jsonText(judged.map(shown)));
+    return;
+  }
+  const paint = painter();
+  say(columns(judged.map(({ pool, lease, state, evidence }) => [
+    lease.ip,
+    pool.network,
+    lease.containerId || "-",
+    lease.ifName ?? "-",
+    ageOf(lease.written),
+    paint(state === "alive" ? "green" : "yellow", state),
+    state === "alive" ? "" : evidence,
+  ])));
+}
+
+function shown({ pool, lease, state, evidence }: Judged) {
+  return {
+    address: lease.ip,
+    network: pool.network,
+    container: lease.containerId,
+    interface: lease.ifName,
+    written: lease.written.toISOString(),
+    state,
+    evidence,
+  };
+}
+
+/** What `check` found and `repair` can mend. */
+interface Findings {
+  readonly gone: readonly Judged[];
+  readonly suspects: readonly Judged[];
+  readonly unrecorded: readonly Unrecorded[];
+  readonly duplicates: readonly (readonly Judged[])[];
+  readonly odd: readonly string[];
+}
+
+async function findings(call: CommandCall, folders: Folders): Promise<Findings> {
+  const chosen = await poolsOf(call);
+  const { judged, unrecorded, duplicates } = await judge(chosen, folders, systemRun());
+  return {
+    gone: judged.filter(({ state }) => ["netns gone", "before boot", "empty"].includes(state)),
+    suspects: judged.filter(({ state }) => ["unknown", "in use, unknown"].includes(state)),
+    unrecorded,
+    duplicates,
+    odd: chosen.flatMap(oddFiles),
+  };
+}
+
+/** Files of a lease folder that are no leases and not its own. */
+function oddFiles({ folder }: Pool): string[] {
+  try {
+    return [...Deno.readDirSync(folder)].filter(({ name, isFile }) =>
+      isFile && name !== "lock" && !name.startsWith("last_reserved_ip.") && !name.startsWith(".cnibox-") &&
+      canonicalAddress(name) !== name
+    ).map(({ name }) => `${folder}/${name}`);
+  } catch {
+    return [];
+  }
+}
+
+/** `cnibox ipam check [NETWORK]` */
+export async function check(call: CommandCall): Promise<number> {
+  const found = await findings(call, foldersOf(call));
+  if (call.is("json")) {
+    say(jsonText({
+      gone: found.gone.map(shown),
+      suspects: found.suspects.map(shown),
+      unrecorded: found.unrecorded.map(({ pool, ip, attachment }) => ({
+        address: ip,
+        network: pool.network,
+        container: attachment.containerId,
+        interface: attachment.ifName,
+      })),
+      duplicates: found.duplicates.map((list) => list.map(shown)),
+      odd: found.odd,
+    }));
+  } else say(report(found));
+  return isClean(found) ? status.done : status.failed;
+}
+
+function isClean({ gone, suspects, unrecorded, duplicates, odd }: Findings): boolean {
+  return gone.length + suspects.length + unrecorded.length + duplicates.length + odd.length === 0;
+}
+
+function report(found: Findings): string {
+  if (isClean(found)) return "every address has a living owner, and every living owner's address is recorded\n";
+  const paint = painter();
+  const lines: string[] = [];
+  const owner = ({ pool, lease }: Judged) =>
+    `${lease.ip} of ${lease.containerId || "nobody"}${lease.ifName ? ` (${lease.ifName})` : ""} on ${pool.network}`;
+  for (const one of found.gone) lines.push(`${paint("red", "gone")}        ${owner(one)}: ${one.evidence}`);
+  for (const one of found.suspects) lines.push(`${paint("yellow", "suspect")}     ${owner(one)}: ${one.evidence}`);
+  for (const { pool, ip, attachment } of found.unrecorded) {
+    lines.push(
+      `${
+        paint("red", "unrecorded")
+      }  ${ip} is used by ${attachment.containerId} (${attachment.ifName}) on ${pool.network}, and no file says so: it can be given out twice`,
+    );
+  }
+  for (const list of found.duplicates) lines.push(`${paint("red", "duplicate")}   ${list.map(owner).join(" and ")}`);
+  for (const file of found.odd) {
+    lines.push(`${paint("yellow", "odd file")}    ${file} is no address: it counts for nothing`);
+  }
+  lines.push(
+    "",
+    "cnibox ipam repair gives back what is gone and records what is used; suspects it leaves alone: cnibox ipam free ADDRESS",
+  );
+  return `${lines.join("\n")}\n`;
+}
+
+/** `cnibox ipam repair [NETWORK]` */
+export async function repair(call: CommandCall): Promise<number> {
+  const folders = foldersOf(call);
+  const dry = call.is("dry-run");
+  if (!dry) needRoot(call, "it changes lease files");
+  const found = await findings(call, folders);
+  const done: string[] = [];
+  for (const { pool, lease, evidence } of found.gone) {
+    done.push(`give back ${lease.ip} of ${lease.containerId || "nobody"} on ${pool.network}: ${evidence}`);
+    if (!dry) await giveBack(folders, pool, lease);
+  }
+  for (const { pool, ip, attachment } of found.unrecorded) {
+    done.push(`record ${ip} for ${attachment.containerId} (${attachment.ifName}) on ${pool.network}`);
+    if (!dry) {
+      await withStore(pool.folder, { create: true, warn: () => {} }, (store: Store) => store.reserve(ip, attachment));
+    }
+  }
+  if (call.is("json")) say(jsonText({ dryRun: dry, done, left: found.suspects.map(shown) }));
+  else {say(`${
+      [
+        ...done.map((line) => (dry ? "would " : "") + line),
+        ...found.suspects.map(({ lease, evidence }) =>
+          `left alone: ${lease.ip} of ${lease.containerId}: ${evidence}`
+        ),
+      ].join("\n") || "nothing to repair"
+    }\n`);}
+  return status.done;
+}
+
+/** Where removed leases are kept, so that a mistake can be undone. */
+const BACKUP = "/var/lib/cnibox/removed-leases";
+
+/** Removes one lease under the lock, if it still is what it was; keeps a copy. */
+async function giveBack({ root }: Folders, { network, folder }: Pool, lease: Lease): Promise<void> {
+  const kept = `${root}${BACKUP}/${network}`;
+  Deno.mkdirSync(kept, { recursive: true, mode: 0o700 });
+  try {
+    Deno.copyFileSync(`${folder}/${lease.ip}`, `${kept}/${lease.ip}`);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return;
+    throw error;
+  }
+  await withStore(folder, { warn: () => {} }, (store: Store) => {
+    const now = store.lease(lease.ip);
+    if (now?.containerId !== lease.containerId || now.ifName !== lease.ifName) return;
+    if (lease.containerId === "") store.discard(lease.ip);
+    else store.release(lease.ip, lease);
+  });
+}
+
+/** `cnibox ipam free ADDRESS…` */
+export async function free(call: CommandCall): Promise<number> {
+  const folders = foldersOf(call);
+  needRoot(call, "it changes lease files");
+  const network = call.value("network");
+  const { judged } = await judge(await pools(folders), folders, systemRun());
+  const wanted = call.args.map((text) => {
+    const ip = canonicalAddress(text);
+    const found = judged.filter(({ pool, lease }) =>
+      lease.ip === ip && (network === undefined || pool.network === network)
+    );
+    if (found.length === 0) {
+      throw new CliError(`nobody holds "${text}"`, status.unknown, ["cnibox ipam list shows every address"]);
+    }
+    if (found.length > 1) {
+      throw new CliError(
+        `${text} is held on several networks: ${found.map(({ pool }) => pool.network).join(", ")}`,
+        status.usage,
+        ["--network NETWORK says which"],
+      );
+    }
+    return found[0] as Judged;
+  });
+  const alive = wanted.filter(({ state }) => state === "alive" || state === "in use, unknown");
+  if (alive.length > 0 && !call.is("force")) {
+    throw new CliError(
+      `${alive.map(({ lease }) => lease.ip).join(", ")} is in use: ${alive[0]?.evidence}`,
+      status.failed,
+      ["cnibox del detaches the container; --force gives the address back all the same"],
+    );
+  }
+  for (const { pool, lease } of wanted) {
+    if (lease.ifName !== undefined && lease.containerId !== "") {
+      await releaseOnly(pool.folder, { containerId: lease.containerId, ifName: lease.ifName }, {
+        ips: [lease.ip],
+        warn: () => {},
+      });
+    } else await giveBack(folders, pool, lease);
+    say(`freed ${lease.ip} of ${lease.containerId || "nobody"} on ${pool.network}\n`);
+  }
+  return status.done;
+}
+
+async function poolsOf(call: CommandCall): Promise<Pool[]> {
+  const all = await pools(foldersOf(call));
+  const name = call.arg("NETWORK");
+  if (name === undefined) return all;
+  const chosen = all.filter(({ network }) => network === name);
+  if (chosen.length > 0) return chosen;
+  throw new CliError(`no network "${name}" keeps addresses here`, status.unknown, [
+    `networks that do: ${all.map(({ network }) => network).join(", ") || "none"}`,
+  ]);
+}
