@@ -108,7 +108,9 @@ export async function subLinkSteps(call: ContainerCall, sub: SubLink, temp: stri
     step(place, "ip", linkShow(master), { read: true, failing: `failed to lookup master "${master}"` }),
     step(place, "ip", parts.join(" "), {
       failing: `failed to create ${kind}`,
-      why: `a ${kind} on ${master}, made ${place === "host" ? "right in the container" : "here"} under a passing name`,
+      why: `a ${kind} on ${master}, made ${place === "host" ? "right in the container" : "here"} under a passing name${
+        kind === "vlan" ? "" : `; by design the host does not reach it through ${master}`
+      }`,
       undo: step("pod", "ip", linkDel(temp)),
     }),
   ];
