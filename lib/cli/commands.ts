@@ -338,6 +338,29 @@ export const COMMANDS: readonly Command[] = [
     entry: "repair",
   },
   {
+    name: "restore",
+    group: "repair",
+    summary: "make the firewall rules of living containers again, after a reload or a flush",
+    about: [
+      "Masquerading, published ports and firewall rules of attachments whose namespace lives are made again from the cached results; what is there stays as it is, so this can be repeated. All masquerading goes in with one transaction for each family.",
+      "The unit cnibox-restore.service does this after firewalld or nftables starts again.",
+    ],
+    positional: [],
+    flags: [
+      { name: "all", about: "every living attachment of this node" },
+      { ...ID, about: "only this container's" },
+      { name: "dry-run", about: "only say what is missing" },
+      JSON_FLAG,
+      ...PLACES,
+    ],
+    examples: [["after firewall-cmd --reload", "cnibox restore --all"], [
+      "what is missing",
+      "cnibox restore --all --dry-run",
+    ]],
+    load: () => import("./restore.ts"),
+    entry: "restore",
+  },
+  {
     name: "plugins",
     group: "show",
     summary: "the plugins in this program, one line each",
