@@ -54,6 +54,9 @@ say(`kernel ${version}, ${count} virtual machine${count > 1 ? "s" : ""}, ${files
 say(options.all || Deno.uid() !== 0 ? "\n" : `, for what this kernel lacks: ${lacking.join(" ")}\n`);
 
 const machines = Array.from({ length: count }, boot);
+for (const signal of ["SIGINT", "SIGTERM"] as const) {
+  Deno.addSignalListener(signal, () => machines.forEach((machine) => machine.stop()));
+}
 const watchdog = setTimeout(() => machines.forEach((machine) => machine.stop()), (limit * files.length + 120) * 1000);
 let running = true;
 const over = Promise.all(machines.map((machine) => machine.ended)).then(() => running = false);
@@ -161,13 +164,14 @@ function denoDir(): string {
 /** Boots one virtual machine. It ends by itself when the queue is empty, at the latest with this program. */
 function boot() {
   // The kernel takes its stub processes with it in a PID namespace of its own; that takes root. The shell inside ends the
-  // kernel when its standard input is at end of file: when this program is gone, however it went.
+  // kernel when its standard input is at end of file: when this program is gone, however it went. Signals to the process group
+  // are for this program alone.
   const uml = [
     ...["linux.uml", "mem=3G", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "quiet"],
     ...["con=null", "con0=null,fd:1", `init=${join(root, "tests/vm/init.sh")}`, `cnibox_run=${run}`],
   ];
   const script =
-    `exec 3<&0; "$@" </dev/null 3<&- & uml=$!; (cat <&3 >/dev/null; kill -9 $uml) >/dev/null 2>&1 & wait $uml`;
+    `trap "" INT TERM; exec 3<&0; "$@" </dev/null 3<&- & uml=$!; (cat <&3 >/dev/null; kill -9 $uml) >/dev/null 2>&1 & wait $uml`;
   const shell = ["/bin/sh", "-c", script, "sh", ...uml];
   const alone = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
   const [command = "", ...args] = Deno.uid() === 0 ? [...alone, ...shell] : shell;

@@ -2,11 +2,12 @@
 import { referenceDir } from "./bin.ts";
 
 /**
- * "root"; "reference" (the reference plugins); "tool:NAME" (an executable on PATH); else a kernel feature:
+ * "root"; "reference" (the reference plugins); "tool:NAME" (an executable on PATH); "cgroups" (a cgroup can be made, as
+ * container runtimes do); else a kernel feature:
  * a link type (bridge veth vlan dummy ipvlan vrf macvlan macvtap vxlan ifb tun), "vlan_filtering", "nf_tables" (nft with NAT),
  * "nf_tables_bridge" (nft in the bridge family), "iptables", "ip6tables" (with NAT), "tbf", "ingress", "ipset", "overlay".
  */
-export type Need = "root" | "reference" | KernelFeature | `tool:${string}`;
+export type Need = "root" | "reference" | "cgroups" | KernelFeature | `tool:${string}`;
 
 export const kernelFeatures = [
   ...["bridge", "veth", "vlan", "dummy", "ipvlan", "vrf", "macvlan", "macvtap", "vxlan", "ifb", "tun"] as const,
@@ -30,6 +31,8 @@ export function unmet(needs: readonly Need[]): string[] {
       continue; // nothing else can be found out
     } else if (need === "reference") {
       if (referenceDir() === undefined) missing.push("no reference plugins: run tests/support/reference.sh");
+    } else if (need === "cgroups") {
+      if (!canMakeCgroup()) missing.push("no cgroup can be made below /sys/fs/cgroup");
     } else if (need.startsWith("tool:")) {
       if (!hasTool(need.slice(5))) missing.push(`no ${need.slice(5)}: run tests/support/packages.sh`);
     } else if (!features().has(need as KernelFeature)) {
@@ -54,6 +57,29 @@ function isKernelFeature(need: string): need is KernelFeature {
   return (kernelFeatures as readonly string[]).includes(need);
 }
 
+/** Version 2, or the pids controller of version 1. */
+function canMakeCgroup(): boolean {
+  const root = "/sys/fs/cgroup";
+  const parent = hasFile(`${root}/cgroup.procs`) ? root : `${root}/pids`;
+  if (!hasFile(`${parent}/cgroup.procs`)) return false;
+  const folder = `${parent}/cnibox-e2e-probe-${Deno.pid}`;
+  try {
+    Deno.mkdirSync(folder);
+    Deno.removeSync(folder);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function hasFile(path: string): boolean {
+  try {
+    return Deno.statSync(path).isFile;
+  } catch {
+    return false;
+  }
+}
+
 const tools = new Map<string, boolean>();
 
 /** Whether an executable is on PATH or in one of the system's folders. */
@@ -61,13 +87,7 @@ export function hasTool(name: string): boolean {
   const known = tools.get(name);
   if (known !== undefined) return known;
   const folders = new Set([...(Deno.env.get("PATH") ?? "").split(":"), "/usr/sbin", "/usr/bin", "/sbin", "/bin"]);
-  const found = [...folders].some((folder) => {
-    try {
-      return Deno.statSync(`${folder}/${name}`).isFile;
-    } catch {
-      return false;
-    }
-  });
+  const found = [...folders].some((folder) => hasFile(`${folder}/${name}`));
   tools.set(name, found);
   return found;
 }
@@ -112,10 +132,19 @@ export function features(): Set<KernelFeature> {
 }
 
 function tryAll(): string {
+  // In the VM every file is a process of its own, and trying takes seconds there.
+  const kept = "/run/cnibox-features";
+  if (inVm) {
+    try {
+      return Deno.readTextFileSync(kept);
+    } catch { /* the first file's process tries */ }
+  }
   const script = `mount -t sysfs sysfs /sys\n${probe}`;
   const { stdout } = new Deno.Command("unshare", {
     args: ["--net", "--mount", "--propagation", "private", "--", "sh", "-c", script],
     stderr: "null",
   }).outputSync();
-  return new TextDecoder().decode(stdout).trim().split("\n").join(",");
+  const text = new TextDecoder().decode(stdout).trim().split("\n").join(",");
+  if (inVm) Deno.writeTextFileSync(kept, text);
+  return text;
 }
