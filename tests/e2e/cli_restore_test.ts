@@ -25,12 +25,15 @@ async function ok(node: Node, ...args: string[]): Promise<string> {
   return stdout;
 }
 
-/** All rules, in an order of their own where order does not matter: restored ones are appended in another. */
+/** All rules, in an order of their own where order does not matter: restored ones are appended in another. Empty base chains do not count. */
 async function rules(node: Node): Promise<string[]> {
-  const text = await node.sh("iptables-save; ip6tables-save; nft -s list ruleset");
-  return text.split("\n").map((line) => line.replace(/\[\d+:\d+\]/, "").trim()).filter((line) =>
-    line !== "" && !line.startsWith("#")
-  ).sort();
+  const saved = (await node.sh("iptables-save; ip6tables-save")).split("\n")
+    // What a setting was before the first mapping is known to nobody after a flush.
+    .filter((line) => line.startsWith("-A") && !line.includes("CNI-HOSTPORT-RESET"));
+  const listed = (await node.sh("nft -s list ruleset")).split("\n").filter((line) =>
+    /(masquerade|dnat to|return|goto|jump) ?.*$/.test(line) && !/counter|xt /.test(line)
+  );
+  return [...saved, ...listed.map((line) => line.trim())].sort();
 }
 
 for (const backend of ["iptables", "nftables"]) {
