@@ -133,7 +133,7 @@ async function sweep(folder: string): Promise<void> {
 }
 
 /** Turns the program into few modules, each plugin its own, and gives back the entry. Same source, same bytes. */
-async function bundle(main: string, outdir: string): Promise<string> {
+export async function bundle(main: string, outdir: string): Promise<string> {
   await run(await denoOf(DENO_VERSION), [
     "bundle",
     "--quiet",

@@ -1,0 +1,378 @@
+/**
+ * `deno task bench`: cnibox beside the reference plugins, in pairs A B A B, each on a throw-away node of its own.
+ *
+ *     --reference DIR   the reference plugins; else $CNI_REFERENCE_DIR or Debian's
+ *     --rows abc        some rows only
+ *     --quick           fewer samples
+ *     --json FILE       every sample
+ *     --plot FILE.svg   growth curves of rows e and f
+ */
+import { parseArgs } from "@std/cli/parse-args";
+import { basename, join } from "@std/path";
+import { bundle } from "../../tools/build.ts";
+import { cacheDir, cniboxDir, referenceDir } from "../e2e/support/bin.ts";
+import { binDir, type Namespace, type Node } from "../e2e/support/mod.ts";
+import { type Cost, measure, median, quantile, type Side } from "./measure.ts";
+import { type Curve, type Panel, svg } from "./plot.ts";
+import { Attached, benchNode, ByCommand, crowd, crowdContainers, type Net, nets, takeAddresses } from "./work.ts";
+
+/** One kind of work, both sides. Costs in milliseconds; `target`: the highest ratio of medians wanted. */
+interface Row {
+  readonly id: string;
+  readonly work: string;
+  readonly ours: Cost[];
+  readonly theirs: Cost[];
+  readonly target?: number;
+  readonly memory?: number | undefined;
+  readonly children?: readonly (number | undefined)[];
+}
+
+/** One number beside what it should be. */
+interface Figure {
+  readonly id: string;
+  readonly what: string;
+  readonly value: number;
+  readonly target: string;
+  readonly met: boolean;
+}
+
+const args = parseArgs(Deno.args, {
+  string: ["reference", "rows", "json", "plot"],
+  boolean: ["quick"],
+  default: { rows: "abcdefghin" },
+});
+const say = (text: string) => void Deno.stdout.writeSync(new TextEncoder().encode(`${text}\n`));
+const note = (text: string) => void Deno.stderr.writeSync(new TextEncoder().encode(`${text}\n`));
+const given = args["reference"] as string | undefined;
+if (given) Deno.env.set("CNIBOX_E2E_REFERENCE", given);
+else if (Deno.env.get("CNI_REFERENCE_DIR")) {
+  Deno.env.set("CNIBOX_E2E_REFERENCE", Deno.env.get("CNI_REFERENCE_DIR") ?? "");
+}
+const quick = args["quick"] === true;
+const SAMPLES = quick ? 7 : 31;
+const WARM_UP = 3;
+const wanted = String(args["rows"]);
+const rows: Row[] = [];
+const figures: Figure[] = [];
+
+const OURS: Side = { name: "cnibox", folder: binDir.cnibox };
+const THEIRS: Side = { name: "reference", folder: binDir.ref };
+
+if (referenceDir() === undefined) throw new Error("no reference plugins: tests/support/reference.sh fetches them");
+
+type Rows = Record<string, () => Promise<unknown>>;
+const work: Rows = {
+  a: () =>
+    lifeOf("a", "bridge + host-local, ipMasq", nets.masq, { targets: { ADD: 1.3, DEL: 0.6, pair: 0.72 } })
+      .then(() => lifeOf("a", "the same, dual stack", nets.dual, {})),
+  b: () => lifeOf("b", "bridge + host-local", nets.plain, {}),
+  c: () => lifeOf("c", "bridge + portmap (tcp, udp)", nets.ports, { targets: { ADD: 1.25, DEL: 0.6 } }),
+  d: manyAtOnce,
+  e: leases,
+  f: fullNodes,
+  g: () =>
+    lifeOf("g", "chain of four: one process / one by one", nets.four, {
+      targets: { ADD: 0.8, DEL: 0.5 },
+      ours: ByCommand,
+    }),
+  h: () => lifeOf("h", "loopback", { cniVersion: "1.0.0", name: "lo", plugins: [{ type: "loopback" }] }, {}),
+  i: versions,
+  n: newest,
+};
+say(
+  `cnibox ${await versionOf(join(cniboxDir(), "cnibox"))}; reference ${await versionOf(
+    join(referenceDir()!, "bridge"),
+  )}`,
+);
+say(await machine());
+for (const id of wanted) {
+  note(`row ${id}`);
+  await work[id]?.();
+}
+report();
+if (args["json"]) Deno.writeTextFileSync(String(args["json"]), JSON.stringify({ rows, figures }, null, 1));
+if (args["plot"]) Deno.writeTextFileSync(String(args["plot"]), svg(panels()));
+
+/** ADD and DEL one after the other, of both sides in turn; on nodes of their own, in one container that is used again. */
+async function lifeOf(
+  id: string,
+  title: string,
+  net: Net,
+  { targets = {}, ours = Attached, prepare, samples = SAMPLES, side = OURS }: {
+    targets?: { ADD?: number; DEL?: number; pair?: number };
+    ours?: typeof Attached;
+    prepare?: (node: Node, side: Side) => Promise<void>;
+    samples?: number;
+    side?: Side;
+  },
+): Promise<{ add: Row; del: Row }> {
+  await using mine = await benchNode();
+  await using other = await benchNode();
+  const pair: Attached[] = [];
+  for (const [node, who, kind] of [[mine, side, ours], [other, THEIRS, Attached]] as const) {
+    if (who.program) await linkPrograms(node, who);
+    await prepare?.(node, who);
+    pair.push(new kind(node, who, net, await node.container("bench")));
+  }
+  const costs: Record<"ADD" | "DEL", Cost[][]> = { ADD: [[], []], DEL: [[], []] };
+  for (let index = -WARM_UP; index < samples; index++) {
+    for (const [at, one] of pair.entries()) {
+      const [add, del] = [await one.cost("ADD"), await one.cost("DEL")];
+      if (index < 0) continue;
+      costs.ADD[at]?.push(add);
+      costs.DEL[at]?.push(del);
+    }
+  }
+  const made: Row[] = [];
+  const extra: Record<string, { memory: number | undefined; children: (number | undefined)[] }> = {};
+  for (const command of ["ADD", "DEL"] as const) extra[command] = { memory: undefined, children: [] };
+  const [first] = pair;
+  for (const command of ["ADD", "DEL"] as const) extra[command]!.memory = await first?.memory(command);
+  for (const one of pair) {
+    for (const command of ["ADD", "DEL"] as const) extra[command]!.children.push(await one.children(command));
+  }
+  for (const command of ["ADD", "DEL"] as const) {
+    const target = targets[command];
+    made.push({
+      id,
+      work: `${title}: ${command}`,
+      ours: costs[command][0] ?? [],
+      theirs: costs[command][1] ?? [],
+      ...(target && { target }),
+      ...extra[command],
+    });
+  }
+  rows.push(...made);
+  if (targets.pair) {
+    const sum = (at: number) => (costs.ADD[at] ?? []).map(({ ms }, index) => ms + (costs.DEL[at]?.[index]?.ms ?? 0));
+    figure(id, `${title}: ADD + DEL`, median(sum(0)) / median(sum(1)), { most: targets.pair });
+  }
+  return { add: made[0]!, del: made[1]! };
+}
+
+/** Two hundred containers, sixteen at once; batches of both sides in turn. */
+async function manyAtOnce(): Promise<void> {
+  await using mine = await benchNode();
+  await using other = await benchNode();
+  const count = quick ? 48 : 200;
+  for (const node of [mine, other]) await crowdContainers(node, count);
+  const rates: Record<string, number[]> = { "0add": [], "0del": [], "1add": [], "1del": [] };
+  for (let batch = -1; batch < (quick ? 1 : 3); batch++) {
+    for (const [at, [node, side]] of ([[mine, OURS], [other, THEIRS]] as const).entries()) {
+      const { add, del } = await crowd(node, side, count);
+      if (batch < 0) continue;
+      rates[`${at}add`]?.push(add);
+      rates[`${at}del`]?.push(del);
+    }
+  }
+  for (const [key, least] of [["add", 1.2], ["del", 2.5]] as const) {
+    const [ours, theirs] = [median(rates[`0${key}`] ?? []), median(rates[`1${key}`] ?? [])];
+    figure(
+      "d",
+      `${count} containers, 16 at once: ${key.toUpperCase()} a second, ${ours.toFixed(1)} / ${theirs.toFixed(1)}`,
+      ours / theirs,
+      { least },
+    );
+  }
+}
+
+const TAKEN = [100, 1_000, 10_000, 50_000];
+
+/** host-local alone, in folders with addresses taken. */
+async function leases(): Promise<void> {
+  const made = new Map<number, { add: Row; del: Row }>();
+  for (const taken of TAKEN) {
+    const target = taken === 10_000 ? 0.3 : taken === 50_000 ? 0.07 : undefined;
+    const net = nets.leases(taken);
+    const prepare = (node: Node) => Promise.resolve(takeAddresses(node, net.name, taken));
+    const title = `host-local, ${taken.toLocaleString("en")} taken`;
+    const targets = target ? { ADD: target, DEL: target } : {};
+    made.set(
+      taken,
+      await lifeOf("e", title, net, { targets, prepare, samples: quick ? 5 : taken > 5_000 ? 15 : SAMPLES }),
+    );
+  }
+  for (const key of ["add", "del"] as const) {
+    growth("e", `host-local ${key.toUpperCase()}: 50,000 against 100 taken`, {
+      high: made.get(50_000)?.[key],
+      low: made.get(100)?.[key],
+      most: 1.25,
+    });
+  }
+}
+
+const CONTAINERS = [10, 100, 250];
+
+/** ADD and DEL on nodes that have containers with rules already. */
+async function fullNodes(): Promise<void> {
+  const made = new Map<number, { add: Row; del: Row }>();
+  for (const count of CONTAINERS) {
+    const prepare = (node: Node, side: Side) => fill(node, side, count);
+    const title = `bridge, ipMasq, beside ${count} containers`;
+    made.set(count, await lifeOf("f", title, nets.masq, { prepare, samples: quick ? 7 : 25 }));
+  }
+  for (const key of ["add", "del"] as const) {
+    growth("f", `bridge ${key.toUpperCase()}: beside 250 against 10 containers`, {
+      high: made.get(250)?.[key],
+      low: made.get(10)?.[key],
+      most: 1.15,
+    });
+  }
+}
+
+async function fill(node: Node, side: Side, count: number): Promise<void> {
+  for (let index = 0; index < count; index++) {
+    const container: Namespace = await node.container(`full${index}`);
+    await new Attached(node, side, nets.masq, container).cost("ADD");
+  }
+}
+
+/** The bare start. */
+async function versions(): Promise<void> {
+  await using node = await benchNode();
+  const costs: Cost[][] = [[], []];
+  for (let index = -WARM_UP; index < SAMPLES; index++) {
+    for (const [at, side] of [OURS, THEIRS].entries()) {
+      const cost = await measure(node, side, { type: "bridge", command: "VERSION", stdin: { cniVersion: "1.0.0" } });
+      if (index >= 0) costs[at]?.push(cost);
+    }
+  }
+  rows.push({ id: "i", work: "VERSION: the bare start", ours: costs[0] ?? [], theirs: costs[1] ?? [] });
+}
+
+/** The bundle on the Deno that runs this: a forecast for its base. */
+async function newest(): Promise<void> {
+  const folder = Deno.makeTempDirSync({ dir: cacheDir, prefix: "bench-" });
+  try {
+    const entry = await bundle(join(import.meta.dirname!, "../../main.ts"), folder);
+    const program = [Deno.execPath(), "run", "--no-config", "--no-lock", "--cached-only", "--no-prompt", "-A", entry];
+    const side: Side = { name: "newest", folder: "/run/newest", program };
+    const title = `bridge + host-local, ipMasq, on \`deno run\` ${Deno.version.deno}`;
+    await lifeOf("n", title, nets.masq, { side, targets: { ADD: 1, DEL: 0.55 } });
+  } finally {
+    Deno.removeSync(folder, { recursive: true });
+  }
+}
+
+/** Names of plugins that lead to the program: delegation then stays in one process, as in a compiled binary. */
+async function linkPrograms(node: Node, { folder, program = [] }: Side): Promise<void> {
+  await node.sh(
+    'mkdir -p "$1"; for name in bridge host-local; do ln -s "$2" "$1/$name"; done',
+    folder,
+    program[0] ?? "",
+  );
+}
+
+function figure(id: string, what: string, value: number, limit: { most?: number; least?: number }): void {
+  const { most, least } = limit;
+  const met = most === undefined ? value >= (least ?? 0) : value <= most;
+  figures.push({ id, what, value, target: most === undefined ? `≥ ${least}` : `≤ ${most}`, met });
+}
+
+function growth(id: string, what: string, { high, low, most }: { high?: Row; low?: Row; most: number }): void {
+  if (!high || !low) return;
+  figure(id, `growth of ${what}`, medianOf(high.ours, "ms") / medianOf(low.ours, "ms"), { most });
+}
+
+function medianOf(costs: readonly Cost[], key: keyof Cost): number {
+  return median(costs.map((cost) => cost[key]));
+}
+
+function report(): void {
+  say("");
+  const heads = [
+    "row",
+    "work",
+    "ms, ours",
+    "p95",
+    "reference",
+    "p95",
+    "ratio",
+    "middle half",
+    "target",
+    "CPU ms",
+    "ref.",
+    "MiB",
+    "processes",
+  ];
+  const lines = rows.map((row) => {
+    const ms = (costs: readonly Cost[]) => costs.map((cost) => cost.ms);
+    const ratios = row.ours.map(({ ms }, index) => ms / (row.theirs[index]?.ms ?? NaN));
+    const ratio = medianOf(row.ours, "ms") / medianOf(row.theirs, "ms");
+    const target = row.target === undefined ? "" : `≤ ${row.target} ${ratio <= row.target ? "met" : "missed"}`;
+    return [
+      row.id,
+      row.work,
+      medianOf(row.ours, "ms").toFixed(1),
+      quantile(ms(row.ours), 0.95).toFixed(1),
+      medianOf(row.theirs, "ms").toFixed(1),
+      quantile(ms(row.theirs), 0.95).toFixed(1),
+      ratio.toFixed(2),
+      `${quantile(ratios, 0.25).toFixed(2)}–${quantile(ratios, 0.75).toFixed(2)}`,
+      target,
+      medianOf(row.ours, "cpuMs").toFixed(0),
+      medianOf(row.theirs, "cpuMs").toFixed(0),
+      row.memory?.toFixed(0) ?? "",
+      row.children?.map((count) => count ?? "?").join(" / ") ?? "",
+    ];
+  });
+  table([heads, ...lines]);
+  say("");
+  if (figures.length === 0) return;
+  table([
+    ["row", "figure", "value", "target"],
+    ...figures.map(({ id, what, value, target, met }) => [
+      id,
+      what,
+      value.toFixed(2),
+      `${target} ${met ? "met" : "missed"}`,
+    ]),
+  ]);
+}
+
+/** As Markdown, so that it can go into a page as it is. */
+function table(lines: readonly (readonly string[])[]): void {
+  const widths = lines[0]?.map((_, at) => Math.max(...lines.map((line) => line[at]?.length ?? 0))) ?? [];
+  lines.forEach((line, index) => {
+    say(`| ${line.map((cell, at) => cell.padEnd(widths[at] ?? 0)).join(" | ")} |`);
+    if (index === 0) say(`| ${widths.map((width) => "-".repeat(width)).join(" | ")} |`);
+  });
+}
+
+function panels(): Panel[] {
+  const curves = (id: string, xs: readonly number[]): Curve[] =>
+    ["ADD", "DEL"].flatMap((command) => {
+      const of = rows.filter((row) => row.id === id && row.work.endsWith(command));
+      const points = (key: "ours" | "theirs") => of.map((row, at) => [xs[at] ?? 0, medianOf(row[key], "ms")] as const);
+      return [
+        { name: `cnibox ${command}`, points: points("ours") },
+        { name: `reference ${command}`, points: points("theirs") },
+      ];
+    });
+  return [
+    { title: "host-local", x: "addresses taken", curves: curves("e", TAKEN) },
+    { title: "bridge, ipMasq", x: "containers on the node", curves: curves("f", CONTAINERS) },
+  ].filter((panel) => panel.curves.some(({ points }) => points.length > 0));
+}
+
+async function versionOf(path: string): Promise<string> {
+  const isOurs = basename(path) === "cnibox";
+  const { stdout, stderr } = await new Deno.Command(path, { args: isOurs ? ["--version"] : [], clearEnv: true })
+    .output();
+  const text = new TextDecoder().decode(isOurs ? stdout : stderr);
+  const version = /(?:cnibox|version) v?(\d+\.\d+\.\d+\S*)/.exec(text)?.[1];
+  // Debian's plugins do not know their version; the folder that they were unpacked to does.
+  return version ?? /\d+\.\d+\.\d+[^/]*/.exec(path)?.[0] ?? "of unknown version";
+}
+
+async function machine(): Promise<string> {
+  const cpu = /model name\s*: (.*)/.exec(await Deno.readTextFile("/proc/cpuinfo"))?.[1] ?? Deno.build.arch;
+  const iptables = await new Deno.Command("iptables", { args: ["-V"] }).output().catch(() => undefined);
+  const load = (await Deno.readTextFile("/proc/loadavg")).split(" ")[0];
+  return [
+    `${navigator.hardwareConcurrency} × ${cpu}`,
+    `Linux ${Deno.osRelease()}`,
+    new TextDecoder().decode(iptables?.stdout).trim(),
+    `load ${load}`,
+  ].join(", ");
+}
