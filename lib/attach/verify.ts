@@ -95,9 +95,11 @@ function addressOf(cidr: string): string | undefined {
 }
 
 /** Every route of prevResult is in its table; of several next hops any may match. */
-export function checkRoutes({ routes }: PodState, { routes: wanted = [] }: Result): void {
-  for (const route of wanted) {
-    if (!routes.some((one) => isRoute(one, route))) {
+export function checkRoutes(state: PodState, result: Result): void {
+  const { routes } = state;
+  const own = ownTables(state, result);
+  for (const route of result.routes ?? []) {
+    if (!routes.some((one) => isRoute(one, route, own))) {
       throw new CniError(
         code.internal,
         `Expected Route ${goRoute(route)} not found in routing table`,
@@ -107,12 +109,34 @@ export function checkRoutes({ routes }: PodState, { routes: wanted = [] }: Resul
   }
 }
 
-function isRoute(entry: RouteEntry, wanted: Route): boolean {
+/**
+ * Tables that later plugins of the list moved the main table's routes into: the VRF's that the link is in, and those of
+ * source based routing. The latter hold the link's own network, and lead out by nothing else.
+ */
+function ownTables({ link, routes }: PodState, { ips = [] }: Result): Set<string> {
+  const tables = new Map<string, RouteEntry[]>();
+  for (const route of routes) {
+    const table = route.table ?? "main";
+    if (table === "main" || table === "local" || table === "default") continue;
+    tables.set(table, [...tables.get(table) ?? [], route]);
+  }
+  const networks = ips.map(({ address }) => parsePrefix(address)).filter((one) => one !== undefined)
+    .map((prefix) => formatPrefix(networkPrefix(prefix)));
+  const own = [...tables].filter(([, entries]) =>
+    entries.every((one) => (one.dev ?? link?.ifname) === link?.ifname) &&
+    entries.some((one) => networks.some((network) => samePrefix(one.dst, network)))
+  ).map(([table]) => table);
+  const { info_slave_kind, info_slave_data } = link?.linkinfo ?? {};
+  return new Set(info_slave_kind === "vrf" ? [...own, String(info_slave_data?.["table"])] : own);
+}
+
+function isRoute(entry: RouteEntry, wanted: Route, own: ReadonlySet<string>): boolean {
   if (!samePrefix(entry.dst, wanted.dst)) return false;
   const table = entry.table ?? "main";
   const wantedTable = wanted.table ?? 0;
   const names: Record<number, string> = { 0: "main", 254: "main", 255: "local", 253: "default" };
-  if (table !== (names[wantedTable] ?? String(wantedTable))) {
+  const moved = names[wantedTable] === "main" && own.has(table);
+  if (!moved && table !== (names[wantedTable] ?? String(wantedTable))) {
     // /etc/iproute2/rt_tables may give any other table a name: then the number is not shown.
     if (names[wantedTable] !== undefined || /^\d+$/.test(table) || ["main", "local"].includes(table)) return false;
   }
