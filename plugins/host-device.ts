@@ -132,20 +132,20 @@ async function del(call: ContainerCall): Promise<void> {
 }
 
 async function giveBack(call: ContainerCall, choice: DeviceChoice): Promise<void> {
-  if (!call.podAlive) return await adopt(call, (link) => isChosen(link, choice));
-  const links = await podLinks(call);
   const { ifName, netns } = call;
+  const moved = prevResultLeniently(call)?.interfaces?.find((one) => one.name === ifName && one.sandbox === netns);
+  const mine = (link: Link) => isChosen(link, choice) || hasMac(link, moved?.mac);
+  // Only the host's links are those that sysfs shows.
+  if (!call.podAlive) return await adopt(call, (link) => mine(link) || sysfsLinks(choice).includes(link.ifname));
+  const links = await podLinks(call);
   const named = links.find((link) => link.ifname === ifName);
   // The container may have renamed it.
-  const alike = choice.device === ""
-    ? []
-    : links.filter((link) => link.ifalias === choice.device && link.linkinfo?.info_kind !== "veth");
+  const alike = named ? [] : links.filter((link) => link.linkinfo?.info_kind !== "veth" && mine(link));
   const link = named ?? (alike.length === 1 ? alike[0] : undefined);
   if (!link) return;
-  const moved = prevResultLeniently(call)?.interfaces?.some((one) => one.name === ifName && one.sandbox === netns);
   const name = originalName(link, moved ? choice.device : "");
   if (name !== undefined) await moveOut(call, link.ifname, { name });
-  else call.warn(`failed to find original ifname for "${ifName}" (alias is not set): not moved here, left alone`);
+  else call.warn(`failed to find original ifname for "${link.ifname}" (alias is not set): left alone`);
 }
 
 /** The alias, if it can be a name: the container may have changed it. Else what the configuration says. */
@@ -155,8 +155,12 @@ function originalName({ ifalias = "" }: Link, device: string): string | undefine
 
 function isChosen(link: Link, choice: DeviceChoice): boolean {
   if (choice.device !== "") return link.ifalias === choice.device;
-  if (choice.hwaddr !== "") return link.address === parseMac(choice.hwaddr);
-  return sysfsLinks(choice).includes(link.ifname);
+  return choice.hwaddr !== "" && hasMac(link, parseMac(choice.hwaddr));
+}
+
+/** The address that was burnt in, where there is one, survives what the container does. */
+function hasMac({ permaddr, address }: Link, mac: string | undefined): boolean {
+  return mac !== undefined && (permaddr === mac || address === mac);
 }
 
 async function check(call: ContainerCall): Promise<void> {

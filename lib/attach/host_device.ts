@@ -349,8 +349,9 @@ export async function adopt(call: Call & ContainerCall, mine: (link: Link) => bo
   ]], call);
 }
 
-/** Links of the chosen device as sysfs shows them in the host's namespace. */
+/** Links of a device that is chosen by its place in sysfs, as shown in the host's namespace; [] for one that is not. */
 export function sysfsLinks(choice: DeviceChoice): string[] {
+  if (choice.device !== "" || choice.hwaddr !== "") return [];
   try {
     return folder(netFolder(choice)[1]) ?? [];
   } catch {

@@ -85,6 +85,18 @@ const DELETIONS: readonly (readonly [what: string, config: JsonObject, links: un
   ["a device whose alias the container took, when ADD is known to have moved it", { device: "ens9z", prevResult }, [
     link("eth0"),
   ], moved("eth0", "ens9z")],
+  [
+    "a device that the container renamed, by the MAC of prevResult",
+    {
+      pciBusID: "9999:99:99.9",
+      prevResult: { ...prevResult, interfaces: [{ ...prevResult.interfaces[0], mac: "02:00:00:00:00:0b" }] },
+    },
+    [link("lo"), link("mine", { ifalias: "ens9z", permaddr: "02:00:00:00:00:0b" })],
+    moved("mine", "ens9z"),
+  ],
+  ["a device that the container renamed, by hwaddr", { hwaddr: "02:00:00:00:00:0A" }, [
+    link("mine", { ifalias: "ens9z" }),
+  ], moved("mine", "ens9z")],
   ["not one whose alias is no name", { device: "" }, [link("eth0", { ifalias: "../x" })], []],
   ["not one without an alias", { device: "ens9z" }, [link("eth0")], []],
   ["not a veth that has the alias by chance", { device: "ens9z" }, [
@@ -112,6 +124,15 @@ const ADOPTIONS: readonly (readonly [what: string, config: JsonObject, links: un
   ["under the container's name", { device: "ens9" }, [link("eth0", { ifalias: "ens9" })], "eth0"],
   ["under its index", { device: "ens9" }, [link("dev7", { ifalias: "ens9" })], "dev7"],
   ["by its MAC", { hwaddr: "02:00:00:00:00:0A" }, [link("eth0", { ifalias: "ens9" })], "eth0"],
+  [
+    "by the MAC of prevResult, when it was named by another name",
+    {
+      device: "alternative-name",
+      prevResult: { ...prevResult, interfaces: [{ ...prevResult.interfaces[0], mac: "02:00:00:00:00:0a" }] },
+    },
+    [link("eth0", { ifalias: "ens9" })],
+    "eth0",
+  ],
   ["not under another index", { device: "ens9" }, [link("dev8", { ifalias: "ens9" })], ""],
   ["not another device", { device: "ens8" }, [link("eth0", { ifalias: "ens9" })], ""],
   ["not while its name is taken", { device: "ens9" }, [link("eth0", { ifalias: "ens9" }), link("ens9")], ""],
