@@ -338,6 +338,26 @@ export const COMMANDS: readonly Command[] = [
     entry: "repair",
   },
   {
+    name: "gc",
+    group: "repair",
+    summary: "take away what dead containers left of a network",
+    about: [
+      "Valid are the attachments whose namespace lives and the owners of addresses that are in use. DEL is called for every other attachment in the cache, then GC of every plugin with the list of the valid ones. Shows what would go and asks first.",
+    ],
+    positional: [NETWORK],
+    flags: [
+      CONF,
+      { name: "yes", short: "y", about: "do not ask" },
+      { name: "dry-run", about: "only say what would go" },
+      JSON_FLAG,
+      DATA_DIR,
+      ...PLACES,
+    ],
+    examples: [["look first", "cnibox gc pods --dry-run"], ["without being asked", "cnibox gc pods --yes"]],
+    load: () => import("./gc.ts"),
+    entry: "gc",
+  },
+  {
     name: "restore",
     group: "repair",
     summary: "make the firewall rules of living containers again, after a reload or a flush",
