@@ -13,6 +13,7 @@ import {
   type Json,
   type Namespace,
   type Node,
+  PluginFailed,
   type PluginOutput,
   runPlugin,
   type Snapshot,
@@ -34,17 +35,49 @@ const hostLocal = (subnet: string) => ({ type: "host-local", ranges: [[{ subnet 
 /** The networks that are tried. */
 export const setups: readonly Setup[] = [
   {
-    name: "bridge+host-local+portmap",
+    name: "bridge+portmap",
     plugins: [
       { type: "bridge", bridge: "br1", isDefaultGateway: true, ipMasq: true, ipam: hostLocal("10.22.0.0/24") },
       { type: "portmap", capabilities: { portMappings: true } },
     ],
     capabilities: { portMappings: [{ hostPort: 8080, containerPort: 80, protocol: "tcp" }] },
   },
-  { name: "ptp+host-local", plugins: [{ type: "ptp", ipMasq: true, ipam: hostLocal("10.23.0.0/24") }] },
   {
-    name: "macvlan+host-local",
-    plugins: [{ type: "macvlan", master: "up0", ipam: hostLocal("10.24.0.0/24") }],
+    name: "bridge+portmap, nftables",
+    plugins: [
+      {
+        type: "bridge",
+        bridge: "br1",
+        isDefaultGateway: true,
+        ipMasq: true,
+        ipMasqBackend: "nftables",
+        macspoofchk: true,
+        ipam: hostLocal("10.22.0.0/24"),
+      },
+      { type: "portmap", backend: "nftables", capabilities: { portMappings: true } },
+    ],
+    capabilities: { portMappings: [{ hostPort: 8080, containerPort: 80, protocol: "udp" }] },
+  },
+  {
+    name: "ptp+bandwidth+firewall",
+    plugins: [
+      { type: "ptp", ipMasq: true, ipam: hostLocal("10.23.0.0/24") },
+      {
+        type: "bandwidth",
+        ingressRate: 8_000_000,
+        ingressBurst: 8_000_000,
+        egressRate: 8_000_000,
+        egressBurst: 8_000_000,
+      },
+      { type: "firewall" },
+    ],
+  },
+  {
+    name: "macvlan+tuning",
+    plugins: [
+      { type: "macvlan", master: "up0", ipam: hostLocal("10.24.0.0/24") },
+      { type: "tuning", sysctl: { "net.ipv4.conf.IFNAME.arp_filter": "1" }, mtu: 1400 },
+    ],
     prepare: (node) => node.ip("link add up0 type veth peer name up1", "link set up0 up", "link set up1 up"),
   },
 ];
@@ -55,39 +88,40 @@ export interface Point {
   /** It is the n-th call of that name by the main thread. */
   readonly nth: number;
   readonly shown: string;
+  /** A process is started here or later, so that a call that is asked to stop has to notice. */
+  readonly startsLeft: boolean;
 }
 
 /** How a call is hit. */
-export type Fault =
-  | "killed"
-  | "killed with its children"
-  | "interrupted"
-  | "ENOSPC"
-  | "EROFS"
-  | "EACCES"
-  | "EIO"
-  | ToolFault;
+export type Fault = KillFault | DiskFault | ToolFault | "lost folder";
+/** Signals. */
+export type KillFault = "killed" | "killed with its children" | "interrupted";
+/** What a system call that writes answers. */
+export type DiskFault = "ENOSPC" | "EROFS" | "EACCES" | "EIO";
 /** How a tool lets us down. */
-export type ToolFault = "tool exits 1" | "tool is killed" | "tool prints garbage" | "tool is missing" | "tool hangs";
+export type ToolFault = typeof toolFaults[number];
 
-export const killFaults: readonly Fault[] = ["killed", "killed with its children", "interrupted"];
-export const diskFaults: readonly Fault[] = ["ENOSPC", "EROFS", "EACCES", "EIO"];
-export const toolFaults: readonly ToolFault[] = [
+export const killFaults: readonly KillFault[] = ["killed", "killed with its children", "interrupted"];
+export const diskFaults: readonly DiskFault[] = ["ENOSPC", "EROFS", "EACCES", "EIO"];
+export const toolFaults = [
   "tool exits 1",
+  "tool fails after its work",
   "tool is killed",
   "tool prints garbage",
   "tool is missing",
   "tool hangs",
-];
+] as const;
 
-/** System calls that change something, start something, or wait for it. */
-const CHANGING =
-  "clone,clone3,vfork,wait4,waitid,openat,link,linkat,unlink,unlinkat,rename,renameat,renameat2,mkdir,mkdirat,write,pwrite64,ftruncate,flock,fsync,fdatasync";
+/** System calls that change something, start something, or wait for it; the last is what comes after all of them. */
+const CHANGING = "clone,clone3,vfork,wait4,waitid,openat,link,linkat,unlink,unlinkat,rename,renameat,renameat2,mkdir," +
+  "mkdirat,write,pwrite64,ftruncate,flock,fsync,fdatasync,exit_group";
 /** Only these can fail for want of space or rights. */
 const WRITING =
-  /^(openat|link|linkat|unlink|unlinkat|rename|renameat2?|mkdir|mkdirat|write|pwrite64|ftruncate|fsync|fdatasync)$/;
+  /^(openat\(.*(O_WRONLY|O_RDWR|O_CREAT)|(link|linkat|unlink|unlinkat|rename|renameat2?|mkdir|mkdirat|write|pwrite64|ftruncate|fsync|fdatasync)\()/;
+const STARTING = /^(clone3?|vfork)\(/;
+const PROCESS = /^(clone3?|vfork|wait4|waitid|flock|exit_group)\(/;
 /** What of the file system concerns us. */
-const OURS = /\/(var\/lib\/cni|run\/cnibox|run\/netns|proc\/sys\/net)/;
+const OURS = /\/(var\/lib\/cni|run\/cni|run\/netns|proc\/sys\/net)/;
 
 /** What the result of one operation over all its points is. */
 export interface Outcome {
@@ -100,23 +134,46 @@ export interface Outcome {
   readonly findings: string[];
 }
 
-/** A node with one attached network at hand, brought back to the same state before every try. */
+/** A node with two containers, brought back to the same state before every try. */
 export class Trial implements AsyncDisposable {
-  #before: Snapshot | undefined;
+  #state!: { node: Node; pods: readonly [Namespace, Namespace]; before: Snapshot };
+  /** Points and starts of tools that were found, by operation and plugin. */
+  readonly points = new Map<string, Promise<Point[]>>();
+  readonly starts = new Map<string, Promise<number>>();
 
-  private constructor(readonly setup: Setup, readonly node: Node, readonly pods: readonly [Namespace, Namespace]) {}
+  private constructor(readonly setup: Setup) {}
 
   static async create(setup: Setup): Promise<Trial> {
+    const trial = new Trial(setup);
+    await trial.#fresh();
+    return trial;
+  }
+
+  get node(): Node {
+    return this.#state.node;
+  }
+
+  get pods(): readonly [Namespace, Namespace] {
+    return this.#state.pods;
+  }
+
+  async #fresh(): Promise<void> {
     const node = await testNode();
-    await setup.prepare?.(node);
+    await this.setup.prepare?.(node);
     const pods = [await node.container("a"), await node.container("b")] as const;
-    const trial = new Trial(setup, node, pods);
+    this.#state = { node, pods, before: {} as Snapshot };
+    await wrapTools(node);
     // Bridge, shared chains and forwarding stay for good: they are there before the first look.
-    const warm = trial.attachment(0);
+    const warm = this.attachment(0);
     await warm.add();
     await warm.del();
-    trial.#before = await snapshot(node);
-    return trial;
+    this.#state.before = await snapshot(node);
+  }
+
+  /** A new node: after a leak, the next try must not inherit it. */
+  async renew(): Promise<void> {
+    await this.node.close();
+    await this.#fresh();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -132,13 +189,12 @@ export class Trial implements AsyncDisposable {
 
   /** What differs from the state before anything was attached; empty when nothing does. */
   async residue(): Promise<string[]> {
-    const allow = [hostLocalLeftovers, /\/run\/cnibox/];
-    const host = difference(this.#before!, await snapshot(this.node), { allow });
-    const links = await Promise.all(
-      this.pods.map(async (pod) => (await pod.ipJson("link", "show")).map(({ ifname }) => `${pod.name}: ${ifname}`)),
-    );
+    const [host, ...links] = await Promise.all([
+      snapshot(this.node),
+      ...this.pods.map(async (pod) => (await pod.ipJson("link", "show")).map(({ ifname }) => `${pod.name}: ${ifname}`)),
+    ]);
     return [
-      ...host,
+      ...difference(this.#state.before, host, { allow: [hostLocalLeftovers] }),
       ...links.flat().filter((link) =>
         !/: (lo|tunl0|gre0|gretap0|erspan0|sit0|ip6tnl0|ip6gre0|ip6_vti0|ip_vti0)$/.test(link)
       ),
@@ -146,64 +202,84 @@ export class Trial implements AsyncDisposable {
   }
 }
 
-/** One call of one plugin of the list, as the runtime makes it. */
-interface Single {
-  readonly command: Command;
-  readonly plugin: Json;
-  readonly stdin: Json;
+/** What is done to one call, and what has to come of it. */
+interface Hit {
+  /** Which call: index in the order in which the operation goes through the list. */
+  readonly place: number;
+  readonly extra: Partial<Parameters<typeof runPlugin>[1]>;
+  /** The call has to answer, and an ADD that answers an error has to have undone everything. */
+  readonly answers?: boolean;
+  /** It has to answer code 11. */
+  readonly interrupted?: boolean;
+  /** ADD is called once more before DEL. */
+  readonly again?: boolean;
 }
 
+const VALID = { "cni.dev/valid-attachments": [{ containerID: "b", ifname: "eth0" }] };
+
 /** Carries out an operation with one of its calls hit, then lets a runtime clean up. Returns what is wrong. */
-async function attempt(
-  trial: Trial,
-  operation: Command,
-  hit: (call: Single) => Parameters<typeof runPlugin>[1] | undefined,
-): Promise<{ happened: boolean; wrong: string[] }> {
+async function attempt(trial: Trial, operation: Command, hit: Hit): Promise<string[]> {
   const { node, setup } = trial;
   const wrong: string[] = [];
-  let happened = false;
   const [pod] = trial.pods;
   const list = trial.attachment(0);
   const other = trial.attachment(1);
   let previous: Json;
   if (operation === "DEL") previous = await list.add();
-  if (operation === "GC") {
-    await list.add();
-    await other.add();
-  }
+  if (operation === "GC") await Promise.all([list.add(), other.add()]);
   const ordered = operation === "DEL" ? [...setup.plugins].reverse() : setup.plugins;
-  for (const plugin of ordered) {
-    const valid = operation === "GC" ? { "cni.dev/valid-attachments": [{ containerID: "b", ifname: "eth0" }] } : {};
-    const stdin = { ...list.request(plugin, previous), ...valid };
-    const base = {
+  for (const [index, plugin] of ordered.entries()) {
+    const output = await runPlugin(node, {
       type: plugin.type,
       command: operation,
       netns: operation === "GC" ? null : pod,
       ...(operation === "GC" && { containerId: null, ifName: null }),
-      stdin,
-    };
-    const extra = hit({ command: operation, plugin, stdin });
-    const output = await runPlugin(node, { ...base, ...extra });
-    if (extra) happened = true;
+      stdin: { ...list.request(plugin, previous), ...(operation === "GC" && VALID) },
+      ...(index === hit.place && hit.extra),
+    });
     if (output.code !== 0) {
-      wrong.push(...wrongAnswer(output));
+      if (index !== hit.place) wrong.push(`${plugin.type} failed, which nobody had hit: ${output.stdout}`);
+      else if (hit.answers || output.code === 1) wrong.push(...wrongAnswer(output, hit));
+      await settled(node);
+      if (output.code === 1 && operation === "ADD") wrong.push(...await notUndone(trial, list, index));
       break;
     }
+    if (index === hit.place && hit.interrupted) wrong.push(`it went on as if nothing had been: ${output.stdout}`);
     if (operation === "ADD") previous = output.json;
   }
   await settled(node);
+  if (hit.again) {
+    await list.add().catch((error) => {
+      if (!(error instanceof PluginFailed) || typeof error.error?.code !== "number") {
+        wrong.push(`ADD once more: ${(error as Error).message.slice(0, 400)}`);
+      }
+    });
+  }
   wrong.push(...await cleanedUp(trial, operation, { list, other }));
-  return { happened, wrong };
+  return wrong;
 }
 
-/** An error has to be one JSON object of the protocol; a killed call says nothing. */
-function wrongAnswer(output: PluginOutput): string[] {
-  if (output.code >= 128) return [];
+/** An error has to be one JSON object of the protocol, without a stack trace. */
+function wrongAnswer(output: PluginOutput, { interrupted }: Hit): string[] {
   const { json, code, stdout, stderr } = output;
   if (code !== 1 || typeof json?.code !== "number" || typeof json?.msg !== "string") {
-    return [`exit ${code}, stdout ${stdout.slice(0, 200)}, stderr ${stderr.slice(0, 200)}`];
+    return [`exit ${code}, stdout ${stdout.slice(0, 200)}, stderr ${stderr.slice(0, 400)}`];
   }
+  if (interrupted && json.code !== 11) return [`interrupted, but code ${json.code}: ${stdout}`];
   return /at .*\.(js|ts):\d+/.test(`${stdout}${stderr}`) ? [`a stack trace: ${stdout}${stderr}`] : [];
+}
+
+/** After an ADD that answered an error: what it left. Only the plugins before it are told to delete. */
+async function notUndone(trial: Trial, list: Attachment, failed: number): Promise<string[]> {
+  for (const plugin of trial.setup.plugins.slice(0, failed).reverse()) {
+    await runPlugin(trial.node, {
+      type: plugin.type,
+      command: "DEL",
+      netns: trial.pods[0],
+      stdin: list.request(plugin),
+    });
+  }
+  return (await trial.residue()).map((line) => `not undone: ${line}`);
 }
 
 /** What a runtime does next, and whether that leaves the node as it was. */
@@ -217,150 +293,152 @@ async function cleanedUp(
   const report = (what: string) => (error: unknown) =>
     void wrong.push(`${what}: ${(error as Error).message.slice(0, 400)}`);
   if (operation === "GC") {
-    const valid = { "cni.dev/valid-attachments": [{ containerID: "b", ifname: "eth0" }] };
     for (const plugin of setup.plugins) {
-      const stdin = { ...list.request(plugin), ...valid };
       const output = await runPlugin(node, {
         type: plugin.type,
         command: "GC",
         netns: null,
         containerId: null,
         ifName: null,
-        stdin,
+        stdin: { ...list.request(plugin), ...VALID },
       });
       if (output.code !== 0) wrong.push(`second GC: ${output.stdout}`);
     }
     await other.check().catch(report("CHECK of the valid one after GC"));
     await other.del().catch(report("DEL of the valid one"));
-  }
-  await list.del().catch(report("DEL"));
+    // Its DEL never comes: the container's namespace goes, and what is in it. On the host GC has to have done everything.
+    await trial.pods[0].exec(["ip", "link", "del", "eth0"]);
+  } else await list.del().catch(report("DEL"));
   wrong.push(...(await trial.residue()).map((line) => `left: ${line}`));
   return wrong;
 }
 
+const TOOL_NAMES = /^(ip|nsenter|iptables.*|ip6tables.*|xtables.*|nft|conntrack|tc|bridge)$/;
+
 /** Waits until no tool that a killed plugin had started is running any more. */
 async function settled(node: Node): Promise<void> {
-  for (let i = 0; i < 100; i++) {
-    const { stdout } = await node.exec(["/bin/sh", "-c", "ps -eo comm="]);
-    if (!/^(ip|nsenter|iptables.*|ip6tables.*|nft|conntrack|tc|bridge)$/m.test(stdout)) return;
+  for (let i = 0; i < 250; i++) {
+    const { stdout } = await node.exec(["ps", "-eo", "comm="]);
+    if (!stdout.split("\n").some((name) => TOOL_NAMES.test(name.trim()))) return;
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
 }
 
-/** The points of one plugin's part of an operation, from an undisturbed run. */
-async function pointsOf(trial: Trial, operation: Command, index: number): Promise<Point[]> {
-  const { node } = trial;
+/** A trace line's number of its system call, of those by the main thread. */
+async function pointsOf(trial: Trial, operation: Command, place: number): Promise<Point[]> {
   const log = "/run/points";
-  let at = 0;
-  await attempt(
-    trial,
-    operation,
-    () =>
-      at++ === index
-        ? {
-          type: trial.setup.plugins[index].type,
-          wrap: ["strace", "-qq", "-y", "-s", "200", "-o", log, "-e", `trace=${CHANGING}`, "-e", "signal=none"],
-        }
-        : undefined,
-  );
+  const wrap = ["strace", "-qq", "-y", "-s", "200", "-o", log, "-e", `trace=${CHANGING}`, "-e", "signal=none"];
+  const wrong = await attempt(trial, operation, { place, extra: { wrap } });
+  if (wrong.length > 0) throw new Error(`${operation}, undisturbed: ${wrong.join("\n")}`);
   const counts = new Map<string, number>();
-  const points: Point[] = [];
+  const points: { syscall: string; nth: number; shown: string }[] = [];
   let started = false;
-  for (const line of (await node.read(log) ?? "").split("\n")) {
+  for (const line of (await trial.node.read(log) ?? "").split("\n")) {
     const syscall = /^(\w+)\(/.exec(line)?.[1];
     if (!syscall) continue;
     const nth = (counts.get(syscall) ?? 0) + 1;
     counts.set(syscall, nth);
-    const process = /^(clone3?|vfork|wait4|waitid|flock)$/.test(syscall) && !line.includes("CLONE_THREAD");
-    if (OURS.test(line)) started = true;
-    if (OURS.test(line) || (started && process)) points.push({ syscall, nth, shown: line.slice(0, 120) });
+    const ours = OURS.test(line);
+    started ||= ours || (STARTING.test(line) && !line.includes("CLONE_THREAD"));
+    if (ours || (started && PROCESS.test(line) && !line.includes("CLONE_THREAD"))) {
+      points.push({ syscall, nth, shown: line.slice(0, 120) });
+    }
   }
-  return points;
+  const last = points.findLastIndex(({ shown }) => STARTING.test(shown));
+  return points.map((point, index) => ({ ...point, startsLeft: index <= last }));
 }
 
 /** How strace is told of a fault at a point; undefined when the fault cannot happen there. */
-function injection(fault: Fault, { syscall, nth }: Point): string | undefined {
-  if (fault === "killed" || fault === "killed with its children") return `${syscall}:signal=KILL:when=${nth}`;
-  if (fault === "interrupted") return `${syscall}:signal=TERM:when=${nth}`;
-  if (diskFaults.includes(fault)) return WRITING.test(syscall) ? `${syscall}:error=${fault}:when=${nth}` : undefined;
-  return undefined;
+function injection(fault: KillFault | DiskFault, { syscall, nth, shown }: Point): string | undefined {
+  switch (fault) {
+    case "killed":
+      return `${syscall}:signal=KILL:when=${nth}`;
+    case "killed with its children":
+      // Where there are none it is the same as above.
+      return PROCESS.test(shown) ? `${syscall}:signal=KILL:when=${nth}` : undefined;
+    case "interrupted":
+      return syscall === "exit_group" ? undefined : `${syscall}:signal=TERM:when=${nth}`;
+    default:
+      return WRITING.test(shown) ? `${syscall}:error=${fault}:when=${nth}` : undefined;
+  }
 }
+
+/** Ends the tools of the node as well, when what it runs has ended. */
+const WITH_CHILDREN = [
+  "/bin/sh",
+  "-c",
+  '"$@"; s=$?; pkill -9 -x "ip|nsenter|sh|iptables-restor|ip6tables-resto|nft|conntrack|tc"; exit $s',
+  "sh",
+];
 
 /** Tries a fault at every point of an operation, or at every n-th. */
 export async function tryPoints(
   trial: Trial,
   operation: Command,
-  { fault, every = 1 }: { fault: Fault; every?: number },
+  { fault, every = 1 }: { fault: KillFault | DiskFault; every?: number },
 ): Promise<Outcome> {
   const outcome: Outcome = { operation, setup: trial.setup.name, fault, points: 0, leaks: 0, findings: [] };
-  const { node } = trial;
-  for (const [index, plugin] of trial.setup.plugins.entries()) {
-    // DEL goes through the list backwards.
-    const place = operation === "DEL" ? trial.setup.plugins.length - 1 - index : index;
-    const points = await pointsOf(trial, operation, place);
-    for (const [number, point] of points.entries()) {
+  let number = 0;
+  for (const place of trial.setup.plugins.keys()) {
+    const points = await remembered(trial.points, `${operation} ${place}`, () => pointsOf(trial, operation, place));
+    for (const point of points) {
       const inject = injection(fault, point);
-      if (inject === undefined || number % every !== 0) continue;
-      const group = fault === "killed with its children"
-        ? [
-          "/bin/sh",
-          "-c",
-          '"$@"; s=$?; pkill -9 -x "ip|nsenter|sh|iptables-restor|ip6tables-resto|nft|conntrack"; exit $s',
-          "sh",
-        ]
-        : [];
-      let at = 0;
-      const wrap = [
-        ...group,
-        "strace",
-        "-qq",
-        "-o",
-        "/dev/null",
-        "-e",
-        `trace=${point.syscall}`,
-        "-e",
-        `inject=${inject}`,
-      ];
-      const { wrong } = await attempt(trial, operation, () => at++ === place ? { type: plugin.type, wrap } : undefined);
-      count(outcome, wrong, `${operation} ${plugin.type} ${fault} at ${point.syscall}#${point.nth} ${point.shown}`);
-      if (wrong.length > 0) await startAfresh(trial);
+      if (inject === undefined || number++ % every !== 0) continue;
+      const strace = ["strace", "-qq", "-o", "/dev/null", "-e", `trace=${point.syscall}`, "-e", `inject=${inject}`];
+      const wrap = fault === "killed with its children" ? [...WITH_CHILDREN, ...strace] : strace;
+      const kills = killFaults.includes(fault as KillFault);
+      // DEL and GC end by SIGTERM as by SIGKILL, and are called again.
+      const stops = fault === "interrupted" && operation === "ADD";
+      const wrong = await attempt(trial, operation, {
+        place,
+        extra: { wrap },
+        answers: !kills || stops,
+        interrupted: stops && point.startsLeft,
+        again: operation === "ADD" && kills && number % 2 === 0,
+      });
+      await count(trial, outcome, { wrong, where: `place ${place} at ${point.syscall}#${point.nth} ${point.shown}` });
     }
-    await node.sh("rm -rf /run/cnibox/io/*");
   }
   return outcome;
 }
 
-function count(outcome: Outcome, wrong: string[], where: string): void {
+async function remembered<T>(known: Map<string, Promise<T>>, key: string, find: () => Promise<T>): Promise<T> {
+  const found = known.get(key) ?? find();
+  known.set(key, found);
+  return await found;
+}
+
+async function count(
+  trial: Trial,
+  outcome: Outcome,
+  { wrong, where }: { wrong: readonly string[]; where: string },
+): Promise<void> {
   outcome.points++;
   if (wrong.length === 0) return;
   outcome.leaks++;
-  outcome.findings.push(`${where}\n    ${wrong.join("\n    ")}`);
-}
-
-/** After a leak, the next try must not inherit it. */
-async function startAfresh({ node, pods }: Trial): Promise<void> {
-  await node.sh(
-    "iptables -t nat -F; iptables -t nat -X; rm -f /var/lib/cni/networks/net1/[0-9]*; for v in $(ls /sys/class/net | grep ^veth); do ip link del $v; done; true",
-  );
-  for (const pod of pods) await pod.exec(["/bin/sh", "-c", "ip link del eth0"]);
+  outcome.findings.push(`${outcome.operation} ${outcome.setup} ${outcome.fault} ${where}\n    ${wrong.join("\n    ")}`);
+  await trial.renew();
 }
 
 /** Tools that the tried plugins use. */
-const TOOLS = ["ip", "nsenter", "sh", "iptables-restore", "iptables-save", "conntrack", "nft"];
+const TOOLS = [
+  ...["ip", "bridge", "tc", "nsenter", "conntrack", "ss", "nft"],
+  ...["iptables", "iptables-restore", "iptables-save", "ip6tables", "ip6tables-restore", "ip6tables-save"],
+];
 
-/** Puts wrappers before the real tools: the n-th start of one of them fails as asked. */
+/** Wrappers for a folder before the real tools' ones: the n-th start of one of them fails as asked. */
 async function wrapTools(node: Node): Promise<void> {
-  await node.sh("mkdir -p /usr/local/sbin /run/fault 2>/dev/null || mkdir -p /run/fault");
+  await node.sh("mkdir -p /run/fault/n");
   for (const tool of TOOLS) {
-    const { stdout } = await node.exec(["/bin/sh", "-c", `command -v ${tool}`]);
-    const real = stdout.trim();
-    if (real === "" || tool === "sh") continue;
+    const real = (await node.exec(["/bin/sh", "-c", `command -v ${tool}`])).stdout.trim();
+    if (real === "") continue;
     await node.write(
       `/run/fault/${tool}`,
       `#!/bin/sh
-n=$(cat /run/fault/count 2>/dev/null || echo 0); n=$((n+1)); echo $n >/run/fault/count
+n=1; until mkdir /run/fault/n/$n 2>/dev/null; do n=$((n+1)); done
 if [ "$n" = "$(cat /run/fault/target)" ]; then case $(cat /run/fault/mode) in
   "tool exits 1") echo "something went wrong" >&2; exit 1 ;;
+  "tool fails after its work") ${real} "$@"; echo "something went wrong" >&2; exit 1 ;;
   "tool is killed") kill -9 $$ ;;
   "tool prints garbage") echo '[{"not": json'; exit 0 ;;
   "tool is missing") exit 127 ;;
@@ -380,32 +458,30 @@ export async function tryTools(
   { fault, every = 1 }: { fault: ToolFault; every?: number },
 ): Promise<Outcome> {
   const outcome: Outcome = { operation, setup: trial.setup.name, fault, points: 0, leaks: 0, findings: [] };
-  const { node } = trial;
-  await wrapTools(node);
-  const env = { PATH: "/run/fault:/usr/sbin:/usr/bin:/sbin:/bin", CNIBOX_TOOL_TIMEOUT: "1" };
+  const env = {
+    PATH: "/run/fault:/usr/sbin:/usr/bin:/sbin:/bin",
+    CNIBOX_TOOL_TIMEOUT: fault === "tool hangs" ? "2" : "30",
+  };
   const arm = (target: number) =>
-    node.sh(
-      'echo 0 >/run/fault/count; echo "$1" >/run/fault/target; echo "$2" >/run/fault/mode',
+    trial.node.sh(
+      'rm -rf /run/fault/n; mkdir /run/fault/n; echo "$1" >/run/fault/target; echo "$2" >/run/fault/mode',
       String(target),
       fault,
     );
-  for (const [index, plugin] of trial.setup.plugins.entries()) {
-    const place = operation === "DEL" ? trial.setup.plugins.length - 1 - index : index;
-    for (let target = 1;; target++) {
-      let at = 0;
+  let number = 0;
+  for (const place of trial.setup.plugins.keys()) {
+    const starts = await remembered(trial.starts, `${operation} ${place}`, async () => {
+      await arm(0);
+      const wrong = await attempt(trial, operation, { place, extra: { env } });
+      if (wrong.length > 0) throw new Error(`${operation}, undisturbed: ${wrong.join("\n")}`);
+      return (await trial.node.list("/run/fault/n")).length;
+    });
+    for (let target = 1; target <= starts; target++) {
+      if (number++ % every !== 0) continue;
       await arm(target);
-      const { wrong } = await attempt(trial, operation, () => at++ === place ? { type: plugin.type, env } : undefined);
-      const used = Number(await node.read("/run/fault/count"));
-      await node.exec(["/bin/sh", "-c", "pkill -9 -x sleep"]);
-      if (target > used) {
-        // Undisturbed: the last start of a tool was passed.
-        if (wrong.length > 0) count(outcome, wrong, `${operation} ${plugin.type} undisturbed`);
-        break;
-      }
-      if (target % every === 0) {
-        count(outcome, wrong, `${operation} ${plugin.type} ${fault} at start ${target} of a tool`);
-      }
-      if (wrong.length > 0) await startAfresh(trial);
+      const wrong = await attempt(trial, operation, { place, extra: { env }, answers: true });
+      if (fault === "tool hangs") await trial.node.exec(["pkill", "-9", "-x", "sleep"]);
+      await count(trial, outcome, { wrong, where: `place ${place} at start ${target} of a tool` });
     }
   }
   return outcome;
@@ -413,20 +489,15 @@ export async function tryTools(
 
 /** The IPAM folder vanishes between ADD and DEL. */
 export async function tryLostFolder(trial: Trial): Promise<Outcome> {
-  const outcome: Outcome = {
-    operation: "DEL",
-    setup: trial.setup.name,
-    fault: "EIO",
-    points: 0,
-    leaks: 0,
-    findings: [],
-  };
+  const fault = "lost folder" as const;
+  const outcome: Outcome = { operation: "DEL", setup: trial.setup.name, fault, points: 0, leaks: 0, findings: [] };
   const list = trial.attachment(0);
   await list.add();
   await trial.node.sh("rm -rf /var/lib/cni/networks");
   const wrong: string[] = [];
   await list.del().catch((error) => wrong.push(`DEL: ${(error as Error).message}`));
-  wrong.push(...(await trial.residue()).filter((line) => !/networks/.test(line)));
-  count(outcome, wrong, "the IPAM folder deleted between ADD and DEL");
+  wrong.push(...(await trial.residue()).filter((line) => !/\/networks/.test(line)));
+  await count(trial, outcome, { wrong, where: "between ADD and DEL" });
+  await trial.renew();
   return outcome;
 }

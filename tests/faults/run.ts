@@ -1,6 +1,7 @@
 /**
  * `deno task test:faults`: every fault at every point of every operation, as a table. `--every N` takes each N-th point,
- * `--setup TEXT` and `--fault TEXT` only what has that in its name.
+ * `--setup TEXT`,
+ * `--operation TEXT` and `--fault TEXT` only what has that in its name.
  */
 import { parseArgs } from "@std/cli/parse-args";
 import {
@@ -16,8 +17,8 @@ import {
 } from "./faults.ts";
 
 const args = parseArgs(Deno.args, {
-  string: ["setup", "fault", "every"],
-  default: { every: "1", setup: "", fault: "" },
+  string: ["setup", "fault", "every", "operation"],
+  default: { every: "1", setup: "", fault: "", operation: "" },
 });
 const every = Number(args["every"]);
 const outcomes: Outcome[] = [];
@@ -36,7 +37,7 @@ say(`${"op".padEnd(4)} ${"setup".padEnd(26)} ${"fault".padEnd(26)} points  leaks
 for (const setup of setups.filter(({ name }) => name.includes(String(args["setup"])))) {
   const wanted = (fault: string) => fault.includes(String(args["fault"]));
   await using trial = await Trial.create(setup);
-  for (const operation of ["ADD", "DEL", "GC"] as const) {
+  for (const operation of (["ADD", "DEL", "GC"] as const).filter((one) => one.includes(String(args["operation"])))) {
     for (const fault of [...killFaults, ...diskFaults].filter(wanted)) {
       note(await tryPoints(trial, operation, { fault, every }));
     }
