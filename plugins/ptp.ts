@@ -6,7 +6,7 @@
  * there is no wait for duplicate address detection, since nobody else is on the link; DEL removes rules and the host's
  * end without the container; CHECK looks at the host's routes and rules; GC and STATUS do their work.
  */
-import { anyObject, decode, decodeLeniently, flag, integer, maybeText } from "../lib/cni/decode.ts";
+import { decode, decodeLeniently, flag, integer, maybeText } from "../lib/cni/decode.ts";
 import { CniError, code } from "../lib/cni/error.ts";
 import { openNetns } from "../lib/cni/netns.ts";
 import type { ContainerCall, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
@@ -24,6 +24,7 @@ import {
   replacesDns,
   statusTools,
   withDns,
+  writtenDns,
 } from "../lib/attach/ipam.ts";
 import { kindAdvice } from "../lib/attach/master.ts";
 import {
@@ -50,7 +51,7 @@ const keys = {
   }),
   mtu: integer(0, "MTU of both ends of the veth pair; 0: the kernel's default, 1500"),
   ...ipamKeys,
-  dns: anyObject("resolver settings, instead of those of the IPAM plugin"),
+  dns: writtenDns,
 };
 
 export const plugin: Plugin = {

@@ -1,15 +1,29 @@
 /** What a main plugin does with its IPAM plugin, and with `dns`, beside asking it for addresses. */
-import { anyObject, anything, isObject, lookup, refine } from "../cni/decode.ts";
+import { anyObject, anything, FieldError, isObject, type Key, lookup, refine } from "../cni/decode.ts";
 import { all, CniError, code } from "../cni/error.ts";
 import type { ContainerCall, NetworkCall } from "../cni/plugin.ts";
 import type { DNS, JsonObject, Result } from "../cni/types.ts";
 import { readDns } from "../cni/version.ts";
 import { missingTool, toolPath } from "../kernel/run.ts";
 
+const dns: Key<DNS | undefined> = refine(anything("resolver settings for the result"), checkedDns, undefined);
+
+function checkedDns(value: unknown, path: string): DNS | undefined {
+  try {
+    return readDns(value);
+  } catch (error) {
+    throw new FieldError(
+      path,
+      (error as Error).message,
+      `"${path}" is an object of nameservers, domain, search, options`,
+    );
+  }
+}
+
 /** Keys of every main plugin's configuration. */
 export const ipamKeys = {
   ipam: anyObject("who gives the container its addresses: `type` names an IPAM plugin, which reads the rest"),
-  dns: refine(anything("resolver settings for the result"), readDns, undefined),
+  dns,
   prevResult: anything("result of the plugin before"),
 };
 
@@ -62,14 +76,19 @@ export async function collectAddresses(call: NetworkCall, type: string): Promise
   }
 }
 
-const PACKAGES: Readonly<Record<string, string>> = { ip: "iproute2", nsenter: "util-linux", runcon: "coreutils" };
+const PACKAGES: Readonly<Record<string, string>> = {
+  ip: "iproute2",
+  tc: "iproute2, on some systems iproute-tc",
+  nsenter: "util-linux",
+  runcon: "coreutils",
+};
 
-/** STATUS of the tools that a plugin starts. */
-export function statusTools(names: readonly string[]): void {
+/** STATUS of the tools that a plugin starts; for ADD, before anything is touched, with another code for `failure`. */
+export function statusTools(names: readonly string[], failure: number = code.notAvailable): void {
   const missing = names.find((name) => toolPath(name) === "");
   if (missing === undefined) return;
   const details = `install the package ${PACKAGES[missing] ?? missing}`;
-  throw new CniError(code.notAvailable, missingTool(missing), details);
+  throw new CniError(failure, missingTool(missing), details);
 }
 
 /** STATUS of something that the next ADD needs: a failure gets code 50. */
@@ -87,6 +106,16 @@ export function withDns(result: Result, dns: DNS | undefined): Result {
   const { dns: _, ...rest } = result;
   return dns ? { ...rest, dns } : rest;
 }
+
+/** `dns` as it was written, checked, for {@linkcode replacesDns}. */
+export const writtenDns: Key<unknown> = refine(
+  anything("resolver settings, instead of those of the IPAM plugin"),
+  (value, path) => {
+    checkedDns(value, path);
+    return value;
+  },
+  undefined,
+);
 
 /** Does `dns` of the configuration replace the IPAM plugin's as a whole? Any member does, even an empty list. */
 export function replacesDns(dns: unknown): boolean {

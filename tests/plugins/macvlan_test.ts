@@ -57,6 +57,11 @@ const REFUSED: readonly (readonly [config: JsonObject, msg: string, args?: strin
     { ipam: "static" },
     "failed to load netconf: json: cannot unmarshal string into Go struct field NetConf.ipam of type map[string]interface {}",
   ],
+  [{ dns: "x" }, "failed to load netconf: json: cannot unmarshal string into Go struct field .dns of type types.DNS"],
+  [
+    { dns: { search: 5 } },
+    "failed to load netconf: json: cannot unmarshal number into Go struct field .dns.search of type []string",
+  ],
   [{}, 'ARGS: invalid pair "MAC"', "MAC"],
 ];
 

@@ -20,6 +20,12 @@ const REFUSED: readonly (readonly [what: string, more: JsonObject, ipam: Result,
     'failed to enable keep_addr_on_down for interface "eth0": open /proc/sys/net/ipv6/conf/eth0/keep_addr_on_down: no such file or directory',
   ],
   [
+    "dns that is no object",
+    { dns: [] },
+    four,
+    "failed to load netconf: json: cannot unmarshal array into Go struct field .dns of type types.DNS",
+  ],
+  [
     "an MTU in quotes",
     { mtu: "1400" },
     four,
