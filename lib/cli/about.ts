@@ -22,9 +22,10 @@ export async function plugins(call: CommandCall): Promise<number> {
 }
 
 /** `cnibox version` */
-export function version(call: CommandCall): number {
+export async function version(call: CommandCall): Promise<number> {
   const { version, names } = call.invocation;
-  if (call.is("json")) {
+  if (call.is("sbom")) say(jsonText((await import("./sbom.ts")).sbom(version)));
+  else if (call.is("json")) {
     say(jsonText({
       version,
       deno: Deno.version.deno,

@@ -32,6 +32,13 @@ const CONF: Flag = {
   about: "read the network from this file instead (list or single configuration, comments allowed, - is stdin)",
 };
 const PLACES = [CONF_DIR, CACHE_DIR, CNI_PATH, ROOT];
+const BIN_DIR: Flag = {
+  name: "bin-dir",
+  value: "DIR",
+  kind: "folder",
+  about: "the plugin folder; default /opt/cni/bin",
+};
+const PLUGINS: Flag = { name: "plugins", value: "A,B", about: "only these plugins" };
 const DATA_DIR: Flag = {
   name: "data-dir",
   value: "DIR",
@@ -391,11 +398,57 @@ export const COMMANDS: readonly Command[] = [
     entry: "plugins",
   },
   {
+    name: "install",
+    group: "install",
+    summary: "put this executable and a symlink for every plugin into a folder",
+    about: [
+      "The executable is tried where it will live, then takes its place by rename: calls that are under way and calls that begin meanwhile all work. The one before is kept for rollback. Files that are not ours stay unless --replace is given.",
+    ],
+    positional: [],
+    flags: [BIN_DIR, PLUGINS, {
+      name: "replace",
+      about: "move files that are not ours out of the way; uninstall puts them back",
+    }, JSON_FLAG],
+    examples: [["into /opt/cni/bin", "./cnibox install"]],
+    load: () => import("./install.ts"),
+    entry: "install",
+  },
+  {
+    name: "rollback",
+    group: "install",
+    summary: "put the executable from before the last change back",
+    positional: [],
+    flags: [BIN_DIR, JSON_FLAG],
+    examples: [["the last upgrade was no good", "cnibox rollback"]],
+    load: () => import("./install.ts"),
+    entry: "rollback",
+  },
+  {
+    name: "uninstall",
+    group: "install",
+    summary: "take executable and symlinks away, put replaced files back",
+    positional: [],
+    flags: [BIN_DIR, JSON_FLAG],
+    examples: [["from /opt/cni/bin", "cnibox uninstall"]],
+    load: () => import("./install.ts"),
+    entry: "uninstall",
+  },
+  {
+    name: "verify",
+    group: "install",
+    summary: "is everything in place, owned by root, and this version",
+    positional: [],
+    flags: [BIN_DIR, PLUGINS, { name: "sha256", value: "SUM", about: "what the executable has to be" }, JSON_FLAG],
+    examples: [["after an upgrade", "cnibox verify"]],
+    load: () => import("./install.ts"),
+    entry: "verify",
+  },
+  {
     name: "version",
     group: "install",
     summary: "version of this program",
     positional: [],
-    flags: [JSON_FLAG],
+    flags: [{ name: "sbom", about: "what it is made of, as CycloneDX" }, JSON_FLAG],
     examples: [["which one is this?", "cnibox version"]],
     load: () => import("./about.ts"),
     entry: "version",

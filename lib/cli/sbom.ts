@@ -1,0 +1,52 @@
+/** `cnibox version --sbom`: what this executable is made of, as CycloneDX 1.5. A test compares the list with the program's imports. */
+
+/** npm packages that are in the program itself: none. Those of tests and build are not shipped. */
+export const PACKAGES: readonly { readonly name: string; readonly version: string; readonly license: string }[] = [];
+
+/** The document. Same executable, same bytes: no date, no random serial number. */
+export function sbom(version: string): unknown {
+  const plain = version.replace(/^v/, "");
+  const runtime = [
+    {
+      name: "deno",
+      version: Deno.version.deno,
+      licenses: [{ license: { id: "MIT" } }],
+      purl: `pkg:cargo/deno@${Deno.version.deno}`,
+    },
+    {
+      name: "v8",
+      version: Deno.version.v8,
+      licenses: [{ license: { id: "BSD-3-Clause" } }],
+      purl: `pkg:generic/v8@${Deno.version.v8}`,
+    },
+  ];
+  const packages = PACKAGES.map(({ name, version, license }) => ({
+    name,
+    version,
+    licenses: [{ license: { id: license } }],
+    purl: `pkg:npm/${name}@${version}`,
+  }));
+  const root = `pkg:generic/cnibox@${plain}`;
+  const components = [...runtime, ...packages].map((one) => ({
+    type: one.name === "deno" || one.name === "v8" ? "platform" : "library",
+    "bom-ref": one.purl,
+    ...one,
+  }));
+  return {
+    bomFormat: "CycloneDX",
+    specVersion: "1.5",
+    version: 1,
+    metadata: {
+      component: {
+        type: "application",
+        "bom-ref": root,
+        name: "cnibox",
+        version: plain,
+        licenses: [{ license: { id: "Apache-2.0" } }],
+        purl: root,
+      },
+    },
+    components,
+    dependencies: [{ ref: root, dependsOn: components.map((one) => one["bom-ref"]) }],
+  };
+}
