@@ -14,7 +14,7 @@ import { all, CniError, code } from "../lib/cni/error.ts";
 import type { Call, ContainerCall, DelegateAnswer, NetworkCall, Plugin, Released } from "../lib/cni/plugin.ts";
 import { type JsonObject, type Result, since } from "../lib/cni/types.ts";
 import { readDns } from "../lib/cni/version.ts";
-import { removeFile } from "../lib/kernel/state_file.ts";
+import { collectDrafts, removeFile } from "../lib/kernel/state_file.ts";
 import type { Attachment } from "../lib/net/name.ts";
 
 const keys = {
@@ -90,7 +90,7 @@ async function del(call: ContainerCall): Promise<Released | void> {
     if (state) throw error;
     call.warn(`nothing is known of this attachment, and the delegate could not be asked: ${(error as Error).message}`);
   }
-  if (state && !call.explain) dropState(conf.dataDir, attachment, state);
+  if (!call.explain) dropState(conf.dataDir, attachment, state);
   return released;
 }
 
@@ -109,6 +109,7 @@ async function gc(call: NetworkCall): Promise<void> {
   if (valid === undefined) return;
   const conf = decodeConf(call);
   const states = statesOf(conf.dataDir, call.network);
+  collectDrafts(conf.dataDir);
   const requests = new Map<string, string>();
   const collect = (
     { runtimeConfig: _, args: __, prevResult: ___, ...request }: JsonObject & { readonly type: string },

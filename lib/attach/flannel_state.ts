@@ -5,7 +5,7 @@
  */
 import { isObject } from "../cni/decode.ts";
 import type { JsonObject } from "../cni/types.ts";
-import { namesIn, readFileIfThere, removeFile, replaceFile } from "../kernel/state_file.ts";
+import { namesIn, readFileIfThere, removeDrafts, removeFile, replaceFile } from "../kernel/state_file.ts";
 import type { Attachment } from "../net/name.ts";
 
 /** The configuration of one attachment as it is on disk. */
@@ -76,11 +76,13 @@ export function keepState(folder: string, attachment: Attachment, text: string):
 
 /**
  * Removes the state of an attachment that is gone. The reference's file goes when it says the same, unless another interface
- * of the container says that too; one that is about something else stays.
+ * of the container says that too; one that is about something else stays. Without a state, what a killed ADD left goes.
  */
-export function dropState(folder: string, attachment: Attachment, state: State): void {
+export function dropState(folder: string, attachment: Attachment, state: State | undefined): void {
   const { plain, own } = statePaths(folder, attachment);
   if (own !== undefined) removeFile(own);
+  removeDrafts(plain);
+  if (state === undefined) return;
   const base = plain.slice(0, plain.lastIndexOf("/"));
   const others = namesIn(base).filter((name) => name.startsWith(`${attachment.containerId}@`));
   const shared = others.some((name) => readFileIfThere(`${base}/${name}`) === state.text);

@@ -7,7 +7,7 @@ import { goJson } from "../cni/version.ts";
 import { isObject } from "../cni/decode.ts";
 import type { Attachment, JsonObject } from "../cni/types.ts";
 import { isSetting } from "./settings.ts";
-import { namesIn, readFileIfThere, removeFile, replaceFile } from "../kernel/state_file.ts";
+import { collectDrafts, namesIn, readFileIfThere, removeFile, replaceFile } from "../kernel/state_file.ts";
 
 /** Attributes to put back; absent ones were not changed. */
 export interface Backup {
@@ -88,6 +88,7 @@ function pick(backup: Backup, keys: readonly (keyof Backup)[]): JsonObject {
 /** Removes the files of this network whose attachments are not among the valid ones; returns those that could not be. */
 export function collectBackups(folder: string, network: string, valid: readonly Attachment[]): string[] {
   const keep = new Set(valid.map((one) => backupPath("", one)));
+  collectDrafts(folder);
   return namesIn(folder).filter((name) => name.endsWith(".json") && !keep.has(`/${name}`)).filter((name) => {
     const path = `${folder}/${name}`;
     const backup = readBackup(path);

@@ -283,7 +283,8 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
     if (interruption) interruption.undoing = true;
     const left = await undoAll(undos);
     if (interruption) interruption.undoing = false;
-    const failure = toCniError(error);
+    // Whatever the words of the plugin for what it was at: it failed because it was asked to.
+    const failure = interruption?.requested ? interrupted(interruption) : toCniError(error);
     if (left.length === 0) throw failure;
     const note = `could not be undone: ${left.join("; ")}; DEL of this container cleans up`;
     throw new CniError(failure.code, failure.msg, failure.details === "" ? note : `${failure.details}; ${note}`);

@@ -5,12 +5,9 @@
  * the old content or the new. Throws what the system says.
  */
 export function replaceFile(path: string, content: string | Uint8Array): void {
-  const slash = path.lastIndexOf("/");
-  const folder = slash < 0 ? "." : path.slice(0, slash) || "/";
-  Deno.mkdirSync(folder, { recursive: true, mode: 0o700 });
-  const draft = `${folder}/.${crypto.randomUUID()}.draft`;
+  Deno.mkdirSync(splitPath(path).folder, { recursive: true, mode: 0o700 });
+  const { file, draft } = openDraft(path);
   try {
-    const file = Deno.openSync(draft, { write: true, createNew: true, mode: 0o600 });
     try {
       const bytes = typeof content === "string" ? new TextEncoder().encode(content) : content;
       for (let done = 0; done < bytes.length;) done += file.writeSync(bytes.subarray(done));
@@ -20,8 +17,62 @@ export function replaceFile(path: string, content: string | Uint8Array): void {
     }
     Deno.renameSync(draft, path);
   } catch (error) {
-    removeFile(draft);
+    remove(draft);
     throw error;
+  }
+}
+
+function splitPath(path: string): { folder: string; name: string } {
+  const slash = path.lastIndexOf("/");
+  return { folder: slash < 0 ? "." : path.slice(0, slash) || "/", name: path.slice(slash + 1) };
+}
+
+/** More drafts of one file than anybody would ever leave. */
+const MOST_DRAFTS = 1000;
+
+/** A draft's name leads from the file to it: whoever removes the file removes what killed writers left as well. */
+function draftOf(path: string, number: number): string {
+  const { folder, name } = splitPath(path);
+  // A name has 255 bytes at most; its end tells more than its beginning.
+  return `${folder}/.${name.slice(-80)}.${number}.draft`;
+}
+
+/** Never another's draft: two may write the same file at once. */
+function openDraft(path: string): { file: Deno.FsFile; draft: string } {
+  for (let number = 0;; number++) {
+    const draft = draftOf(path, number);
+    try {
+      return { file: Deno.openSync(draft, { write: true, createNew: true, mode: 0o600 }), draft };
+    } catch (error) {
+      if (!(error instanceof Deno.errors.AlreadyExists) || number >= MOST_DRAFTS) throw error;
+    }
+  }
+}
+
+/** Removes what writers of this file left that were killed. To be called when nobody writes it. */
+export function removeDrafts(path: string): void {
+  for (let number = 0; number < MOST_DRAFTS; number++) {
+    try {
+      Deno.removeSync(draftOf(path, number));
+    } catch {
+      return;
+    }
+  }
+}
+
+/** Drafts that lie longer than any write takes. */
+const OLD_MS = 10 * 60_000;
+
+/** Removes the drafts in a folder that killed writers left some time ago, whatever they were for. */
+export function collectDrafts(folder: string): void {
+  for (const name of namesIn(folder)) {
+    if (!name.startsWith(".") || !name.endsWith(".draft")) continue;
+    try {
+      const { mtime } = Deno.lstatSync(`${folder}/${name}`);
+      if (mtime && mtime.getTime() < Date.now() - OLD_MS) Deno.removeSync(`${folder}/${name}`);
+    } catch {
+      // Somebody else was quicker.
+    }
   }
 }
 
@@ -35,8 +86,13 @@ export function readFileIfThere(path: string): string | undefined {
   }
 }
 
-/** Removes a file; that it is not there is success. Returns whether it is gone. */
+/** Removes a file, and its drafts; that it is not there is success. Returns whether it is gone. */
 export function removeFile(path: string): boolean {
+  removeDrafts(path);
+  return remove(path);
+}
+
+function remove(path: string): boolean {
   try {
     Deno.removeSync(path);
     return true;

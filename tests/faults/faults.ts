@@ -35,7 +35,7 @@ const hostLocal = (subnet: string) => ({ type: "host-local", ranges: [[{ subnet 
 /** The networks that are tried. */
 export const setups: readonly Setup[] = [
   {
-    name: "bridge+portmap",
+    name: "bridge+portmap iptables",
     plugins: [
       { type: "bridge", bridge: "br1", isDefaultGateway: true, ipMasq: true, ipam: hostLocal("10.22.0.0/24") },
       { type: "portmap", capabilities: { portMappings: true } },
@@ -43,7 +43,7 @@ export const setups: readonly Setup[] = [
     capabilities: { portMappings: [{ hostPort: 8080, containerPort: 80, protocol: "tcp" }] },
   },
   {
-    name: "bridge+portmap, nftables",
+    name: "bridge+portmap nftables",
     plugins: [
       {
         type: "bridge",
