@@ -39,7 +39,7 @@ export async function install(call: CommandCall): Promise<number> {
   const rows: Row[] = [];
   try {
     Deno.mkdirSync(`${dir}/.${NAME}`, { recursive: true, mode: 0o755 });
-    const draft = `${dir}/.${NAME}/draft-${Deno.pid}`;
+    const draft = `${dir}/.${NAME}/${NAME}-draft-${Deno.pid}`;
     try {
       await prepare(draft, call.invocation.version);
       rows.push(replaceBinary(dir, draft));
@@ -144,7 +144,7 @@ export async function rollback(call: CommandCall): Promise<number> {
   if (dir === PLUGIN_FOLDER) needRoot(call, `it writes to ${dir}`);
   const previous = `${dir}/.${NAME}/previous`;
   if (!exists(previous)) throw new CliError(`no earlier executable is kept in ${dir}/.${NAME}`, status.failed);
-  const draft = `${dir}/.${NAME}/draft-${Deno.pid}`;
+  const draft = `${dir}/.${NAME}/${NAME}-draft-${Deno.pid}`;
   try {
     Deno.copyFileSync(previous, draft);
     Deno.chmodSync(draft, 0o755);
