@@ -7,6 +7,7 @@
  * DEL leaves the container its traffic and needs no valid limits; GC removes the devices that are marked as ours.
  */
 import { type HostVeth, hostVeth, linksNow } from "../lib/attach/host_veth.ts";
+import { statusTools } from "../lib/attach/ipam.ts";
 import {
   bits,
   checkKernelLimits,
@@ -20,7 +21,7 @@ import { checkBucket, redirectsTo, shape, tcSteps } from "../lib/attach/shaping.
 import { decode, object } from "../lib/cni/decode.ts";
 import { all, CniError, code } from "../lib/cni/error.ts";
 import { openNetns } from "../lib/cni/netns.ts";
-import { type Call, type ContainerCall, type NetworkCall, nothing, type Plugin } from "../lib/cni/plugin.ts";
+import { type Call, type ContainerCall, type NetworkCall, type Plugin } from "../lib/cni/plugin.ts";
 import { prevResult, prevResultLeniently } from "../lib/cni/prev_result.ts";
 import { type Result, since } from "../lib/cni/types.ts";
 import { type Link, linkDel } from "../lib/kernel/ip.ts";
@@ -56,7 +57,7 @@ export const plugin: Plugin = {
   del,
   check,
   gc,
-  status: nothing,
+  status,
 };
 
 async function add(call: ContainerCall): Promise<Result> {
@@ -64,6 +65,7 @@ async function add(call: ContainerCall): Promise<Result> {
   const previous = previousOf(call, "must be called as chained plugin");
   if (!limits.ingress && !limits.egress) return previous;
   checkKernelLimits(limits);
+  statusTools(plugin.needs, code.internal);
   const ifb = ifbName(call);
   const { veth, links } = await find(call, previous, ifb);
   for (const note of doubts(limits, veth.mtu)) call.warn(note);
@@ -142,6 +144,12 @@ async function gc(call: NetworkCall): Promise<void> {
   const { stderr } = await call.host({ argv: ["ip", "-force", "-batch", "-"], input });
   const left = await stale();
   if (left.length > 0) throw new CniError(code.internal, `failed to delete ${left.join(", ")}`, stderr.trim());
+}
+
+// deno-lint-ignore require-await -- what it throws has to be a rejection
+async function status(call: NetworkCall): Promise<void> {
+  checkKernelLimits(settings(call));
+  statusTools(plugin.needs);
 }
 
 function settings(call: Call): Limits {

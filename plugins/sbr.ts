@@ -6,6 +6,7 @@
  * are never shared; ADD may be repeated and is taken back when it fails; CHECK looks; DEL needs neither namespace nor
  * interface, leaves other rules alone and empties its tables. `gateways` and `addSourceHints` are newer than its release.
  */
+import { statusTools } from "../lib/attach/ipam.ts";
 import { lockNetns } from "../lib/attach/netns_lock.ts";
 import {
   isFor,
@@ -19,7 +20,7 @@ import {
 import { decode, decodeLeniently, flag, list, maybeInteger, text } from "../lib/cni/decode.ts";
 import { CniError, code, goQuote } from "../lib/cni/error.ts";
 import { openNetns } from "../lib/cni/netns.ts";
-import { type Call, type ContainerCall, nothing, type Plugin } from "../lib/cni/plugin.ts";
+import { type Call, type ContainerCall, type NetworkCall, nothing, type Plugin } from "../lib/cni/plugin.ts";
 import { prevResult, prevResultLeniently } from "../lib/cni/prev_result.ts";
 import { type Result, since } from "../lib/cni/types.ts";
 import { addrShow } from "../lib/kernel/ip.ts";
@@ -62,7 +63,7 @@ export const plugin: Plugin = {
   del,
   check,
   gc: nothing,
-  status: nothing,
+  status,
 };
 
 async function add(call: ContainerCall): Promise<Result> {
@@ -148,6 +149,12 @@ async function check(call: ContainerCall): Promise<void> {
       `ip route show table ${rule.table} in ${call.netns}`,
     );
   }
+}
+
+// deno-lint-ignore require-await -- what it throws has to be a rejection
+async function status(call: NetworkCall): Promise<void> {
+  settings(call);
+  statusTools(plugin.needs);
 }
 
 function settings(call: Call) {

@@ -15,6 +15,7 @@ import {
   keepBackup,
   readBackup,
 } from "../lib/attach/link_backup.ts";
+import { statusTools } from "../lib/attach/ipam.ts";
 import { look, type Now, sameValue, type Setting, setting, valueOf } from "../lib/attach/settings.ts";
 import { parseArgs } from "../lib/cni/args.ts";
 import {
@@ -29,9 +30,9 @@ import {
   textMap,
 } from "../lib/cni/decode.ts";
 import { duplicateKey } from "../lib/cni/duplicate_key.ts";
-import { CniError, code, goQuote } from "../lib/cni/error.ts";
+import { CniError, code, goQuote, toCniError } from "../lib/cni/error.ts";
 import { openNetns } from "../lib/cni/netns.ts";
-import { type ContainerCall, type NetworkCall, nothing, type Plugin } from "../lib/cni/plugin.ts";
+import type { Call, ContainerCall, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
 import { prevResult } from "../lib/cni/prev_result.ts";
 import { type Result, since } from "../lib/cni/types.ts";
 import { type Link } from "../lib/kernel/ip.ts";
@@ -78,7 +79,7 @@ export const plugin: Plugin = {
   del,
   check,
   gc,
-  status: nothing,
+  status,
 };
 
 async function add(call: ContainerCall): Promise<Result> {
@@ -160,6 +161,18 @@ async function gc(call: NetworkCall): Promise<void> {
   if (left.length > 0) throw new CniError(code.io, `cannot remove ${left.join(", ")}`, `in ${conf.dataDir}`);
 }
 
+// deno-lint-ignore require-await -- what it throws has to be a rejection
+async function status(call: NetworkCall): Promise<void> {
+  const wanted = settings({ ...call, ifName: "eth0", args: "" });
+  statusTools(plugin.needs);
+  try {
+    checkAllowed(wanted.settings.map(({ key }) => key), readAllowList());
+  } catch (error) {
+    const { msg, details } = toCniError(error);
+    throw new CniError(code.notAvailable, msg, details);
+  }
+}
+
 /** What the configuration asks for, all its sources merged. */
 interface Wanted {
   readonly settings: readonly Setting[];
@@ -171,7 +184,7 @@ interface Wanted {
   readonly dataDir: string;
 }
 
-function settings(call: ContainerCall): Wanted {
+function settings(call: Call & Pick<ContainerCall, "ifName" | "args">): Wanted {
   const twice = duplicateKey(new TextDecoder().decode(call.stdin), "sysctl");
   if (twice !== undefined) {
     throw new CniError(code.internal, "duplicated sysctl keys are not allowed", `${goQuote(twice)} is written twice`);

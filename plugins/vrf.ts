@@ -5,12 +5,13 @@
  * Differs from the reference: all routes and addresses come along, at once; ADD may be repeated and is taken back when it
  * fails; tables in use are not chosen; DEL needs no interface and frees it from no other master.
  */
+import { statusTools } from "../lib/attach/ipam.ts";
 import { lockNetns } from "../lib/attach/netns_lock.ts";
 import { planMove } from "../lib/attach/vrf_move.ts";
 import { decode, decodeLeniently, integer, text } from "../lib/cni/decode.ts";
 import { CniError, code, toCniError } from "../lib/cni/error.ts";
 import { openNetns } from "../lib/cni/netns.ts";
-import { type Call, type ContainerCall, nothing, type Plugin } from "../lib/cni/plugin.ts";
+import { type Call, type ContainerCall, type NetworkCall, nothing, type Plugin } from "../lib/cni/plugin.ts";
 import { prevResult } from "../lib/cni/prev_result.ts";
 import { type Result, since } from "../lib/cni/types.ts";
 import type { Link } from "../lib/kernel/ip.ts";
@@ -35,7 +36,7 @@ export const plugin: Plugin = {
   del,
   check,
   gc: nothing,
-  status: nothing,
+  status,
 };
 
 /** What the reference says in front of everything that goes wrong inside the namespace. */
@@ -109,6 +110,12 @@ async function check(call: ContainerCall): Promise<void> {
     `Failed to match addr ${missing} on interface ${call.ifName}`,
     "it is in prevResult",
   );
+}
+
+// deno-lint-ignore require-await -- what it throws has to be a rejection
+async function status(call: NetworkCall): Promise<void> {
+  settings(call);
+  statusTools(plugin.needs);
 }
 
 function settings(call: Call): { vrfname: string; table: number } {

@@ -2,6 +2,7 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import type { Namespace, Node } from "./support/node.ts";
 import { Attachment, type By, call, type Json, PluginFailed } from "./support/plugins.ts";
+import { childPrograms, type Trace, tracePlugin } from "./support/trace.ts";
 import { interopTest, nodeTest } from "./support/test.ts";
 import type { Need } from "./support/needs.ts";
 
@@ -243,6 +244,28 @@ nodeTest("bandwidth works behind bridge, with limits from the runtime, in every 
   }
 });
 
+nodeTest("bandwidth starts no more programs than it must", { needs: [...needs, "tool:strace"] }, async ({ node }) => {
+  const { pod, prevResult } = await pair(node);
+  const programs = async (command: string, more: Json = limits) => {
+    const trace = await tracePlugin(node, { command, ...request(pod, prevResult, more) });
+    assertEquals(trace.output.code, 0, trace.output.stdout);
+    return toolsOf(trace).sort();
+  };
+  assertEquals(await programs("ADD", {}), []);
+  assertEquals(await programs("DEL", {}), []);
+  assertEquals(await programs("ADD"), ["ip", "ip", "ip", "tc"]);
+  assertEquals(await programs("CHECK"), ["ip", "ip", "tc"]);
+  assertEquals(await programs("DEL"), ["ip", "ip", "ip", "tc"]);
+});
+
+nodeTest("bandwidth STATUS says that limits cannot work", { needs: ["root"] }, async ({ node }) => {
+  const status = (more: Json) =>
+    call(node, { type: "bandwidth", command: "STATUS", stdin: { cniVersion: "1.1.0", name: "mynet", ...more } });
+  await status({ capabilities: { bandwidth: true } });
+  await status(limits);
+  await assertRejects(() => status({ egressRate: 5, egressBurst: 5 }), PluginFailed, "create qdisc: invalid argument");
+});
+
 interopTest(
   "bandwidth",
   { needs },
@@ -261,4 +284,9 @@ interopTest(
 async function qdiscs(node: Node): Promise<string[]> {
   const shown: Json[] = JSON.parse(await node.run("tc", "-j", "qdisc", "show", "dev", "veth0"));
   return shown.map(({ kind, handle }) => `${kind} ${handle}`);
+}
+
+/** What was started; nsenter and the shell become a tool, they are no processes of their own. */
+function toolsOf(trace: Trace): string[] {
+  return childPrograms(trace).filter((name) => name !== "nsenter" && name !== "sh");
 }

@@ -2,6 +2,7 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import type { Namespace, Node } from "./support/node.ts";
 import { type By, call, type Json, PluginFailed } from "./support/plugins.ts";
+import { childPrograms, type Trace, tracePlugin } from "./support/trace.ts";
 import { interopTest, nodeTest } from "./support/test.ts";
 
 /**
@@ -306,6 +307,20 @@ nodeTest("sbr works without IPv6 in the container", { needs: ["veth"] }, async (
   assertEquals(await rules(pod), []);
 });
 
+nodeTest("sbr starts no more programs than it must", { needs: ["veth", "tool:strace"] }, async ({ node }) => {
+  const { pod } = await between(node);
+  const programs = async (command: string) => {
+    const trace = await tracePlugin(node, { command, ...request(pod) });
+    assertEquals(trace.output.code, 0, trace.output.stdout);
+    return toolsOf(trace);
+  };
+  // Two list, one for each family changes.
+  assertEquals(await programs("ADD"), ["ip", "ip", "ip", "ip"]);
+  assertEquals(await programs("CHECK"), ["ip", "ip"]);
+  assertEquals(await programs("DEL"), ["ip", "ip", "ip", "ip"]);
+  assertEquals(await programs("DEL"), ["ip", "ip"]);
+});
+
 interopTest(
   "sbr",
   { needs: ["veth"] },
@@ -327,3 +342,8 @@ interopTest("sbr with a table", { needs: ["veth"] }, async ({ adder, checker, de
   await call(node, { command: "DEL", by: deleter, ...request(pod, { table: 5000 }) });
   assertEquals(await rules(pod), []);
 });
+
+/** What was started; nsenter and the shell become a tool, they are no processes of their own. */
+function toolsOf(trace: Trace): string[] {
+  return childPrograms(trace).filter((name) => name !== "nsenter" && name !== "sh");
+}

@@ -2,6 +2,7 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import type { Namespace, Node } from "./support/node.ts";
 import { Attachment, call, type Json, PluginFailed, runPlugin } from "./support/plugins.ts";
+import { childPrograms, type Trace, tracePlugin } from "./support/trace.ts";
 import { interopTest, nodeTest } from "./support/test.ts";
 
 const BACKUP = "/run/cni/tuning";
@@ -258,6 +259,36 @@ nodeTest("tuning refuses in the reference's words", { needs: ["reference", "veth
 // The reference's CHECK never accepts capital letters, nor two values in one setting.
 const plain = { mac: "02:ab:00:00:00:01", mtu: 1400, promisc: true, allmulti: true, txQLen: 500 };
 
+nodeTest("tuning starts no more programs than it must, and none when there is nothing to do", {
+  needs: ["veth", "tool:strace"],
+}, async ({ node }) => {
+  const { pod, prevResult } = await container(node);
+  const programs = async (command: string, more: Json) => {
+    const trace = await tracePlugin(node, { command, ...request(pod, prevResult, more) });
+    assertEquals(trace.output.code, 0, trace.output.stdout);
+    return toolsOf(trace);
+  };
+  assertEquals(await programs("ADD", {}), []);
+  assertEquals(await programs("DEL", {}), []);
+  assertEquals(await programs("ADD", everything), ["grep", "ip", "ip"]);
+  assertEquals(await programs("CHECK", everything), ["grep", "ip"]);
+  assertEquals(await programs("DEL", everything), ["ip", "ip"]);
+  assertEquals(await programs("ADD", { mtu: 1400 }), ["ip", "ip"]);
+  assertEquals(await programs("DEL", { mtu: 1400 }), ["ip"]);
+});
+
+nodeTest("tuning STATUS says what the node does not allow", async ({ node }) => {
+  await node.write("/etc/cni/tuning/allowlist.conf", "^net\\.core\\.");
+  const status = (settings: Json) =>
+    call(node, { type: "tuning", command: "STATUS", stdin: { cniVersion: "1.1.0", name: "mynet", sysctl: settings } });
+  await status({ "net.core.somaxconn": "1" });
+  const failed = await assertRejects(() => status({ "net.ipv4.ip_forward": "1" }), PluginFailed);
+  assertEquals([failed.error.code, failed.error.msg.startsWith("Sysctl net.ipv4.ip_forward is not allowed. ")], [
+    50,
+    true,
+  ]);
+});
+
 interopTest("tuning", { needs: ["veth"] }, async ({ adder, checker, deleter }, node) => {
   const { pod, prevResult } = await container(node);
   const before = await state(pod);
@@ -271,3 +302,8 @@ interopTest("tuning", { needs: ["veth"] }, async ({ adder, checker, deleter }, n
   if (adder === "cnibox" && deleter === "cnibox") assertEquals(after, before);
   assertEquals(await node.list(BACKUP), []);
 });
+
+/** What was started; nsenter and the shell become a tool, they are no processes of their own. */
+function toolsOf(trace: Trace): string[] {
+  return childPrograms(trace).filter((name) => name !== "nsenter" && name !== "sh");
+}
