@@ -192,13 +192,19 @@ function createAdvice(words: string, sub: SubLink, { all, now }: { all: Link[]; 
   return told;
 }
 
+/** Kinds that take all that their master receives. */
+const TAKERS = ["macvlan", "macvtap", "ipvlan", "ipvtap"];
+
 /** A link passes what it receives to one user only: name it. */
 function busy({ kind, master }: SubLink, all: Link[], now: Link | undefined): string {
   if (now?.master) {
     const what = now.linkinfo?.info_slave_kind ?? "another link";
-    return `${master} is a port of ${now.master} (${what}) and cannot carry a ${kind} too: use "master": "${now.master}"`;
+    return `${master} is a port of ${now.master} (${what}), which takes all that it receives: use "master": "${now.master}"`;
   }
-  const other = all.find((link) => link.link === now?.ifname && link.linkinfo?.info_kind !== kind);
+  const other = all.find(({ link, linkinfo }) => {
+    const its = linkinfo?.info_kind ?? "";
+    return link === now?.ifname && TAKERS.includes(its) && its !== kind;
+  });
   const user = other ? `${other.linkinfo?.info_kind} ${other.ifname}` : "a macvlan or ipvlan of another container";
-  return `${master} already carries ${user}: one link cannot carry a ${kind} beside it`;
+  return `${master} already carries ${user}: it cannot carry both kinds`;
 }

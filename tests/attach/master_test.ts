@@ -138,7 +138,7 @@ const REFUSALS: readonly (readonly [
     "RTNETLINK answers: Device or resource busy",
     [link("eth0", { master: "br0", linkinfo: { info_slave_kind: "bridge" } })],
     "failed to create macvlan: device or resource busy",
-    /^eth0 is a port of br0 \(bridge\).*"master": "br0"$/,
+    /^eth0 is a port of br0 \(bridge\), .*"master": "br0"$/,
   ],
   [
     "a master of ipvlan links",
@@ -147,6 +147,14 @@ const REFUSALS: readonly (readonly [
     [link("eth0"), link("ipv0", { link: "eth0", linkinfo: { info_kind: "ipvlan" } })],
     "failed to create macvlan: device or resource busy",
     /carries ipvlan ipv0/,
+  ],
+  [
+    "a veth whose other end is here",
+    {},
+    "RTNETLINK answers: Device or resource busy",
+    [link("eth0"), link("peer", { link: "eth0", linkinfo: { info_kind: "veth" } })],
+    "failed to create macvlan: device or resource busy",
+    /of another container/,
   ],
   [
     "busy with what is in a container",
