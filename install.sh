@@ -8,6 +8,7 @@
 #   DIR/bridge, ...         symlinks to it
 #   DIR/.cnibox/previous    the executable before the last change
 #   DIR/.cnibox/replaced/   files that --replace moved out of the way; --uninstall puts them back
+#   DIR/.cnibox/units/      the systemd units as they were installed; where they are is in .cnibox/units-folder
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -56,6 +57,9 @@ Needs Linux on x86_64 or aarch64 with glibc $glibc_needed or newer.
   --replace        move files that are not ours out of the way (--uninstall puts them back);
                    without it they are listed and left alone
   --no-deps        install no packages; what is missing is only named
+  --units DIR      put the systemd units there; without it into $default_units where systemd runs
+                   and plugins go into $default_dir. None is enabled or started
+  --no-units       install no systemd units
   --build-only     build dist/cnibox, install nothing
   --release        build dist/cnibox-VERSION-linux-ARCH.tar.gz, install nothing
   --uninstall      remove what this installed, and put back what --replace moved
@@ -69,10 +73,13 @@ EOF
 }
 
 default_dir=/opt/cni/bin
+default_units=/etc/systemd/system
+units='cni-dhcp.socket cni-dhcp.service cnibox-restore.service'
 glibc_needed=2.27
 
 parse() {
   mode=install demo=no replace=no deps=yes from='' plugins='' bin_dir=$default_dir
+  with_units=auto units_dir=$default_units
   while [ $# -gt 0 ]; do
     case "$1" in
       --*=*)
@@ -82,7 +89,7 @@ parse() {
         ;;
     esac
     case "$1" in
-      --bin-dir | --plugins | --from) [ -n "${2:-}" ] || refuse "$1 needs a value; see --help" ;;
+      --bin-dir | --plugins | --from | --units) [ -n "${2:-}" ] || refuse "$1 needs a value; see --help" ;;
     esac
     case "$1" in
       --bin-dir) bin_dir=$2; shift ;;
@@ -91,6 +98,8 @@ parse() {
       --demo) demo=yes ;;
       --replace) replace=yes ;;
       --no-deps) deps=no ;;
+      --units) with_units=yes units_dir=$2; shift ;;
+      --no-units) with_units=no ;;
       --build-only) mode=build ;;
       --release) mode=release ;;
       --uninstall) mode=uninstall ;;
@@ -103,6 +112,10 @@ parse() {
   case "$bin_dir" in
     /*) ;;
     *) bin_dir=$(pwd)/$bin_dir ;;
+  esac
+  case "$units_dir" in
+    /*) ;;
+    *) units_dir=$(pwd)/$units_dir ;;
   esac
   state=$bin_dir/.cnibox
 }
@@ -247,11 +260,12 @@ release() {
   trap 'exit 130' INT TERM
   mkdir "$draft/$name"
   cp "$binary" "$here/install.sh" "$here/LICENSE" "$here/README.md" "$draft/$name/"
-  (cd "$draft/$name" && chmod 755 cnibox install.sh && chmod 644 LICENSE README.md &&
-    sha256sum LICENSE README.md cnibox install.sh >SHA256SUMS && chmod 644 SHA256SUMS)
+  for unit in $units; do cp "$here/systemd/$unit" "$draft/$name/"; done
+  (cd "$draft/$name" && chmod 644 -- * && chmod 755 cnibox install.sh &&
+    LC_ALL=C && export LC_ALL && sha256sum -- * >"../sums" && mv ../sums SHA256SUMS && chmod 644 SHA256SUMS)
   # Only files, root's, dated alike: unpacking changes no folder, and the same inputs give the same bytes.
-  (cd "$draft" && tar --owner=0 --group=0 --numeric-owner --mtime=@0 --format=ustar -cf "$name.tar" \
-    "$name/LICENSE" "$name/README.md" "$name/SHA256SUMS" "$name/cnibox" "$name/install.sh" &&
+  (cd "$draft" && LC_ALL=C && export LC_ALL &&
+    tar --owner=0 --group=0 --numeric-owner --mtime=@0 --format=ustar -cf "$name.tar" "$name"/* &&
     gzip -n "$name.tar" && sha256sum "$name.tar.gz" >"$name.tar.gz.sha256")
   mv -f "$draft/$name.tar.gz" "$draft/$name.tar.gz.sha256" "$here/dist/"
   say "$here/dist/$name.tar.gz"
@@ -337,7 +351,7 @@ install_all() {
   for name in $(if [ -n "$plugins" ]; then printf '%s' "$plugins" | tr ',' ' '; else printf '%s' "$types"; fi); do
     place_link "$name"
   done
-  # Units of services (dhcp, restore) are placed here.
+  place_units
   retire_replaced
   print_table
   [ -z "$foreign" ] ||
@@ -403,6 +417,88 @@ place_link() {
   row "$1" '-> cnibox' "$done"
 }
 
+# ---- Units of systemd: the dhcp daemon, and rules made again after a firewall's start
+
+place_units() {
+  [ "$with_units" != no ] || return 0
+  if [ "$with_units" = auto ]; then
+    # Also what an earlier run put somewhere else is brought up to date.
+    if [ -f "$state/units-folder" ]; then
+      units_dir=$(cat "$state/units-folder")
+    elif [ "$bin_dir" != "$default_dir" ] || [ ! -d /run/systemd/system ] || ! is_root; then
+      return 0
+    fi
+  fi
+  case "$bin_dir" in
+    *[!A-Za-z0-9/._-]*)
+      row units "$units_dir" "left out: $bin_dir has characters that units would have to quote"
+      return
+      ;;
+  esac
+  mkdir -p "$units_dir" "$state/units" || refuse "cannot write to $units_dir; all else is installed"
+  say "$units_dir" >"$work/units-folder"
+  mv -f "$work/units-folder" "$state/units-folder"
+  rm -f "$units_dir"/.cnibox-* # of a run that was killed
+  changed=no
+  for unit in $units; do place_unit "$unit"; done
+  [ "$changed" = no ] || reload_systemd
+}
+
+# Releases have the units beside the executable or the installer, checkouts in systemd/.
+place_unit() {
+  source=''
+  for folder in "$(dirname "$binary")" "$here/systemd" "$here"; do
+    if [ -z "$source" ] && [ -f "$folder/$1" ]; then source=$folder/$1; fi
+  done
+  if [ -z "$source" ]; then
+    row "$1" "$units_dir" 'left out: not beside this installer'
+    return
+  fi
+  verify_sum "$source" "$(dirname "$source")/SHA256SUMS"
+  sed "s|/opt/cni/bin/|$bin_dir/|g" "$source" >"$work/unit"
+  target=$units_dir/$1
+  if cmp -s "$work/unit" "$target"; then
+    cp "$work/unit" "$state/units/$1"
+    row "$1" "$target" 'unchanged'
+    return
+  fi
+  if { [ -e "$target" ] || [ -L "$target" ]; } && ! cmp -s "$target" "$state/units/$1"; then
+    row "$1" "$target" 'left alone: not ours, or changed since'
+    return
+  fi
+  cp "$work/unit" "$state/units/$1"
+  cp "$work/unit" "$units_dir/.cnibox-$1" # in place by rename, which needs the same file system
+  chmod 644 "$units_dir/.cnibox-$1"
+  mv -f "$units_dir/.cnibox-$1" "$target"
+  label "$target"
+  changed=yes
+  case "$1" in
+    cni-dhcp.service) row "$1" "$target" 'installed; its socket starts it' ;;
+    *) row "$1" "$target" "installed; to use it: systemctl enable --now $1" ;;
+  esac
+}
+
+remove_units() {
+  [ -f "$state/units-folder" ] || return 0
+  units_dir=$(cat "$state/units-folder") changed=no
+  for unit in $units; do
+    [ -e "$units_dir/$unit" ] || continue
+    if ! cmp -s "$units_dir/$unit" "$state/units/$unit"; then
+      row "$unit" "$units_dir/$unit" 'left alone: not ours, or changed since'
+      continue
+    fi
+    if systemd_reads_units; then systemctl disable --now "$unit" >/dev/null 2>&1 9>&- || true; fi
+    rm -f "$units_dir/$unit"
+    row "$unit" "$units_dir/$unit" 'removed'
+    changed=yes
+  done
+  rm -rf "$state/units" "$state/units-folder"
+  [ "$changed" = no ] || reload_systemd
+}
+
+systemd_reads_units() { [ "$units_dir" = "$default_units" ] && [ -d /run/systemd/system ] && is_root && has systemctl; }
+reload_systemd() { if systemd_reads_units; then systemctl daemon-reload 9>&- || true; fi; }
+
 # By any other kind of link, or a copy of what we installed now or before.
 is_ours() {
   if [ -L "$1" ]; then
@@ -422,6 +518,7 @@ label() {
 }
 
 uninstall() {
+  remove_units
   for target in "$bin_dir"/*; do
     name=$(basename "$target")
     if [ "$name" = cnibox ] || [ ! -L "$target" ] || ! is_ours "$target"; then continue; fi

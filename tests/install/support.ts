@@ -60,7 +60,18 @@ export function temporaryFolder(): { path: string } & Disposable {
  */
 export async function copyTree(path: string): Promise<void> {
   await Deno.mkdir(path, { recursive: true });
-  const parts = ["main.ts", "install.sh", "deno.json", "deno.lock", "README.md", "LICENSE", "lib", "plugins", "tools"];
+  const parts = [
+    "main.ts",
+    "install.sh",
+    "deno.json",
+    "deno.lock",
+    "README.md",
+    "LICENSE",
+    "lib",
+    "plugins",
+    "tools",
+    "systemd",
+  ];
   await succeed("cp", ["-R", ...parts.map((name) => join(ROOT, name)), path]);
   await Deno.symlink(join(ROOT, ".cache"), join(path, ".cache"));
 }
