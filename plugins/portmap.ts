@@ -7,48 +7,19 @@
  * CHECK looks at shared rules too; GC and STATUS do their work.
  */
 import {
-  addHostPorts,
-  additionText,
   checkHostPorts,
   collectHostPorts,
-  dnatTarget,
   type HostPorts,
-  moveHostPortsFirst,
   type PortMapping,
   protocolName,
-  removeHostPorts,
   usesLocalhost,
 } from "../lib/attach/host_ports.ts";
-import {
-  addNftHostPorts,
-  dropStaleNftRules,
-  missingNftPort,
-  moveNftPortsFirst,
-  nftAdditionText,
-  nftOwnRules,
-  nftPorts,
-  removeNftHostPorts,
-} from "../lib/attach/host_ports_nft.ts";
-import {
-  ensureGuard,
-  GUARD_CHECK,
-  isLocalnetOn,
-  type LocalnetBackend,
-  resetLocalnet,
-  switchLocalnetOff,
-  switchLocalnetOn,
-} from "../lib/attach/localnet.ts";
-import {
-  iptablesRivals,
-  isLiving,
-  type Listener,
-  listeners,
-  listEntries,
-  nftRivals,
-  type Rival,
-} from "../lib/attach/port_conflict.ts";
+import { missingNftPort, nftPorts, removeNftHostPorts } from "../lib/attach/host_ports_nft.ts";
+import { resetWhenUnused } from "../lib/attach/localhost_access.ts";
+import { isLocalnetOn } from "../lib/attach/localnet.ts";
+import { isLiving } from "../lib/attach/port_conflict.ts";
+import { type Backend, deviceOf, publish, together, unpublish, unpublishNft } from "../lib/attach/publication.ts";
 import { ruleError } from "../lib/attach/rule_error.ts";
-import { flushForAdd, flushForDel } from "../lib/attach/udp_flows.ts";
 import {
   decode,
   decodeLeniently,
@@ -67,12 +38,10 @@ import { all, CniError, code } from "../lib/cni/error.ts";
 import type { Call, ContainerCall, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
 import { prevResult, prevResultLeniently } from "../lib/cni/prev_result.ts";
 import { type Result, since } from "../lib/cni/types.ts";
-import { type Link } from "../lib/kernel/ip.ts";
-import { iptablesTool, iptablesUsable, MAX_LINE, savedTable, TableError } from "../lib/kernel/iptables.ts";
+import { iptablesUsable, TableError } from "../lib/kernel/iptables.ts";
 import { nftUsable } from "../lib/kernel/nft.ts";
-import { apply, type Step, step } from "../lib/kernel/plan.ts";
+import { apply, step } from "../lib/kernel/plan.ts";
 import { toolPath } from "../lib/kernel/run.ts";
-import { writeSysctl } from "../lib/kernel/sysctl.ts";
 import { type Family, formatAddress, parseAddress, parsePrefix, type Prefix } from "../lib/net/cidr.ts";
 
 const mappingKeys = {
@@ -116,11 +85,6 @@ export const plugin: Plugin = {
   status,
 };
 
-/** Our own code: a host port is taken by another container. Documented in docs/plugins/portmap.md. */
-const PORT_TAKEN = 100;
-
-type Backend = "iptables" | "nftables";
-
 async function add(call: ContainerCall): Promise<Result> {
   const { conf, previous, ports, backend } = parsePrefixed(call);
   if (!previous) {
@@ -132,7 +96,19 @@ async function add(call: ContainerCall): Promise<Result> {
   }
   if (ports.mappings.length === 0) return previous;
   const targets = containerAddresses(previous, call.ifName);
-  if (targets.length > 0) await publish(call, { conf, ports, backend, targets });
+  if (targets.length > 0) {
+    await publish(call, {
+      ports,
+      backend,
+      targets,
+      portConflict: conf.portConflict,
+      mayFallBack: conf.backend === undefined,
+      fallBack: () => {
+        checkAgreement(conf, "nftables");
+        checkWords(conf, ports, "nftables");
+      },
+    });
+  }
   return previous;
 }
 
@@ -284,261 +260,6 @@ export function containerAddresses({ ips = [], interfaces = [] }: Result, ifName
   return [...found.values()].sort((a, b) => a.address.family - b.address.family);
 }
 
-interface Publication {
-  readonly conf: Config;
-  readonly ports: HostPorts;
-  readonly backend: Backend;
-  readonly targets: readonly Prefix[];
-}
-
-async function publish(call: ContainerCall, publication: Publication): Promise<void> {
-  const { ports, targets, backend } = publication;
-  const four = targets.find((target) => target.address.family === 4);
-  const localhost = four !== undefined && usesLocalhost(ports);
-  const state: State = { used: new Map(), guarded: true };
-  let switched = "";
-  // First, so that it comes last: by then the rules are gone.
-  if (localhost) {
-    call.undo(async () => {
-      const by = state.used.get(4) ?? backend;
-      // Another container may have found it on meanwhile.
-      if (switched !== "" && !(await publishedThrough(call, switched, by))) switchLocalnetOff(switched);
-      await resetWhenUnused(call, by);
-    });
-  }
-  const route = step("host", "ip", `route get ${four ? formatAddress(four.address) : ""}`, {
-    read: true,
-    // Without a way to the container there is no link to let it out through.
-    optional: true,
-    why: "the link that leads to the container: 127.0.0.1 has to be let out through it",
-  });
-  const steps = targets.map((target) => publishStep(call, { ...publication, target, localhost, state }));
-  const [ends, sockets] = await Promise.all([
-    Promise.allSettled([apply([localhost ? [...steps, route] : steps], call)]),
-    listeners(call, ports.mappings),
-  ]);
-  const [end] = ends;
-  if (end?.status === "rejected") throw end.reason;
-  const dev = localhost ? deviceOf(end?.value[0]) : undefined;
-  await together([
-    ...targets.map((target) => async () =>
-      await settleRivals(call, publication, { target, backend: state.used.get(target.address.family) ?? backend })
-    ),
-    ...targets.map((target) => () => flushForAdd(call, ports, target)),
-    async () => {
-      if (dev === undefined || !state.guarded || dev === "lo" || isLocalnetOn(dev)) return;
-      switched = dev;
-      await letLocalhostOut(call, dev, state.used.get(4) ?? backend);
-    },
-  ]);
-  tellListeners(call, publication.conf, sockets);
-}
-
-/** All jobs to their ends; then the first failure is thrown. Nothing may be under way when a failed ADD is undone. */
-async function together(jobs: readonly (() => Promise<unknown>)[]): Promise<void> {
-  const ends = await Promise.allSettled(jobs.map((job) => job()));
-  for (const end of ends) if (end.status === "rejected") throw end.reason;
-}
-
-function deviceOf(routes: unknown[] | undefined): string | undefined {
-  return (routes?.[0] as { dev?: string } | undefined)?.dev;
-}
-
-/** What was found out while the rules were set. */
-interface State {
-  readonly used: Map<Family, Backend>;
-  guarded: boolean;
-}
-
-interface Part extends Publication {
-  readonly target: Prefix;
-  readonly localhost: boolean;
-  readonly state: State;
-}
-
-function publishStep(call: ContainerCall, part: Part): Step {
-  const { ports, target, backend, localhost } = part;
-  const { family } = target.address;
-  const guard = localhost && family === 4 && backend === "iptables" ? GUARD_CHECK : "";
-  const text = backend === "iptables" ? guard + additionText(ports, target) : nftAdditionText(ports, target);
-  checkLines(text);
-  return step("host", backend === "iptables" ? iptablesTool(family) : "nft", text, {
-    why: "packets to the published ports go to the container",
-    job: () => publishOne(call, part),
-  });
-}
-
-/** iptables-restore cuts lines that are too long. */
-function checkLines(text: string): void {
-  const long = text.split("\n").find((line) => line.length > MAX_LINE);
-  if (long !== undefined) {
-    throw invalid(`a rule of ${long.length} characters is too long`, `it begins ${long.slice(0, 120)}`);
-  }
-}
-
-async function publishOne(call: ContainerCall, part: Part): Promise<void> {
-  const { ports, target, backend, conf, state, localhost } = part;
-  const { family } = target.address;
-  const guarded = localhost && family === 4;
-  const guard = async (by: LocalnetBackend) => {
-    try {
-      await ensureGuard(call.host, by);
-    } catch (error) {
-      state.guarded = false;
-      call.warn(
-        `127.0.0.1 of this host will not reach the published ports: route_localnet stays off, since containers could not ` +
-          `be kept from this host's own 127.0.0.1: ${(error as Error).message}`,
-      );
-    }
-  };
-  if (backend === "iptables") {
-    try {
-      state.used.set(family, "iptables");
-      // Before: a tool that was killed may have done its work.
-      call.undo(() => removeHostPorts(call, ports, family));
-      await addHostPorts(
-        call,
-        ports,
-        target,
-        guarded ? { check: GUARD_CHECK, ensure: () => guard("iptables") } : undefined,
-      );
-      return;
-    } catch (error) {
-      if (!(error instanceof TableError)) throw error;
-      const mayFallBack = conf.backend === undefined && error.refusal !== "locked";
-      if (!mayFallBack || await iptablesUsable(call.host, family) || !(await nftUsable(call.host))) {
-        throw ruleError(error, error.refusal === "missing" ? "failed to open iptables" : "unable to setup DNAT");
-      }
-      checkAgreement(conf, "nftables");
-      checkWords(conf, ports, "nftables");
-      state.guarded = true;
-    }
-  }
-  state.used.set(family, "nftables");
-  try {
-    call.undo(() => removeNftHostPorts(call, ports.owner.containerId, { family, targets: [target] }));
-    await addNftHostPorts(call, ports, target);
-    if (guarded) await guard("nftables");
-  } catch (error) {
-    throw ruleError(error, "unable to set up nftables rules for port mappings");
-  }
-}
-
-/** Looks who else has the ports, now that the own rules are in their place. */
-async function settleRivals(
-  call: ContainerCall,
-  { conf, ports }: Publication,
-  { target, backend }: { target: Prefix; backend: Backend },
-): Promise<void> {
-  const { family } = target.address;
-  let rivals: Rival[];
-  if (backend === "iptables") rivals = await iptablesRivals(call, ports, family);
-  else {
-    const rules = await nftPorts(call, family);
-    rivals = nftRivals(rules, ports, family);
-    const mine = rules.filter((rule) => rule.comment === ports.owner.containerId).length;
-    if (mine > nftOwnRules(ports, target).filter(({ chain }) => chain === "hostports").length) {
-      await dropStaleNftRules(call, ports, target);
-    }
-  }
-  if (rivals.length === 0) return;
-  const address = formatAddress(target.address);
-  const living = await Promise.all(
-    rivals.map(async (rival) => rival.address !== address && await isLiving(call, rival, family)),
-  );
-  const taken = rivals.filter((rival, index) => living[index] && !rival.conditional);
-  const maybe = rivals.filter((rival, index) => living[index] && rival.conditional);
-  if (taken.length > 0 && conf.portConflict !== "warn") {
-    throw new CniError(
-      PORT_TAKEN,
-      `host port ${taken.map(portOf).join(", ")} is already published by ${nameOf(taken[0]!)}`,
-      'choose another port, or remove that container; "portConflict": "warn" takes the port in vain, as the reference does',
-    );
-  }
-  for (const rival of [...taken, ...maybe]) {
-    call.warn(`host port ${portOf(rival)} is already published by ${nameOf(rival)}, which keeps its traffic`);
-  }
-  const dead = rivals.filter((_, index) => !living[index]);
-  if (dead.length === 0) return;
-  for (const rival of dead) {
-    call.warn(
-      `host port ${portOf(rival)}: rules of ${nameOf(rival)} are left over; this container's go first. ` +
-        "DEL of that container or GC of its network removes them",
-    );
-  }
-  if (taken.length + maybe.length > 0) return;
-  if (backend === "iptables") await moveHostPortsFirst(call, ports, family);
-  else await moveNftPortsFirst(call, ports, target);
-}
-
-const portOf = ({ port, protocol }: Rival | Listener) => `${port}/${protocol}`;
-const nameOf = ({ containerId, network, address }: Rival) =>
-  `container ${containerId}${network === undefined ? "" : ` of network ${network}`}${address ? ` (${address})` : ""}`;
-
-function tellListeners(call: Call, conf: Config, sockets: readonly Listener[]): void {
-  if (sockets.length === 0) return;
-  const names = sockets.map((one) => `${one.program || "a program of this host"} on ${one.address} ${portOf(one)}`);
-  const words = `host port ${[...new Set(sockets.map(portOf))].join(", ")} is in use by ${names.join(", ")}`;
-  if (conf.portConflict !== "error") {
-    call.warn(`${words}: what is sent to it goes to the container now`);
-    return;
-  }
-  throw new CniError(
-    PORT_TAKEN,
-    words,
-    'choose another port, or stop that program; without "portConflict" this is a warning',
-  );
-}
-
-/** Lets this host's 127.0.0.1 out through the link that leads to the container. */
-async function letLocalhostOut(call: ContainerCall, dev: string, backend: Backend): Promise<void> {
-  try {
-    const remember = !(await isVeth(call, dev));
-    await switchLocalnetOn(call.host, dev, {
-      backend,
-      remember,
-      ...(call.explain && { write: writerOf(call) }),
-    });
-  } catch (error) {
-    throw new CniError(
-      code.internal,
-      `unable to enable route_localnet: ${(error as Error).message}`,
-      `net.ipv4.conf.${dev}.route_localnet; "snat": false does without`,
-    );
-  }
-}
-
-/** Does a published port lead to a container behind this link? */
-async function publishedThrough(call: Call, dev: string, backend: Backend): Promise<boolean> {
-  const addresses = backend === "nftables"
-    ? (await nftPorts(call, 4)).map(({ address }) => address)
-    : [...(await savedTable(call.host, 4, "nat"))?.chains.values() ?? []].flat().flatMap(({ text }) =>
-      dnatTarget(text)?.address ?? []
-    );
-  const input = [...new Set(addresses)].map((address) => `route get ${address}\n`);
-  if (input.length === 0) return false;
-  const { stdout } = await call.host({ argv: ["ip", "-j", "-force", "-batch", "-"], input });
-  return stdout.includes(`"dev":${JSON.stringify(dev)}`);
-}
-
-/** Writes a setting, or says that it would be written. */
-function writerOf({ explain }: Call): typeof writeSysctl {
-  if (!explain) return writeSysctl;
-  return (key, value) => {
-    const why = value === "1"
-      ? "127.0.0.1 of this host reaches the port"
-      : "no port of this host is published any more";
-    explain.plan([[step("host", "sysctl", `${key}=${value}`, { why })]]);
-  };
-}
-
-/** The host's end of a container's own pair goes with the container, and its settings with it. */
-async function isVeth(call: Call, dev: string): Promise<boolean> {
-  const { code, stdout } = await call.host({ argv: ["ip", "-j", "-d", "link", "show", "dev", dev] });
-  if (code !== 0) return false;
-  return (JSON.parse(stdout) as Link[])[0]?.linkinfo?.info_kind === "veth";
-}
-
 async function del(call: ContainerCall): Promise<void> {
   const conf = decodeLeniently(keys, call.config, call.warn);
   const given = givenMappings(call);
@@ -577,83 +298,21 @@ function givenMappings({ config }: Call): readonly unknown[] | undefined {
   return Array.isArray(given) ? given : undefined;
 }
 
-interface Withdrawal {
-  readonly ports: HostPorts;
-  readonly targets: readonly Prefix[];
-  readonly families: readonly Family[];
-}
-
-const ofFamily = (targets: readonly Prefix[], family: Family) =>
-  targets.filter((target) => target.address.family === family).map((target) => formatAddress(target.address));
-
-/** True when iptables held the container's rules of every family: then no other backend has been asked for them. */
-async function unpublish(call: ContainerCall, { ports, targets, families }: Withdrawal): Promise<boolean> {
-  let found = 0;
-  await all(families.map((family) => async () => {
-    const removed = await removeHostPorts(call, ports, family);
-    if (removed.found) found++;
-    await all([
-      ...(removed.found
-        ? [() => flushForDel(call, ports, { family, addresses: addressesOf(targets, family, removed.addresses) })]
-        : []),
-      // Also without rules: the DEL that removed them may have been killed before this.
-      ...(family === 4 ? [() => resetWhenUnused(call, "iptables")] : []),
-    ]);
-  }));
-  return found === families.length;
-}
-
-/** Switches route_localnet back where this plugin switched it on, when no container has a port of this host any more. */
-async function resetWhenUnused(call: Call, backend: LocalnetBackend): Promise<void> {
-  const anyLeft = backend === "iptables"
-    ? async () => (await listEntries(call, 4)).length > 0
-    : async () => (await nftPorts(call, 4)).length > 0;
-  try {
-    if (!(await anyLeft())) await resetLocalnet(call.host, backend, anyLeft, writerOf(call));
-  } catch (error) {
-    // A backend that does not work here has switched nothing on.
-    if (error instanceof TableError && (error.refusal === "missing" || error.refusal === "unusable")) return;
-    if (backend === "nftables" && !(await nftUsable(call.host))) return;
-    throw error;
-  }
-}
-
-function addressesOf(targets: readonly Prefix[], family: Family, read: readonly string[]): string[] {
-  return [...new Set([...ofFamily(targets, family), ...read])];
-}
-
-/** True when nftables held the container's rules of every family. */
-async function unpublishNft(call: ContainerCall, { ports, targets, families }: Withdrawal): Promise<boolean> {
-  if (toolPath("nft") === "") return false;
-  let found = 0;
-  await all(families.map((family) => async () => {
-    const own = targets.filter((target) => target.address.family === family);
-    const removed = await removeNftHostPorts(call, ports.owner.containerId, {
-      family,
-      targets: own.length > 0 ? own : undefined,
-    });
-    if (removed.found) found++;
-    await all([
-      ...(removed.found
-        ? [() => flushForDel(call, ports, { family, addresses: addressesOf(targets, family, removed.addresses) })]
-        : []),
-      ...(family === 4 && removed.empty ? [() => resetWhenUnused(call, "nftables")] : []),
-    ]);
-  }));
-  return found === families.length;
-}
-
 async function check(call: ContainerCall): Promise<void> {
   const { conf, previous, ports, backend } = parse(call);
   if (!previous) throw new CniError(code.config, "Required prevResult missing", "CHECK needs the result of ADD");
   if (ports.mappings.length === 0) return;
   const targets = containerAddresses(previous, call.ifName);
-  await together(targets.map((target) => () => checkOne(call, { conf, ports, backend, targets }, target)));
+  await together(targets.map((target) => () => checkOne(call, { conf, ports, backend }, target)));
   const four = targets.find((target) => target.address.family === 4);
   if (four && usesLocalhost(ports)) await checkLocalhost(call, four);
 }
 
-async function checkOne(call: ContainerCall, { conf, ports, backend }: Publication, target: Prefix): Promise<void> {
+async function checkOne(
+  call: ContainerCall,
+  { conf, ports, backend }: Pick<Parsed, "conf" | "ports" | "backend">,
+  target: Prefix,
+): Promise<void> {
   try {
     if (backend === "nftables") {
       const missing = await missingNftPort(call, ports, target);

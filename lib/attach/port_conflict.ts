@@ -20,8 +20,12 @@ import {
   protocolName,
 } from "./host_ports.ts";
 
-/** A port that somebody else's rules, made earlier, send to another container. */
+/** A port that somebody else's rules send to another container. */
 export interface Rival {
+  /** What tells containers apart in the rules of one backend, in both families. */
+  readonly key: string;
+  /** Its rules come before ours: it has the traffic. */
+  readonly ahead: boolean;
   readonly protocol: string;
   readonly port: number;
   readonly containerId: string;
@@ -85,9 +89,9 @@ export async function iptablesRivals({ host }: Host, ports: HostPorts, family: F
   const entries = parseEntries(await listEntries({ host }, family));
   const mine = hostPortChain(ports.owner);
   const at = entries.findIndex((entry) => entry.chain === mine);
-  const earlier = entries.slice(0, at < 0 ? entries.length : at);
   const rivals: Rival[] = [];
-  for (const entry of earlier) {
+  for (const [index, entry] of entries.entries()) {
+    if (entry.chain === mine) continue;
     const own = ownPorts(ports, family).filter(({ protocol, hostPort }) =>
       protocolName(protocol) === entry.protocol && entry.ports.some(([from, to]) => from <= hostPort && hostPort <= to)
     );
@@ -110,6 +114,8 @@ export async function iptablesRivals({ host }: Host, ports: HostPorts, family: F
       });
       if (rule === undefined) continue;
       rivals.push({
+        key: entry.chain,
+        ahead: at < 0 || index < at,
         protocol: entry.protocol,
         port: hostPort,
         containerId: owner?.containerId ?? entry.chain,
@@ -126,13 +132,16 @@ export async function iptablesRivals({ host }: Host, ports: HostPorts, family: F
 export function nftRivals(rules: readonly NftPort[], ports: HostPorts, family: Family): Rival[] {
   const mine = ports.owner.containerId;
   const at = rules.findIndex((rule) => rule.comment === mine);
-  return rules.slice(0, at < 0 ? rules.length : at).flatMap((rule) => {
+  return rules.flatMap((rule, index) => {
+    if (rule.comment === mine) return [];
     const own = ownPorts(ports, family).find((mapping) =>
       protocolName(mapping.protocol) === rule.protocol && mapping.hostPort === rule.port &&
       overlap(destinationOf(mapping), rule.hostIP)
     );
     if (own === undefined) return [];
     return [{
+      key: rule.comment,
+      ahead: at < 0 || index < at,
       protocol: rule.protocol,
       port: rule.port,
       containerId: rule.comment,
@@ -153,7 +162,11 @@ const WAITS_MS = [5, 15, 30, 60, 120, 240, 480];
  * kernel asks by ARP or neighbour discovery; a living container's kernel answers within a millisecond, even when every
  * process in it is stopped), and it must not have been given to another container since. Only asked when two want one port.
  */
-export async function isLiving({ host }: Host, rival: Rival, family: Family): Promise<boolean> {
+export async function isLiving(
+  { host }: Host,
+  rival: Pick<Rival, "containerId" | "network" | "address">,
+  family: Family,
+): Promise<boolean> {
   if (rival.address === "" || heldByAnother(rival)) return false;
   const flag = family === 4 ? "-4" : "-6";
   const routes = await json(host, ["ip", "-j", flag, "route", "get", rival.address]);
@@ -178,7 +191,7 @@ export async function isLiving({ host }: Host, rival: Rival, family: Family): Pr
 }
 
 /** A lease in another container's name is proof; none at all is not: other IPAM plugins keep theirs elsewhere. */
-function heldByAnother({ network, address, containerId }: Rival): boolean {
+function heldByAnother({ network, address, containerId }: Pick<Rival, "containerId" | "network" | "address">): boolean {
   const holder = network === undefined ? undefined : leaseHolder(network, address);
   return holder !== undefined && holder !== containerId;
 }
