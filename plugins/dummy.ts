@@ -1,9 +1,9 @@
 /**
  * dummy: addresses on a link that leads nowhere. https://www.cni.dev/plugins/current/main/dummy/
  *
- * Differs from the reference: any failed ADD leaves nothing behind; DEL deletes dummy links only, also when the addresses
- * cannot be given back; CHECK looks at routes too, and lets a /32 address pass; `dns` counts when the IPAM plugin gives
- * none; GC is passed on to the IPAM plugin.
+ * Differs from the reference: any failed ADD leaves nothing behind; DEL deletes dummy links only, also when the
+ * addresses cannot be given back; CHECK looks at routes too, and lets a /32 address pass; `dns` counts when the IPAM
+ * plugin gives none; GC is passed on to the IPAM plugin.
  */
 import { decode, decodeLeniently } from "../lib/cni/decode.ts";
 import { CniError, code } from "../lib/cni/error.ts";

@@ -1,5 +1,6 @@
 /**
- * host-device: moves a link of the host into the container, and back. https://www.cni.dev/plugins/current/main/host-device/
+ * host-device: moves a link of the host into the container, and back.
+ * https://www.cni.dev/plugins/current/main/host-device/
  *
  * Differs from the reference: a failed ADD brings the device back as it was; DEL succeeds when the container or the
  * device is gone, always releases the address, and gives the device its name again when the kernel returned it under

@@ -1,10 +1,10 @@
 /**
  * ipvlan: a link that shares the MAC of a link of the host. https://www.cni.dev/plugins/current/main/ipvlan/
  *
- * Differs from the reference: a failed ADD leaves nothing behind; a negative `mtu` is refused; DEL needs neither a master
- * nor a valid prevResult, and deletes ipvlan links only; CHECK works without `master`, and compares MACs in any case;
- * an ADD that changes the mode of other links of the same master says so; STATUS looks for the master; GC is passed on
- * to the IPAM plugin.
+ * Differs from the reference: a failed ADD leaves nothing behind; a negative `mtu` is refused; DEL needs neither a
+ * master nor a valid prevResult, and deletes ipvlan links only; CHECK works without `master`, and compares MACs in any
+ * case; an ADD that changes the mode of other links of the same master says so; STATUS looks for the master; GC is
+ * passed on to the IPAM plugin.
  */
 import { decode, decodeLeniently, flag, integer, text } from "../lib/cni/decode.ts";
 import { CniError, code } from "../lib/cni/error.ts";

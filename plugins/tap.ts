@@ -2,9 +2,9 @@
  * tap: a persistent tap device in the container, for a virtual machine. https://www.cni.dev/plugins/current/main/tap/
  *
  * Differs from the reference: a link of the interface's name is never adopted; `mtu` and `mac` work with `owner` and
- * `group` too, and the device has the same flags in every case; a failed ADD leaves nothing behind; there is no wait for
- * IPv6 addresses, which cannot settle before somebody opens the device; CHECK looks at kind, MAC and bridge; DEL does
- * not read CNI_ARGS, and deletes tap devices only; GC is passed on to the IPAM plugin.
+ * `group` too, and the device has the same flags in every case; a failed ADD leaves nothing behind; there is no wait
+ * for IPv6 addresses, which cannot settle before somebody opens the device; CHECK looks at kind, MAC and bridge; DEL
+ * does not read CNI_ARGS, and deletes tap devices only; GC is passed on to the IPAM plugin.
  */
 import { anyObject, decode, decodeLeniently, flag, integer, text, uint32 } from "../lib/cni/decode.ts";
 import { CniError, code } from "../lib/cni/error.ts";

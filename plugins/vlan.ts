@@ -1,10 +1,10 @@
 /**
  * vlan: an 802.1Q link on a link of the host. https://www.cni.dev/plugins/current/main/vlan/
  *
- * Differs from the reference: a failed ADD leaves nothing behind, so that the VLAN ID is free for the next try; DEL needs
- * neither a master nor a valid configuration, and deletes vlan links only; the address is announced when the link comes
- * up; an IPAM plugin's error keeps its code; CHECK compares the master where both are in the container, and MACs in
- * any case; STATUS looks for the master; GC is passed on to the IPAM plugin.
+ * Differs from the reference: a failed ADD leaves nothing behind, so that the VLAN ID is free for the next try; DEL
+ * needs neither a master nor a valid configuration, and deletes vlan links only; the address is announced when the link
+ * comes up; an IPAM plugin's error keeps its code; CHECK compares the master where both are in the container, and MACs
+ * in any case; STATUS looks for the master; GC is passed on to the IPAM plugin.
  */
 import { decode, decodeLeniently, flag, integer, maybeInteger, text } from "../lib/cni/decode.ts";
 import { CniError, code } from "../lib/cni/error.ts";

@@ -27,7 +27,9 @@ const DPDK_DRIVERS = ["vfio-pci", "uio_pci_generic", "igb_uio"];
 
 const NOT_FOUND = "failed to find host device";
 
-/** What `runtimeConfig.deviceID` names: a PCI device, which wins over `pciBusID`, or an auxiliary one, which clears it. */
+/**
+ * What `runtimeConfig.deviceID` names: a PCI device, which wins over `pciBusID`, or an auxiliary one, which clears it.
+ */
 export function byDeviceId(choice: DeviceChoice, deviceID: string): DeviceChoice {
   if (deviceID === "") return choice;
   if (isPlain(deviceID)) {
@@ -195,8 +197,8 @@ export function otherDevice(choice: DeviceChoice): string | undefined {
 }
 
 /**
- * Moves the device into the container under the name of its interface. Its alias keeps its name for the way back, as the
- * reference has it. Failure and a later failure of this call bring it back as it was.
+ * Moves the device into the container under the name of its interface. Its alias keeps its name for the way back, as
+ * the reference has it. Failure and a later failure of this call bring it back as it was.
  */
 export async function moveIn(call: ContainerCall, device: Link): Promise<void> {
   const { ifName } = call;
@@ -268,7 +270,10 @@ export async function podLinks(call: ContainerCall): Promise<Link[]> {
   }
 }
 
-/** Moves a link of the container to the host and gives it back its name. On failure it stays in the container, as it was. */
+/**
+ * Moves a link of the container to the host and gives it back its name. On failure it stays in the container, as it
+ * was.
+ */
 export async function moveOut(
   call: ContainerCall,
   from: string,
@@ -324,8 +329,8 @@ function nameTaken(name: string): CniError {
 }
 
 /**
- * The container is gone without DEL: the kernel gave the device back under the name it had there, or as dev<index>. Gives
- * it its name again, if there is no doubt which one it is. `mine`: may the link be the configured device?
+ * The container is gone without DEL: the kernel gave the device back under the name it had there, or as dev<index>.
+ * Gives it its name again, if there is no doubt which one it is. `mine`: may the link be the configured device?
  */
 export async function adopt(call: Call & ContainerCall, mine: (link: Link) => boolean): Promise<void> {
   const { code: status, stdout } = await call.host({ argv: ["ip", "-j", "-d", "link", "show"] });

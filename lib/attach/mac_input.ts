@@ -22,7 +22,10 @@ export function askedMac(
   return conf.runtimeConfig?.mac || MAC || conf.mac;
 }
 
-/** The address as iproute2 takes it, or undefined when none is asked for. `failing`: words for one that no link can have. */
+/**
+ * The address as iproute2 takes it, or undefined when none is asked for. `failing`: words for one that no link can
+ * have.
+ */
 export function checkedMac(asked: string, failing: string): string | undefined {
   if (asked === "") return undefined;
   const mac = parseMac(asked);

@@ -1,4 +1,6 @@
-/** The link on which a container's link hangs: macvlan, ipvlan and vlan name one, or take the one of the default route. */
+/**
+ * The link on which a container's link hangs: macvlan, ipvlan and vlan name one, or take the one of the default route.
+ */
 import { CniError, code } from "../cni/error.ts";
 import { netnsWord } from "../cni/netns.ts";
 import type { ContainerCall } from "../cni/plugin.ts";
@@ -91,8 +93,8 @@ async function links(run: Run): Promise<Link[]> {
 }
 
 /**
- * Steps that look at the master and make a link on it, in the container, under the name `temp`: older kernels compare a new
- * link's name with those of the namespace in which the command runs. The first step is a question: the master.
+ * Steps that look at the master and make a link on it, in the container, under the name `temp`: older kernels compare a
+ * new link's name with those of the namespace in which the command runs. The first step is a question: the master.
  */
 export async function subLinkSteps(call: ContainerCall, sub: SubLink, temp: string): Promise<Step[]> {
   const { kind, master, place, mtu, mac, options } = sub;

@@ -1,6 +1,7 @@
 /**
- * A link that a plugin makes in the container and takes away again: macvlan, ipvlan, vlan, dummy and tap. ADD is one process
- * that makes the link and one in the container that names and configures it; the IPAM plugin works beside the first.
+ * A link that a plugin makes in the container and takes away again: macvlan, ipvlan, vlan, dummy and tap. ADD is one
+ * process that makes the link and one in the container that names and configures it; the IPAM plugin works beside the
+ * first.
  */
 import { CniError, code } from "../cni/error.ts";
 import type { ContainerCall } from "../cni/plugin.ts";
@@ -122,8 +123,8 @@ async function explained(call: ContainerCall, link: NewLink, error: unknown): Pr
 }
 
 /**
- * Deletes the container's link if it is of one of these kinds, and what an ADD that was killed left under its passing name. A
- * prevResult that names the link says that ADD made it; else its kind is looked at first.
+ * Deletes the container's link if it is of one of these kinds, and what an ADD that was killed left under its passing
+ * name. A prevResult that names the link says that ADD made it; else its kind is looked at first.
  */
 export async function detachLink(call: ContainerCall, kinds: readonly string[]): Promise<void> {
   if (!call.podAlive) return;

@@ -1,4 +1,7 @@
-/** A veth pair that is routed, not bridged: gateways and routes on the host's end, the way to them in the container (ptp). */
+/**
+ * A veth pair that is routed, not bridged: gateways and routes on the host's end, the way to them in the container
+ * (ptp).
+ */
 import { netnsWord } from "../cni/netns.ts";
 import type { ContainerCall } from "../cni/plugin.ts";
 import type { Interface, IPConfig, Result, Route } from "../cni/types.ts";
@@ -102,7 +105,9 @@ function subnetSteps(call: ContainerCall, { address, gateway }: Addressed): Step
   ];
 }
 
-/** Exclusive: a route of another interface to the same subnet or gateway is an error, since one of them could not work. */
+/**
+ * Exclusive: a route of another interface to the same subnet or gateway is an error, since one of them could not work.
+ */
 function routeStep(
   { ifName }: ContainerCall,
   { dst, via, src, rest }: { dst: string; via?: string; src: string; rest: string },

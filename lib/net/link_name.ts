@@ -1,8 +1,8 @@
 /** Names of network links, as the kernel and iproute2 take them. */
 
 /**
- * Can a link have this name, and can it be written into a batch line as it is? The kernel's rule (1 to 15 bytes, not `.` or `..`,
- * no slash, colon or blank), and nothing that iproute2 reads as an option, a quote or a pattern.
+ * Can a link have this name, and can it be written into a batch line as it is? The kernel's rule (1 to 15 bytes, not
+ * `.` or `..`, no slash, colon or blank), and nothing that iproute2 reads as an option, a quote or a pattern.
  *
  * @example
  * ```ts
@@ -17,8 +17,8 @@ export function isLinkName(name: string): boolean {
 }
 
 /**
- * Does iproute2 take this name for a link's index when there is no link of that name? `ip link del dev if7` deletes the link
- * with the index 7 then, whatever it is called.
+ * Does iproute2 take this name for a link's index when there is no link of that name? `ip link del dev if7` deletes the
+ * link with the index 7 then, whatever it is called.
  *
  * @example
  * ```ts

@@ -1,8 +1,8 @@
 /** Which of several names was meant? */
 
 /**
- * The names that look like `wanted`, most alike first, three at most: another case, one inside of the other, or two slips of the
- * pen (Damerau–Levenshtein; one in names of up to four characters).
+ * The names that look like `wanted`, most alike first, three at most: another case, one inside of the other, or two
+ * slips of the pen (Damerau–Levenshtein; one in names of up to four characters).
  *
  * @example
  * ```ts

@@ -1,4 +1,7 @@
-/** host-device on a real kernel: there and back, whatever happens between, devices found in every way, beside the reference. */
+/**
+ * host-device on a real kernel: there and back, whatever happens between, devices found in every way, beside the
+ * reference.
+ */
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { badIpam, failure, fixed, single, versions } from "./support/main_plugin.ts";
 import {

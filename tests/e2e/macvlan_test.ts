@@ -1,4 +1,6 @@
-/** macvlan on a real kernel: who talks to whom in which mode, masters found and missing, MACs, and the common promises. */
+/**
+ * macvlan on a real kernel: who talks to whom in which mode, masters found and missing, MACs, and the common promises.
+ */
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { linkPluginTests } from "./support/link_plugin.ts";
 import { failure, fixed, settled, single } from "./support/main_plugin.ts";

@@ -1,4 +1,7 @@
-/** tap on a real kernel: frames to and from a program, whose the device is, the container's bridge, and the common promises. */
+/**
+ * tap on a real kernel: frames to and from a program, whose the device is, the container's bridge, and the common
+ * promises.
+ */
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { linkPluginTests } from "./support/link_plugin.ts";
 import { failure, fixed, single } from "./support/main_plugin.ts";

@@ -21,8 +21,8 @@ export interface KernelOptions {
 export const NETNS = "/proc/self/ns/net";
 
 /**
- * A call on a noting kernel: `log` has one entry for each process, `PLACE TOOL: line; line`, settings as `MARKkey=value`, and one
- * for each question to the IPAM plugin.
+ * A call on a noting kernel: `log` has one entry for each process, `PLACE TOOL: line; line`, settings as
+ * `MARKkey=value`, and one for each question to the IPAM plugin.
  */
 export function noted(config: JsonObject, options: KernelOptions = {}): { call: ContainerCall & Fake; log: string[] } {
   const { answers = {}, fails, ipam = {}, changes = {} } = options;
