@@ -21,6 +21,9 @@ export interface PortMapping {
   readonly hostIP?: string;
 }
 
+/** Flags that not every network can act on. */
+export const WISH_FLAGS = ["publish", "bandwidth", "ip", "mac"] as const;
+
 /** Reads the flags; complains about what no plugin of the network could act on. */
 export function wishesOf(call: CommandCall, list: NetworkList, args: readonly (readonly [string, string])[]): Wishes {
   const wanted: JsonObject = { ...capArgs(Deno.env.get("CAP_ARGS") ?? ""), ...jsonFlag(call.value("cap")) };

@@ -388,6 +388,55 @@ export const COMMANDS: readonly Command[] = [
     entry: "restore",
   },
   {
+    name: "show",
+    group: "show",
+    summary: "networks of this node and what is attached, with what disagrees",
+    about: [
+      "Reads the runtimes' cache, the leases, the kernel's links and the rules, and puts them side by side. Whatever one of " +
+      "them knows and the others do not is marked, with the command that mends it.",
+    ],
+    positional: [{ ...NETWORK, optional: true, about: "only this network" }],
+    flags: [
+      { name: "watch", short: "w", about: "look again every two seconds" },
+      JSON_FLAG,
+      CONF_DIR,
+      CACHE_DIR,
+      DATA_DIR,
+      ROOT,
+    ],
+    examples: [
+      ["the whole node", "cnibox show"],
+      ["what a script wants to know", "cnibox show mynet --json"],
+    ],
+    load: () => import("./show.ts"),
+    entry: "show",
+  },
+  {
+    name: "graph",
+    group: "show",
+    summary: "a picture of the node: interfaces, bridges, containers, addresses, NAT",
+    positional: [{ ...NETWORK, optional: true, about: "only this network" }],
+    flags: [
+      {
+        name: "format",
+        short: "f",
+        value: "FORMAT",
+        oneOf: ["tree", "mermaid", "dot", "svg"],
+        about: "how it is drawn; default tree",
+      },
+      CONF_DIR,
+      CACHE_DIR,
+      DATA_DIR,
+      ROOT,
+    ],
+    examples: [
+      ["in the terminal", "cnibox graph"],
+      ["to look at", "cnibox graph --format svg >node.svg"],
+    ],
+    load: () => import("./graph.ts"),
+    entry: "graph",
+  },
+  {
     name: "plugins",
     group: "show",
     summary: "the plugins in this program, one line each",

@@ -11,7 +11,7 @@ import { type NetworkList, parseList } from "../cni/conflist.ts";
 import { netnsState } from "../kernel/netns.ts";
 import { type Attached, type Cached, cachePath, readCache } from "../cni/result_cache.ts";
 import { atLeast, goJson } from "../cni/version.ts";
-import { wishesOf } from "./capabilities.ts";
+import { WISH_FLAGS, type Wishes, wishesOf } from "./capabilities.ts";
 import { CliError, type CommandCall, status, usageError } from "./command.ts";
 import { watchedRuntime } from "./runtime.ts";
 import {
@@ -44,6 +44,7 @@ export function targetsOfAdd(call: CommandCall, folders: Folders, netns: string)
   const containerId = call.value("id") ?? idOfNetns(netns);
   const args = argsOf(call);
   const names = ifNames(ifNameOf(call), lists.length);
+  const wishes = lists.length === 1 ? [wishesOf(call, lists[0] as NetworkList, args)] : sharedWishes(call, lists, args);
   return lists.map((list, index) => ({
     list,
     attached: {
@@ -51,9 +52,44 @@ export function targetsOfAdd(call: CommandCall, folders: Folders, netns: string)
       containerId,
       ifName: names[index] ?? "",
       netns,
-      ...wishesOf(call, list, args),
+      ...wishes[index] as Wishes,
     },
   }));
+}
+
+/** Of several networks, the first that can act on a flag gets it. */
+function sharedWishes(
+  call: CommandCall,
+  lists: readonly NetworkList[],
+  args: readonly (readonly [string, string])[],
+): Wishes[] {
+  const left = new Set<string>(WISH_FLAGS.filter((flag) => call.values(flag).length > 0));
+  const wishes = lists.map((list) => {
+    const own = WISH_FLAGS.filter((flag) => {
+      if (!left.has(flag)) return false;
+      try {
+        wishesOf(onlyWith(call, [flag]), list, args);
+        return left.delete(flag);
+      } catch (error) {
+        if (error instanceof CliError) return false;
+        throw error;
+      }
+    });
+    return wishesOf(onlyWith(call, own), list, args);
+  });
+  // Says why nobody could.
+  if (left.size > 0) wishesOf(onlyWith(call, [...left]), lists[0] as NetworkList, args);
+  return wishes;
+}
+
+/** The same call with no other flags of this kind than these. */
+function onlyWith(call: CommandCall, flags: readonly string[]): CommandCall {
+  const kept = (flag: string) => flags.includes(flag) || !(WISH_FLAGS as readonly string[]).includes(flag);
+  return {
+    ...call,
+    value: (flag) => kept(flag) ? call.value(flag) : undefined,
+    values: (flag) => kept(flag) ? call.values(flag) : [],
+  };
 }
 
 /** `cnibox add` */

@@ -113,7 +113,7 @@ export function readCache(file: string): Cached | undefined {
     network,
     containerId: text("containerId"),
     ifName,
-    netns: text("netns"),
+    netns: text("netns") || sandboxOf(result),
     args: Array.isArray(cniArgs) ? cniArgs.filter(isPair) : [],
     capabilityArgs: isObject(capabilityArgs) ? capabilityArgs : {},
     config: new Uint8Array(Buffer.from(text("config"), "base64")),
@@ -121,6 +121,13 @@ export function readCache(file: string): Cached | undefined {
     file,
     ...(written && { written }),
   };
+}
+
+/** Older libraries do not write the namespace down, but their results name it. */
+function sandboxOf(result: unknown): string {
+  const interfaces = isObject(result) && Array.isArray(result["interfaces"]) ? result["interfaces"] : [];
+  const paths = interfaces.map((one) => isObject(one) && typeof one["sandbox"] === "string" ? one["sandbox"] : "");
+  return paths.find((path) => path !== "") ?? "";
 }
 
 function isPair(value: unknown): value is [string, string] {

@@ -1,0 +1,136 @@
+/** A survey as something that can be drawn: host interfaces, bridges, containers, and what leads where. */
+import { lookup } from "../cni/decode.ts";
+import type { Link } from "../kernel/ip.ts";
+import { portText } from "./network.ts";
+import { healthOf, real, shortId } from "./show.ts";
+import type { Survey, View } from "./survey.ts";
+
+/** An interface of the host that leads elsewhere, or that containers hang on directly. */
+export interface Uplink {
+  readonly name: string;
+  readonly kind: string;
+  readonly addresses: readonly string[];
+  readonly up: boolean;
+  /** Does the default route lead here? */
+  readonly isDefault: boolean;
+}
+
+/** A bridge of a network. */
+export interface Bridge {
+  readonly name: string;
+  readonly addresses: readonly string[];
+  readonly networks: readonly string[];
+  readonly up: boolean;
+  /** Subnets whose traffic leaves with the host's address. */
+  readonly masquerade: boolean;
+  /** False when networks name it but the host has no such link. */
+  readonly exists: boolean;
+}
+
+/** An interface of a container. */
+export interface Port {
+  readonly name: string;
+  readonly network: string;
+  readonly addresses: readonly string[];
+  /** Name of the bridge or uplink that it leads to; "" when it leads straight to the host. */
+  readonly to: string;
+  /** The host's end of the pair. */
+  readonly veth: string;
+  readonly kind: string;
+  readonly published: readonly string[];
+  readonly health: ReturnType<typeof healthOf>;
+  readonly problems: readonly string[];
+}
+
+/** A container, known by its namespace or by its ID alone. */
+export interface Container {
+  readonly id: string;
+  readonly netns: string;
+  readonly ports: readonly Port[];
+}
+
+export interface Drawing {
+  readonly host: string;
+  readonly uplinks: readonly Uplink[];
+  readonly bridges: readonly Bridge[];
+  readonly containers: readonly Container[];
+}
+
+/** Sorts a survey into what is drawn. `defaults` are the interfaces of the default routes. */
+export function drawingOf({ networks, views, links }: Survey, host: string, defaults: readonly string[]): Drawing {
+  const masquerading = new Set(
+    networks.filter(({ list }) => list?.plugins.some(({ config }) => lookup(config, "ipMasq") === true)).map((
+      { name },
+    ) => name),
+  );
+  const bridgeNames = new Set(networks.map(({ bridge }) => bridge).filter((name) => name !== ""));
+  for (const { bridge } of views) if (bridge !== "") bridgeNames.add(bridge);
+  const bridges = [...bridgeNames].sort().map((name): Bridge => {
+    const link = links.find(({ ifname }) => ifname === name);
+    const own = networks.filter(({ bridge }) => bridge === name).map((one) => one.name);
+    return {
+      name,
+      addresses: addressesOf(link),
+      networks: own,
+      up: link?.flags.includes("UP") ?? false,
+      masquerade: own.some((one) => masquerading.has(one)),
+      exists: link !== undefined,
+    };
+  });
+  const parents = new Set(views.flatMap((view) => parentOf(view, links)?.ifname ?? []));
+  const uplinks = links.filter(({ ifname, linkinfo, master }) =>
+    ifname !== "lo" && !bridgeNames.has(ifname) &&
+    (parents.has(ifname) || defaults.includes(ifname) ||
+      (master === undefined && !["veth", "ifb"].includes(linkinfo?.info_kind ?? "")))
+  ).map((link): Uplink => ({
+    name: link.ifname,
+    kind: link.linkinfo?.info_kind ?? "",
+    addresses: addressesOf(link),
+    up: link.flags.includes("UP"),
+    isDefault: defaults.includes(link.ifname),
+  }));
+  const containers = new Map<string, Container>();
+  for (const view of views) {
+    const key = view.netns === "" || view.state !== "alive" ? `id ${view.containerId}` : view.netns;
+    const known = containers.get(key) ?? { id: shortId(view.containerId), netns: view.netns, ports: [] };
+    containers.set(key, { ...known, ports: [...known.ports, portOf(view, { links, networks })] });
+  }
+  return { host, uplinks, bridges, containers: [...containers.values()].sort(byPlace) };
+}
+
+/** Containers of one bridge side by side. */
+function byPlace(a: Container, b: Container): number {
+  const key = ({ ports, id }: Container) => `${ports[0]?.to ?? ""} ${numbered(ports[0]?.addresses[0] ?? "")} ${id}`;
+  return key(a) < key(b) ? -1 : key(a) > key(b) ? 1 : 0;
+}
+
+/** Addresses in the order of their numbers. */
+const numbered = (text: string) => text.replace(/\d+/g, (digits) => digits.padStart(3, "0"));
+
+function addressesOf(link: Link | undefined): string[] {
+  return (link?.addr_info ?? []).filter(({ scope }) => scope !== "link").map(({ local, prefixlen }) =>
+    `${local}/${prefixlen}`
+  );
+}
+
+/** The host's link that a container's link hangs on: macvlan and the like. */
+function parentOf({ inside }: View, links: readonly Link[]): Link | undefined {
+  if (!inside || inside.linkinfo?.info_kind === "veth" || inside.link_index === undefined) return undefined;
+  return links.find(({ ifindex }) => ifindex === inside.link_index);
+}
+
+function portOf(view: View, { links, networks }: Pick<Survey, "links" | "networks">): Port {
+  const { ifName, network, addresses, inside, outside, bridge, ports, problems } = view;
+  const configured = networks.find(({ name }) => name === network)?.bridge ?? "";
+  return {
+    name: ifName || "?",
+    network,
+    addresses,
+    to: parentOf(view, links)?.ifname ?? (bridge || (outside ? "" : configured)),
+    veth: outside?.ifname ?? "",
+    kind: inside?.linkinfo?.info_kind ?? "",
+    published: ports.map(portText),
+    health: healthOf(view),
+    problems: real(problems).map(({ text }) => text),
+  };
+}

@@ -1,0 +1,465 @@
+/**
+ * The node as it is: attachments from the runtimes' cache, leases, links and rules, seen together. What one of them says and
+ * the others do not is a problem of that attachment. Changes nothing.
+ */
+import { byBytes, loadAll, type NetworkList, parseList } from "../cni/conflist.ts";
+import { isObject, lookup } from "../cni/decode.ts";
+import type { Cached } from "../cni/result_cache.ts";
+import type { Result } from "../cni/types.ts";
+import { parseResult } from "../cni/version.ts";
+import { hostPortChain } from "../attach/host_ports.ts";
+import type { RangeSet } from "../ipam/range.ts";
+import type { Lease } from "../ipam/store.ts";
+import { addressesInUse } from "../kernel/all_netns.ts";
+import type { Link } from "../kernel/ip.ts";
+import { netnsState } from "../kernel/netns.ts";
+import { inNetns, type Run, systemRun, toolPath } from "../kernel/run.ts";
+import { parseAddress } from "../net/cidr.ts";
+import { chainName, nftAttachmentHash } from "../net/name.ts";
+import { type Pool, pools } from "./leases.ts";
+import { attachmentsOf, type Folders } from "./setup.ts";
+
+/** What is wrong with an attachment. */
+export type ProblemCode =
+  | "netns-gone"
+  | "interface-missing"
+  | "address-missing"
+  | "lease-missing"
+  | "host-link-missing"
+  | "port-rules-missing"
+  | "masquerade-missing"
+  | "firewall-missing"
+  | "not-cached"
+  | "no-container";
+
+export interface Problem {
+  readonly code: ProblemCode;
+  readonly text: string;
+  /** The command that mends it. */
+  readonly mend: string;
+}
+
+/** One interface of one container on one network, from whatever knows of it. */
+export interface View {
+  readonly network: string;
+  readonly containerId: string;
+  readonly ifName: string;
+  /** "" when nobody knows. */
+  readonly netns: string;
+  readonly state: "alive" | "gone" | "unknown";
+  readonly cached?: Cached;
+  readonly result?: Result;
+  /** The interface in the container, as it is now. */
+  readonly inside?: Link;
+  /** Its other end on the host. */
+  readonly outside?: Link;
+  readonly bridge: string;
+  /** Addresses of the result, with prefix lengths; of the leases when there is no result. */
+  readonly addresses: readonly string[];
+  readonly leases: readonly string[];
+  readonly ports: readonly unknown[];
+  readonly since?: Date;
+  readonly problems: readonly Problem[];
+}
+
+/** A lease and the folder that it lies in. */
+export interface LeaseView extends Lease {
+  readonly network: string;
+  readonly folder: string;
+  /** Path of a namespace that has the address; undefined when none has. */
+  readonly inUse?: string;
+}
+
+/** A network: its configuration and its ranges, as far as known. */
+export interface NetworkView {
+  readonly name: string;
+  /** Undefined when only attachments or leases tell of it. */
+  readonly list?: NetworkList;
+  readonly bridge: string;
+  readonly sets: readonly RangeSet[];
+}
+
+/** Something on the host that is nobody's. */
+export interface Orphan {
+  readonly what: "link" | "chain";
+  readonly name: string;
+  readonly network: string;
+  readonly text: string;
+}
+
+/** All of it. */
+export interface Survey {
+  readonly networks: readonly NetworkView[];
+  readonly views: readonly View[];
+  readonly leases: readonly LeaseView[];
+  readonly links: readonly Link[];
+  readonly orphans: readonly Orphan[];
+  /** Rules as text: iptables, ip6tables, nft; "" when they cannot be read. */
+  readonly rules: Rules;
+  /** What could not be looked at, for people. */
+  readonly blind: readonly string[];
+}
+
+export interface Rules {
+  readonly ipv4: string;
+  readonly ipv6: string;
+  readonly nft: string;
+  readonly readable: boolean;
+}
+
+/** How many namespaces are asked at a time. */
+const AT_ONCE = 8;
+
+/** Looks at everything; `network` narrows attachments and leases. */
+export async function survey(folders: Folders, { network }: { network?: string | undefined } = {}): Promise<Survey> {
+  const host = systemRun();
+  const { lists } = loadAll(folders.conf);
+  const cached = attachmentsOf(folders).filter((one) => network === undefined || one.network === network);
+  const all = (await pools(folders)).filter((pool) => network === undefined || pool.network === network);
+  const networks = networkViews(lists, cached, all).filter(({ name }) => network === undefined || name === network);
+  const blind: string[] = [];
+  const paths = [
+    ...new Set(cached.map(({ netns }) => netns).filter((path) => path !== "" && netnsState(path) === "netns")),
+  ];
+  const [links, rules, pods, inUse] = await Promise.all([
+    linksIn(host).catch(() => []),
+    rulesNow(host),
+    podLinks(host, paths),
+    addressesInUse(host).catch(() => undefined),
+  ]);
+  if (!rules.readable) blind.push("rules cannot be read without root");
+  if (paths.length > 0 && pods.size === 0) blind.push("namespaces cannot be entered without root");
+  if (inUse === undefined) blind.push("not every namespace of this host could be asked for its addresses");
+  const found = all.flatMap(({ network, folder, leases }) => leases.map((lease) => ({ ...lease, network, folder })));
+  const leases = found.map((lease): LeaseView => {
+    const path = inUse?.get(lease.ip);
+    return path === undefined ? lease : { ...lease, inUse: path };
+  });
+  const around = { links, rules, pods, leases, networks, knowsUse: inUse !== undefined };
+  const views = [...cached.map((one) => viewOf(one, around)), ...uncached(cached, around)];
+  return {
+    networks,
+    views,
+    leases,
+    links,
+    rules,
+    blind,
+    orphans: [...orphanLinks(views, links, network), ...orphanChains(views, rules, network)],
+  };
+}
+
+async function linksIn(run: Run): Promise<Link[]> {
+  const { code, stdout } = await run({ argv: ["ip", "-j", "-d", "addr", "show"] });
+  if (code !== 0) return [];
+  return (JSON.parse(stdout || "[]") as Link[]).filter(({ ifname }) => ifname !== undefined);
+}
+
+async function podLinks(host: Run, paths: readonly string[]): Promise<Map<string, readonly Link[]>> {
+  const found = new Map<string, readonly Link[]>();
+  const pending = [...paths];
+  const worker = async () => {
+    for (let path = pending.shift(); path !== undefined; path = pending.shift()) {
+      try {
+        const links = await linksIn(inNetns(host, path));
+        if (links.length > 0) found.set(path, links);
+      } catch {
+        // It went meanwhile, or may not be entered.
+      }
+    }
+  };
+  await Promise.all(Array.from({ length: AT_ONCE }, worker));
+  return found;
+}
+
+async function rulesNow(host: Run): Promise<Rules> {
+  const read = async (argv: string[]): Promise<string | undefined> => {
+    if (toolPath(argv[0] ?? "") === "") return "";
+    const { code, stdout } = await host({ argv });
+    return code === 0 ? stdout : undefined;
+  };
+  const [ipv4, ipv6, nft] = await Promise.all([
+    read(["iptables-save"]),
+    read(["ip6tables-save"]),
+    read(["nft", "list", "ruleset"]),
+  ]);
+  return { ipv4: ipv4 ?? "", ipv6: ipv6 ?? "", nft: nft ?? "", readable: ipv4 !== undefined && nft !== undefined };
+}
+
+/** Every network that is configured, attached to, or has leases. */
+function networkViews(lists: readonly NetworkList[], cached: readonly Cached[], all: readonly Pool[]): NetworkView[] {
+  const known = new Map<string, NetworkList | undefined>();
+  for (const list of lists) if (!known.has(list.name)) known.set(list.name, list);
+  for (const one of cached) if (!known.get(one.network)) known.set(one.network, listOf(one));
+  for (const { network } of all) if (!known.has(network)) known.set(network, undefined);
+  return [...known].sort(([a], [b]) => byBytes(a, b)).map(([name, list]) => {
+    const bridge = list?.plugins.find(({ type }) => type === "bridge");
+    const own = all.filter(({ network }) => network === name);
+    return {
+      name,
+      ...(list && { list }),
+      bridge: bridge ? textOf(lookup(bridge.config, "bridge")) || "cni0" : "",
+      sets: own.flatMap(({ sets }) => sets),
+    };
+  });
+}
+
+/** The configuration that an attachment was made with. */
+export function listOf(cached: Cached): NetworkList | undefined {
+  try {
+    return cached.config.length === 0 ? undefined : parseList(cached.config);
+  } catch {
+    return undefined;
+  }
+}
+
+const textOf = (value: unknown): string => typeof value === "string" ? value : "";
+
+interface Around {
+  readonly links: readonly Link[];
+  readonly rules: Rules;
+  readonly pods: ReadonlyMap<string, readonly Link[]>;
+  readonly leases: readonly LeaseView[];
+  readonly networks: readonly NetworkView[];
+  /** Could every namespace be asked for its addresses? */
+  readonly knowsUse: boolean;
+}
+
+/** What is known of an attachment that is on disk. */
+function viewOf(cached: Cached, around: Around): View {
+  const { network, containerId, ifName } = cached;
+  const { netns } = cached;
+  const state = netns === "" ? "unknown" : netnsState(netns) === "netns" ? "alive" : "gone";
+  const result = resultOf(cached);
+  const pod = around.pods.get(netns);
+  const inside = pod?.find(({ ifname }) => ifname === ifName);
+  const outside = inside && peerOf(inside, around.links);
+  const own = around.leases.filter((lease) => isHolder(lease, cached));
+  const list = around.networks.find(({ name }) => name === network)?.list ?? listOf(cached);
+  const addresses = (result?.ips ?? []).map(({ address }) => address);
+  const ports = capability(cached, "portMappings");
+  const base = { network, containerId, ifName, netns, state, cached, ports } as const;
+  const bridge = outside?.master ??
+    (result?.interfaces ?? []).find(({ name, sandbox }) =>
+      !sandbox && around.links.some((link) => link.ifname === name && link.linkinfo?.info_kind === "bridge")
+    )?.name ?? "";
+  const problems = problemsOf({ ...base, addresses, inside, outside, pod, own, list, result }, around);
+  return {
+    ...base,
+    ...(result && { result }),
+    ...(inside && { inside }),
+    ...(outside && { outside }),
+    ...(cached.written && { since: cached.written }),
+    bridge,
+    addresses,
+    leases: own.map(({ ip }) => ip),
+    problems,
+  };
+}
+
+function resultOf({ result }: Cached): Result | undefined {
+  if (!result) return undefined;
+  try {
+    return parseResult(result, "1.0.0");
+  } catch {
+    return undefined;
+  }
+}
+
+function capability({ capabilityArgs }: Cached, name: string): readonly unknown[] {
+  const value = capabilityArgs[name];
+  return Array.isArray(value) ? value : [];
+}
+
+/** The other end of a pair, among the host's links. */
+function peerOf(inside: Link, links: readonly Link[]): Link | undefined {
+  if (inside.linkinfo?.info_kind !== "veth") return undefined;
+  return links.find((link) =>
+    link.ifindex === inside.link_index && link.linkinfo?.info_kind === "veth" &&
+    (link.link_index === undefined || link.link_index === inside.ifindex)
+  );
+}
+
+function isHolder(
+  lease: LeaseView,
+  { network, containerId, ifName }: Pick<View, "network" | "containerId" | "ifName">,
+): boolean {
+  return lease.network === network && lease.containerId === containerId &&
+    (lease.ifName === undefined || lease.ifName === ifName);
+}
+
+interface Facts {
+  readonly network: string;
+  readonly containerId: string;
+  readonly ifName: string;
+  readonly netns: string;
+  readonly state: View["state"];
+  readonly addresses: readonly string[];
+  readonly ports: readonly unknown[];
+  readonly inside: Link | undefined;
+  readonly outside: Link | undefined;
+  /** All links in the container; undefined when it cannot be entered. */
+  readonly pod: readonly Link[] | undefined;
+  readonly own: readonly LeaseView[];
+  readonly list: NetworkList | undefined;
+  readonly result: Result | undefined;
+}
+
+function problemsOf(facts: Facts, around: Around): Problem[] {
+  const { network, containerId, ifName, netns, state, pod, inside, outside, addresses, own, list, result } = facts;
+  const del = `cnibox del ${network} --id ${containerId} --ifname ${ifName}`;
+  if (state === "gone") {
+    return [{ code: "netns-gone", text: `its namespace ${netns} is gone`, mend: `cnibox gc ${network}` }];
+  }
+  const problems: Problem[] = [];
+  if (pod && !inside) {
+    problems.push({
+      code: "interface-missing",
+      text: `there is no ${ifName} in ${netns}`,
+      mend: `${del}, then add it again`,
+    });
+  } else if (inside) {
+    const there = new Set((inside.addr_info ?? []).map(({ local }) => local));
+    for (const cidr of addresses) {
+      const ip = cidr.split("/")[0] ?? "";
+      if (!there.has(ip)) {
+        problems.push({
+          code: "address-missing",
+          text: `${ifName} does not have ${cidr}`,
+          mend: `${del}, then add it again`,
+        });
+      }
+    }
+    const pair = inside.linkinfo?.info_kind === "veth" && (result?.interfaces ?? []).some(({ sandbox }) => !sandbox);
+    if (pair && !outside) {
+      problems.push({
+        code: "host-link-missing",
+        text: `the host's end of ${ifName} is gone`,
+        mend: `${del}, then add it again`,
+      });
+    }
+  }
+  const ipam = list?.plugins.map(({ config }) => lookup(config, "ipam")).find((one) =>
+    isObject(one) && lookup(one, "type") !== undefined
+  );
+  if (isObject(ipam) && lookup(ipam, "type") === "host-local") {
+    for (const cidr of addresses) {
+      const ip = cidr.split("/")[0] ?? "";
+      if (own.some((lease) => lease.ip === ip)) continue;
+      const other = around.leases.find((lease) => lease.ip === ip && lease.network === network);
+      problems.push({
+        code: "lease-missing",
+        text: other
+          ? `${ip} is recorded for ${other.containerId} ${other.ifName ?? ""}`
+          : `${ip} is not recorded: it may be given to another`,
+        mend: `cnibox ipam repair ${network}`,
+      });
+    }
+  }
+  if (around.rules.readable && state === "alive") problems.push(...missingRules(facts, around.rules));
+  return problems;
+}
+
+/** Rules that the plugins of the network should have set. */
+function missingRules({ network, containerId, ifName, addresses, ports, list }: Facts, rules: Rules): Problem[] {
+  const owner = { network, containerId, ifName };
+  const mend = `cnibox restore --id ${containerId}`;
+  const problems: Problem[] = [];
+  const has = (type: string, key?: string) =>
+    list?.plugins.some((plugin) => plugin.type === type && (key === undefined || lookup(plugin.config, key) === true));
+  const families = addresses.map((cidr) => parseAddress(cidr.split("/")[0] ?? "")?.family ?? 4);
+  const inIptables = (target: string) =>
+    families.length > 0 &&
+    [...new Set(families)].every((family) => (family === 4 ? rules.ipv4 : rules.ipv6).includes(`-j ${target}\n`));
+  if (ports.length > 0 && has("portmap")) {
+    const found = inIptables(hostPortChain(owner)) || rules.nft.includes(`comment "${containerId}"`);
+    if (!found) problems.push({ code: "port-rules-missing", text: "the rules of its published ports are gone", mend });
+  }
+  if (has("bridge", "ipMasq") || has("ptp", "ipMasq")) {
+    const found = inIptables(chainName(owner)) || rules.nft.includes(nftAttachmentHash(owner));
+    if (!found && addresses.length > 0) {
+      problems.push({ code: "masquerade-missing", text: "its masquerade rules are gone", mend });
+    }
+  }
+  if (has("firewall") && !addresses.every((cidr) => mentions(rules, cidr.split("/")[0] ?? ""))) {
+    problems.push({ code: "firewall-missing", text: "the rules that let its traffic through are gone", mend });
+  }
+  return problems;
+}
+
+/** Is an address let through by the firewall plugin? firewalld keeps its own rules for that. */
+function mentions({ ipv4, ipv6, nft }: Rules, ip: string): boolean {
+  const saved = ip.includes(":") ? ipv6 : ipv4;
+  if (saved.split("\n").some((line) => line.startsWith("-A CNI-FORWARD ") && line.includes(`${ip}/`))) return true;
+  const table = nft.indexOf("table inet cni_firewall");
+  if (table >= 0 && nft.slice(table).includes(ip)) return true;
+  return nft.includes("table inet firewalld");
+}
+
+/** Holders of leases that no cache file knows. */
+function uncached(cached: readonly Cached[], around: Around): View[] {
+  const views = new Map<string, View>();
+  for (const lease of around.leases) {
+    if (lease.containerId === "" || cached.some((one) => isHolder(lease, one))) continue;
+    const ifName = lease.ifName ?? "";
+    const key = `${lease.network} ${lease.containerId} ${ifName}`;
+    const known = views.get(key);
+    const netns = known?.netns || (lease.inUse ?? "");
+    const state = netns !== "" ? "alive" : around.knowsUse ? "gone" : "unknown";
+    views.set(key, {
+      network: lease.network,
+      containerId: lease.containerId,
+      ifName,
+      netns,
+      state,
+      bridge: "",
+      addresses: [...known?.addresses ?? [], lease.ip],
+      leases: [...known?.leases ?? [], lease.ip],
+      ports: [],
+      since: lease.written,
+      problems: state === "gone"
+        ? [{
+          code: "no-container",
+          text: "no namespace has its address, and no runtime remembers it",
+          mend: `cnibox ipam repair ${lease.network}`,
+        }]
+        : [{ code: "not-cached", text: "no runtime remembers it: only its lease does", mend: "" }],
+    });
+  }
+  return [...views.values()];
+}
+
+/** Host ends of pairs whose alias names nobody. */
+function orphanLinks(views: readonly View[], links: readonly Link[], network: string | undefined): Orphan[] {
+  return links.flatMap(({ ifname, ifalias }) => {
+    const [, name = "", containerId = "", ifName = ""] = /^cni:([^:]+):([^:]+):(.+)$/.exec(ifalias ?? "") ?? [];
+    if (name === "" || (network !== undefined && name !== network)) return [];
+    const owner = views.some((view) =>
+      view.network === name && view.containerId === containerId && view.ifName === ifName
+    );
+    if (owner) return [];
+    return [{
+      what: "link" as const,
+      name: ifname,
+      network: name,
+      text: `link of container ${containerId} (${ifName}), which nobody knows`,
+    }];
+  });
+}
+
+/** Rules of containers that nobody knows, by the comments that they carry. */
+function orphanChains(views: readonly View[], { ipv4, ipv6 }: Rules, network: string | undefined): Orphan[] {
+  const found = new Map<string, Orphan>();
+  for (
+    const [, name = "", id = ""] of `${ipv4}${ipv6}`.matchAll(
+      /--comment "(?:dnat )?name: \\"([^"\\]+)\\" id: \\"([^"\\]+)\\""/g,
+    )
+  ) {
+    if (
+      (network !== undefined && name !== network) ||
+      views.some((view) => view.network === name && view.containerId === id)
+    ) continue;
+    const text = `iptables rules of container ${id}, which nobody knows`;
+    found.set(`${name} ${id}`, { what: "chain", name: id, network: name, text });
+  }
+  return [...found.values()];
+}
