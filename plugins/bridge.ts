@@ -54,7 +54,7 @@ import {
   removeMasquerade,
   statusMasquerade,
 } from "../lib/attach/masquerade.ts";
-import { addrShow, type Link, linkDel, linkUp, vethAdd } from "../lib/kernel/ip.ts";
+import { addrShow, type Link, linkDel, linkUp, vethInto } from "../lib/kernel/ip.ts";
 import { apply, type Step, step, StepError } from "../lib/kernel/plan.ts";
 import { isAbsent, missingTool, toolPath } from "../lib/kernel/run.ts";
 import { parseAddress, parsePrefix } from "../lib/net/cidr.ts";
@@ -219,6 +219,8 @@ async function add(call: ContainerCall): Promise<Result> {
     await apply([await spoofCheckSteps(call, host.name, pod.mac ?? "")], call);
   }
   if (conf.ipamType !== "") ipam ??= await allocate(call, conf.ipamType);
+  else await apply([[noRouterAdvertisements(host.name)]], call);
+  await awaitPort(call, conf, host.name);
 
   const result: Result = { interfaces: [{ name: conf.bridge, mac: bridge.address ?? "" }, host, pod] };
   if (call.version === "1.1.0") pod.mtu = conf.mtu > 0 ? conf.mtu : 1500;
@@ -226,7 +228,7 @@ async function add(call: ContainerCall): Promise<Result> {
     Object.assign(result, await configure(call, conf, { bridge, ipam, host, pod, masq }), {
       interfaces: result.interfaces,
     });
-  } else await raise(call, conf, host.name);
+  }
   if (ipam && conf.vlan !== 0 && conf.isGateway) {
     const gateway = await gatewayOfVlan(call, conf, bridge, result);
     result.interfaces?.push(gateway);
@@ -362,19 +364,14 @@ function portSteps(
   const { bridge } = conf;
   const veth = host.name;
   const netns = call.netns.includes("/") ? call.netns : `./${call.netns}`;
-  const pair = vethAdd({
-    name: veth,
-    mac: host.mac ?? "",
-    peer: pod.name,
-    peerMac: pod.mac ?? "",
-    netns,
-    mtu: conf.mtu,
-  });
+  // Up from the start: once the host's end is up too, the port forwards, and what the container announces is heard.
+  const ends = { name: veth, mac: host.mac ?? "", peer: pod.name, peerMac: pod.mac ?? "", netns, mtu: conf.mtu };
+  const pair = vethInto(ends, { up: !conf.disableContainerInterface });
   const steps = [
     step("host", "ip", pair, {
       failing: "failed to make veth pair",
       undo: step("host", "ip", linkDel(veth)),
-      why: "the container's end is made in its namespace",
+      why: "the container's end is made in its namespace, up from the start",
     }),
     step("host", "ip", `link set dev ${veth} master ${bridge} alias ${portAlias({ ...call })} up`, {
       failing: `failed to connect "${veth}" to bridge ${bridge}`,
@@ -481,25 +478,14 @@ async function configure(call: ContainerCall, conf: Config, { bridge, ipam, host
     if (steps.length > 0) await apply([steps], call);
   }
   const beside = [
-    step("host", "sysctl", `net/ipv6/conf/${host.name}/accept_ra=0`, {
-      optional: true,
-      why: "containers must not announce routes to the host",
-    }),
+    noRouterAdvertisements(host.name),
     ...(conf.isGateway ? forwarding(ips) : []),
     ...(masq ? masqueradePlan(attachment, ips.map((ip) => ip.address), masq) : []),
   ];
   const announcement = step("pod", "ip", `link set dev ${pod.name} address ${pod.mac}`, {
-    why: "announces the addresses once more, now that the port forwards",
+    why: "announces the addresses, now that the port forwards: setting a MAC does, even the same",
   });
-  const last = [step("pod", "ip", addrShow(pod.name), { read: true, why: "is the port up?" }), announcement];
-  const [seen] = await configureLink(call, result, { dad: conf.enabledad, announce: true, more: beside, last });
-  // Both ends of a veth pair come up in one go: where ours was up before the announcement, the port forwarded.
-  const announced = (seen?.[0] as Link | undefined)?.operstate === "UP";
-  if (!call.explain) {
-    const state = await waitForPort(call, host.name);
-    if (state !== "up") throw notUp(state, host.name, conf.bridge);
-    if (!announced) await apply([[announcement]], call);
-  }
+  await configureLink(call, result, { dad: conf.enabledad, announce: true, more: beside, last: [announcement] });
   const { interfaces: _, ...rest } = result;
   return rest;
 }
@@ -537,17 +523,16 @@ function defaultRoutes(ips: NonNullable<Result["ips"]>, routes: readonly Route[]
   return added;
 }
 
-/** Layer 2: the container's link goes up, if it is to, and nothing else happens. */
-async function raise(call: ContainerCall, conf: Config, veth: string): Promise<void> {
-  await apply([[
-    step("host", "sysctl", `net/ipv6/conf/${veth}/accept_ra=0`, {
-      optional: true,
-      why: "containers must not announce routes to the host",
-    }),
-  ]], call);
-  if (conf.disableContainerInterface) return;
-  await apply([[step("pod", "ip", linkUp(call.ifName), { failing: `failed to set "${call.ifName}" up` })]], call);
-  if (call.explain) return;
+function noRouterAdvertisements(veth: string): Step {
+  return step("host", "sysctl", `net/ipv6/conf/${veth}/accept_ra=0`, {
+    optional: true,
+    why: "containers must not announce routes to the host",
+  });
+}
+
+/** The port has to forward before the container announces itself; the reference waits as long. */
+async function awaitPort(call: ContainerCall, conf: Config, veth: string): Promise<void> {
+  if (conf.disableContainerInterface || call.explain) return;
   const state = await waitForPort(call, veth);
   if (state !== "up") throw notUp(state, veth, conf.bridge);
 }

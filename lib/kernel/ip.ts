@@ -92,6 +92,18 @@ export function vethAdd({ name, mac, peer, peerMac, netns, mtu }: VethPair): str
     `${peerMac ? ` address ${peerMac}` : ""}${size} netns ${netns}`;
 }
 
+/**
+ * The same pair, made the other way round: the container's end is made in its namespace, and `up` already when the host's end appears. The
+ * other way the kernel cannot raise it: at that moment the pair is not joined yet.
+ */
+export function vethInto({ name, mac, peer, peerMac, netns, mtu }: VethPair, { up }: { up: boolean }): string {
+  const size = mtu > 0 ? ` mtu ${mtu}` : "";
+  return `link add name ${peer}${peerMac ? ` address ${peerMac}` : ""}${size}${
+    up ? " up" : ""
+  } netns ${netns} type veth peer name ${name}` +
+    `${mac ? ` address ${mac}` : ""}${size}`;
+}
+
 export const linkUp = (name: string): string => `link set dev ${name} up`;
 export const linkDown = (name: string): string => `link set dev ${name} down`;
 export const linkDel = (name: string): string => `link del dev ${name}`;
