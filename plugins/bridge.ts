@@ -208,11 +208,37 @@ async function add(call: ContainerCall): Promise<Result> {
   openNetns(call, `failed to open netns "${netns}"`);
   const masq = conf.ipMasq && conf.ipamType !== "" ? masqueradeBackend(call, conf.ipMasqBackend) : undefined;
 
-  let ipam = ADDRESS_FIRST.includes(conf.ipamType) ? await allocate(call, conf.ipamType) : undefined;
+  const ipam = ADDRESS_FIRST.includes(conf.ipamType) ? await allocate(call, conf.ipamType) : undefined;
   const attachment = { network: call.network, containerId: call.containerId, ifName };
   const host: Interface = { name: vethName(attachment), mac: macFromSeed(`host:${portAlias(attachment)}`) };
   const pod: Interface = { name: ifName, mac: podMac || computedMac(portAlias(attachment), ipam), sandbox: netns };
 
+  // Rules need no link: they are set while the links are made. Only where a second ADD of a living attachment has been
+  // refused by now: what it takes back would be the first one's.
+  if (masq && ipam && conf.ipamType === "host-local" && !call.explain) {
+    const addresses = (ipam.ips ?? []).map((ip) => ip.address);
+    const rules = apply([masqueradePlan(attachment, addresses, masq)], call);
+    return await beside(attach(call, conf, { host, pod, ipam, masq: undefined }), rules);
+  }
+  return await attach(call, conf, { host, pod, ipam, masq });
+}
+
+/** What `work` gives, once both have ended: whatever was done is known before it is taken back. The first failure counts. */
+async function beside<T>(work: Promise<T>, other: Promise<unknown>): Promise<T> {
+  const [first, second] = await Promise.allSettled([work, other]);
+  if (first.status === "rejected") throw first.reason;
+  if (second.status === "rejected") throw second.reason;
+  return first.value;
+}
+
+/** The links, addresses and routes; `ipam` is absent until an IPAM plugin that needs the link is asked. */
+async function attach(
+  call: ContainerCall,
+  conf: Config,
+  parts: { host: Interface; pod: Interface; ipam: Result | undefined; masq: MasqueradeBackend | undefined },
+): Promise<Result> {
+  const { host, pod, masq } = parts;
+  let { ipam } = parts;
   const bridge = await connect(call, conf, { host, pod, ips: ipam?.ips ?? [] });
   if (conf.macspoofchk) {
     const { spoofCheckSteps } = await spoofCheck();

@@ -143,9 +143,72 @@ export async function bundle(main: string, outdir: string): Promise<string> {
     `--outdir=${outdir}`,
     main,
   ], { failing: "bundling failed", cwd: ROOT });
+  // What every call loads, what main plugins load beside it, and what giving out addresses takes.
+  await mergeChunks(outdir, "core.js", main.replace(/^.*\//, "").replace(/\.[^.]*$/, ""));
+  await mergeChunks(outdir, "link.js", "bridge");
+  await mergeChunks(outdir, "lease.js", "host-local");
   // The compiler stores modification times.
   for (const { name } of Deno.readDirSync(outdir)) await Deno.utime(join(outdir, name), 0, 0);
   return join(outdir, main.replace(/^.*\//, "").replace(/\.[^.]*$/, ".js"));
+}
+
+/**
+ * Makes one file of all the chunks that an entry imports statically, and leads every import there: a module costs
+ * time at the start beside what its text costs, and code splitting gives many small ones.
+ */
+async function mergeChunks(outdir: string, target: string, entry: string): Promise<void> {
+  const files = new Map<string, string>();
+  for (const { name } of Deno.readDirSync(outdir)) files.set(name, await Deno.readTextFile(join(outdir, name)));
+  const chunks = new Set<string>();
+  const visit = (name: string) => {
+    for (const [, next = ""] of (files.get(name) ?? "").matchAll(/(?:from|import)"\.\/(chunk-[A-Z0-9]+\.js)"/g)) {
+      if (chunks.has(next)) continue;
+      visit(next);
+      chunks.add(next);
+    }
+  };
+  for (const name of files.keys()) {
+    if (name.replace(/(-[A-Z0-9]{8})?\.js$/, "") === entry) visit(name);
+  }
+  if (chunks.size < 2) return;
+  // Names that chunks export are short and the same in all of them: in the merged file each gets a number for its chunk.
+  const numbers = new Map([...chunks].map((chunk, index) => [chunk, index]));
+  const unique = (name: string, chunk: string) => `${name}${numbers.get(chunk)}_`;
+  const lines = [...chunks].map((chunk) => {
+    const names = /export\{([^}]*)\};?\s*$/.exec(files.get(chunk) ?? "")?.[1]?.split(",") ?? [];
+    const exported = names.map((one) => one.split(" as ").at(-1) ?? one);
+    return exported.length === 0
+      ? `import "./${chunk}";`
+      : `export { ${exported.map((one) => `${one} as ${unique(one, chunk)}`).join(", ")} } from "./${chunk}";`;
+  });
+  const source = join(outdir, "merge.js");
+  await Deno.writeTextFile(source, lines.join("\n"));
+  const external = [...files.keys()].filter((name) => !chunks.has(name)).map((name) => `--external=./${name}`);
+  await run(await denoOf(DENO_VERSION), [
+    "bundle",
+    "--quiet",
+    "--platform=deno",
+    "--minify",
+    ...external,
+    `--output=${join(outdir, target)}`,
+    source,
+  ], { failing: "merging modules failed", cwd: outdir });
+  for (const name of [...chunks, "merge.js"]) await Deno.remove(join(outdir, name));
+  for (const [name, text] of files) {
+    if (chunks.has(name)) continue;
+    const led = text.replace(
+      /(import|export)(\{[^}]*\}from)?"\.\/(chunk-[A-Z0-9]+\.js)"/g,
+      (whole, word: string, names: string | undefined, chunk: string) => {
+        if (!chunks.has(chunk)) return whole;
+        const renamed = names?.replace(/([{,])([^,}]+)/g, (_, before: string, one: string) => {
+          const [name = "", as = name] = one.split(" as ");
+          return `${before}${unique(name, chunk)} as ${as}`;
+        });
+        return `${word}${renamed ?? ""}"./${target}"`;
+      },
+    );
+    await Deno.writeTextFile(join(outdir, name), led);
+  }
 }
 
 /** Compiles with the first base that there is, and says which. */
