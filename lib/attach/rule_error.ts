@@ -1,7 +1,19 @@
 /** Failures of iptables and nft as errors of the protocol: what was waited for, what is missing, what to install. */
 import { CniError, code } from "../cni/error.ts";
+import { holderOf } from "../kernel/flock.ts";
 import { LOCK_WAIT_S, TableError } from "../kernel/iptables.ts";
 import { NftError } from "../kernel/nft.ts";
+
+/** Where iptables waits for its turn, unless XTABLES_LOCKFILE says otherwise, which our tools are not told. */
+const XTABLES_LOCK = "/run/xtables.lock";
+
+function xtablesHolder(): string {
+  try {
+    return holderOf(Deno.statSync(XTABLES_LOCK).ino ?? 0);
+  } catch {
+    return "the tables of the newer iptables have no lock: they were changed all the time";
+  }
+}
 
 /**
  * The error of the protocol for a refused transaction. `doing` goes in front of the tool's words, as the reference has
@@ -16,7 +28,8 @@ export function ruleError(error: unknown, doing = ""): unknown {
         return new CniError(
           code.tryAgain,
           `${front}${error.message}`,
-          `another program held the xtables lock (/run/xtables.lock) for more than ${LOCK_WAIT_S} s; nothing was changed`,
+          `another program held the xtables lock (${XTABLES_LOCK}) for more than ${LOCK_WAIT_S} s; nothing was changed; ` +
+            xtablesHolder(),
         );
       case "missing":
         return new CniError(

@@ -1,5 +1,5 @@
 /** Errors of the protocol: what a runtime gets on standard output when a call fails. */
-import { CommandError } from "../kernel/run.ts";
+import { CommandError, isOverdue } from "../kernel/run.ts";
 
 /** Error codes of the CNI specification 1.1.0, and those of the reference library. */
 export const code = {
@@ -26,10 +26,12 @@ export class CniError extends Error {
   }
 }
 
-/** Any thrown value as an error of the protocol: plain errors get code 999, as in the reference. */
+/** Any thrown value as an error of the protocol: plain errors get code 999, as in the reference; a tool that hangs code 11. */
 export function toCniError(error: unknown): CniError {
   if (error instanceof CniError) return error;
-  if (error instanceof CommandError) return new CniError(code.internal, error.message, commandDetails(error));
+  if (error instanceof CommandError) {
+    return new CniError(isOverdue(error) ? code.tryAgain : code.internal, error.message, commandDetails(error));
+  }
   if (error instanceof Error) return new CniError(code.internal, error.message);
   return new CniError(code.internal, String(error));
 }
@@ -53,7 +55,11 @@ export function failing(doing: string, error: unknown): CniError {
   return new CniError(plain.code, `${doing}: ${plain.msg}`, plain.details);
 }
 
-function commandDetails({ command, output }: CommandError): string {
+function commandDetails(error: CommandError): string {
+  const { command, output } = error;
+  if (isOverdue(error)) {
+    return `${command.argv.join(" ")}: it was killed; CNIBOX_TOOL_TIMEOUT sets another limit, in seconds`;
+  }
   const how = output.signal ? `killed by ${output.signal}` : output.code < 0 ? "not run" : `exit status ${output.code}`;
   const words = output.stderr.trim().split("\n").slice(0, 6).join("; ");
   return `${command.argv.join(" ")}: ${how}${words === "" ? "" : `: ${words}`}`;

@@ -3,7 +3,7 @@
  * `…-save` out. Both variants (legacy and nf_tables) take and print the same language.
  */
 import type { Family } from "../net/cidr.ts";
-import { CommandError, failureText, missingTool, type Output, type Run, toolPath } from "./run.ts";
+import { CommandError, failureText, missingTool, type Output, type Run, toolPath, xtablesWait } from "./run.ts";
 
 /** The tool of a family, by its plain name. */
 export function iptablesTool(family: Family): "iptables" | "ip6tables" {
@@ -14,7 +14,7 @@ export function iptablesTool(family: Family): "iptables" | "ip6tables" {
 export const MAX_LINE = 10_000;
 
 /** How long a transaction waits for the xtables lock, in seconds: below the limit of a child process. */
-export const LOCK_WAIT_S = 20;
+export const LOCK_WAIT_S = xtablesWait();
 
 /** Why a transaction did not happen. `refused`: the tool or the kernel did not take one of its lines. */
 export type Refusal = "missing" | "locked" | "unusable" | "refused";

@@ -3,7 +3,7 @@
  * tool is one child process, and those run side by side. The same plan is applied by ADD, printed by `cnibox explain`,
  * compared by tests, and walked back when something fails.
  */
-import { type Command, CommandError, failureText, type Output, type Run } from "./run.ts";
+import { type Command, CommandError, failureText, type Output, type Run, xtablesWait } from "./run.ts";
 import { readSysctl, writeSysctl } from "./sysctl.ts";
 
 /** Where a step happens: in this process's network namespace, or in the container's. */
@@ -251,7 +251,7 @@ export function processOf(group: readonly Step[]): { argv: string[]; input?: str
   if (tool === "command") return { argv: (group[0]?.text ?? "").split(" ") };
   if (tool === "nft") return { argv: ["nft", "-f", "-"], input: [lines(group)] };
   if (tool === "iptables" || tool === "ip6tables") {
-    return { argv: [`${tool}-restore`, "--noflush", "-w", "20"], input: [lines(group)] };
+    return { argv: [`${tool}-restore`, "--noflush", "-w", `${xtablesWait()}`], input: [lines(group)] };
   }
   if (tool === "ip6") return { argv: ["ip", "-6", "-j", "-d", "-batch", "-"], input: [lines(group)] };
   if (tool === "bridge" || tool === "tc") return { argv: [tool, "-batch", "-"], input: [lines(group)] };

@@ -35,6 +35,21 @@ function toolLimit(): number {
   return seconds > 0 ? seconds * 1000 : DEFAULT_LIMIT_MS;
 }
 
+/**
+ * How long iptables and its kin wait for their lock, in seconds: two thirds of a process's limit, so that the tool itself can
+ * say what it waited for.
+ */
+export function xtablesWait(): number {
+  return Math.max(1, Math.floor(toolLimit() / 1500));
+}
+
+/** Did this command not end in time? */
+export function isOverdue(error: unknown): boolean {
+  return error instanceof CommandError && error.output.code === -1 && OVERDUE.test(error.output.stderr);
+}
+
+const OVERDUE = / did not end within [0-9.]+ s$/;
+
 /** A tool that failed: what was run, how it ended, and its own words. */
 export class CommandError extends Error {
   override readonly name = "CommandError";

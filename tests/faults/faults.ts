@@ -88,8 +88,11 @@ export interface Point {
   /** It is the n-th call of that name by the main thread. */
   readonly nth: number;
   readonly shown: string;
-  /** A process is started here or later, so that a call that is asked to stop has to notice. */
-  readonly startsLeft: boolean;
+  /**
+   * A process that is waited for later was only started after another had been waited for: a call that is asked to stop here has
+   * to notice, since it looks for signals while it waits.
+   */
+  readonly hasToStop: boolean;
 }
 
 /** How a call is hit. */
@@ -120,6 +123,8 @@ const WRITING =
   /^(openat\(.*(O_WRONLY|O_RDWR|O_CREAT)|(link|linkat|unlink|unlinkat|rename|renameat2?|mkdir|mkdirat|write|pwrite64|ftruncate|fsync|fdatasync)\()/;
 const STARTING = /^(clone3?|vfork)\(/;
 const PROCESS = /^(clone3?|vfork|wait4|waitid|flock|exit_group)\(/;
+/** The end of a child process has been seen. */
+const REAPED = /^(wait4|waitid)\(.*WIFEXITED/;
 /** What of the file system concerns us. */
 const OURS = /\/(var\/lib\/cni|run\/cni|run\/netns|proc\/sys\/net)/;
 
@@ -246,6 +251,8 @@ async function attempt(trial: Trial, operation: Command, hit: Hit): Promise<stri
     }
     if (index === hit.place && hit.interrupted) wrong.push(`it went on as if nothing had been: ${output.stdout}`);
     if (operation === "ADD") previous = output.json;
+    // The whole list succeeded: the runtime hands the result to DEL.
+    if (operation === "ADD" && index === ordered.length - 1) list.result = previous;
   }
   await settled(node);
   if (hit.again) {
@@ -344,8 +351,9 @@ async function pointsOf(trial: Trial, operation: Command, place: number): Promis
       points.push({ syscall, nth, shown: line.slice(0, 120) });
     }
   }
-  const last = points.findLastIndex(({ shown }) => STARTING.test(shown));
-  return points.map((point, index) => ({ ...point, startsLeft: index <= last }));
+  const lastStart = points.findLastIndex(({ shown }) => STARTING.test(shown));
+  const lastWait = points.slice(0, Math.max(0, lastStart)).findLastIndex(({ shown }) => REAPED.test(shown));
+  return points.map((point, index) => ({ ...point, hasToStop: index < lastWait }));
 }
 
 /** How strace is told of a fault at a point; undefined when the fault cannot happen there. */
@@ -393,7 +401,7 @@ export async function tryPoints(
         place,
         extra: { wrap },
         answers: !kills || stops,
-        interrupted: stops && point.startsLeft,
+        interrupted: stops && point.hasToStop,
         again: operation === "ADD" && kills && number % 2 === 0,
       });
       await count(trial, outcome, { wrong, where: `place ${place} at ${point.syscall}#${point.nth} ${point.shown}` });

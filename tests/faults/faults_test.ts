@@ -1,0 +1,200 @@
+/**
+ * The short form of `deno task test:faults`: every operation and every fault at some points, and what happens once in a
+ * node's life. `deno task test:faults` tries all points.
+ */
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { cnibox } from "../e2e/support/operator.ts";
+import {
+  Attachment,
+  binDir,
+  inVm,
+  type Json,
+  type Need,
+  type Node,
+  nodeTest,
+  PATH,
+  runPlugin,
+  unmet,
+} from "../e2e/support/mod.ts";
+import {
+  diskFaults,
+  killFaults,
+  type Outcome,
+  setups,
+  toolFaults,
+  Trial,
+  tryLostFolder,
+  tryPoints,
+  tryTools,
+} from "./faults.ts";
+
+/** Takes every n-th point: more for the plugins that do most. */
+const EVERY = 29;
+
+const NEEDS: Record<string, Need[]> = {
+  "bridge+portmap iptables": ["bridge", "veth", "iptables"],
+  "bridge+portmap nftables": ["bridge", "veth", "nf_tables", "nf_tables_bridge"],
+  "ptp+bandwidth+firewall": ["veth", "ifb", "tbf", "ingress", "iptables"],
+  "macvlan+tuning": ["macvlan", "veth"],
+};
+
+for (const setup of setups) {
+  const missing = unmet(["tool:strace", ...NEEDS[setup.name] ?? []]);
+  Deno.test({
+    name: `${setup.name}: a call that is killed, interrupted, or let down by disk or tools leaves nothing` +
+      (missing.length > 0 ? ` [skipped: ${missing.join("; ")}]` : ""),
+    ignore: inVm || missing.length > 0,
+    fn: async () => {
+      const outcomes: Outcome[] = [];
+      await using trial = await Trial.create(setup);
+      for (const [number, operation] of (["ADD", "DEL", "GC"] as const).entries()) {
+        for (const fault of [...killFaults, diskFaults[number % diskFaults.length]!]) {
+          outcomes.push(await tryPoints(trial, operation, { fault, every: EVERY }));
+        }
+        // Another two for each operation, so that each is there.
+        for (const fault of toolFaults.slice(2 * number, 2 * number + 2)) {
+          outcomes.push(await tryTools(trial, operation, { fault, every: 7 }));
+        }
+      }
+      outcomes.push(await tryLostFolder(trial));
+      assertEquals(outcomes.flatMap(({ findings }) => findings), []);
+      assert(outcomes.reduce((sum, { points }) => sum + points, 0) > 15);
+    },
+  });
+}
+
+const conf = (more: Json = {}) => ({
+  cniVersion: "1.1.0",
+  name: "net1",
+  type: "bridge",
+  bridge: "br1",
+  isGateway: true,
+  ipMasq: true,
+  ipam: { type: "host-local", ranges: [[{ subnet: "10.22.0.0/24" }]] },
+  ...more,
+});
+
+/** A tool before the real one on PATH. */
+async function standIn(node: Node, tool: string, script: string): Promise<void> {
+  await node.write(`/run/standin/${tool}`, `#!/bin/sh\n${script}\n`, 0o755);
+}
+
+nodeTest("a tool that hangs is ended, named, and ADD is undone with code 11", {
+  needs: ["bridge", "veth", "iptables"],
+}, async ({ node }) => {
+  const pod = await node.container();
+  for (const tool of ["iptables-restore", "iptables", "iptables-save"]) await standIn(node, tool, "exec sleep 1000");
+  const env = { PATH: `/run/standin:${PATH}`, CNIBOX_TOOL_TIMEOUT: "2" };
+  const { code, json, stdout } = await runPlugin(node, {
+    type: "bridge",
+    command: "ADD",
+    netns: pod,
+    stdin: conf(),
+    env,
+  });
+  assertEquals([code, json?.code], [1, 11], stdout);
+  assertStringIncludes(json.msg, "iptables");
+  assertStringIncludes(json.msg, "did not end within 2 s");
+  assertStringIncludes(json.details, "CNIBOX_TOOL_TIMEOUT");
+  assertEquals((await node.list("/var/lib/cni/networks/net1")).filter((name) => name.startsWith("10.")), []);
+});
+
+nodeTest("a held xtables lock ends ADD with code 11 and the process that holds it", {
+  needs: ["bridge", "veth", "iptables", "tool:iptables-legacy-restore", "tool:flock"],
+}, async ({ node }) => {
+  const pod = await node.container();
+  for (const tool of ["iptables", "iptables-restore", "iptables-save"]) {
+    await standIn(node, tool, `exec ${tool.replace("iptables", "iptables-legacy")} "$@"`);
+  }
+  const holder = node.spawn(["flock", "--no-fork", "/run/xtables.lock", "/bin/sh", "-c", "echo held; exec sleep 600"]);
+  await holder.until(/held/);
+  const { code, json, stdout } = await runPlugin(node, {
+    type: "bridge",
+    command: "ADD",
+    netns: pod,
+    stdin: conf({ ipMasqBackend: "iptables" }),
+    // The tool waits for two thirds of this.
+    env: { PATH: `/run/standin:${PATH}`, CNIBOX_TOOL_TIMEOUT: "6" },
+  });
+  assertEquals([code, json?.code], [1, 11], stdout);
+  assertStringIncludes(json.details, "/run/xtables.lock");
+  assert(/held by process \d+ \((flock|sleep|sh)\)/.test(json.details), json.details);
+  assertEquals((await node.list("/var/lib/cni/networks/net1")).filter((name) => name.startsWith("10.")), []);
+  await holder.close();
+});
+
+nodeTest("leases from before a reboot are found by cnibox ipam check, and GC gives them back", {
+  needs: ["bridge", "veth"],
+}, async ({ node }) => {
+  // A reboot leaves what is on disk and nothing else: three leases, written before this kernel started.
+  const folder = "/var/lib/cni/networks/net1";
+  for (const host of [2, 3, 4]) await node.write(`${folder}/10.22.0.${host}`, `old${host}\r\neth0`, 0o600);
+  await node.sh(`touch -d 2001-01-01 ${folder}/10.22.0.*`);
+  await node.write("/etc/cni/net.d/10-net1.conf", JSON.stringify(conf()));
+  const found = await cnibox(node, ["ipam", "check", "--json"], { plugins: "cnibox" });
+  assertEquals(found.code, 1, found.stderr);
+  for (const host of [2, 3, 4]) assertStringIncludes(found.stdout, `"10.22.0.${host}"`);
+
+  const living = new Attachment(node, conf(), await node.container("living"));
+  await living.add();
+  const { code, stdout } = await runPlugin(node, {
+    type: "bridge",
+    command: "GC",
+    containerId: null,
+    ifName: null,
+    stdin: conf({ "cni.dev/valid-attachments": [{ containerID: "living", ifname: "eth0" }] }),
+  });
+  assertEquals(code, 0, stdout);
+  const left = (await node.list(folder)).filter((name) => name.startsWith("10."));
+  assertEquals(left.length, 1);
+  assertEquals(await node.read(`${folder}/${left[0]}`), "living\r\neth0");
+  await living.check();
+});
+
+nodeTest("GC removes what killed calls left below /run/cnibox/io, and nothing younger", {
+  needs: ["bridge", "veth"],
+}, async ({ node }) => {
+  const io = "/run/cnibox/io";
+  await node.sh(
+    `mkdir -p -m 700 ${io}; touch ${io}/1-new-0.out; touch -d 2001-01-01 ${io}/1-old-0.in ${io}/1-old-0.out`,
+  );
+  const { code, stdout } = await runPlugin(node, {
+    type: "bridge",
+    command: "GC",
+    containerId: null,
+    ifName: null,
+    stdin: conf({ ipMasq: false, "cni.dev/valid-attachments": [] }),
+  });
+  assertEquals(code, 0, stdout);
+  assertEquals(await node.list(io), ["1-new-0.out"]);
+});
+
+nodeTest("ADD on full disks fails cleanly or works, and DEL gives everything back once there is room", {
+  needs: ["bridge", "veth"],
+}, async ({ node }) => {
+  const pod = await node.container();
+  const net = new Attachment(node, conf({ ipMasq: false }), pod);
+  await net.add();
+  await net.del();
+  for (const folder of ["/var/lib/cni", "/run/cnibox"]) {
+    await node.sh(
+      `mount -t tmpfs -o size=64k full "$1"; mkdir -p "$1/io"; dd if=/dev/zero of="$1/fill" bs=4k count=100 2>/dev/null || true`,
+      folder,
+    );
+    const { code, json, stdout } = await runPlugin(node, {
+      type: "bridge",
+      command: "ADD",
+      netns: pod,
+      stdin: conf({ ipMasq: false }),
+      exe: `${binDir.cnibox}/bridge`,
+    });
+    if (code !== 0) assert(typeof json?.code === "number" && typeof json?.msg === "string", stdout);
+    if (code !== 0) assertEquals(await pod.exec(["ip", "link", "show", "eth0"]).then((output) => output.code), 1);
+    await net.del();
+    assertEquals(await pod.exec(["ip", "link", "show", "eth0"]).then((output) => output.code), 1);
+    await node.sh('rm "$1/fill"', folder);
+    await net.add();
+    await net.del();
+    await node.run("umount", folder);
+  }
+});
