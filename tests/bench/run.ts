@@ -88,10 +88,11 @@ say(await machine());
 for (const id of wanted) {
   note(`row ${id}`);
   await work[id]?.();
+  // After each row: a run takes minutes, and may be ended before its end.
+  if (args["json"]) Deno.writeTextFileSync(String(args["json"]), JSON.stringify({ rows, figures }, null, 1));
+  if (args["plot"]) Deno.writeTextFileSync(String(args["plot"]), svg(panels()));
 }
 report();
-if (args["json"]) Deno.writeTextFileSync(String(args["json"]), JSON.stringify({ rows, figures }, null, 1));
-if (args["plot"]) Deno.writeTextFileSync(String(args["plot"]), svg(panels()));
 
 /** ADD and DEL one after the other, of both sides in turn; on nodes of their own, in one container that is used again. */
 async function lifeOf(
