@@ -225,7 +225,9 @@ async function clear(call: ContainerCall, { veth }: HostVeth, redirected: boolea
     ...(redirected || toNowhere ? [ingressDel(veth.ifname)] : []),
     ...(veth.qdisc === "tbf" ? [`${rootDel(veth.ifname)} handle 1:`] : []),
   ];
+  call.explain?.because("the container's traffic flows again");
   if (lines.length > 0) await call.host({ argv: ["tc", "-force", "-batch", "-"], input: [`${lines.join("\n")}\n`] });
+  call.explain?.because("");
 }
 
 async function deleteLink(call: ContainerCall, ifb: string): Promise<void> {

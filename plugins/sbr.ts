@@ -117,7 +117,9 @@ async function del(call: ContainerCall): Promise<void> {
       ...now.routes.filter((route) => emptied.has(tableOf(route)) && leadsBy(route, call.ifName))
         .map((route) => ipStep(route.family, `route del ${routeWords(route, tableOf(route))}`)),
     ];
+    call.explain?.because("rules of the interface's addresses, and the tables that only these led to");
     const stderr = await force(call, steps);
+    call.explain?.because("");
     const left = stderr === "" ? [] : (await routingNow(call.pod)).rules.filter(isOwn);
     if (left.length > 0) throw new CniError(code.internal, `Failed to delete rule ${ruleText(left[0])}`, stderr);
   } finally {
@@ -227,7 +229,13 @@ async function move(
       if (present.has(words)) continue;
       // Not replace, which would take an equal destination's other way out.
       const undo = ipStep(family, `route del ${words}`);
-      steps.push(ipStep(family, `route append ${words}`, { failing: "Failed to readd route", undo }));
+      steps.push(
+        ipStep(family, `route append ${words}`, {
+          failing: "Failed to readd route",
+          why: "what the address may use",
+          undo,
+        }),
+      );
     }
     const isThere = now.routes.some((one) =>
       tableOf(one) === table && one.family === family && one.dst === "default" && one.dev === ifName &&
@@ -237,6 +245,7 @@ async function move(
       const words = `${family === 4 ? "0.0.0.0/0" : "::/0"} via ${formatAddress(via)} dev ${ifName} table ${table}`;
       steps.push(ipStep(family, `route replace ${words}`, {
         failing: `Failed to add default route to ${formatAddress(via)}`,
+        why: "its own way out",
         undo: ipStep(family, `route del ${words}`),
       }));
     }
@@ -249,7 +258,7 @@ async function move(
   const removals = deleted.map((route) => {
     const words = routeWords(route, TABLE.main);
     const undo = ipStep(route.family, `route append ${words}`);
-    return ipStep(route.family, `route del ${words}`, { failing: "Failed to delete route", why: "moved", undo });
+    return ipStep(route.family, `route del ${words}`, { failing: "Failed to delete route", why: "it has moved", undo });
   });
   if (!hints) return void await apply([[...steps, ...removals]], call);
   await apply([steps], call);
@@ -259,7 +268,9 @@ async function move(
     const words = `${hint.dst} dev ${ifName} scope link src ${hint.prefsrc} table ${TABLE.main}`;
     return [ipStep(address.family, `route append ${words}`, { why: "hint for the source" })];
   });
+  call.explain?.because("the main table keeps the direct way to the subnet");
   const stderr = await force(call, [...ways, ...removals]);
+  call.explain?.because("");
   if (stderr !== "") call.warn(`the main table is not as wanted: ${stderr}`);
 }
 
@@ -274,7 +285,11 @@ function ruleSteps(sources: readonly TabledSource[], { rules }: Routing, failing
     const words = `from ${formatAddress(address)} lookup ${table}`;
     if (rules.some((rule) => leadsFrom(rule, formatAddress(address), table))) return [];
     return [
-      ipStep(address.family, `rule add ${words}`, { failing, undo: ipStep(address.family, `rule del ${words}`) }),
+      ipStep(address.family, `rule add ${words}`, {
+        failing,
+        why: "what is sent from it",
+        undo: ipStep(address.family, `rule del ${words}`),
+      }),
     ];
   });
 }

@@ -315,7 +315,9 @@ async function restore(call: ContainerCall, backup: Backup): Promise<boolean> {
   let done = true;
   if (lines.length > 0) {
     const command = { argv: ["ip", "-force", "-batch", "-"], input: lines };
+    call.explain?.because("as ADD found it");
     const output = await call.pod(command);
+    call.explain?.because("");
     const failure = new CommandError(command, output, failureText(output));
     // Settings of a link that is gone went with it.
     done = output.code === 0 || isAbsent(failure);

@@ -75,7 +75,9 @@ async function del(call: ContainerCall): Promise<void> {
       ...(members.every((name) => name === call.ifName) ? [`link del dev ${vrfname}`] : []),
     ];
     if (lines.length === 0) return;
+    call.explain?.because("a VRF goes with its last interface");
     const stderr = await force(call, lines);
+    call.explain?.because("");
     if (stderr === "") return;
     // Somebody may have been quicker: what counts is what is left.
     const left = await linksOf(call);
@@ -219,7 +221,7 @@ async function enslave(
   call.undo(() => force(call, isOurs ? [...back, `link del dev ${vrfname}`] : back));
   const line = (text: string, failing: string, why = ""): Step => step("pod", "ip", text, { failing, why });
   const made = vrf ? [] : [
-    line(`link add name ${vrfname} type vrf table ${table}`, `could not add VRF ${vrfname}`),
+    line(`link add name ${vrfname} type vrf table ${table}`, `could not add VRF ${vrfname}`, "there is none yet"),
     line(`link set dev ${vrfname} up`, `could not set link up for VRF ${vrfname}`),
   ];
   const gone = "failed removing ipv6 addresses before slaving interface";
@@ -227,7 +229,11 @@ async function enslave(
   const steps = [
     ...made,
     ...move.before.map((text) => line(text, gone, "it comes back without a search for duplicates")),
-    line(`link set dev ${ifName} master ${vrfname}`, `could not set vrf ${vrfname} as master of ${ifName}`),
+    line(
+      `link set dev ${ifName} master ${vrfname}`,
+      `could not set vrf ${vrfname} as master of ${ifName}`,
+      "the kernel drops most of its routes",
+    ),
     ...move.addresses.map((text) =>
       line(text, `could not restore address ${text.split(" ")[2]} to ${ifName} @ ${vrfname}`)
     ),

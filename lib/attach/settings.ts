@@ -57,7 +57,7 @@ export async function look(call: ContainerCall, settings: readonly Setting[], wi
   const files = settings.map(({ path }) => `/proc/sys/${path}`);
   const batch = ["ip", "-j", "-d", "-batch", "-"];
   const argv = settings.length === 0 ? batch : ["sh", "-c", LOOK_SCRIPT, "sh", ...files];
-  const command = { argv, input: [withLink ? `${linkShow(call.ifName)}\n` : ""] };
+  const command = { argv, input: [withLink ? `${linkShow(call.ifName)}\n` : ""], question: true };
   const output = await call.pod(command);
   const failure = new CommandError(command, output, failureText(output));
   if (output.code !== 0 && !isAbsent(failure)) throw failure;

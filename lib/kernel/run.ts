@@ -8,6 +8,8 @@ export interface Command {
   readonly argv: readonly string[];
   /** Text for standard input, in parts. */
   readonly input?: readonly string[];
+  /** It only looks, though its name does not say so. */
+  readonly question?: boolean;
   /** A part of a plan that has been shown as a whole: the explainer does not show it once more. */
   readonly planned?: boolean;
   /** Time limit in milliseconds; {@linkcode DEFAULT_LIMIT_MS} or CNIBOX_TOOL_TIMEOUT if absent. */

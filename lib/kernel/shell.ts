@@ -129,6 +129,7 @@ const QUESTION_LINE = /^\s*(?:-\S+\s+)*[a-z]+\s+(?:[a-z]+\s+)?(?:show|list|ls|ge
 
 /** Does a command only look? What is not known to, counts as a change. */
 export function isQuestion(command: Command): boolean {
+  if (command.question) return true;
   const [tool = "", ...args] = withoutNsenter(command.argv).inner;
   const name = tool.slice(tool.lastIndexOf("/") + 1);
   const plain = args.filter((arg) => !arg.startsWith("-"));
