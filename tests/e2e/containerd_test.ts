@@ -16,6 +16,7 @@ import {
   fetchPage,
   firstContainer,
   importWebImage,
+  podNetwork,
   refuses,
   ROOTFS,
   runtimeTest,
@@ -26,27 +27,7 @@ const needs = ["tool:containerd", "tool:ctr"] as const;
 
 const PAGE = "hello from a container";
 
-/** The files of docs/runtimes/containerd.md. */
-const net: Json = {
-  cniVersion: "1.0.0",
-  name: "net",
-  plugins: [
-    {
-      type: "bridge",
-      bridge: "cni0",
-      isGateway: true,
-      ipMasq: true,
-      hairpinMode: true,
-      ipam: {
-        type: "host-local",
-        ranges: [[{ subnet: "10.88.0.0/16" }], [{ subnet: "fd00:88::/64" }]],
-        routes: [{ dst: "0.0.0.0/0" }, { dst: "::/0" }],
-      },
-    },
-    { type: "portmap", capabilities: { portMappings: true } },
-    { type: "firewall" },
-  ],
-};
+const net = podNetwork;
 
 const second: Json = {
   cniVersion: "1.0.0",

@@ -1,6 +1,7 @@
 /** Container runtimes inside a node: a root file system, containerd with its CRI service, podman on its CNI backend. */
 import { Namespace, type Node, type Output, PATH } from "./node.ts";
 import type { Need } from "./needs.ts";
+import type { Json } from "./plugins.ts";
 import { type Allowed, hostLocalLeftovers } from "./snapshot.ts";
 import { nodeTest } from "./test.ts";
 import { eventually } from "./traffic.ts";
@@ -93,6 +94,28 @@ async function removeCgroups(name: string): Promise<void> {
 }
 
 // ---------------------------------------------------------------------------------------------------------- containerd
+
+/** A network of pods; docs/runtimes/containerd.md has the same file. */
+export const podNetwork: Json = {
+  cniVersion: "1.0.0",
+  name: "net",
+  plugins: [
+    {
+      type: "bridge",
+      bridge: "cni0",
+      isGateway: true,
+      ipMasq: true,
+      hairpinMode: true,
+      ipam: {
+        type: "host-local",
+        ranges: [[{ subnet: "10.88.0.0/16" }], [{ subnet: "fd00:88::/64" }]],
+        routes: [{ dst: "0.0.0.0/0" }, { dst: "::/0" }],
+      },
+    },
+    { type: "portmap", capabilities: { portMappings: true } },
+    { type: "firewall" },
+  ],
+};
 
 /**
  * containerd's configuration: where plugins and networks are, as docs/runtimes/containerd.md has it; image, snapshotter and
