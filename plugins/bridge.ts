@@ -696,9 +696,12 @@ async function gc(call: NetworkCall): Promise<void> {
     valid === undefined ? [] : [
       () => collectVeths(call, call.network, valid),
       () => gcMasquerade(call, valid),
-      ...(conf.macspoofchk && toolPath("nft") !== "" ? [() => collectSpoofRules(call, valid)] : []),
     ],
-    typeof type === "string" && type !== "" ? [() => call.delegate(type, "GC")] : [],
+    [
+      // A link that is there speaks for its rules, so the links go first.
+      ...(valid && conf.macspoofchk && toolPath("nft") !== "" ? [() => collectSpoofRules(call, valid)] : []),
+      ...(typeof type === "string" && type !== "" ? [() => call.delegate(type, "GC")] : []),
+    ],
   );
 }
 

@@ -92,17 +92,21 @@ async function remove(call: Call, concerns: (ref: string, veth: string) => boole
   for (let attempt = 0;; attempt++) {
     const entries = await tableOf(call);
     const lines: string[] = [];
-    const veths = new Map<string, string>();
+    // Asked once for each: a link may go while we look, and a chain cannot go before the rule that leads to it.
+    const going = new Map<string, boolean>();
     for (const { rule } of entries) {
       const ref = /^macspoofchk-(.*)$/.exec(rule?.comment ?? "")?.[1];
       if (rule?.chain !== "PREROUTING" || ref === undefined) continue;
-      veths.set(ref, watched(rule.expr));
-      if (concerns(ref, watched(rule.expr))) lines.push(`delete rule bridge nat PREROUTING handle ${rule.handle}`);
+      const goes = going.get(ref) ?? concerns(ref, watched(rule.expr));
+      going.set(ref, goes);
+      if (goes) lines.push(`delete rule bridge nat PREROUTING handle ${rule.handle}`);
     }
     const own = entries.flatMap(({ chain }) => chain?.name.startsWith("cni-br-iface-") ? [chain.name] : []).filter(
       (name) => {
         const ref = name.slice("cni-br-iface-".length).replace(/-mac$/, "");
-        return concerns(ref, veths.get(ref) ?? "");
+        const goes = going.get(ref) ?? concerns(ref, "");
+        going.set(ref, goes);
+        return goes;
       },
     );
     // The outer chain jumps to the inner one: empty both, then delete.
