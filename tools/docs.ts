@@ -3,6 +3,8 @@
  * that neither can drift.
  */
 import { dirname, fromFileUrl, join } from "@std/path";
+import { type Group, GROUPS, helpText } from "../lib/cli/command.ts";
+import { COMMANDS } from "../lib/cli/commands.ts";
 import { loadPlugin, pluginNames } from "../plugins/mod.ts";
 
 const root = dirname(dirname(fromFileUrl(import.meta.url)));
@@ -14,10 +16,18 @@ interface Part {
   readonly text: () => Promise<string>;
 }
 
+/** A page for each group of commands: their own help. */
+const commandPages: readonly Part[] = (Object.keys(GROUPS) as Group[]).map((group) => ({
+  file: `docs/commands/${group}.md`,
+  name: "commands",
+  text: () => Promise.resolve(groupText(group)),
+}));
+
 /** Every generated part. */
 export const parts: readonly Part[] = [
   { file: "README.md", name: "plugins", text: pluginTable },
   { file: "docs/architecture.md", name: "modules", text: () => Promise.resolve(moduleMap()) },
+  ...commandPages,
 ];
 
 /** The part as it stands in its file. */
@@ -26,6 +36,12 @@ export function written({ file, name }: Part): string {
   const found = new RegExp(`<!-- ${name}: generated -->\n([\\s\\S]*?)<!-- /${name} -->`).exec(text);
   if (!found) throw new Error(`${file} has no part "${name}"`);
   return (found[1] ?? "").trim();
+}
+
+function groupText(group: Group): string {
+  const commands = COMMANDS.filter((command) => command.group === group && !command.hidden);
+  return commands.map((command) => `## cnibox ${command.name}\n\n\`\`\`text\n${helpText(command).trimEnd()}\n\`\`\``)
+    .join("\n\n");
 }
 
 async function pluginTable(): Promise<string> {
