@@ -530,6 +530,121 @@ nodeTest("portmap GC and STATUS need version 1.1.0; STATUS names a backend that 
   assertEquals(none.json.code, 50, none.stdout);
 });
 
+nodeTest("portmap nftables: conditions are the container's own, also beside one of the reference with others", {
+  needs: [...nftables.needs!, "reference"],
+}, async ({ node }) => {
+  const asked = (id: string, port: number, by: By, source?: string) => ({
+    id,
+    by,
+    ports: [mapping(port)],
+    result: resultOf("/run/netns/none", [`10.22.0.${port}/24`]),
+    conf: { backend: "nftables", ...(source ? { conditionsV4: ["ip", "saddr", source] } : {}) },
+  });
+  await done(node, "ADD", asked("one", 1, "cnibox", "192.0.2.0/24"));
+  await done(node, "ADD", asked("two", 2, "cnibox", "198.51.100.0/24"));
+  await done(node, "ADD", asked("three", 3, "cnibox"));
+  const table = await nftTables(node);
+  assertStringIncludes(table, 'ip saddr 192.0.2.0/24 tcp dport 1 dnat to 10.22.0.1:80 comment "one"');
+  assertStringIncludes(table, 'ip saddr 198.51.100.0/24 tcp dport 2 dnat to 10.22.0.2:80 comment "two"');
+  assertEquals(table.match(/^\t\tfib daddr type local jump hostports_all$/gm)?.length, 2);
+  for (
+    const [id, port, source] of [["one", 1, "192.0.2.0/24"], ["two", 2, "198.51.100.0/24"], [
+      "three",
+      3,
+      undefined,
+    ]] as const
+  ) {
+    await done(node, "CHECK", asked(id, port, "cnibox", source));
+    await done(node, "CHECK", asked(id, port, "ref", source));
+  }
+  // The reference's conditions are everybody's; the next ADD takes them away.
+  await done(node, "ADD", asked("four", 4, "ref", "203.0.113.0/24"));
+  assertStringIncludes(await nftTables(node), "ip saddr 203.0.113.0/24 fib daddr type local jump hostports_all");
+  await done(node, "ADD", asked("five", 5, "cnibox"));
+  assert(!(await nftTables(node)).includes("203.0.113.0/24"));
+});
+
+nodeTest(
+  "portmap DEL removes what older releases of the reference left",
+  { needs: [...iptables.needs!, "nf_tables"] },
+  async ({ node }) => {
+    // Up to 0.6: a chain for masquerading, too.
+    await node.exec(["iptables-restore", "--noflush"], {
+      input: `*nat
+-N CNI-HOSTPORT-DNAT
+-N CNI-HOSTPORT-SNAT
+-N CNI-DN-e4c76feec97a77ba32cd9
+-N CNI-SN-e4c76feec97a77ba32cd9
+-A CNI-HOSTPORT-DNAT -p tcp -m comment --comment "dnat name: \\"mynet\\" id: \\"ctr-0001\\"" -m tcp --dport 8080 -j CNI-DN-e4c76feec97a77ba32cd9
+-A CNI-HOSTPORT-SNAT -m comment --comment "snat" -j CNI-SN-e4c76feec97a77ba32cd9
+-A CNI-DN-e4c76feec97a77ba32cd9 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.22.0.5:80
+-A CNI-SN-e4c76feec97a77ba32cd9 -s 127.0.0.1/32 -j MASQUERADE
+COMMIT
+`,
+    });
+    assertStringIncludes(await saved(node), "CNI-SN-e4c");
+    await done(node, "DEL", { result: RESULT });
+    assert(!/CNI-[DS]N-/.test(await saved(node)), await saved(node));
+    // 1.6.0 and 1.6.1 in nftables.
+    await node.exec(["nft", "-f", "-"], {
+      input: `add table ip cni_hostport
+add chain ip cni_hostport hostports
+add chain ip cni_hostport hostip_hostports
+add chain ip cni_hostport masquerading { type nat hook postrouting priority 100 ; }
+add rule ip cni_hostport hostip_hostports ip daddr 192.0.2.10 udp dport 5353 dnat to 10.22.0.5:53 comment "ctr-0001"
+add rule ip cni_hostport hostports ip protocol tcp th dport 8080 dnat ip addr . port to 10.22.0.5 . 80 comment "ctr-0001"
+add rule ip cni_hostport masquerading ip saddr 10.22.0.5 ip daddr 10.22.0.5 masquerade comment "ctr-0001"
+add rule ip cni_hostport hostports tcp dport 9090 dnat to 10.22.0.9:80 comment "other"
+`,
+    });
+    await done(node, "DEL", { result: RESULT });
+    const left = await nftTables(node);
+    assert(!left.includes("ctr-0001"), left);
+    assertStringIncludes(left, "other");
+  },
+);
+
+nodeTest(
+  "portmap leaves strangers' rules alone, and takes doubled shared jumps as they are",
+  iptables,
+  async ({ node }) => {
+    await done(node, "ADD", { id: "first", ports: [mapping(1)], result: RESULT });
+    await node.sh(`iptables -t nat -A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT
+iptables -t nat -A CNI-HOSTPORT-DNAT -p tcp --dport 4444 -j ACCEPT
+iptables -t nat -I PREROUTING -s 203.0.113.1 -j ACCEPT
+iptables -t nat -A POSTROUTING -s 203.0.113.2 -j ACCEPT
+iptables -t nat -I POSTROUTING -s 203.0.113.3 -j ACCEPT`);
+    const before = await saved(node);
+    for (let i = 0; i < 2; i++) {
+      await done(node, "ADD", { result: RESULT });
+      await done(node, "CHECK", { result: RESULT });
+    }
+    await done(node, "DEL", { result: RESULT });
+    assertEquals(await saved(node), before);
+  },
+);
+
+nodeTest(
+  "portmap: ADD and DEL of one container at the same time leave one state or the other",
+  iptables,
+  async ({ node }) => {
+    for (const backend of ["iptables", "nftables"]) {
+      const asked = { result: RESULT, conf: { backend } };
+      for (let i = 0; i < 4; i++) {
+        await Promise.all([ask(node, "ADD", asked), ask(node, "DEL", asked), ask(node, "DEL", asked)]);
+        await done(node, "DEL", asked);
+        assert(!/ctr-0001|CNI-DN/.test(await rules(node)), await rules(node));
+      }
+    }
+  },
+);
+
+nodeTest("portmap nftables takes container IDs up to what a comment holds", nftables, async ({ node }) => {
+  const asked = { id: "a".repeat(128), conf: { backend: "nftables" }, result: RESULT };
+  for (const command of ["ADD", "CHECK", "DEL"]) await done(node, command, asked);
+  assert(!(await nftTables(node)).includes("aaaa"));
+});
+
 // ------------------------------------------------------------------------------------------------------- tools missing
 
 /** Takes tools away: an executable that nobody may execute is none. */
@@ -642,7 +757,15 @@ for (const [backend, options] of both) {
     const [pod, sibling] = [await makePod(node, 5), await makePod(node, 6)];
     const ports = [mapping(8080), mapping(5353, 80, "udp")];
     await done(node, "ADD", { conf: { backend }, ports, result: pod.result, netns: pod.space });
-    for (const transport of ["tcp", "udp"] as const) await traffic(node, outside, pod, sibling, transport);
+    const bridged = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+    const there = (await node.exec(["test", "-e", bridged])).code === 0;
+    // Whether frames of a bridge meet the packet filter: both are found on hosts.
+    for (const value of there ? ["0", "1"] : [undefined]) {
+      if (value !== undefined) {
+        await node.sh(`for f in ${bridged} /proc/sys/net/bridge/bridge-nf-call-ip6tables; do echo ${value} >$f; done`);
+      }
+      for (const transport of ["tcp", "udp"] as const) await traffic(node, outside, pod, sibling, transport);
+    }
     await done(node, "DEL", { conf: { backend }, ports, result: pod.result, netns: pod.space });
     assertEquals(await request(outside, outside.hostIPv4, 8080), undefined);
   });
