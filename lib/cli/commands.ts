@@ -437,6 +437,30 @@ export const COMMANDS: readonly Command[] = [
     entry: "graph",
   },
   {
+    name: "doctor",
+    group: "show",
+    summary: "what usually goes wrong on a node: each line ok, warning or failure, with the mend",
+    about: [
+      "Configuration and what runtimes make of it, plugin files, tools, kernel, forwarding, firewalls, MTU, addresses, " +
+      "attachments, bridges, daemons, disk. Only looks; with --fix it carries out what mends without harm, and shows each " +
+      "command before it runs it.",
+    ],
+    positional: [],
+    flags: [
+      { name: "fix", about: "mend what can be mended without harm" },
+      JSON_FLAG,
+      CONF_DIR,
+      CACHE_DIR,
+      DATA_DIR,
+      CNI_PATH,
+      ROOT,
+    ],
+    examples: [["why do containers get no network?", "cnibox doctor"]],
+    statuses: [[0, "all well"], [1, "warnings"], [2, "failures"]],
+    load: () => import("./doctor.ts"),
+    entry: "doctor",
+  },
+  {
     name: "plugins",
     group: "show",
     summary: "the plugins in this program, one line each",

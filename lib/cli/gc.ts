@@ -7,7 +7,7 @@ import { holderOf, lockWithin } from "../kernel/flock.ts";
 import { netnsState } from "../kernel/netns.ts";
 import { systemRun } from "../kernel/run.ts";
 import { CliError, type CommandCall, status } from "./command.ts";
-import { judge, pools } from "./leases.ts";
+import { judge, pools, type State } from "./leases.ts";
 import { watchedRuntime } from "./runtime.ts";
 import { attachmentsOf, type Folders, foldersOf, needRoot, networksOf } from "./setup.ts";
 import { jsonText, say } from "./terminal.ts";
@@ -57,6 +57,9 @@ export async function gc(call: CommandCall): Promise<number> {
   return status.done;
 }
 
+/** States of leases whose holders live. */
+const LIVING: readonly State[] = ["alive", "idle", "in use, unknown"];
+
 /** Valid is whoever lives: by the runtime's cache, or by an address that is in use. */
 async function planOf(list: NetworkList, folders: Folders): Promise<Plan> {
   const living = attachmentsOf(folders).filter(({ network, netns }) =>
@@ -68,11 +71,11 @@ async function planOf(list: NetworkList, folders: Folders): Promise<Plan> {
   const keep = (containerID: string, ifname: string) => valid.set(`${containerID}/${ifname}`, { containerID, ifname });
   for (const { containerId, ifName } of living) keep(containerId, ifName);
   for (const { lease, state } of judged) {
-    if (state === "in use, unknown" || state === "alive") keep(lease.containerId, lease.ifName ?? "eth0");
+    if (LIVING.includes(state)) keep(lease.containerId, lease.ifName ?? "eth0");
   }
   const stale = staleAttachments(list, folders.cache, [...valid.values()]);
   const leases = judged.filter(({ lease, state }) =>
-    !["alive", "in use, unknown"].includes(state) && !stale.some(({ containerId }) => containerId === lease.containerId)
+    !LIVING.includes(state) && !stale.some(({ containerId }) => containerId === lease.containerId)
   );
   return {
     list,

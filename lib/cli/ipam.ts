@@ -124,7 +124,7 @@ async function findings(call: CommandCall, folders: Folders): Promise<Findings> 
   const { judged, unrecorded, duplicates } = await judge(chosen, folders, systemRun());
   return {
     gone: judged.filter(({ state }) => ["netns gone", "before boot", "empty"].includes(state)),
-    suspects: judged.filter(({ state }) => ["unknown", "in use, unknown"].includes(state)),
+    suspects: judged.filter(({ state }) => ["unknown", "in use, unknown", "idle"].includes(state)),
     unrecorded,
     duplicates,
     odd: chosen.flatMap(oddFiles),
@@ -266,7 +266,7 @@ export async function free(call: CommandCall): Promise<number> {
     }
     return found[0] as Judged;
   });
-  const alive = wanted.filter(({ state }) => state === "alive" || state === "in use, unknown");
+  const alive = wanted.filter(({ state }) => ["alive", "idle", "in use, unknown"].includes(state));
   if (alive.length > 0 && !call.is("force")) {
     throw new CliError(
       `${alive.map(({ lease }) => lease.ip).join(", ")} is in use: ${alive[0]?.evidence}`,

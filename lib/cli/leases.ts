@@ -29,7 +29,7 @@ export interface Pool {
 }
 
 /** What is known of a lease. */
-export type State = "alive" | "netns gone" | "in use, unknown" | "before boot" | "unknown" | "empty";
+export type State = "alive" | "idle" | "netns gone" | "in use, unknown" | "before boot" | "unknown" | "empty";
 
 /** A lease with the evidence for its state. */
 export interface Judged {
@@ -160,6 +160,10 @@ function judgeOne(pool: Pool, lease: Lease, { attachments, inUse, boot }: Known)
   const where = inUse?.get(lease.ip);
   if (attachment) {
     const alive = netnsState(attachment.netns) === "netns";
+    if (alive && inUse && where === undefined) {
+      const evidence = `${attachment.netns} lives, but no interface in it has the address`;
+      return { pool, lease, attachment, state: "idle", evidence };
+    }
     if (alive) return { pool, lease, attachment, state: "alive", evidence: `namespace ${attachment.netns}` };
     if (where === undefined) {
       return {

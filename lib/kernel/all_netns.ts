@@ -12,25 +12,51 @@ const AT_ONCE = 8;
  */
 export async function addressesInUse(host: Run): Promise<Map<string, string>> {
   const inUse = new Map<string, string>();
-  const pending = [...await namespaces(host)];
-  const failed: [ns: string, error: unknown][] = [];
+  let pending: readonly (readonly [ns: string, path: string])[] = [...await namespaces(host)];
+  for (let round = 1;; round++) {
+    const failed = await askAll(host, pending, inUse);
+    if (failed.length === 0) return inUse;
+    // A namespace whose last process ended meanwhile has no addresses any more. Of one that lives on, the process that led
+    // to it may have ended: then there is another way.
+    const still = await namespaces(host);
+    pending = failed.flatMap(({ ns }) => {
+      const path = still.get(ns);
+      return path === undefined ? [] : [[ns, path] as const];
+    });
+    const stuck = failed.find(({ ns, path }) => still.get(ns) === path || (round === ROUNDS && still.has(ns)));
+    if (stuck) throw stuck.error;
+  }
+}
+
+/** How often a namespace is looked for by another way. */
+const ROUNDS = 3;
+
+interface Failed {
+  readonly ns: string;
+  readonly path: string;
+  readonly error: unknown;
+}
+
+/** Asks namespaces for their addresses; returns those that could not be asked. */
+async function askAll(
+  host: Run,
+  namespaces: readonly (readonly [ns: string, path: string])[],
+  inUse: Map<string, string>,
+): Promise<Failed[]> {
+  const pending = [...namespaces];
+  const failed: Failed[] = [];
   const worker = async () => {
     for (let next = pending.shift(); next !== undefined; next = pending.shift()) {
       const [ns, path] = next;
       try {
         for (const ip of await addressesIn(inNetns(host, path))) inUse.set(ip, path);
       } catch (error) {
-        failed.push([ns, error]);
+        failed.push({ ns, path, error });
       }
     }
   };
   await Promise.all(Array.from({ length: AT_ONCE }, worker));
-  if (failed.length === 0) return inUse;
-  // A namespace whose last process ended meanwhile has no addresses any more.
-  const still = await namespaces(host);
-  const unknown = failed.find(([ns]) => still.has(ns));
-  if (unknown) throw unknown[1];
-  return inUse;
+  return failed;
 }
 
 /** Paths to the namespaces by their inode numbers. */

@@ -42,12 +42,14 @@ export async function makeShadow(real: Run, netns: string): Promise<Shadow> {
   try {
     const pids = await holderPids(holder);
     const path = (name: string) => `/proc/${pids.get(name)}/ns/net`;
-    const user = rootless ? [`--user=/proc/${pids.get("host")}/ns/user`, "--preserve-credentials"] : [];
-    const enter = (name: string): Run => (command) =>
-      real({
-        ...inShadow(command, netns, path("pod")),
-        argv: ["nsenter", ...user, `--net=${path(name)}`, "--", ...inShadow(command, netns, path("pod")).argv],
-      });
+    const user = [`--user=/proc/${pids.get("host")}/ns/user`, "--preserve-credentials"];
+    const enter = (name: string): Run => (command) => {
+      const inner = inShadow(command, netns, path("pod"));
+      const net = `--net=${path(name)}`;
+      // Runs take `nsenter --net=PATH --` apart; with more options it is a command like any other.
+      const front = rootless ? ["sh", "-c", 'exec nsenter "$@"', "sh", ...user, net, "--"] : ["nsenter", net, "--"];
+      return real({ ...inner, argv: [...front, ...inner.argv] });
+    };
     const host = enter("host");
     await copyHost(real, host, { away: path("away"), rootless });
     return { host, close };

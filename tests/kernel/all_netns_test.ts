@@ -75,3 +75,18 @@ Deno.test("what cannot be asked is an error, not an absence", async () => {
     );
   }
 });
+
+Deno.test("a namespace whose process ended is asked by another way", async () => {
+  const inUse = await addressesInUse(host({
+    [LSNS]: ["4026531840 1\n4026532001 77\n", "4026531840 1\n"],
+    [OWN_MOUNTS]: ["/run/netns/a nsfs[net:[4026532001]]\n"],
+    [INIT_MOUNTS]: [NONE],
+    [asked("/proc/1/ns/net")]: [having("192.0.2.1")],
+    [asked("/proc/77/ns/net")]: [{
+      code: 1,
+      stderr: "nsenter: cannot open /proc/77/ns/net: No such file or directory",
+    }],
+    [asked("/run/netns/a")]: [having("10.0.0.2")],
+  }));
+  assertEquals(Object.fromEntries(inUse), { "192.0.2.1": "/proc/1/ns/net", "10.0.0.2": "/run/netns/a" });
+});
