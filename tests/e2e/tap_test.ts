@@ -53,28 +53,15 @@ nodeTest("tap carries frames to and from a program that opens the device", {
   // The program hands every frame to another tap device, in a namespace that plays the virtual machine.
   const guest = await node.container("guest");
   await guest.ip("tuntap add mode tap name inside", "addr add 10.1.0.3/24 dev inside", "link set inside up");
-  const open = (name: string) => `TUN,tun-type=tap,tun-name=${name},iff-no-pi`;
-  const socket = "/run/frames";
-  const there = guest.spawn([
-    "socat",
-    "-d",
-    "-d",
-    "-b",
-    "65536",
-    open("inside"),
-    `UNIX-SENDTO:${socket}.a,bind=${socket}.b`,
-  ]);
-  await there.until(/starting data transfer loop/);
-  const here = pod.spawn([
-    "socat",
-    "-d",
-    "-d",
-    "-b",
-    "65536",
-    open("eth0"),
-    `UNIX-SENDTO:${socket}.b,bind=${socket}.a`,
-  ]);
-  await here.until(/starting data transfer loop/);
+  const program = (
+    name: string,
+    socket: string,
+  ) => ["socat", "-d", "-d", "-b", "65536", `TUN,tun-type=tap,tun-name=${name},iff-no-pi`, socket];
+  // Packets in order, with their borders kept (SOCK_SEQPACKET).
+  const there = guest.spawn(program("inside", "UNIX-LISTEN:/run/frames,type=5"));
+  await there.until(/listening on/);
+  const here = pod.spawn(program("eth0", "UNIX-CONNECT:/run/frames,type=5"));
+  for (const one of [here, there]) await one.until(/starting data transfer loop/);
   await assertPings(pod, "10.1.0.3");
   await assertPings(guest, "10.1.0.2");
   assertEquals((await guest.ipJson("neigh", "show", "10.1.0.2"))[0].lladdr, "02:00:00:00:00:0a");
