@@ -24,9 +24,18 @@ import { CniError, code, goQuote, toCniError } from "../lib/cni/error.ts";
 import type { Call, ContainerCall, NetworkCall, Plugin, Released } from "../lib/cni/plugin.ts";
 import { type DNS, type Result, since } from "../lib/cni/types.ts";
 import { atLeast, readRoutes } from "../lib/cni/version.ts";
-import { allocate, collect, held as heldBy, preview, release, releaseOnly, usage } from "../lib/ipam/allocator.ts";
+import {
+  allocate,
+  collect,
+  held as heldBy,
+  leases,
+  preview,
+  release,
+  releaseOnly,
+  usage,
+} from "../lib/ipam/allocator.ts";
 import { type Candidate, type RangeConf, rangeSets } from "../lib/ipam/range.ts";
-import { RESULTS_FOLDER } from "../lib/ipam/reclaim.ts";
+import { findDead, RESULTS_FOLDER } from "../lib/ipam/reclaim.ts";
 import { checkFolder, systemWords } from "../lib/ipam/store.ts";
 import { type Address, formatAddress, parseAddress, parsePrefix, sameAddress } from "../lib/net/cidr.ts";
 
@@ -150,8 +159,13 @@ async function status(call: NetworkCall): Promise<void> {
     const { folder, sets } = settings({ ...call, args: "" });
     await checkFolder(folder, call.host);
     const options = { warn: call.warn, limitMs: STATUS_LIMIT_MS };
-    // Told, but no error: nodes that run out of addresses would be taken out of service.
-    for (const note of await usage(folder, sets, options)) call.warn(note);
+    const [full] = await usage(folder, sets, options);
+    if (full === undefined) return;
+    // ADD takes back what is provably dead; only when there is nothing of that kind does it fail.
+    const { dead } = await findDead(await leases(folder, options), { host: call.host });
+    if (dead.length === 0) {
+      throw new CniError(code.notAvailable, full, "cnibox ipam check tells whose addresses these are");
+    }
   } catch (error) {
     const { msg, details } = toCniError(error);
     throw new CniError(code.notAvailable, msg, details);

@@ -306,11 +306,13 @@ Deno.test("host-local STATUS says why the next ADD cannot work", () =>
       const error = await assertRejects(() => status(ipam, yes).done, CniError);
       assertEquals([error.code, error.msg], [50, msg]);
     }
-    // A full range is told, but is no failure.
+    // A full range: the next ADD would find nothing.
     for (let n = 2; n < 7; n++) await plugin.add(call({ dataDir, ...SUBNET }, {}, { containerId: `c${n}` }));
-    const full = status({ dataDir, ...SUBNET });
-    await full.done;
-    assertEquals(full.call.warnings, ["no IP addresses available in range set: 10.0.0.1-10.0.0.6: all 5 are taken"]);
+    const full = await assertRejects(() => status({ dataDir, ...SUBNET }).done, CniError);
+    assertEquals([full.code, full.msg], [
+      50,
+      "no IP addresses available in range set: 10.0.0.1-10.0.0.6: all 5 are taken",
+    ]);
     Deno.removeSync(`${dataDir}/net1/lock`);
     Deno.symlinkSync("/dev/null", `${dataDir}/net1/lock`);
     const error = await assertRejects(() => status({ dataDir, ...SUBNET }).done, CniError);
