@@ -468,7 +468,8 @@ async function explained(
 
 function withIpv6Hint(error: unknown, bridge: string): unknown {
   if (
-    !(error instanceof StepError) || !/[Pp]ermission denied/.test(error.output.stderr) || !error.step.text.includes(":")
+    !(error instanceof StepError) || !/permission denied|IPv6 is disabled/i.test(error.output.stderr) ||
+    !error.step.text.includes(":")
   ) return error;
   return invalid(
     error.message,
