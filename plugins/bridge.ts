@@ -23,7 +23,7 @@ import {
   text,
 } from "../lib/cni/decode.ts";
 import { all, CniError, code } from "../lib/cni/error.ts";
-import { openNetns } from "../lib/cni/netns.ts";
+import { netnsWord, openNetns } from "../lib/cni/netns.ts";
 import type { ContainerCall, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
 import { prevResult, prevResultLeniently } from "../lib/cni/prev_result.ts";
 import { type Attachment, type Interface, type JsonObject, type Result, type Route, since } from "../lib/cni/types.ts";
@@ -58,7 +58,7 @@ import { addrShow, type Link, linkDel, linkUp, vethInto } from "../lib/kernel/ip
 import { apply, type Step, step, StepError } from "../lib/kernel/plan.ts";
 import { isAbsent, missingTool, toolPath } from "../lib/kernel/run.ts";
 import { parseAddress, parsePrefix } from "../lib/net/cidr.ts";
-import { isLinkName } from "../lib/net/link_name.ts";
+import { isIndexName, isLinkName } from "../lib/net/link_name.ts";
 import { isUnicastMac, macFromIpv4, macFromSeed, macLength, parseMac } from "../lib/net/mac.ts";
 import { vethName } from "../lib/net/name.ts";
 
@@ -138,7 +138,7 @@ function parse(call: ContainerCall): Config {
   if (new TextEncoder().encode(conf.bridge).length > 15) {
     throw invalid(`${front}: numerical result out of range`, '"bridge" may have 15 characters at most');
   }
-  if (!isLinkName(conf.bridge)) {
+  if (!isLinkName(conf.bridge) || isIndexName(conf.bridge)) {
     throw invalid(`${front}: invalid argument`, '"bridge" has characters that no link name may have');
   }
   return { ...conf, isGateway: conf.isGateway || conf.isDefaultGateway, ipamType: ipamType(conf.ipam), trunk, mac };
@@ -389,9 +389,15 @@ function portSteps(
 ): Step[] {
   const { bridge } = conf;
   const veth = host.name;
-  const netns = call.netns.includes("/") ? call.netns : `./${call.netns}`;
   // Up from the start: once the host's end is up too, the port forwards, and what the container announces is heard.
-  const ends = { name: veth, mac: host.mac ?? "", peer: pod.name, peerMac: pod.mac ?? "", netns, mtu: conf.mtu };
+  const ends = {
+    name: veth,
+    mac: host.mac ?? "",
+    peer: pod.name,
+    peerMac: pod.mac ?? "",
+    netns: netnsWord(call),
+    mtu: conf.mtu,
+  };
   const pair = vethInto(ends, { up: !conf.disableContainerInterface });
   const steps = [
     step("host", "ip", pair, {
