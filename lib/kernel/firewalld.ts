@@ -9,6 +9,8 @@ const PATH = "/org/fedoraproject/FirewallD1";
 const DEFAULT_BUS = "unix:path=/var/run/dbus/system_bus_socket";
 /** How long firewalld may take to answer, in seconds: it rewrites its rules for each call. */
 const PATIENCE_S = 20;
+/** How long the bus itself may take, which knows the answer. */
+const BUS_PATIENCE_S = 4;
 
 /** firewalld's refusal, or the bus's: the message is its own words. */
 export class FirewalldError extends CommandError {}
@@ -37,21 +39,22 @@ interface Message {
   readonly interface: string;
   readonly method: string;
   readonly strings: readonly string[];
+  readonly patienceS?: number;
 }
 
 async function send(run: Run, address: string, message: Message): Promise<string> {
-  const { destination, path, method, strings } = message;
+  const { destination, path, method, strings, patienceS = PATIENCE_S } = message;
   const busctl = toolPath("busctl") !== "";
   const argv = busctl
     ? [
-      ...["busctl", `--address=${address}`, `--timeout=${PATIENCE_S}`, "call", destination, path, message.interface],
+      ...["busctl", `--address=${address}`, `--timeout=${patienceS}`, "call", destination, path, message.interface],
       ...[method, "s".repeat(strings.length), ...strings],
     ]
     : [
       ...[
         "dbus-send",
         `--bus=${address}`,
-        `--reply-timeout=${PATIENCE_S * 1000}`,
+        `--reply-timeout=${patienceS * 1000}`,
         "--print-reply",
         `--dest=${destination}`,
       ],
@@ -61,7 +64,14 @@ async function send(run: Run, address: string, message: Message): Promise<string
   if (!busctl && toolPath("dbus-send") === "") {
     throw fail({ code: -1, signal: null, stdout: "", stderr: "" }, missingTool("busctl"));
   }
-  const output = await run({ argv, limitMs: (PATIENCE_S + 5) * 1000 });
+  let output: Output;
+  try {
+    // A bus that does not even greet is not covered by the tool's own limit.
+    output = await run({ argv, limitMs: (patienceS + 2) * 1000 });
+  } catch (error) {
+    if (!(error instanceof CommandError)) throw error;
+    throw fail(error.output, error.message);
+  }
   if (output.code === 0) return output.stdout;
   throw fail(output, wordsOf(output));
 }
@@ -82,6 +92,7 @@ export async function firewalldRunning(run: Run, address: string): Promise<boole
       interface: "org.freedesktop.DBus",
       method: "GetNameOwner",
       strings: [NAME],
+      patienceS: BUS_PATIENCE_S,
     });
     return true;
   } catch {

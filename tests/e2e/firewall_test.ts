@@ -698,3 +698,33 @@ nodeTest("firewall with firewalld configured and no bus: ADD says so, DEL succee
   assertEquals(output.json.msg, "dial unix /var/run/dbus/system_bus_socket: connect: no such file or directory");
   await done(node, "DEL", { conf: { backend: "firewalld" } });
 });
+
+nodeTest("firewall does not wait for ever for a bus that never answers", {
+  needs: [...iptables.needs!, "tool:socat", "tool:busctl"],
+}, async ({ node }) => {
+  const bus = node.spawn(["socat", "-d", "-d", "UNIX-LISTEN:/run/bus,fork", "SYSTEM:cat >/dev/null"]);
+  await bus.until(/listening on/);
+  const env = { DBUS_SYSTEM_BUS_ADDRESS: "unix:path=/run/bus" };
+  // Nobody says that firewalld runs: iptables it is.
+  await done(node, "ADD", { env });
+  assertStringIncludes(await saved(node), "-s 10.22.0.5/32 -j ACCEPT");
+  await done(node, "DEL", { env, conf: { backend: "iptables" } });
+  await bus.close();
+});
+
+nodeTest("firewall without busctl speaks to firewalld by dbus-send", {
+  needs: [...withFirewalld.needs!, "tool:dbus-send"],
+}, async ({ node }) => {
+  const daemon = await startFirewalld(node);
+  await without(node, "busctl");
+  for (let i = 0; i < 2; i++) await done(node, "ADD");
+  assertEquals((await sources(node)).split(" ").sort(), ["10.22.0.5/32", "2001:db8:22::5/128"]);
+  await done(node, "CHECK");
+  await node.run("firewall-cmd", "--zone=trusted", "--remove-source=10.22.0.5/32");
+  assertEquals((await ask(node, "CHECK")).json.msg, "failed to find the address 10.22.0.5/32 in trusted zone");
+  const nozone = await ask(node, "ADD", { conf: { firewalldZone: "nozone" } });
+  assertEquals(nozone.json.msg, "failed to add the address 10.22.0.5/32 to nozone zone: INVALID_ZONE: nozone");
+  await done(node, "DEL");
+  assertEquals(await sources(node), "");
+  await daemon.stop();
+});
