@@ -54,7 +54,7 @@ import {
   removeMasquerade,
   statusMasquerade,
 } from "../lib/attach/masquerade.ts";
-import { addrShow, type Link, linkDel, linkUp, vethInto } from "../lib/kernel/ip.ts";
+import { addrShow, type Link, linkDel, vethInto } from "../lib/kernel/ip.ts";
 import { apply, type Step, step, StepError } from "../lib/kernel/plan.ts";
 import { isAbsent, missingTool, toolPath } from "../lib/kernel/run.ts";
 import { parseAddress, parsePrefix } from "../lib/net/cidr.ts";
