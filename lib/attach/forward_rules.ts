@@ -245,7 +245,7 @@ export async function removeForwarding(
     try {
       rules = await listedChain(host, FORWARD_CHAIN, { family, table: "filter" });
     } catch (error) {
-      if (error instanceof TableError && error.refusal !== "locked") return false;
+      if (error instanceof TableError && (error.refusal === "missing" || error.refusal === "unusable")) return false;
       throw error;
     }
     const lines = (rules ?? []).filter(({ text }) => addresses.some((address) => isFor(text, address)))

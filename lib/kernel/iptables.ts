@@ -165,10 +165,15 @@ export async function listedChain(
     const text = await checked(run, argv, { family });
     return rulesOf(text);
   } catch (error) {
-    if (error instanceof TableError && error.refusal === "refused" && error.output.code === 1) return undefined;
+    if (error instanceof TableError && error.refusal === "refused" && NO_CHAIN.test(error.output.stderr)) {
+      return undefined;
+    }
     throw error;
   }
 }
+
+/** That there is no such chain, in the words of either variant; any other failure may hide one. */
+const NO_CHAIN = /No chain\/target\/match by that name|[Cc]hain .* does not exist/;
 
 function rulesOf(text: string): SavedRule[] {
   return text.split("\n").flatMap((line) => {
