@@ -52,6 +52,23 @@ export async function ensureGuard(host: Run, backend: LocalnetBackend): Promise<
   );
 }
 
+/** Does the guard stand, in either backend? */
+export async function isGuarded(host: Run): Promise<boolean> {
+  try {
+    await restore(host, 4, GUARD_CHECK);
+    return true;
+  } catch (error) {
+    if (!(error instanceof TableError) || error.refusal === "locked") throw error;
+  }
+  try {
+    const listing = await nftList(host, `chain ${NFT_TABLE} localnet`);
+    return listing !== undefined && listing.rules.some(({ expr }) => JSON.stringify(expr).includes("127.0.0.0"));
+  } catch (error) {
+    if (error instanceof NftError) return false;
+    throw error;
+  }
+}
+
 /** Is `127.0.0.1` sent out through this link? */
 export function isLocalnetOn(dev: string): boolean {
   return readSysctl(settingOf(dev)) === "1";
