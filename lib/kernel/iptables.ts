@@ -198,6 +198,13 @@ export async function restore(run: Run, family: Family, text: string): Promise<v
 export async function savedTable(run: Run, family: Family, table: TableName): Promise<SavedTable | undefined> {
   try {
     const text = await checked(run, [`${iptablesTool(family)}-save`, "-t", table], { family });
+    // A table that is not there prints nothing, or comments: rules must not be taken for gone because a tool talks nonsense.
+    const told = text.split("\n").some((line) => line !== "" && !line.startsWith("#"));
+    if (told && !/^COMMIT$/m.test(text)) {
+      throw new Error(
+        `${iptablesTool(family)}-save printed something unreadable: ${JSON.stringify(text.slice(0, 80))}`,
+      );
+    }
     return parseSave(text).get(table) ?? { chains: new Map() };
   } catch (error) {
     if (error instanceof TableError && (error.refusal === "missing" || error.refusal === "unusable")) return undefined;
