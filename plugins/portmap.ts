@@ -16,7 +16,7 @@ import {
 } from "../lib/attach/host_ports.ts";
 import { missingNftPort, nftPorts, removeNftHostPorts } from "../lib/attach/host_ports_nft.ts";
 import { resetWhenUnused } from "../lib/attach/localhost_access.ts";
-import { isLocalnetOn } from "../lib/attach/localnet.ts";
+import { isGuarded, isLocalnetOn } from "../lib/attach/localnet.ts";
 import { isLiving } from "../lib/attach/port_conflict.ts";
 import { type Backend, deviceOf, publish, together, unpublish, unpublishNft } from "../lib/attach/publication.ts";
 import { ruleError } from "../lib/attach/rule_error.ts";
@@ -346,6 +346,8 @@ async function checkLocalhost(call: ContainerCall, target: Prefix): Promise<void
     .catch(() => [[]]);
   const dev = deviceOf(routes);
   if (dev === undefined || dev === "lo" || isLocalnetOn(dev)) return;
+  // Where the kernel could not have the guard, ADD has left the setting off, and has said so.
+  if (!(await isGuarded(call.host))) return;
   throw new CniError(
     code.internal,
     `route_localnet of ${dev} is off: 127.0.0.1 of this host does not reach the published ports`,
