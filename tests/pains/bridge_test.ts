@@ -92,7 +92,7 @@ painTest(
   },
   ({ six, four }) => {
     assertMatch(six, /permission denied/);
-    assertStringIncludes(six, "IPv6 is disabled on this device");
+    assertStringIncludes(six, "sysctl net/ipv6/conf/br6/disable_ipv6");
     assertEquals(four, "done");
   },
 );
