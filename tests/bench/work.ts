@@ -135,7 +135,7 @@ export class ByCommand extends Attached {
     const { name, cniVersion, plugins, capabilities = {} } = this.net;
     await this.node.write(`/etc/cni/net.d/${name}.conflist`, JSON.stringify({ cniVersion, name, plugins }));
     const word = command === "ADD" ? "add" : "del";
-    const args = [word, "--cap", JSON.stringify(capabilities), name, this.container?.netns ?? ""];
+    const args = [word, "--json", "--cap", JSON.stringify(capabilities), name, this.container?.netns ?? ""];
     await each({ type: "cnibox", command: word, container: this.container, stdin: undefined, args });
   }
 }
