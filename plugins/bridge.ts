@@ -14,7 +14,6 @@ import {
   decodeLeniently,
   flag,
   integer,
-  isObject,
   list,
   lookup,
   maybeInteger,
@@ -45,6 +44,7 @@ import {
   waitForPort,
 } from "../lib/attach/bridge_port.ts";
 import { allocate, configureLink, deleteContainerLink, firstHost } from "../lib/attach/container_link.ts";
+import { heldAddresses, ipamTypeLeniently, replacesDns, withDns } from "../lib/attach/ipam.ts";
 import {
   checkMasquerade,
   gcMasquerade,
@@ -259,12 +259,7 @@ async function attach(
     const gateway = await gatewayOfVlan(call, conf, bridge, result);
     result.interfaces?.push(gateway);
   }
-  if (replacesDns(conf.dns)) {
-    const dns = readDns(conf.dns);
-    if (dns) result.dns = dns;
-    else delete result.dns;
-  }
-  return result;
+  return replacesDns(conf.dns) ? withDns(result, readDns(conf.dns)) : result;
 }
 
 function attachmentOf(
@@ -584,17 +579,9 @@ async function gatewayOfVlan(call: ContainerCall, conf: Config, bridge: Link, re
   return { name: link.ifname, mac: link.address ?? "" };
 }
 
-/** Any member of `dns`, even an empty list, replaces the IPAM plugin's as a whole. */
-function replacesDns(dns: JsonObject | undefined): boolean {
-  if (!dns) return false;
-  const lists = ["nameservers", "search", "options"].some((name) => Array.isArray(lookup(dns, name)));
-  return lists || (lookup(dns, "domain") ?? "") !== "";
-}
-
 async function del(call: ContainerCall): Promise<void> {
   const conf = decodeLeniently(keys, call.config, call.warn);
-  const type = conf.ipam && isObject(conf.ipam) ? lookup(conf.ipam, "type") : "";
-  const ipam = typeof type === "string" ? type : "";
+  const ipam = ipamTypeLeniently(conf.ipam);
   const attachment = attachmentOf(call);
   const previous = prevResultLeniently(call);
   const known = ownAddresses(call, previous);
@@ -634,16 +621,6 @@ async function deleteLinks(call: ContainerCall, bridge: string, addresses: reado
 async function removeSpoofRules(call: ContainerCall): Promise<void> {
   const { removeSpoofCheck } = await spoofCheck();
   await removeSpoofCheck(call).catch((error) => call.warn(`failed to teardown spoof-check: ${error.message}`));
-}
-
-/** The addresses of this attachment that an IPAM plugin in this process still knows. */
-async function heldAddresses(call: ContainerCall, type: string): Promise<readonly string[]> {
-  try {
-    return (await call.delegate(type, "HELD")).held ?? [];
-  } catch {
-    // DEL of that plugin will say what is wrong.
-    return [];
-  }
 }
 
 function ownAddresses(call: ContainerCall, previous: Result | undefined): string[] {
@@ -697,7 +674,7 @@ async function check(call: ContainerCall): Promise<void> {
 
 async function gc(call: NetworkCall): Promise<void> {
   const conf = decodeLeniently(keys, call.config, call.warn);
-  const type = conf.ipam ? lookup(conf.ipam, "type") : "";
+  const ipam = ipamTypeLeniently(conf.ipam);
   const { valid } = call;
   await all(
     valid === undefined ? [] : [
@@ -707,7 +684,7 @@ async function gc(call: NetworkCall): Promise<void> {
     [
       // A link that is there speaks for its rules, so the links go first.
       ...(valid && conf.macspoofchk && toolPath("nft") !== "" ? [() => collectSpoofRules(call, valid)] : []),
-      ...(typeof type === "string" && type !== "" ? [() => call.delegate(type, "GC")] : []),
+      ...(ipam !== "" ? [() => call.delegate(ipam, "GC")] : []),
     ],
   );
 }

@@ -17,6 +17,7 @@ import { collectVeths, deleteHostVeth, hostLinkExists, portAlias } from "../lib/
 import { allocate } from "../lib/attach/container_link.ts";
 import {
   collectAddresses,
+  heldAddresses,
   ipamKeys,
   ipamType,
   ipamTypeLeniently,
@@ -167,16 +168,6 @@ async function del(call: ContainerCall): Promise<void> {
     jobs: [() => deletePair(call, previous), ...(conf.ipMasq ? [rules] : [])],
     required: true,
   });
-}
-
-/** The addresses that an IPAM plugin of this process still has for the attachment. */
-async function heldAddresses(call: ContainerCall, type: string): Promise<readonly string[]> {
-  try {
-    return (await call.delegate(type, "HELD")).held ?? [];
-  } catch {
-    // Its DEL will say what is wrong.
-    return [];
-  }
 }
 
 /** By the host's end where its name is known: that needs no container. Either end takes the other with it. */

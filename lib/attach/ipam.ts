@@ -65,6 +65,16 @@ export async function release(
   else await all(options.jobs, give);
 }
 
+/** The addresses that an IPAM plugin of this process still has for the attachment. */
+export async function heldAddresses(call: ContainerCall, type: string): Promise<readonly string[]> {
+  try {
+    return (await call.delegate(type, "HELD")).held ?? [];
+  } catch {
+    // Its DEL will say what is wrong.
+    return [];
+  }
+}
+
 /** GC of the IPAM plugin; one that does not know the command has nothing to say. */
 export async function collectAddresses(call: NetworkCall, type: string): Promise<void> {
   if (type === "") return;
