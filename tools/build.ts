@@ -1,7 +1,8 @@
 /**
  * `deno task compile`: writes dist/cnibox, the one executable that is every plugin.
  *
- *     main.ts and what it imports ──bundle──▶ few ES modules ──compile──▶ runtime base + modules = dist/cnibox
+ *     main.ts and what it imports ──bundle──▶ ES modules ──packs.ts──▶ few scripts ──rehearsal.ts──▶ and their compiled code
+ *     start.ts, which reads them ──compile──▶ runtime base + start.ts + scripts + code = dist/cnibox
  *
  * The base is the Deno runtime that `deno compile` puts the program behind. It is looked for in this order:
  *
@@ -17,7 +18,8 @@
  */
 import { GATE } from "../lib/kernel/unix_socket.ts";
 import { parseArgs } from "node:util";
-import { dirname, fromFileUrl, join, resolve } from "@std/path";
+import { basename, dirname, fromFileUrl, join, resolve } from "@std/path";
+import { packs } from "./packs.ts";
 
 /** The Deno that bundles, and whose official base is asked for. install.sh names the same one. */
 export const DENO_VERSION = "2.9.6";
@@ -111,8 +113,9 @@ async function build(args: string[]): Promise<void> {
   const beside = await Deno.makeTempDir({ dir: dirname(output), prefix: WORK_PREFIX });
   const draft = join(beside, "cnibox");
   try {
-    const entry = await bundle(main, join(work, "bundle"));
-    const base = await compile(entry, draft);
+    const program: Program = { folder: join(work, "program"), rehearsed: main === join(ROOT, "main.ts") };
+    await packed(main, program.folder);
+    const base = await compile(program, draft);
     await selfTest(draft, base);
     await Deno.rename(draft, output);
     const { size } = await Deno.stat(output);
@@ -143,83 +146,64 @@ export async function bundle(main: string, outdir: string): Promise<string> {
     `--outdir=${outdir}`,
     main,
   ], { failing: "bundling failed", cwd: ROOT });
-  // What every call loads, what main plugins load beside it, and what giving out addresses takes.
-  await mergeChunks(outdir, "core.js", main.replace(/^.*\//, "").replace(/\.[^.]*$/, ""));
-  await mergeChunks(outdir, "link.js", "bridge");
-  await mergeChunks(outdir, "lease.js", "host-local");
-  // The compiler stores modification times.
-  for (const { name } of Deno.readDirSync(outdir)) await Deno.utime(join(outdir, name), 0, 0);
-  return join(outdir, main.replace(/^.*\//, "").replace(/\.[^.]*$/, ".js"));
+  return join(outdir, basename(main).replace(/\.[^.]*$/, ".js"));
 }
 
-/**
- * Makes one file of all the chunks that an entry imports statically, and leads every import there: a module costs
- * time at the start beside what its text costs, and code splitting gives many small ones.
- */
-async function mergeChunks(outdir: string, target: string, entry: string): Promise<void> {
-  const files = new Map<string, string>();
-  for (const { name } of Deno.readDirSync(outdir)) files.set(name, await Deno.readTextFile(join(outdir, name)));
-  const chunks = new Set<string>();
-  const visit = (name: string) => {
-    for (const [, next = ""] of (files.get(name) ?? "").matchAll(/(?:from|import)"\.\/(chunk-[A-Z0-9]+\.js)"/g)) {
-      if (chunks.has(next)) continue;
-      visit(next);
-      chunks.add(next);
-    }
-  };
-  for (const name of files.keys()) {
-    if (name.replace(/(-[A-Z0-9]{8})?\.js$/, "") === entry) visit(name);
+/** The program as the runtime reads it: `start.js`, and its packs in a folder beside it. Gives the path of `start.js`. */
+export async function packed(main: string, folder: string): Promise<string> {
+  const entry = await bundle(main, join(folder, "modules"));
+  await Deno.mkdir(join(folder, "packs"));
+  for (const [name, text] of await packs(dirname(entry), basename(entry))) {
+    await Deno.writeTextFile(join(folder, "packs", `${name}.js`), text);
   }
-  if (chunks.size < 2) return;
-  // Names that chunks export are short and the same in all of them: in the merged file each gets a number for its chunk.
-  const numbers = new Map([...chunks].map((chunk, index) => [chunk, index]));
-  const unique = (name: string, chunk: string) => `${name}${numbers.get(chunk)}_`;
-  const lines = [...chunks].map((chunk) => {
-    const names = /export\{([^}]*)\};?\s*$/.exec(files.get(chunk) ?? "")?.[1]?.split(",") ?? [];
-    const exported = names.map((one) => one.split(" as ").at(-1) ?? one);
-    return exported.length === 0
-      ? `import "./${chunk}";`
-      : `export { ${exported.map((one) => `${one} as ${unique(one, chunk)}`).join(", ")} } from "./${chunk}";`;
-  });
-  const source = join(outdir, "merge.js");
-  await Deno.writeTextFile(source, lines.join("\n"));
-  const external = [...files.keys()].filter((name) => !chunks.has(name)).map((name) => `--external=./${name}`);
+  await bundleOne("start.ts", join(folder, "start.js"));
+  return join(folder, "start.js");
+}
+
+/** One of the build's own programs as one file. */
+async function bundleOne(name: string, output: string): Promise<void> {
   await run(await denoOf(DENO_VERSION), [
     "bundle",
     "--quiet",
     "--platform=deno",
     "--minify",
-    ...external,
-    `--output=${join(outdir, target)}`,
-    source,
-  ], { failing: "merging modules failed", cwd: outdir });
-  for (const name of [...chunks, "merge.js"]) await Deno.remove(join(outdir, name));
-  for (const [name, text] of files) {
-    if (chunks.has(name)) continue;
-    const led = text.replace(
-      /(import|export)(\{[^}]*\}from)?"\.\/(chunk-[A-Z0-9]+\.js)"/g,
-      (whole, word: string, names: string | undefined, chunk: string) => {
-        if (!chunks.has(chunk)) return whole;
-        const renamed = names?.replace(/([{,])([^,}]+)/g, (_, before: string, one: string) => {
-          const [name = "", as = name] = one.split(" as ");
-          return `${before}${unique(name, chunk)} as ${as}`;
-        });
-        return `${word}${renamed ?? ""}"./${target}"`;
-      },
-    );
-    await Deno.writeTextFile(join(outdir, name), led);
-  }
+    `--output=${output}`,
+    join(ROOT, "tools", name),
+  ], { failing: "bundling failed", cwd: ROOT });
+}
+
+/**
+ * Adds to each pack what this base's engine makes of it: the rehearsal is compiled with the same base and plays the usual calls.
+ */
+async function rehearse(folder: string, compileAs: (entry: string, output: string) => Promise<void>): Promise<void> {
+  const entry = join(folder, "rehearsal.js");
+  await bundleOne("rehearsal.ts", entry);
+  const program = join(folder, "rehearsal");
+  const scratch = await Deno.makeTempDir({ dir: folder });
+  await compileAs(entry, program);
+  await run(program, [join(folder, "packs"), scratch], {
+    failing: "the rehearsal of the usual calls failed",
+    timeout: 60_000,
+  });
+  for (const path of [scratch, program, entry]) await Deno.remove(path, { recursive: true });
+}
+
+/** What is compiled: `start.js` and `packs/` in a folder. */
+interface Program {
+  readonly folder: string;
+  /** Whether its packs come with compiled code: only of cnibox itself is known what its usual calls are. */
+  readonly rehearsed: boolean;
 }
 
 /** Compiles with the first base that there is, and says which. */
-async function compile(entry: string, output: string): Promise<string> {
+async function compile(program: Program, output: string): Promise<string> {
   const named = Deno.env.get("DENORT_BIN");
   if (named) {
     const version = Deno.env.get("DENORT_VERSION") ?? await versionOfBase(named);
-    await compileWith(version, entry, output, { base: resolve(named) });
+    await compileProgram(version, program, output, { base: resolve(named) });
     return `${named} (Deno ${version}, named by DENORT_BIN)`;
   }
-  const missing = await compileOfficial(entry, output);
+  const missing = await compileOfficial(program, output);
   if (missing === undefined) return `official (Deno ${DENO_VERSION})`;
   if (Deno.build.arch !== "x86_64") {
     throw new BuildError(
@@ -228,12 +212,12 @@ async function compile(entry: string, output: string): Promise<string> {
     );
   }
   say(`${missing}; taking the Deno ${SUBSTITUTE.denoVersion} base from npm`);
-  await compileWith(SUBSTITUTE.denoVersion, entry, output, { base: await substituteBase() });
+  await compileProgram(SUBSTITUTE.denoVersion, program, output, { base: await substituteBase() });
   return `npm:${SUBSTITUTE.name}@${SUBSTITUTE.version} (Deno ${SUBSTITUTE.denoVersion})`;
 }
 
 /** Compiles with the official base; where that cannot be had, says why. Errors of the program itself are thrown. */
-async function compileOfficial(entry: string, output: string): Promise<string | undefined> {
+async function compileOfficial(program: Program, output: string): Promise<string | undefined> {
   const target = `${Deno.build.arch}-unknown-linux-gnu`;
   const denoDir = join(CACHE, "deno");
   const kept = join(denoDir, "dl", "release", `v${DENO_VERSION}`, `denort-${target}.zip`);
@@ -247,7 +231,7 @@ async function compileOfficial(entry: string, output: string): Promise<string | 
     }
   }
   try {
-    await compileWith(DENO_VERSION, entry, output, { denoDir });
+    await compileProgram(DENO_VERSION, program, output, { denoDir });
     return undefined;
   } catch (error) {
     // With the archive in hand the failure is the program's, and another base would only hide it.
@@ -256,12 +240,37 @@ async function compileOfficial(entry: string, output: string): Promise<string | 
   }
 }
 
-/** Compiles with the compiler of one version; without `base` it takes its own, kept below `denoDir`. */
+/** A runtime base; without `base` the compiler's own, kept below `denoDir`. */
+interface Base {
+  readonly base?: string;
+  readonly denoDir?: string;
+}
+
+/** Compiles the program, packs and their code included. */
+async function compileProgram(version: string, program: Program, output: string, base: Base): Promise<void> {
+  const { folder, rehearsed } = program;
+  if (rehearsed) await rehearse(folder, (entry, output) => compileWith(version, entry, output, base));
+  await Deno.remove(join(folder, "modules"), { recursive: true });
+  await settle(folder);
+  await compileWith(version, join(folder, "start.js"), output, base, ["--include", join(folder, "packs")]);
+}
+
+/** Sets the modification times of a folder and all in it, since the compiler stores them. */
+async function settle(folder: string): Promise<void> {
+  for (const { name, isDirectory } of Deno.readDirSync(folder)) {
+    if (isDirectory) await settle(join(folder, name));
+    else await Deno.utime(join(folder, name), 0, 0);
+  }
+  await Deno.utime(folder, 0, 0);
+}
+
+/** Compiles one entry with the compiler of one version. */
 async function compileWith(
   version: string,
   entry: string,
   output: string,
-  { base, denoDir }: { base?: string; denoDir?: string },
+  { base, denoDir }: Base,
+  more: readonly string[] = [],
 ): Promise<void> {
   await run(await denoOf(version), [
     "compile",
@@ -274,6 +283,7 @@ async function compileWith(
     // The code cache would be a file in the temporary folder that a root process trusts and anybody can put there first.
     "--no-code-cache",
     ...permissionsFor(version),
+    ...more,
     `--output=${output}`,
     entry,
   ], {

@@ -1,0 +1,102 @@
+/**
+ * From the ES modules of a bundle to packs: classic scripts that the engine can keep compiled (loader.ts reads them). The
+ * runtime keeps no compiled code of ES modules inside an executable; of a script it takes what it is given.
+ *
+ *     import{a as b}from"./chunk-X.js";…export{c as d};   →   ($load,$lazily,$exports)=>{const{a:b}=$load("main:3");…$exports.d=c}
+ *
+ * Modules that a call loads together lie in one pack, since a script costs time beside what its text costs.
+ */
+import { basename, join } from "@std/path";
+
+/**
+ * Entries in the order in which they take what they import statically, where nobody before them did. Those of the hot path come
+ * first; all others follow by name.
+ */
+const FIRST = ["main", "bridge", "host-local", "portmap", "firewall", "ptp", "mod", "network"];
+
+/** One module of the bundle. */
+interface Module {
+  /** What it imports statically, as file names. */
+  readonly imports: readonly string[];
+  /** Makes the module function, given the ids of all modules. */
+  readonly body: (ids: ReadonlyMap<string, string>) => string;
+}
+
+/** Packs the modules in `folder`; `entry` is the program's own. Gives the text of each pack, by name. */
+export async function packs(folder: string, entry: string): Promise<Map<string, string>> {
+  const modules = new Map<string, Module>();
+  const names = [...Deno.readDirSync(folder)].map(({ name }) => name).sort();
+  for (const name of names) modules.set(name, read(name, await Deno.readTextFile(join(folder, name)), name === entry));
+
+  const place = (name: string) => {
+    const at = FIRST.indexOf(name === entry ? "main" : stem(name));
+    return at < 0 ? FIRST.length : at;
+  };
+  const entries = names.filter((name) => !name.startsWith("chunk-")).sort((a, b) => place(a) - place(b));
+  const members = new Map<string, string[]>();
+  const ids = new Map<string, string>();
+  for (const one of entries) {
+    const pack = one === entry ? "main" : basename(one, ".js");
+    // The entry is the first of its pack: its id is known without looking.
+    const own = closure(one, modules).filter((name) => !ids.has(name));
+    members.set(pack, own);
+    own.forEach((name, index) => ids.set(name, `${pack}:${index}`));
+  }
+  return new Map(
+    [...members].map(([pack, names]) => [
+      pack,
+      `"use strict";[${names.map((name) => modules.get(name)?.body(ids)).join(",\n")}]`,
+    ]),
+  );
+}
+
+const stem = (name: string) => name.replace(/(-[A-Z0-9]{8})?\.js$/, "");
+
+/** A module and all that it imports statically, itself first. */
+function closure(name: string, modules: ReadonlyMap<string, Module>, found: string[] = []): string[] {
+  if (found.includes(name)) return found;
+  found.push(name);
+  for (const next of modules.get(name)?.imports ?? []) closure(next, modules, found);
+  return found;
+}
+
+/** `import{a as b}from"x"`, `import*as a from"x"`, `import a from"x"`, `import"x"`: the bundler writes them at the very front. */
+const IMPORT = /^\s*import\s*(?:(?:\{([^}]*)\}|\*\s*as ([\w$]+)|([\w$]+))\s*from)?\s*"([^"]+)";?/;
+/** The bundler writes them at the very end. */
+const EXPORT = /export\s*\{([^}]*)\};?\s*$/;
+const LAZY = /\bimport\("([^"]+)"\)/g;
+
+function read(file: string, source: string, isEntry: boolean): Module {
+  let text = source;
+  const head: { names: string; from: string }[] = [];
+  for (let found = IMPORT.exec(text); found; found = IMPORT.exec(text)) {
+    const [whole, some, all, byDefault, from = ""] = found;
+    const names = some !== undefined
+      ? `{${some.replace(/ as /g, ":")}}`
+      : all ?? (byDefault && `{default:${byDefault}}`);
+    head.push({ names: names ?? "", from });
+    text = text.slice(whole.length);
+  }
+  const exported = EXPORT.exec(text);
+  if (exported) text = text.slice(0, exported.index);
+  if (/(^|[;}\n])\s*(import|export)\s*[{*"]/.test(text)) throw new Error(`${file}: imports or exports in the middle`);
+  const local = (from: string) => from.replace(/^\.\//, "");
+  const tail = (exported?.[1] ?? "").split(",").filter((one) => one.trim() !== "").map((one) => {
+    const [name = "", as = name] = one.trim().split(" as ");
+    return `$exports.${as}=${name};`;
+  });
+  return {
+    imports: head.filter(({ from }) => from.startsWith("./")).map(({ from }) => local(from)),
+    body: (ids) => {
+      const id = (from: string) => {
+        const found = from.startsWith("node:") ? from : ids.get(local(from));
+        if (found === undefined) throw new Error(`${file} imports ${from}, which is not in the bundle`);
+        return JSON.stringify(found);
+      };
+      const imports = head.map(({ names, from }) => `${names === "" ? "" : `const ${names}=`}$load(${id(from)});`);
+      const rest = text.replace(LAZY, (_, from: string) => `$lazily(${id(from)})`);
+      // Only the program's own module may wait at its top level: nobody imports it.
+      return `${isEntry ? "async" : ""}($load,$lazily,$exports)=>{${imports.join("")}${rest}\n${tail.join("")}}`;
+    },
+  };
+}
