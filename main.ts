@@ -1,10 +1,11 @@
 /** cnibox: every CNI plugin in one program. The name it is called by chooses the plugin. */
-import { argv0 } from "node:process";
 import { loadPlugin, pluginNames } from "./plugins/mod.ts";
+import { calledAs } from "./lib/kernel/called_as.ts";
 import { pluginMain } from "./lib/cni/skel.ts";
 import { VERSION } from "./lib/version.ts";
 
 async function main(): Promise<number> {
+  const argv0 = await calledAs();
   const called = argv0.slice(argv0.lastIndexOf("/") + 1);
   const plugin = loadPlugin(called);
   if (isForPeople(Deno.args)) {

@@ -217,8 +217,10 @@ async function add(call: ContainerCall): Promise<Result> {
   // refused by now: what it takes back would be the first one's.
   if (masq && ipam && conf.ipamType === "host-local" && !call.explain) {
     const addresses = (ipam.ips ?? []).map((ip) => ip.address);
-    const rules = apply([masqueradePlan(attachment, addresses, masq)], call);
-    return await beside(attach(call, conf, { host, pod, ipam, masq: undefined }), rules);
+    // The links take longer, so they begin.
+    const links = attach(call, conf, { host, pod, ipam, masq: undefined });
+    const rules = async () => await apply([masqueradePlan(attachment, addresses, masq)], call);
+    return await beside(links, rules());
   }
   return await attach(call, conf, { host, pod, ipam, masq });
 }
@@ -587,16 +589,24 @@ async function del(call: ContainerCall): Promise<void> {
   const known = ownAddresses(call, previous);
   // The kernel takes tens of milliseconds to delete a link: that starts first, the rest is read and done beside it.
   const links = () => deleteLinks(call, conf.bridge, distinct(known));
+  const unmasquerade = async (addresses: readonly string[]) => {
+    if (conf.ipMasq) await removeMasquerade(call, attachment, distinct(addresses), conf.ipMasqBackend);
+  };
   const rules = async () => {
-    const held = await heldAddresses(call, ipam);
-    const unknown = distinct(held.filter((one) => !known.some((cidr) => cidr.split("/")[0] === one.split("/")[0])));
-    const neighbours = neighbourSteps(conf.bridge, unknown);
-    await all([
-      ...(conf.ipMasq
-        ? [() => removeMasquerade(call, attachment, distinct([...known, ...held]), conf.ipMasqBackend)]
-        : []),
-      ...(neighbours.length > 0 ? [() => apply([neighbours], call).catch(() => {})] : []),
-    ]);
+    // The previous result usually knows all addresses: then nothing has to be read first.
+    const first = known.length > 0 ? unmasquerade(known) : undefined;
+    const rest = async () => {
+      const held = await heldAddresses(call, ipam);
+      const unknown = distinct(held.filter((one) => !known.some((cidr) => cidr.split("/")[0] === one.split("/")[0])));
+      const neighbours = neighbourSteps(conf.bridge, unknown);
+      // One transaction at a time on the container's chain.
+      await first?.catch(() => {});
+      await all([
+        ...(first && unknown.length === 0 ? [] : [() => unmasquerade([...known, ...held])]),
+        ...(neighbours.length > 0 ? [() => apply([neighbours], call).catch(() => {})] : []),
+      ]);
+    };
+    await all([async () => await first, rest]);
   };
   const jobs = [
     links,

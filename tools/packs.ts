@@ -62,8 +62,8 @@ function closure(name: string, modules: ReadonlyMap<string, Module>, found: stri
 
 /** `import{a as b}from"x"`, `import*as a from"x"`, `import a from"x"`, `import"x"`: the bundler writes them at the very front. */
 const IMPORT = /^\s*import\s*(?:(?:\{([^}]*)\}|\*\s*as ([\w$]+)|([\w$]+))\s*from)?\s*"([^"]+)";?/;
-/** The bundler writes them at the very end. */
-const EXPORT = /export\s*\{([^}]*)\};?\s*$/;
+/** The bundler writes them at the very end, before the licences that packages want to be kept. */
+const EXPORT = /export\s*\{([^}]*)\};?\s*((?:\/\*![^*]*\*\/\s*)*)$/;
 const LAZY = /\bimport\("([^"]+)"\)/g;
 
 function read(file: string, source: string, isEntry: boolean): Module {
@@ -78,7 +78,7 @@ function read(file: string, source: string, isEntry: boolean): Module {
     text = text.slice(whole.length);
   }
   const exported = EXPORT.exec(text);
-  if (exported) text = text.slice(0, exported.index);
+  if (exported) text = `${exported[2]}${text.slice(0, exported.index)}`;
   if (/(^|[;}\n])\s*(import|export)\s*[{*"]/.test(text)) throw new Error(`${file}: imports or exports in the middle`);
   const local = (from: string) => from.replace(/^\.\//, "");
   const tail = (exported?.[1] ?? "").split(",").filter((one) => one.trim() !== "").map((one) => {

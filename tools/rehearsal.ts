@@ -8,7 +8,7 @@
  * The machine is a folder: every file that the program opens lies in it, every tool agrees. What a call answers is no matter,
  * but that it succeeds: then it went the way that real calls go.
  */
-import * as process from "node:process";
+import process from "node:process";
 import { Script } from "node:vm";
 import { builtin, ENTRY, type Packs, program } from "./loader.ts";
 
@@ -30,12 +30,22 @@ async function call(called: string, input: Partial<Pick<Rehearsed, "env" | "args
   const at: Rehearsed = { env: {}, args: [], stdin: "", stdout: "", stderr: "", ...input };
   const status = await new Promise<number>((exit) => {
     Object.defineProperty(globalThis, "Deno", { value: pretended(at, exit), configurable: true, writable: true });
-    const named = { ...process, argv0: called };
-    program(packsFolder, (name) => name === "node:process" ? named : builtin(name), packs)(ENTRY);
+    machine.writeTextFileSync(`${scratch}/proc/self/cmdline`, `${called}\0`);
+    program(packsFolder, builtin, packs)(ENTRY);
   });
   if (status !== 0) throw new Error(`${called} ${JSON.stringify(at.env)}: ${at.stdout}${at.stderr}`);
   return at.stdout;
 }
+
+/** Paths of the files that tools are given, by number, and what makes them. */
+const numbered: string[] = ["", "", ""];
+const files = {
+  openSync: (path: string, how: string) => {
+    if (how !== "r") machine.writeTextFileSync(`${scratch}${path}`, "");
+    return numbered.push(path) - 1;
+  },
+  closeSync: () => {},
+};
 
 /** Functions of the runtime that take a path first, or two of them. */
 const ONE_PATH = /^(open|read|write|stat|lstat|mkdir|remove|utime|chmod|chown|truncate|realPath|readDir|readLink)/;
@@ -78,11 +88,15 @@ function pretended(at: Rehearsed, exit: (status: number) => void): typeof Deno {
     },
     Command: class {
       readonly #argv: readonly string[];
-      constructor(program: string, { args = [] }: Deno.CommandOptions = {}) {
+      readonly #streams: Record<string, unknown>;
+      constructor(program: string, { args = [], ...streams }: Deno.CommandOptions = {}) {
         this.#argv = [program, ...args];
+        this.#streams = { ...streams };
       }
       spawn() {
-        start(this.#argv);
+        const { stdin, stdout } = this.#streams;
+        const input = typeof stdin === "number" ? machine.readTextFileSync(`${scratch}${numbered[stdin]}`) : "";
+        machine.writeTextFileSync(`${scratch}${numbered[Number(stdout)]}`, answer(this.#argv, input));
         return { status: Promise.resolve({ success: true, code: 0, signal: null }), pid: 1, kill: () => {} };
       }
     },
@@ -100,18 +114,9 @@ function pretended(at: Rehearsed, exit: (status: number) => void): typeof Deno {
   });
 }
 
-/** A tool that agrees: its standard streams are files, as lib/kernel/run.ts starts it. */
-function start(argv: readonly string[]): void {
-  const at = argv.findIndex((word, index) => word === "/bin/sh" && argv[index + 1] === "-c");
-  const [stdin = "", stdout = "", stderr = "", ...tool] = argv.slice(at + 4);
-  const input = stdin === "/dev/null" ? "" : machine.readTextFileSync(`${scratch}${stdin}`);
-  machine.writeTextFileSync(`${scratch}${stdout}`, answer(tool, input));
-  machine.writeTextFileSync(`${scratch}${stderr}`, "");
-}
-
 /** What a tool prints: for each question of a batch a link that is as everybody wishes it to be, and no rules at all. */
 function answer(tool: readonly string[], input: string): string {
-  if (tool.includes("nft")) return '{"nftables":[]}\n';
+  if (tool.some((word) => /(^|\/)nft$/.test(word))) return '{"nftables":[]}\n';
   if (tool.some((word) => word.endsWith("-save"))) return "*nat\n:POSTROUTING ACCEPT [0:0]\nCOMMIT\n";
   // lib/attach/settings.ts asks what kind of file each setting is, then what they hold.
   const settings = tool.filter((word) => word.startsWith("/proc/sys/"));
@@ -199,6 +204,7 @@ const NETWORKS: readonly Record<string, unknown>[] = [
 const TYPES = [...new Set(NETWORKS.map(({ type }) => String(type)))];
 
 furnish();
+Object.assign(process.getBuiltinModule("node:fs"), files);
 const ATTACHMENT = { CNI_CONTAINERID: "c1", CNI_NETNS: "/run/netns/c1", CNI_IFNAME: "eth0", CNI_PATH: "/opt/cni/bin" };
 let first: unknown;
 for (const [index, network] of NETWORKS.entries()) {

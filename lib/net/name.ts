@@ -4,8 +4,8 @@
  *
  * @module
  */
-// The runtime's own hash: a first call takes half the time of one written here, which the engine would only interpret.
-import { createHash } from "node:crypto";
+// Not the runtime's node:crypto: to load it takes 0.6 ms, and since 2.9 more than ten.
+import { sha512 as hashOf } from "@noble/hashes/sha2";
 
 /** What an attachment is known by: network name, container ID, and the interface's name in the container. */
 export interface Attachment {
@@ -26,7 +26,7 @@ const IPTABLES_COMMENT_BYTES = 255;
 
 /** SHA-512 over the UTF-8 bytes of `text`, as 128 lower-case hexadecimal digits. */
 export function sha512(text: string): string {
-  return createHash("sha512").update(text).digest("hex");
+  return Array.from(hashOf(new TextEncoder().encode(text)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 /**
