@@ -4,6 +4,8 @@
  *     main.ts and what it imports ──bundle──▶ ES modules ──packs.ts──▶ few scripts ──rehearsal.ts──▶ and their compiled code
  *     start.ts, which reads them ──compile──▶ runtime base + start.ts + scripts + code = dist/cnibox
  *
+ * (Newer bases: start_plain.ts, and no compiled code.)
+ *
  * The base is the Deno runtime that `deno compile` puts the program behind. It is looked for in this order:
  *
  * 1. the file that `DENORT_BIN` names;
@@ -40,11 +42,9 @@ export const DENO_VERSION = "2.9.6";
  * No prompt: a refused access is an error, never a question on a terminal.
  */
 export function permissionsFor(denoVersion: string): string[] {
-  const [major = 0, minor = 0] = denoVersion.split(".").map(Number);
-  const before = (other: number) => major < 2 || (major === 2 && minor < other);
-  if (before(6)) return ["--no-prompt", "--allow-all", "--deny-net", "--deny-import", "--deny-ffi"];
+  if (isBefore(denoVersion, 6)) return ["--no-prompt", "--allow-all", "--deny-net", "--deny-import", "--deny-ffi"];
   const chosen = ["--allow-read", "--allow-write", "--allow-run", "--allow-env", "--allow-sys", "--deny-import"];
-  return ["--no-prompt", ...chosen, ...(before(9) ? [] : [`--allow-net=unix:${GATE}`])];
+  return ["--no-prompt", ...chosen, ...(isBefore(denoVersion, 9) ? [] : [`--allow-net=unix:${GATE}`])];
 }
 
 /** One npm package, held to the digest of its tarball. */
@@ -113,9 +113,7 @@ async function build(args: string[]): Promise<void> {
   const beside = await Deno.makeTempDir({ dir: dirname(output), prefix: WORK_PREFIX });
   const draft = join(beside, "cnibox");
   try {
-    const program: Program = { folder: join(work, "program"), rehearsed: main === join(ROOT, "main.ts") };
-    await packed(main, program.folder);
-    const base = await compile(program, draft);
+    const base = await compile({ main, folder: join(work, "program") }, draft);
     await selfTest(draft, base);
     await Deno.rename(draft, output);
     const { size } = await Deno.stat(output);
@@ -149,14 +147,29 @@ export async function bundle(main: string, outdir: string): Promise<string> {
   return join(outdir, basename(main).replace(/\.[^.]*$/, ".js"));
 }
 
-/** The program as the runtime reads it: `start.js`, and its packs in a folder beside it. Gives the path of `start.js`. */
-export async function packed(main: string, folder: string): Promise<string> {
+/** Whether a base takes compiled code at little cost, see start_plain.ts. */
+function takesCode(denoVersion: string): boolean {
+  return isBefore(denoVersion, 9);
+}
+
+/** Is this a Deno before 2.MINOR? */
+function isBefore(denoVersion: string, minor: number): boolean {
+  const [first = 0, second = 0] = denoVersion.split(".").map(Number);
+  return first < 2 || (first === 2 && second < minor);
+}
+
+/**
+ * The program as a base of this version reads it: `start.js`, and its packs in a folder beside it. Gives the path of
+ * `start.js`.
+ */
+export async function packed(main: string, folder: string, denoVersion: string): Promise<string> {
   const entry = await bundle(main, join(folder, "modules"));
   await Deno.mkdir(join(folder, "packs"));
   for (const [name, text] of await packs(dirname(entry), basename(entry))) {
     await Deno.writeTextFile(join(folder, "packs", `${name}.js`), text);
   }
-  await bundleOne("start.ts", join(folder, "start.js"));
+  await Deno.remove(dirname(entry), { recursive: true });
+  await bundleOne(takesCode(denoVersion) ? "start.ts" : "start_plain.ts", join(folder, "start.js"));
   return join(folder, "start.js");
 }
 
@@ -188,11 +201,10 @@ async function rehearse(folder: string, compileAs: (entry: string, output: strin
   for (const path of [scratch, program, entry]) await Deno.remove(path, { recursive: true });
 }
 
-/** What is compiled: `start.js` and `packs/` in a folder. */
+/** What is compiled, and a folder for what is made of it on the way. */
 interface Program {
+  readonly main: string;
   readonly folder: string;
-  /** Whether its packs come with compiled code: only of cnibox itself is known what its usual calls are. */
-  readonly rehearsed: boolean;
 }
 
 /** Compiles with the first base that there is, and says which. */
@@ -248,11 +260,16 @@ interface Base {
 
 /** Compiles the program, packs and their code included. */
 async function compileProgram(version: string, program: Program, output: string, base: Base): Promise<void> {
-  const { folder, rehearsed } = program;
-  if (rehearsed) await rehearse(folder, (entry, output) => compileWith(version, entry, output, base));
-  await Deno.remove(join(folder, "modules"), { recursive: true });
+  const { main } = program;
+  // Each base gets a folder of its own: the official one may turn out to be out of reach late.
+  const folder = join(program.folder, version);
+  const entry = await packed(main, folder, version);
+  // Only of cnibox itself is known what its usual calls are.
+  if (takesCode(version) && main === join(ROOT, "main.ts")) {
+    await rehearse(folder, (entry, output) => compileWith(version, entry, output, base));
+  }
   await settle(folder);
-  await compileWith(version, join(folder, "start.js"), output, base, ["--include", join(folder, "packs")]);
+  await compileWith(version, entry, output, base, ["--include", join(folder, "packs")]);
 }
 
 /** Sets the modification times of a folder and all in it, since the compiler stores them. */

@@ -1,12 +1,7 @@
 /**
- * Reads the program in the compiled executable (start.ts is its entry). The program lies there as packs: classic scripts, each an array of
- * module functions, and for each the code that V8 has made of it (packs.ts). Parsing and compiling the program's text at
- * every call takes longer than all else that a call does by itself; a pack whose code fits is only read.
- *
- * Code that does not fit this very engine is refused by it, and the text is compiled as usual.
+ * Reads the program in the compiled executable. The program lies there as packs: classic scripts, each an array of module
+ * functions (packs.ts). How a pack's text becomes functions is the entry's choice: start.ts, start_plain.ts.
  */
-import { Script } from "node:vm";
-import * as process from "node:process";
 
 /** What a module gives to others, by name. */
 export type Exports = Record<string, unknown>;
@@ -18,25 +13,24 @@ type ModuleBody = (
   exports: Exports,
 ) => unknown;
 
-/** Scripts of the packs in use, by name, and the modules in them. */
-export interface Packs {
-  readonly scripts: Map<string, Script>;
-  readonly bodies: Map<string, readonly ModuleBody[]>;
-}
+/** Makes functions of the pack whose files' path begins with `path`. */
+export type Evaluate = (text: string, path: string) => unknown;
 
 /** Ids of modules are `PACK:INDEX`, or the name of one that the runtime has built in. */
 export const ENTRY = "main:0";
 
-/**
- * Loads the modules of a program whose packs are in `folder`; each is evaluated once. `builtin` gives the runtime's own.
- * With the same `packs` a program can be evaluated anew without being compiled anew.
- */
-export function program(
-  folder: string,
-  builtin: (name: string) => Exports,
-  packs: Packs = { scripts: new Map(), bodies: new Map() },
-): (id: string) => Exports {
+/** Packs that have been made functions of, by name. With the same ones a program can be run anew without being compiled anew. */
+export type Packs = Map<string, readonly ModuleBody[]>;
+
+/** Gives what loads the modules of the program whose packs are in `folder`; each is evaluated once. */
+export function program(folder: string, evaluate: Evaluate, packs: Packs = new Map()): (id: string) => Exports {
   const modules = new Map<string, Exports>();
+  const bodiesOf = (pack: string): readonly ModuleBody[] => {
+    const path = `${folder}/${pack}`;
+    const bodies = evaluate(Deno.readTextFileSync(`${path}.js`), path) as readonly ModuleBody[];
+    packs.set(pack, bodies);
+    return bodies;
+  };
   function load(id: string): Exports {
     const known = modules.get(id);
     if (known) return known;
@@ -45,8 +39,7 @@ export function program(
     modules.set(id, exports);
     const at = id.indexOf(":");
     const pack = id.slice(0, at);
-    const bodies = packs.bodies.get(pack) ?? bodiesOf(folder, pack, packs);
-    bodies[Number(id.slice(at + 1))]?.(load, lazily, exports);
+    (packs.get(pack) ?? bodiesOf(pack))[Number(id.slice(at + 1))]?.(load, lazily, exports);
     return exports;
   }
   // deno-lint-ignore require-await -- what goes wrong has to be a rejection, as with `import()`
@@ -54,25 +47,9 @@ export function program(
   return load;
 }
 
-function bodiesOf(folder: string, pack: string, packs: Packs): readonly ModuleBody[] {
-  const path = `${folder}/${pack}`;
-  const text = Deno.readTextFileSync(`${path}.js`);
-  const script = new Script(text, { filename: `cnibox/${pack}.js`, cachedData: codeOf(`${path}.code`) });
-  const bodies = script.runInThisContext() as readonly ModuleBody[];
-  packs.scripts.set(pack, script);
-  packs.bodies.set(pack, bodies);
-  return bodies;
-}
-
-function codeOf(path: string): Uint8Array | undefined {
-  try {
-    return Deno.readFileSync(path);
-  } catch {
-    return undefined;
-  }
-}
-
-/** The runtime's own modules. */
-export function builtin(name: string): Exports {
-  return (name === "node:process" ? process : process.getBuiltinModule(name)) as unknown as Exports;
+/** The runtime's own modules; newer runtimes take milliseconds for the first of them, so none is loaded before it is asked for. */
+function builtin(name: string): Exports {
+  return (globalThis as unknown as { process: typeof import("node:process") }).process.getBuiltinModule(
+    name,
+  ) as Exports;
 }

@@ -10,11 +10,18 @@
  */
 import process from "node:process";
 import { Script } from "node:vm";
-import { builtin, ENTRY, type Packs, program } from "./loader.ts";
+import { ENTRY, type Packs, program } from "./loader.ts";
 
 const [packsFolder = "", scratch = ""] = Deno.args;
 const machine = Deno;
-const packs: Packs = { scripts: new Map(), bodies: new Map() };
+const packs: Packs = new Map();
+const scripts = new Map<string, Script>();
+const evaluate = (text: string, path: string) => {
+  // Not the path: the code holds this name, and is to be the same wherever it is made.
+  const script = new Script(text, { filename: "cnibox" });
+  scripts.set(path, script);
+  return script.runInThisContext();
+};
 
 /** What one call has, and what it left. */
 interface Rehearsed {
@@ -31,7 +38,7 @@ async function call(called: string, input: Partial<Pick<Rehearsed, "env" | "args
   const status = await new Promise<number>((exit) => {
     Object.defineProperty(globalThis, "Deno", { value: pretended(at, exit), configurable: true, writable: true });
     machine.writeTextFileSync(`${scratch}/proc/self/cmdline`, `${called}\0`);
-    program(packsFolder, builtin, packs)(ENTRY);
+    program(packsFolder, evaluate, packs)(ENTRY);
   });
   if (status !== 0) throw new Error(`${called} ${JSON.stringify(at.env)}: ${at.stdout}${at.stderr}`);
   return at.stdout;
@@ -226,12 +233,12 @@ for (const word of ["add", "del"]) {
   const args = [word, "--json", "--cap", JSON.stringify(PORTS), "all", "/run/netns/c1"];
   await call("cnibox", { env: { CNI_PATH: "/opt/cni/bin" }, args });
 }
-for (const [pack, script] of packs.scripts) {
+for (const [path, script] of scripts) {
   const code = script.createCachedData();
-  const text = machine.readTextFileSync(`${packsFolder}/${pack}.js`);
+  const text = machine.readTextFileSync(`${path}.js`);
   if (new Script(text, { cachedData: code }).cachedDataRejected) {
-    throw new Error(`the engine refuses its own code of ${pack}`);
+    throw new Error(`the engine refuses its own code of ${path}`);
   }
-  machine.writeFileSync(`${packsFolder}/${pack}.code`, code);
+  machine.writeFileSync(`${path}.code`, code);
 }
 machine.exit(0);

@@ -9,7 +9,7 @@
  */
 import { parseArgs } from "@std/cli/parse-args";
 import { basename, join } from "@std/path";
-import { bundle } from "../../tools/build.ts";
+import { packed } from "../../tools/build.ts";
 import { cacheDir, cniboxDir, referenceDir } from "../e2e/support/bin.ts";
 import { binDir, type Namespace, type Node } from "../e2e/support/mod.ts";
 import { type Cost, measure, median, quantile, type Side } from "./measure.ts";
@@ -244,9 +244,9 @@ async function versions(): Promise<void> {
 async function newest(): Promise<void> {
   const folder = Deno.makeTempDirSync({ dir: cacheDir, prefix: "bench-" });
   try {
-    const entry = await bundle(join(import.meta.dirname!, "../../main.ts"), folder);
+    const entry = await packed(join(import.meta.dirname!, "../../main.ts"), folder, Deno.version.deno);
     // Only a compiled binary takes plugins that lead to its own file for itself.
-    const start = join(folder, "start.js");
+    const start = join(folder, "standalone.js");
     Deno.writeTextFileSync(
       start,
       `Object.defineProperty(Deno, "build", { value: { ...Deno.build, standalone: true } });\nimport("./${
