@@ -8,11 +8,13 @@
  */
 import { basename, join } from "@std/path";
 
+/** Plugins of the hot path. What two of them share lies in the program's own pack, which every call reads. */
+const HOT = ["bridge", "host-local", "portmap", "firewall", "loopback"];
 /**
- * Entries in the order in which they take what they import statically, where nobody before them did. Those of the hot path come
- * first; all others follow by name.
+ * Entries in the order in which they take what they import statically, where nobody before them did; all others follow by
+ * name.
  */
-const FIRST = ["main", "bridge", "host-local", "portmap", "firewall", "ptp", "mod", "network"];
+const FIRST = [...HOT, "ptp", "mod", "network"];
 
 /** One module of the bundle. */
 interface Module {
@@ -29,16 +31,19 @@ export async function packs(folder: string, entry: string): Promise<Map<string, 
   for (const name of names) modules.set(name, read(name, await Deno.readTextFile(join(folder, name)), name === entry));
 
   const place = (name: string) => {
-    const at = FIRST.indexOf(name === entry ? "main" : stem(name));
-    return at < 0 ? FIRST.length : at;
+    const at = name === entry ? -1 : FIRST.indexOf(stem(name));
+    return at < 0 && name !== entry ? FIRST.length : at;
   };
   const entries = names.filter((name) => !name.startsWith("chunk-")).sort((a, b) => place(a) - place(b));
+  const hot = entries.filter((name) => HOT.includes(stem(name))).map((name) => closure(name, modules));
+  const shared = names.filter((name) => hot.filter((one) => one.includes(name)).length > 1);
   const members = new Map<string, string[]>();
   const ids = new Map<string, string>();
   for (const one of entries) {
     const pack = one === entry ? "main" : basename(one, ".js");
     // The entry is the first of its pack: its id is known without looking.
-    const own = closure(one, modules).filter((name) => !ids.has(name));
+    const all = one === entry ? [...new Set([...closure(one, modules), ...shared])] : closure(one, modules);
+    const own = all.filter((name) => !ids.has(name));
     members.set(pack, own);
     own.forEach((name, index) => ids.set(name, `${pack}:${index}`));
   }
