@@ -38,11 +38,25 @@ interface Figure {
 
 const args = parseArgs(Deno.args, {
   string: ["reference", "rows", "json", "plot"],
-  boolean: ["quick"],
+  boolean: ["quick", "help"],
   default: { rows: "abcdefghin" },
 });
 const say = (text: string) => void Deno.stdout.writeSync(new TextEncoder().encode(`${text}\n`));
 const note = (text: string) => void Deno.stderr.writeSync(new TextEncoder().encode(`${text}\n`));
+const HELP =
+  `deno task bench: cnibox beside the reference plugins, in pairs, each on a throw-away node of its own; as root.
+
+  --reference DIR   the reference plugins; else $CNI_REFERENCE_DIR or Debian's
+  --rows abc        some rows only, in this order
+  --quick           fewer samples
+  --json FILE       every sample
+  --plot FILE.svg   growth curves of rows e and f
+
+Example: deno task bench --rows ac --quick`;
+if (args["help"] === true) {
+  say(HELP);
+  Deno.exit(0);
+}
 const given = args["reference"] as string | undefined;
 if (given) Deno.env.set("CNIBOX_E2E_REFERENCE", given);
 else if (Deno.env.get("CNI_REFERENCE_DIR")) {
