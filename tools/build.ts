@@ -299,6 +299,8 @@ async function compileWith(
     "--no-remote",
     // The code cache would be a file in the temporary folder that a root process trusts and anybody can put there first.
     "--no-code-cache",
+    // A call ends before machine code pays; with it, code of the rehearsal says what to compile at once.
+    "--v8-flags=--no-sparkplug",
     ...permissionsFor(version),
     ...more,
     `--output=${output}`,

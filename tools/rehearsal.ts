@@ -8,7 +8,6 @@
  * The machine is a folder: every file that the program opens lies in it, every tool agrees. What a call answers is no matter,
  * but that it succeeds: then it went the way that real calls go.
  */
-import process from "node:process";
 import { Script } from "node:vm";
 import { ENTRY, type Packs, program } from "./loader.ts";
 
@@ -44,15 +43,8 @@ async function call(called: string, input: Partial<Pick<Rehearsed, "env" | "args
   return at.stdout;
 }
 
-/** Paths of the files that tools are given, by number, and what makes them. */
-const numbered: string[] = ["", "", ""];
-const files = {
-  openSync: (path: string, how: string) => {
-    if (how !== "r") machine.writeTextFileSync(`${scratch}${path}`, "");
-    return numbered.push(path) - 1;
-  },
-  closeSync: () => {},
-};
+/** Paths of the files that may be given to tools, by the number that lib/kernel/run.ts knows them by. */
+const numbered = new Map<unknown, string>();
 
 /** Functions of the runtime that take a path first, or two of them. */
 const ONE_PATH = /^(open|read|write|stat|lstat|mkdir|remove|utime|chmod|chown|truncate|realPath|readDir|readLink)/;
@@ -93,6 +85,11 @@ function pretended(at: Rehearsed, exit: (status: number) => void): typeof Deno {
       writeSync: (bytes: Uint8Array) => (at.stderr += decoder.decode(bytes), bytes.length),
       isTerminal: () => false,
     },
+    openSync: (path: string, options?: Deno.OpenOptions) => {
+      const file = machine.openSync(String(inside(path)), options);
+      for (const symbol of Object.getOwnPropertySymbols(file)) numbered.set(Reflect.get(file, symbol), path);
+      return file;
+    },
     Command: class {
       readonly #argv: readonly string[];
       readonly #streams: Record<string, unknown>;
@@ -102,8 +99,8 @@ function pretended(at: Rehearsed, exit: (status: number) => void): typeof Deno {
       }
       spawn() {
         const { stdin, stdout } = this.#streams;
-        const input = typeof stdin === "number" ? machine.readTextFileSync(`${scratch}${numbered[stdin]}`) : "";
-        machine.writeTextFileSync(`${scratch}${numbered[Number(stdout)]}`, answer(this.#argv, input));
+        const input = typeof stdin === "number" ? machine.readTextFileSync(`${scratch}${numbered.get(stdin)}`) : "";
+        machine.writeTextFileSync(`${scratch}${numbered.get(stdout)}`, answer(this.#argv, input));
         return { status: Promise.resolve({ success: true, code: 0, signal: null }), pid: 1, kill: () => {} };
       }
     },
@@ -211,7 +208,6 @@ const NETWORKS: readonly Record<string, unknown>[] = [
 const TYPES = [...new Set(NETWORKS.map(({ type }) => String(type)))];
 
 furnish();
-Object.assign(process.getBuiltinModule("node:fs"), files);
 const ATTACHMENT = { CNI_CONTAINERID: "c1", CNI_NETNS: "/run/netns/c1", CNI_IFNAME: "eth0", CNI_PATH: "/opt/cni/bin" };
 let first: unknown;
 for (const [index, network] of NETWORKS.entries()) {

@@ -150,11 +150,10 @@ async function start(command: Command): Promise<Output> {
   const { input, limitMs = toolLimit() } = command;
   try {
     const files = scratchFiles(input?.join("") ?? "");
-    const open = files && opener();
     const ended = files === undefined
       ? await throughPipes(path, args, { input, limitMs })
-      : open
-      ? await throughNumbers(path, args, { files, input, limitMs, open })
+      : takesNumbers()
+      ? await throughNumbers(path, args, { files, input, limitMs })
       : await throughShell(command.argv, { files, limitMs });
     return ended ?? { code: -1, signal: null, stdout: "", stderr: `${tool} did not end within ${limitMs / 1000} s` };
   } catch (error) {
@@ -171,17 +170,21 @@ const SCRATCH = "/run/cnibox/io";
 const scratchName = `${Deno.pid}-${Math.random().toString(36).slice(2, 10)}`;
 let scratchCount = 0;
 
-/** Opens files by the numbers that a child process can be given as its standard streams. */
-type Opener = Pick<typeof import("node:fs"), "openSync" | "closeSync">;
-
 /**
- * How files get numbers; undefined where that costs more than a shell that opens them: since 2.9 the runtime loads this module
- * from its text, in 20 ms.
+ * Whether a child process can be given open files as its standard streams: this runtime takes the number that it knows a file by. It
+ * is what its own node:child_process hands on, which would take a millisecond to load. Others mean something else by a number,
+ * so there a shell opens the files.
  */
-function opener(): Opener | undefined {
-  const [major = 0, minor = 0] = Deno.version.deno.split(".").map(Number);
-  if (major !== 2 || minor >= 9) return undefined;
-  return (globalThis as { process?: typeof import("node:process") }).process?.getBuiltinModule("node:fs");
+function takesNumbers(): boolean {
+  return Deno.version.deno.startsWith("2.4.");
+}
+
+/** The number that the runtime knows an open file by. */
+function numberOf(file: Deno.FsFile): number {
+  const symbol = Object.getOwnPropertySymbols(file).find(({ description }) => description === "Deno.internal.rid");
+  const number = symbol === undefined ? undefined : Reflect.get(file, symbol);
+  if (typeof number !== "number") throw new TypeError("an open file has no number");
+  return number;
 }
 
 interface ScratchFiles {
@@ -214,19 +217,19 @@ function writeScratch(path: string, text: string): void {
   }
 }
 
-/** Numbers of the open files, to be closed by the caller. Undefined where files cannot be: a read-only /run. */
-function openScratch(files: ScratchFiles, open: Opener): number[] | undefined {
-  const numbers: number[] = [];
-  const opened = (path: string, how: "r" | "wx") => numbers.push(open.openSync(path, how, 0o600));
+/** Standard streams for one command, the last first; input is absent where there is none. Undefined where files cannot be: a read-only /run. */
+function openScratch(files: ScratchFiles): Deno.FsFile[] | undefined {
+  const opened: Deno.FsFile[] = [];
   for (let again = false;; again = true) {
     try {
-      if (files.in !== "/dev/null") opened(files.in, "r");
-      opened(files.out, "wx");
-      opened(files.err, "wx");
-      return numbers;
+      for (const path of [files.err, files.out]) {
+        opened.push(Deno.openSync(path, { write: true, createNew: true, mode: 0o600 }));
+      }
+      if (files.in !== "/dev/null") opened.push(Deno.openSync(files.in));
+      return opened;
     } catch (error) {
-      for (const number of numbers.splice(0)) open.closeSync(number);
-      if (again || (error as { code?: string }).code !== "ENOENT") return undefined;
+      for (const file of opened.splice(0)) file.close();
+      if (again || !(error instanceof Deno.errors.NotFound)) return undefined;
       Deno.mkdirSync(SCRATCH, { recursive: true, mode: 0o700 });
     }
   }
@@ -236,18 +239,18 @@ function openScratch(files: ScratchFiles, open: Opener): number[] | undefined {
 async function throughNumbers(
   program: string,
   args: string[],
-  { files, input, limitMs, open }: { files: ScratchFiles; input: Command["input"]; limitMs: number; open: Opener },
+  { files, input, limitMs }: { files: ScratchFiles; input: Command["input"]; limitMs: number },
 ): Promise<Output | undefined> {
   try {
-    const numbers = openScratch(files, open);
-    if (!numbers) return await throughPipes(program, args, { input, limitMs });
-    // The type of Deno.Command knows words only; the runtime also takes what its node:child_process hands on.
-    const [stderr = "null", stdout = "null", stdin = "null"] = numbers.toReversed() as unknown as "null"[];
+    const opened = openScratch(files);
+    if (!opened) return await throughPipes(program, args, { input, limitMs });
     let child: Deno.ChildProcess;
     try {
+      // The type of Deno.Command knows words only.
+      const [stderr = "null", stdout = "null", stdin = "null"] = opened.map(numberOf) as unknown as "null"[];
       child = new Deno.Command(program, { args, clearEnv: true, env: toolEnv(), stdin, stdout, stderr }).spawn();
     } finally {
-      for (const number of numbers) open.closeSync(number);
+      for (const file of opened) file.close();
     }
     const status = await within(limitMs, child.status, () => kill(child));
     if (!status) return undefined;
