@@ -6,7 +6,7 @@
  *
  * Modules that a call loads together lie in one pack, since a script costs time beside what its text costs.
  */
-import { basename, join } from "@std/path";
+import { join } from "@std/path";
 
 /** Plugins of the hot path. What two of them share lies in the program's own pack, which every call reads. */
 const HOT = ["bridge", "host-local", "portmap", "firewall", "loopback"];
@@ -36,11 +36,13 @@ export async function packs(folder: string, entry: string): Promise<Map<string, 
   };
   const entries = names.filter((name) => !name.startsWith("chunk-")).sort((a, b) => place(a) - place(b));
   const hot = entries.filter((name) => HOT.includes(stem(name))).map((name) => closure(name, modules));
-  const shared = names.filter((name) => hot.filter((one) => one.includes(name)).length > 1);
+  const shared = hot.flat().filter((name, index, all) => all.indexOf(name) !== index);
   const members = new Map<string, string[]>();
   const ids = new Map<string, string>();
   for (const one of entries) {
-    const pack = one === entry ? "main" : basename(one, ".js");
+    // Without the bundler's hash, which depends on where packages lie on this machine.
+    const pack = one === entry ? "main" : stem(one);
+    if (members.has(pack)) throw new Error(`two modules named ${pack} are loaded when called`);
     // The entry is the first of its pack: its id is known without looking.
     const all = one === entry ? [...new Set([...closure(one, modules), ...shared])] : closure(one, modules);
     const own = all.filter((name) => !ids.has(name));
