@@ -1,7 +1,9 @@
 /** `cnibox version --sbom`: what this executable is made of, as CycloneDX 1.5. A test compares the list with the program's imports. */
 
-/** npm packages that are in the program itself: none. Those of tests and build are not shipped. */
-export const PACKAGES: readonly { readonly name: string; readonly version: string; readonly license: string }[] = [];
+/** npm packages that are in the program itself. Those of tests and build are not shipped. */
+export const PACKAGES: readonly { readonly name: string; readonly version: string; readonly license: string }[] = [
+  { name: "@noble/hashes", version: "1.8.0", license: "MIT" },
+];
 
 /** The document. Same executable, same bytes: no date, no random serial number. */
 export function sbom(version: string): unknown {
@@ -24,7 +26,7 @@ export function sbom(version: string): unknown {
     name,
     version,
     licenses: [{ license: { id: license } }],
-    purl: `pkg:npm/${name}@${version}`,
+    purl: `pkg:npm/${name.replace("@", "%40")}@${version}`,
   }));
   const root = `pkg:generic/cnibox@${plain}`;
   const components = [...runtime, ...packages].map((one) => ({

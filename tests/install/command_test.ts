@@ -71,9 +71,19 @@ Deno.test({
 
 Deno.test("the bill of materials names runtime and packages, and the program imports no others", async () => {
   const { stdout } = await run(binary, "version", "--sbom");
-  const document = JSON.parse(stdout) as { bomFormat: string; components: { name: string }[] };
-  assertEquals([document.bomFormat, document.components.map(({ name }) => name)], ["CycloneDX", ["deno", "v8"]]);
+  const document = JSON.parse(stdout) as {
+    bomFormat: string;
+    components: { name: string; version: string; purl: string }[];
+  };
+  assertEquals(document.bomFormat, "CycloneDX");
+  const [deno, v8, ...packages] = document.components;
+  assertEquals([deno?.name, v8?.name], ["deno", "v8"]);
   const { stdout: info } = await run(Deno.execPath(), "info", "--json", join(root, "main.ts"));
   const graph = JSON.parse(info) as { modules: { specifier: string }[] };
-  assertEquals(graph.modules.filter(({ specifier }) => !/^(file|node|ext):/.test(specifier)), []);
+  const foreign = graph.modules.map(({ specifier }) => specifier).filter((one) => !/^(file|node|ext):/.test(one));
+  const named = foreign.map((one) => /^npm:\/?((?:@[^@/]+\/)?[^@/]+)@([^/]+)/.exec(one)?.slice(1, 3).join("@") ?? one);
+  assertEquals([...new Set(named)], packages.map(({ name, version }) => `${name}@${version}`));
+  for (const { name, version, purl } of packages) {
+    assertEquals(purl, `pkg:npm/${name.replace("@", "%40")}@${version}`);
+  }
 });
