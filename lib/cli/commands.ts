@@ -75,10 +75,13 @@ const WISHES: readonly Flag[] = [
   { name: "cap", value: "JSON", about: "capability arguments as a JSON object, over those of $CAP_ARGS" },
   { name: "arg", value: "KEY=VALUE", many: true, about: "a pair for CNI_ARGS, after those of $CNI_ARGS" },
 ];
-const WATCH: readonly Flag[] = [
-  { name: "timeout", value: "SECONDS", about: "stop waiting for plugins after this long, and take back what was done" },
+const TRACE: readonly Flag[] = [
   { name: "trace", about: "every command with time, exit status and output on standard error, one JSON object a line" },
   { name: "trace-file", value: "FILE", kind: "file", about: "the same, appended to a file" },
+];
+const WATCH: readonly Flag[] = [
+  { name: "timeout", value: "SECONDS", about: "stop waiting for plugins after this long, and take back what was done" },
+  ...TRACE,
 ];
 
 const NETWORK: Positional = {
@@ -369,7 +372,7 @@ export const COMMANDS: readonly Command[] = [
     group: "repair",
     summary: "make the firewall rules of living containers again, after a reload or a flush",
     about: [
-      "Masquerading, published ports and firewall rules of attachments whose namespace lives are made again from the cached results; what is there stays as it is, so this can be repeated. All masquerading goes in with one transaction for each family.",
+      "Masquerading, published ports and firewall rules of attachments whose namespace lives are made again from the cached results; what is there stays as it is, so this can be repeated. All that is missing, of all containers, goes in with one transaction: one for nft, and one each for iptables and ip6tables, which commit it table by table (raw, filter, nat).",
       "The unit cnibox-restore.service does this after firewalld or nftables starts again.",
     ],
     positional: [],
@@ -377,6 +380,7 @@ export const COMMANDS: readonly Command[] = [
       { name: "all", about: "every living attachment of this node" },
       { ...ID, about: "only this container's" },
       { name: "dry-run", about: "only say what is missing" },
+      ...TRACE,
       JSON_FLAG,
       ...PLACES,
     ],

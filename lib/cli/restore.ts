@@ -1,6 +1,7 @@
 /**
  * `cnibox restore`: after a firewall was reloaded or flushed, makes the masquerade, port mapping and firewall rules of the living attachments
- * again, from what their ADD left in the result cache. Rules that are there stay as they are.
+ * again, from what their ADD left in the result cache. Rules that are there stay as they are; what is missing of all of them goes in
+ * together, so that no packet meets half of it.
  */
 import { checkMasquerade, masqueradeBackend, masqueradePlan } from "../attach/masquerade.ts";
 import { type Member, type NetworkList, parseList, requestOf } from "../cni/conflist.ts";
@@ -11,9 +12,13 @@ import { callPlugin } from "../cni/skel.ts";
 import type { JsonObject } from "../cni/types.ts";
 import { parseResult } from "../cni/version.ts";
 import { netnsState } from "../kernel/netns.ts";
-import { apply, type Step } from "../kernel/plan.ts";
-import { systemRun } from "../kernel/run.ts";
+import { TableError } from "../kernel/iptables.ts";
+import { NftError } from "../kernel/nft.ts";
+import { apply } from "../kernel/plan.ts";
+import { NotOneTransaction, RuleBatch } from "../kernel/rule_batch.ts";
+import { inNetns, type Run, type RunHooks, systemRun } from "../kernel/run.ts";
 import { CliError, type CommandCall, status, usageError } from "./command.ts";
+import { watchedRuntime } from "./runtime.ts";
 import { attachmentsOf, type Folders, foldersOf, needRoot } from "./setup.ts";
 import { columns, complain, jsonText, painter, say } from "./terminal.ts";
 
@@ -30,6 +35,9 @@ interface Outcome {
 /** Chained plugins whose ADD makes rules from `prevResult` and nothing else, and may be repeated. */
 const RULE_MAKERS = ["portmap", "firewall"];
 
+/** How often a transaction is made anew that another process got in the way of. */
+const TRIES = 3;
+
 /** `cnibox restore --all | --id CONTAINER` */
 export async function restore(call: CommandCall): Promise<number> {
   const folders = foldersOf(call);
@@ -42,14 +50,112 @@ export async function restore(call: CommandCall): Promise<number> {
     throw new CliError(`no attachment of container "${id}" is known`, status.unknown, [`looked in ${folders.cache}`]);
   }
   const living = cached.filter(({ netns }) => netnsState(netns) === "netns");
-  const outcomes = [...await masquerades(living, folders, dry)];
-  for (const one of living) outcomes.push(...await chained(one, { folders, call, dry }));
-  show(call, outcomes, cached.length - living.length);
-  return outcomes.some(({ state }) => state === "failed") ? status.failed : status.done;
+  const { runtime, close } = watchedRuntime(call, folders);
+  try {
+    const outcomes = await restored(living, { call, folders, dry, hooks: runtime.hooks ?? {} });
+    show(call, outcomes, cached.length - living.length);
+    return outcomes.some(({ state }) => state === "failed") ? status.failed : status.done;
+  } finally {
+    close();
+  }
 }
 
-function listOf({ config, file }: Cached): NetworkList {
-  return parseList(config, file);
+/** What the work is done with. */
+interface Work {
+  readonly call: CommandCall;
+  readonly folders: Folders;
+  readonly dry: boolean;
+  readonly hooks: RunHooks;
+}
+
+/** Rules of one kind of one attachment. */
+interface Part {
+  readonly about: Omit<Outcome, "state" | "reason">;
+  /** Throws what is missing. Changes nothing. */
+  check(): Promise<unknown>;
+  /** Makes what is missing: in a batch, or at once. */
+  make(batch: RuleBatch | undefined): Promise<unknown>;
+}
+
+async function restored(living: readonly Cached[], work: Work): Promise<Outcome[]> {
+  const parts: Part[] = [];
+  const broken: Outcome[] = [];
+  for (const one of living) {
+    try {
+      const list = parseList(one.config, one.file);
+      parts.push(...masqueradeParts(one, list, work), ...chainedParts(one, list, work));
+    } catch (error) {
+      broken.push({ ...aboutOf(one, "configuration"), state: "failed", reason: (error as Error).message });
+    }
+  }
+  const missing = await missingOf(parts);
+  const outcomes = new Map<Part, Outcome>(
+    parts.map((part) => [part, { ...part.about, state: missing.includes(part) ? "missing" : "there" }]),
+  );
+  if (!work.dry && missing.length > 0) await make(missing, outcomes, systemRun(work.hooks));
+  return [...broken, ...outcomes.values()];
+}
+
+async function missingOf(parts: readonly Part[]): Promise<Part[]> {
+  const missing: Part[] = [];
+  for (const part of parts) {
+    try {
+      await part.check();
+    } catch (error) {
+      if (!(error instanceof CniError)) throw error;
+      missing.push(part);
+    }
+  }
+  return missing;
+}
+
+/** All in one transaction; where that cannot be, one part after the other. */
+async function make(parts: readonly Part[], outcomes: Map<Part, Outcome>, host: Run): Promise<void> {
+  for (let i = 1;; i++) {
+    let batch: RuleBatch | undefined;
+    try {
+      batch = await RuleBatch.open(host);
+      await makeEach(parts, outcomes, batch);
+      await batch.commit();
+      return;
+    } catch (error) {
+      if (error instanceof NotOneTransaction) {
+        complain(`cnibox: not in one transaction, but one after the other: ${error.message}\n`);
+        return await makeEach(parts, outcomes, undefined);
+      }
+      const tables = error instanceof TableError || error instanceof NftError;
+      if (tables && error.refusal === "refused" && i < TRIES) continue;
+      const reason = toCniError(error).message;
+      for (const [part, outcome] of outcomes) {
+        if (outcome.state === "restored") outcomes.set(part, { ...outcome, state: "failed", reason });
+      }
+      return;
+    } finally {
+      await batch?.close();
+    }
+  }
+}
+
+/** What fails is left out; the others do not suffer. */
+async function makeEach(
+  parts: readonly Part[],
+  outcomes: Map<Part, Outcome>,
+  batch: RuleBatch | undefined,
+): Promise<void> {
+  for (const part of parts) {
+    const mark = batch?.mark();
+    try {
+      await part.make(batch);
+      outcomes.set(part, { ...part.about, state: "restored" });
+    } catch (error) {
+      if (batch && mark) batch.forget(mark);
+      outcomes.set(part, { ...part.about, state: "failed", reason: toCniError(error).message });
+    }
+  }
+}
+
+function aboutOf({ network, containerId, ifName }: Cached, what: string): Part["about"] {
+  return { network, container: containerId, interface: ifName, what };
 }
 
 /** The final result of an attachment in its list's version; undefined when the cache holds none. */
@@ -57,85 +163,50 @@ function resultOf(one: Cached, list: NetworkList, folders: Folders): JsonObject 
   return cachedResult(folders.cache, one, list.version);
 }
 
-/** Masquerading of all attachments in one transaction for each family and backend. */
-async function masquerades(living: readonly Cached[], folders: Folders, dry: boolean): Promise<Outcome[]> {
-  const host = systemRun();
-  const outcomes: Outcome[] = [];
-  const steps: Step[] = [];
-  for (const one of living) {
-    const owner = { network: one.network, containerId: one.containerId, ifName: one.ifName };
-    const about = { network: one.network, container: one.containerId, interface: one.ifName, what: "masquerade" };
-    try {
-      const list = listOf(one);
-      const member = list.plugins.find(({ type, config }) =>
-        ["bridge", "ptp"].includes(type) && lookup(config, "ipMasq") === true
-      );
-      const result = member && resultOf(one, list, folders);
-      if (!member || !result) continue;
-      const configured = lookup(member.config, "ipMasqBackend");
-      const backend = typeof configured === "string" ? configured : undefined;
-      const ips = (parseResult(result, list.version).ips ?? []).map(({ address }) => address);
-      const present = await checkMasquerade({ host }, owner, ips, backend).then(() => true, () => false);
-      if (!present) steps.push(...masqueradePlan(owner, ips, masqueradeBackend(undefined, backend)));
-      outcomes.push({ ...about, state: present ? "there" : dry ? "missing" : "restored" });
-    } catch (error) {
-      outcomes.push({ ...about, state: "failed", reason: toCniError(error).message });
-    }
-  }
-  if (dry || steps.length === 0) return outcomes;
-  try {
-    await apply([steps], { host, pod: host, undo: () => {} });
-    return outcomes;
-  } catch (error) {
-    const reason = toCniError(error).message;
-    return outcomes.map((one) => one.state === "restored" ? { ...one, state: "failed", reason } : one);
-  }
+/** Masquerading that bridge or ptp made. */
+function masqueradeParts(one: Cached, list: NetworkList, { folders, hooks }: Work): Part[] {
+  const member = list.plugins.find(({ type, config }) =>
+    ["bridge", "ptp"].includes(type) && lookup(config, "ipMasq") === true
+  );
+  const result = member && resultOf(one, list, folders);
+  if (!member || !result) return [];
+  const owner = { network: one.network, containerId: one.containerId, ifName: one.ifName };
+  const configured = lookup(member.config, "ipMasqBackend");
+  const backend = typeof configured === "string" ? configured : undefined;
+  const ips = (parseResult(result, list.version).ips ?? []).map(({ address }) => address);
+  const real = systemRun(hooks);
+  return [{
+    about: aboutOf(one, "masquerade"),
+    check: () => checkMasquerade({ host: real }, owner, ips, backend),
+    make: async (batch) => {
+      const host: Run = batch ? (command) => batch.instead(command, real) : real;
+      const plan = masqueradePlan(owner, ips, masqueradeBackend(undefined, backend));
+      await apply([plan], { host, pod: inNetns(real, one.netns), undo: () => {} });
+    },
+  }];
 }
 
-/** Rules of the chained plugins of one attachment: CHECK says whether they are there, ADD makes them. */
-async function chained(
-  one: Cached,
-  { folders, call, dry }: { folders: Folders; call: CommandCall; dry: boolean },
-): Promise<Outcome[]> {
-  const outcomes: Outcome[] = [];
-  let list: NetworkList;
-  try {
-    list = listOf(one);
-  } catch (error) {
-    return [{
-      network: one.network,
-      container: one.containerId,
-      interface: one.ifName,
-      what: "configuration",
-      state: "failed",
-      reason: (error as Error).message,
-    }];
-  }
-  for (const member of list.plugins.filter(({ type }) => RULE_MAKERS.includes(type))) {
-    const about = { network: one.network, container: one.containerId, interface: one.ifName, what: member.type };
-    try {
-      const present = await run("CHECK", one, { list, member, folders, call }).then(() => true, (error) => {
-        if (!(error instanceof CniError)) throw error;
-        return false;
-      });
-      if (!present && !dry) await run("ADD", one, { list, member, folders, call });
-      outcomes.push({ ...about, state: present ? "there" : dry ? "missing" : "restored" });
-    } catch (error) {
-      outcomes.push({ ...about, state: "failed", reason: toCniError(error).message });
-    }
-  }
-  return outcomes;
+/** Rules of the chained plugins: CHECK says whether they are there, ADD makes them. */
+function chainedParts(one: Cached, list: NetworkList, work: Work): Part[] {
+  return list.plugins.filter(({ type }) => RULE_MAKERS.includes(type)).map((member) => ({
+    about: aboutOf(one, member.type),
+    check: () => run("CHECK", one, { ...work, list, member }),
+    make: (batch) => run("ADD", one, { ...work, list, member, batch }),
+  }));
 }
 
-interface Target {
+interface Target extends Work {
   readonly list: NetworkList;
   readonly member: Member;
-  readonly folders: Folders;
-  readonly call: CommandCall;
+  readonly batch?: RuleBatch | undefined;
 }
 
 /** One call of a built-in plugin with an attachment's cached result. */
-async function run(verb: "ADD" | "CHECK", one: Cached, { list, member, folders, call }: Target): Promise<void> {
+async function run(
+  verb: "ADD" | "CHECK",
+  one: Cached,
+  { list, member, folders, call, hooks, batch }: Target,
+): Promise<void> {
   const plugin = await call.invocation.load(member.type);
   if (!plugin) throw new CliError(`there is no plugin ${member.type}`, status.failed);
   const stdin = requestOf(list, member, {
@@ -155,6 +226,8 @@ async function run(verb: "ADD" | "CHECK", one: Cached, { list, member, folders, 
     stdin: () => stdin,
     registry: call.invocation.load,
     builtin: true,
+    hooks,
+    ...(batch && { explain: batch }),
     warn: (type, note) => complain(`${type}: ${note}\n`),
   });
 }

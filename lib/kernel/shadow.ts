@@ -10,6 +10,8 @@ import { type Command, CommandError, must, type Run, toolPath } from "./run.ts";
 export interface Shadow {
   /** Runs commands in the shadow of the host; the container's namespace in their words means its shadow. */
   readonly host: Run;
+  /** nft tables that could not be copied. */
+  readonly missing: readonly string[];
   close(): Promise<void>;
 }
 
@@ -22,8 +24,18 @@ unshare --net -- /bin/sh -c 'echo pod $$; exec cat' <&3 &
 unshare --net -- /bin/sh -c 'echo away $$; exec cat' <&3 &
 echo host $$; exec cat`;
 
+/** What a shadow may do without. */
+export interface ShadowOptions {
+  /** For trying out rules and nothing else: of the links only those are copied that rules name, and no routes. */
+  readonly rulesOnly?: boolean;
+}
+
 /** Makes a shadow. Without root it lives in a user namespace of its own, and knows no rules of the host. */
-export async function makeShadow(real: Run, netns: string): Promise<Shadow> {
+export async function makeShadow(
+  real: Run,
+  netns: string,
+  { rulesOnly = false }: ShadowOptions = {},
+): Promise<Shadow> {
   const rootless = Deno.uid() !== 0;
   const holder = new Deno.Command(toolPath("unshare") || "unshare", {
     args: [...(rootless ? ["--user", "--map-root-user"] : []), "--net", "--", "/bin/sh", "-c", HOLDERS],
@@ -51,8 +63,8 @@ export async function makeShadow(real: Run, netns: string): Promise<Shadow> {
       return real({ ...inner, argv: [...front, ...inner.argv] });
     };
     const host = enter("host");
-    await copyHost(real, host, { away: path("away"), rootless });
-    return { host, close };
+    const missing = await copyHost(real, host, { away: path("away"), rootless, rulesOnly });
+    return { host, missing, close };
   } catch (error) {
     await close();
     throw error;
@@ -88,9 +100,11 @@ function inShadow(command: Command, netns: string, shadow: string): Command {
 interface CopyOptions {
   readonly away: string;
   readonly rootless: boolean;
+  readonly rulesOnly: boolean;
 }
 
-async function copyHost(real: Run, shadow: Run, { away, rootless }: CopyOptions): Promise<void> {
+/** Returns the nft tables that could not be copied. */
+async function copyHost(real: Run, shadow: Run, { away, rootless, rulesOnly }: CopyOptions): Promise<string[]> {
   const json = async <T>(...args: string[]) =>
     JSON.parse(await must(real, { argv: ["ip", "-j", "-d", ...args] }) || "[]") as T[];
   const [links, routes, routes6] = await Promise.all([
@@ -98,10 +112,9 @@ async function copyHost(real: Run, shadow: Run, { away, rootless }: CopyOptions)
     json<RouteEntry>("-4", "route", "show"),
     json<RouteEntry>("-6", "route", "show"),
   ]);
-  const chosen = links.filter(({ ifname }) => ifname !== "lo").sort((a, b) => weight(b) - weight(a)).slice(
-    0,
-    MAX_LINKS,
-  );
+  const named = rulesOnly ? await textOfRules(real) : "";
+  const chosen = links.filter(({ ifname }) => ifname !== "lo" && (!rulesOnly || named.includes(`"${ifname}"`)))
+    .sort((a, b) => weight(b) - weight(a)).slice(0, MAX_LINKS);
   const names = new Set(chosen.map(({ ifname }) => ifname));
   const lines = [
     "link set dev lo up",
@@ -109,17 +122,23 @@ async function copyHost(real: Run, shadow: Run, { away, rootless }: CopyOptions)
     ...chosen.flatMap(({ ifname, master }) =>
       master && names.has(master) ? [`link set dev ${ifname} master ${master}`] : []
     ),
-    ...[...routes, ...routes6].flatMap((route) => routeLine(route, names)),
+    ...(rulesOnly ? [] : [...routes, ...routes6].flatMap((route) => routeLine(route, names))),
   ];
   // A stand-in that this kernel cannot have is left out.
   await shadow({ argv: ["ip", "-force", "-batch", "-"], input: [lines.map((line) => `${line}\n`).join("")] });
-  if (!rootless) {
-    await Promise.all([
-      copyTables(real, shadow, "iptables"),
-      copyTables(real, shadow, "ip6tables"),
-      copyNft(real, shadow),
-    ]);
-  }
+  if (rootless) return [];
+  const [missing] = await Promise.all([
+    copyNft(real, shadow),
+    copyTables(real, shadow, "iptables"),
+    copyTables(real, shadow, "ip6tables"),
+  ]);
+  return missing;
+}
+
+/** Where rules name links by their number, as `iif "eth0"`, nft takes them only where there are such links. */
+async function textOfRules(real: Run): Promise<string> {
+  if (toolPath("nft") === "") return "";
+  return (await real({ argv: ["nft", "list", "ruleset"] })).stdout;
 }
 
 function weight({ linkinfo, addr_info = [], master }: Link): number {
@@ -174,13 +193,16 @@ async function copyTables(real: Run, shadow: Run, tool: "iptables" | "ip6tables"
 /** Tables that iptables keeps in nf_tables come with iptables: nft cannot write all that is in them. */
 const OF_IPTABLES = /^(ip|ip6) (raw|mangle|nat|filter|security)$/;
 
-async function copyNft(real: Run, shadow: Run): Promise<void> {
-  if (toolPath("nft") === "") return;
+async function copyNft(real: Run, shadow: Run): Promise<string[]> {
+  const missing: string[] = [];
+  if (toolPath("nft") === "") return missing;
   const { code, stdout } = await real({ argv: ["nft", "list", "tables"] });
-  if (code !== 0) return;
+  if (code !== 0) return missing;
   for (const [, table = ""] of stdout.matchAll(/^table (\S+ \S+)$/gm)) {
     if (OF_IPTABLES.test(table)) continue;
     const listed = await real({ argv: ["nft", "list", "table", ...table.split(" ")] });
-    if (listed.code === 0) await shadow({ argv: ["nft", "-f", "-"], input: [listed.stdout] });
+    const copied = listed.code === 0 && (await shadow({ argv: ["nft", "-f", "-"], input: [listed.stdout] })).code === 0;
+    if (!copied) missing.push(table);
   }
+  return missing;
 }
