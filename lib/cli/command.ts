@@ -22,7 +22,7 @@ export interface Flag {
 }
 
 /** What an argument names, for completion. */
-export type Kind = "network" | "netns" | "plugin" | "container" | "file" | "folder" | "shell";
+export type Kind = "network" | "netns" | "plugin" | "schema" | "container" | "file" | "folder" | "shell";
 
 /** One positional argument. */
 export interface Positional {

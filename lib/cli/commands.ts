@@ -265,7 +265,7 @@ export const COMMANDS: readonly Command[] = [
     summary: "JSON Schema of lists or of one plugin's configuration, for editors",
     positional: [{
       name: "WHAT",
-      kind: "plugin",
+      kind: "schema",
       optional: true,
       about: "a plugin, or conflist, which is the default",
     }],
@@ -550,7 +550,7 @@ export const COMMANDS: readonly Command[] = [
     group: "install",
     summary: "words for completion",
     hidden: true,
-    positional: [{ name: "KIND", about: "network, netns, plugin or container" }],
+    positional: [{ name: "KIND", about: "network, netns, plugin, schema or container" }],
     flags: [...PLACES],
     examples: [],
     load: () => import("./completion.ts"),

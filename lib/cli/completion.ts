@@ -25,6 +25,8 @@ export function complete(call: CommandCall): number {
         return attachmentsOf(folders).map(({ containerId }) => containerId);
       case "plugin":
         return call.invocation.names;
+      case "schema":
+        return [...call.invocation.names, "conflist"];
       default:
         return [];
     }
@@ -40,7 +42,7 @@ export function complete(call: CommandCall): number {
 const shown = (): readonly Command[] => COMMANDS.filter(({ hidden }) => !hidden);
 const flagsOf = (command: Command): readonly Flag[] => [...command.flags, HELP];
 const spellings = ({ name, short }: Flag): string[] => [`--${name}`, ...(short ? [`-${short}`] : [])];
-const ASKED: readonly Kind[] = ["network", "netns", "container", "plugin"];
+const ASKED: readonly Kind[] = ["network", "netns", "container", "plugin", "schema"];
 
 /** First words and what they lead to: `ipam` → list, find, … */
 function secondWords(): Map<string, string[]> {
@@ -89,6 +91,11 @@ _cnibox() {
   local cur=\${COMP_WORDS[COMP_CWORD]} prev=\${COMP_WORDS[COMP_CWORD-1]} word=\${COMP_WORDS[1]}
   local seconds= flags= kind= at=2 index place=0 kinds=()
   COMPREPLY=()
+  for ((index = 2; index < COMP_CWORD; index++)); do
+    [[ \${COMP_WORDS[index]} == -- ]] || continue
+    ((index == COMP_CWORD - 1)) && COMPREPLY=($(compgen -c -- "$cur")) || COMPREPLY=($(compgen -f -- "$cur"))
+    return
+  done
   if ((COMP_CWORD == 1)); then
     COMPREPLY=($(compgen -W ${quoted([...secondWords().keys()].join(" "))} -- "$cur"))
     return
@@ -157,15 +164,16 @@ function zsh(): string {
       const many = flag.many ? "*" : `(${names.join(" ")})`;
       const argument = flag.value ? `:${inSpec(flag.value)}:${zshAction(flag.kind, flag.oneOf)}` : "";
       const about = `[${inSpec(flagAbout(flag))}]`;
+      // Both `--flag VALUE` and `--flag=VALUE`.
+      const long = argument === "" ? `--${flag.name}` : `--${flag.name}=`;
       return names.length > 1
-        ? `'${many}'{${names.join(",")}}'${about}${argument}'`
-        : `'${many}${names[0]}${about}${argument}'`;
+        ? `'${many}'{${long},-${flag.short}}'${about}${argument}'`
+        : `'${many}${long}${about}${argument}'`;
     });
     const positional = command.positional.map(({ name, kind, oneOf, many }, index) =>
       `'${many ? "*" : index + 1}:${inSpec(name)}:${zshAction(kind, oneOf)}'`
     );
-    const rest = command.rest ? ["'*::command:_normal'"] : [];
-    return `    ${quoted(command.name)}) _arguments -s ${[...specs, ...positional, ...rest].join(" ")};;\n`;
+    return `    ${quoted(command.name)}) _arguments -s -S ${[...specs, ...positional].join(" ")};;\n`;
   }).join("");
   const seconds = [...secondWords()].filter(([, list]) => list.length > 0);
   const second = seconds.map(([first, list]) =>
@@ -183,6 +191,13 @@ ${firsts}  )
     _describe command commands
     return
   fi
+  local end=\${words[(i)--]}
+  if ((end < CURRENT)); then
+    shift $end words
+    ((CURRENT -= end))
+    _normal
+    return
+  fi
   shift words
   ((CURRENT--))
   local word=$words[1]
@@ -195,22 +210,66 @@ if [ "$funcstack[1]" = _cnibox ]; then _cnibox "$@"; else compdef _cnibox cnibox
 `;
 }
 
+/** A command, how many positional arguments are there before the word that is being written, and what follows `--`. */
+const FISH_FUNCTIONS = `function __cnibox_in --argument-names wanted place end
+  set -l words (commandline -opc)
+  set -e words[1]
+  contains -- -- $words; and return 1
+  test (count $words) -gt 0; or return 1
+  set -l command $words[1]
+  set -e words[1]
+  if test (count $words) -gt 0; and contains -- "$command $words[1]" $__cnibox_pairs
+    set command "$command $words[1]"
+    set -e words[1]
+  end
+  test "$command" = "$wanted"; or return 1
+  test -n "$place"; or return 0
+  set -l count 0
+  set -l value no
+  for word in $words
+    if test $value = yes
+      set value no
+    else if string match -q -- '-*' $word
+      contains -- $word $__cnibox_valued; and set value yes
+    else
+      set count (math $count + 1)
+    end
+  end
+  test $value = no; or return 1
+  test $count -eq $place; or test "$end" = on -a $count -gt $place
+end
+function __cnibox_rest
+  set -l words (commandline -opc)
+  set -l at (contains -i -- -- $words); or return
+  set -e words[1..$at]
+  set -l line (string join ' ' -- (string escape -- $words) (commandline -ct))
+  complete -C "$line"
+end`;
+
 function fish(): string {
-  const lines = ["# fish completion for cnibox", "complete -c cnibox -f"];
   const words = secondWords();
-  const firsts = [...words.keys()];
-  for (const first of firsts) {
+  const pairs = shown().map(({ name }) => name).filter((name) => name.includes(" "));
+  const valued = new Set(shown().flatMap(flagsOf).filter(({ value }) => value !== undefined).flatMap(spellings));
+  const lines = [
+    "# fish completion for cnibox",
+    `set -g __cnibox_pairs ${pairs.map(quoted).join(" ")}`,
+    `set -g __cnibox_valued ${[...valued].join(" ")}`,
+    FISH_FUNCTIONS,
+    "complete -c cnibox -f",
+  ];
+  const on = (condition: string, rest: string) => lines.push(`complete -c cnibox -n ${quoted(condition)} ${rest}`);
+  for (const first of words.keys()) {
     const command = shown().find(({ name }) => name === first) ??
       shown().find(({ name }) => name.startsWith(`${first} `));
-    lines.push(`complete -c cnibox -n __fish_use_subcommand -a ${first} -d ${quoted(command?.summary ?? "")}`);
+    on("__fish_use_subcommand", `-a ${first} -d ${quoted(command?.summary ?? "")}`);
   }
-  for (const [first, list] of words) {
-    if (list.length > 0) {
-      lines.push(`complete -c cnibox -n '__fish_seen_subcommand_from ${first}' -a ${quoted(list.join(" "))}`);
-    }
+  for (const name of pairs) {
+    const [first = "", second = ""] = name.split(" ");
+    const summary = shown().find((command) => command.name === name)?.summary ?? "";
+    on(`__cnibox_in ${first} 0`, `-a ${second} -d ${quoted(summary)}`);
   }
   for (const command of shown()) {
-    const condition = command.name.split(" ").map((word) => `__fish_seen_subcommand_from ${word}`).join("; and ");
+    const inCommand = `__cnibox_in "${command.name}"`;
     for (const flag of flagsOf(command)) {
       const source = valuesFor(flag.kind, flag.oneOf);
       const value = flag.value === undefined
@@ -219,14 +278,13 @@ function fish(): string {
         ? " -r -F"
         : ` -x${source}`;
       const short = flag.short ? ` -s ${flag.short}` : "";
-      lines.push(
-        `complete -c cnibox -n ${quoted(condition)} -l ${flag.name}${short}${value} -d ${quoted(flagAbout(flag))}`,
-      );
+      on(inCommand, `-l ${flag.name}${short}${value} -d ${quoted(flagAbout(flag))}`);
     }
-    for (const { kind, oneOf } of command.positional) {
+    command.positional.forEach(({ kind, oneOf, many }, index) => {
       const source = kind === "file" || kind === "folder" ? " -F" : valuesFor(kind, oneOf);
-      if (source !== "") lines.push(`complete -c cnibox -n ${quoted(condition)}${source}`);
-    }
+      if (source !== "") on(`${inCommand} ${index}${many ? " on" : ""}`, source.trim());
+    });
+    if (command.rest) lines.push("complete -c cnibox -a '(__cnibox_rest)'");
   }
   return `${lines.join("\n")}\n`;
 }

@@ -57,7 +57,7 @@ COMP_CWORD=${words.length - 1}
 _cnibox
 printf '%s\\n' "\${COMPREPLY[@]}"
 `;
-  return (await inShell("bash", ["--norc"], script)).split("\n").filter((line) => line !== "");
+  return [...new Set((await inShell("bash", ["--norc"], script)).split("\n").filter((line) => line !== ""))];
 }
 
 Deno.test("completion for bash loads and offers commands, networks, namespaces, flags and values", async () => {
@@ -70,6 +70,7 @@ Deno.test("completion for bash loads and offers commands, networks, namespaces, 
   assertEquals(await offered("cnibox", "add", "mynet", "--pub"), ["--publish"]);
   assertEquals(await offered("cnibox", "add", "mynet", "--dry"), ["--dry-run"]);
   assertEquals(await offered("cnibox", "completion", ""), ["bash", "zsh", "fish"]);
+  assertEquals(await offered("cnibox", "run", "mynet", "--", "umas"), ["umask"]);
 });
 
 Deno.test("completion names every command and flag in every shell", () => {
@@ -83,14 +84,113 @@ Deno.test("completion names every command and flag in every shell", () => {
   }
 });
 
-for (const shell of ["zsh", "fish"]) {
+/** A shell's answers to lines, each after one Tab; the script's questions are answered by a program of the same name. */
+async function offers(shell: "zsh" | "fish", lines: readonly string[]): Promise<Record<string, string[]>> {
+  const folder = await Deno.makeTempDir();
+  try {
+    const stub =
+      '#!/bin/sh\ncase "$2" in network) echo mynet; echo other;; netns) echo box;; container) echo c1;; esac\n';
+    await Deno.writeTextFile(`${folder}/cnibox`, stub, { mode: 0o755 });
+    // Where a zsh that starts looks for completions; fish reads any file.
+    await Deno.writeTextFile(`${folder}/_cnibox`, scriptOf(shell));
+    await Deno.writeTextFile(`${folder}/setup`, ZSH_SETUP);
+    const driver = `${folder}/driver`;
+    await Deno.writeTextFile(driver, shell === "zsh" ? ZSH_DRIVER : FISH_DRIVER);
+    const { code, stdout, stderr } = await new Deno.Command(shell, {
+      args: [shell === "zsh" ? "-f" : "--no-config", driver, folder, ...lines],
+      cwd: folder,
+      clearEnv: true,
+      env: { PATH: `${folder}:/usr/sbin:/usr/bin:/sbin:/bin`, HOME: folder, TERM: "xterm", LC_ALL: "C.UTF-8" },
+      stdin: "null",
+      // A shell that waits for ever is a failure too.
+      signal: AbortSignal.timeout(60_000),
+    }).output();
+    const decoder = new TextDecoder();
+    assertEquals([code, decoder.decode(stderr)], [0, ""]);
+    const answers: Record<string, string[]> = {};
+    for (const part of decoder.decode(stdout).split("== ").slice(1)) {
+      const [line = "", ...words] = part.split("\n");
+      answers[line] = [...new Set(words.map((word) => word.replace(/\t.*/, "")).filter(Boolean))].sort();
+    }
+    return answers;
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+}
+
+const FISH_DRIVER = `source $argv[1]/_cnibox
+for line in $argv[2..]
+  echo "== $line"
+  complete -C $line
+end
+`;
+
+/** A second zsh on a terminal of its own, where a widget writes down what it would show. */
+const ZSH_DRIVER = String.raw`zmodload zsh/zpty
+export FOLDER=$1
+shift
+zpty z zsh -f -i
+zpty -w z 'source $FOLDER/setup'
+zpty -r z out '*SET*UP*'
+for line; do
+  : >$FOLDER/hits
+  zpty -w -n z $'\C-u'"$line"$'\t'
+  zpty -r z out '*ASKED*'
+  print -r -- "== $line"
+  cat $FOLDER/hits
+done
+zpty -d z
+`;
+
+const ZSH_SETUP = String.raw`PS1=
+stty rows 200 cols 200
+fpath=($FOLDER $fpath)
+autoload -U compinit
+compinit -u -D
+compadd() {
+  if [[ ${"$"}{@[1,(i)(-|--)]} == *-(O|A|D)\ * ]]; then builtin compadd "$@"; return; fi
+  local -a hits
+  builtin compadd -O hits "$@"
+  print -rl -- $hits >>$FOLDER/hits
+  builtin compadd "$@"
+}
+asked() { _main_complete; compstate[list]=; compstate[insert]=; print ASKED; }
+zle -C asked complete-word asked
+bindkey '^I' asked
+bindkey '^U' kill-whole-line
+print SET; print UP
+`;
+
+for (const shell of ["zsh", "fish"] as const) {
+  const name =
+    `completion for ${shell} loads and offers commands, networks, namespaces, flags and values, each in its place`;
   Deno.test({
-    name: has(shell)
-      ? `completion for ${shell} is understood by it`
-      : `completion for ${shell} is understood by it [skipped: no ${shell}]`,
+    name: has(shell) ? name : `${name} [skipped: no ${shell}: run tests/support/packages.sh]`,
     ignore: !has(shell),
     fn: async () => {
-      await inShell(shell, ["--no-exec"], scriptOf(shell));
+      const expected: Record<string, string[]> = {
+        "cnibox ad": ["add"],
+        "cnibox add ": ["mynet", "other"],
+        "cnibox add my": ["mynet"],
+        "cnibox add mynet ": ["box"],
+        "cnibox add -p 80:80 --json mynet ": ["box"],
+        "cnibox add mynet --pub": ["--publish"],
+        "cnibox explain ": ["add", "del"],
+        "cnibox explain add ": ["mynet", "other"],
+        "cnibox explain add mynet ": ["box"],
+        "cnibox explain add --dry": [],
+        "cnibox ipam li": ["list"],
+        "cnibox ipam list ": ["mynet", "other"],
+        "cnibox ipam find ": ["c1"],
+        "cnibox ipam repair --dry": ["--dry-run"],
+        "cnibox del mynet --id ": ["c1"],
+        "cnibox graph --format ": ["dot", "mermaid", "svg", "tree"],
+        "cnibox completion ": ["bash", "fish", "zsh"],
+        "cnibox run mynet -- umas": ["umask"],
+      };
+      const answers = await offers(shell, ["cnibox ", ...Object.keys(expected)]);
+      const commands = new Set(COMMANDS.filter(({ hidden }) => !hidden).map(({ name }) => name.split(" ")[0] ?? ""));
+      assertEquals(answers, { "cnibox ": [...commands].sort(), ...expected });
     },
   });
 }
