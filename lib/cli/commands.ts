@@ -328,6 +328,7 @@ export const COMMANDS: readonly Command[] = [
     flags: [
       { name: "network", value: "NAME", kind: "network", about: "where, when several networks have the address" },
       { name: "force", about: "also when it is in use" },
+      JSON_FLAG,
       ...LEASE_PLACES,
     ],
     examples: [["an address that nobody uses", "cnibox ipam free 10.85.0.7"]],

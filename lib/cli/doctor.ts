@@ -93,7 +93,7 @@ async function diagnosis(call: CommandCall): Promise<Line[]> {
       runtime,
       names: call.invocation.names,
       lists,
-      seen: await survey(folders),
+      seen: await survey(folders, { partial: true }),
       root: Deno.uid() === 0,
     };
     const found = await Promise.all(CHECKS.map(async (check) => {
@@ -122,6 +122,7 @@ async function diagnosis(call: CommandCall): Promise<Line[]> {
   }
 }
 
+const counted = (number: number, word: string) => `${number} ${word}${number === 1 ? "" : "s"}`;
 const ok = (area: string, text: string): Line => ({ area, grade: "ok", text });
 
 async function configuration({ folders, runtime, names }: Patient): Promise<Line[]> {
@@ -167,7 +168,7 @@ async function configuration({ folders, runtime, names }: Patient): Promise<Line
     lines.push({
       area,
       grade: errors > 0 ? "failure" : "warning",
-      text: `${errors} errors and ${warnings} warnings in ${folders.conf}`,
+      text: `${counted(errors, "error")} and ${counted(warnings, "warning")} in ${folders.conf}`,
       mend: "cnibox validate",
     });
   }
@@ -320,10 +321,10 @@ async function tools({ host, lists, runtime }: Patient): Promise<Line[]> {
       breaks: "masquerading, published ports, the firewall plugin",
       mend: "install the package nftables or iptables",
     });
-  } else {lines.push(ok(
-      area,
-      `rules are set with ${firewalls.map((tool) => tool.replace("-restore", "")).join(" or ")}`,
-    ));}
+  } else {
+    const told = await Promise.all(firewalls.map((tool) => versionOf(host, tool.replace("-restore", ""))));
+    lines.push(ok(area, `rules are set with ${told.join(" or ")}`));
+  }
   const publishes = lists.some(({ plugins }) => plugins.some(({ type }) => type === "portmap"));
   if (publishes && toolPath("conntrack") === "") {
     lines.push({
@@ -904,8 +905,8 @@ function textOf(lines: readonly Line[]): string {
     }${mend ? `${indent}mend: ${mend}` : ""}`;
   });
   const count = (grade: Grade) => lines.filter((one) => one.grade === grade).length;
-  const counted = (grade: Grade) => `${count(grade)} ${grade}${count(grade) === 1 ? "" : "s"}`;
-  return `${out.join("\n")}\n\n${counted("failure")}, ${counted("warning")}, ${count("ok")} ok\n`;
+  const total = (grade: Grade) => counted(count(grade), grade);
+  return `${out.join("\n")}\n\n${total("failure")}, ${total("warning")}, ${count("ok")} ok\n`;
 }
 
 /** Carries out what mends without harm, each command shown before it is run. */

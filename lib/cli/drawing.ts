@@ -34,6 +34,10 @@ export interface Port {
   readonly addresses: readonly string[];
   /** Name of the bridge or uplink that it leads to; "" when it leads straight to the host. */
   readonly to: string;
+  /** It leads to no bridge, which would say what follows from the network. */
+  readonly direct: boolean;
+  /** What it sends beyond its subnet leaves with the host's address. Said of bridges for all that hang on them. */
+  readonly masquerade: boolean;
   /** The host's end of the pair. */
   readonly veth: string;
   readonly kind: string;
@@ -93,7 +97,10 @@ export function drawingOf({ networks, views, links }: Survey, host: string, defa
   for (const view of views) {
     const key = view.netns === "" || view.state !== "alive" ? `id ${view.containerId}` : view.netns;
     const known = containers.get(key) ?? { id: shortId(view.containerId), netns: view.netns, ports: [] };
-    containers.set(key, { ...known, ports: [...known.ports, portOf(view, { links, networks })] });
+    containers.set(key, {
+      ...known,
+      ports: [...known.ports, portOf(view, { links, networks, bridgeNames, masquerading })],
+    });
   }
   return { host, uplinks, bridges, containers: [...containers.values()].sort(byPlace) };
 }
@@ -119,14 +126,24 @@ function parentOf({ inside }: View, links: readonly Link[]): Link | undefined {
   return links.find(({ ifindex }) => ifindex === inside.link_index);
 }
 
-function portOf(view: View, { links, networks }: Pick<Survey, "links" | "networks">): Port {
+interface Known extends Pick<Survey, "links" | "networks"> {
+  readonly bridgeNames: ReadonlySet<string>;
+  /** Networks with `ipMasq`. */
+  readonly masquerading: ReadonlySet<string>;
+}
+
+function portOf(view: View, { links, networks, bridgeNames, masquerading }: Known): Port {
   const { ifName, network, addresses, inside, outside, bridge, ports, problems } = view;
   const configured = networks.find(({ name }) => name === network)?.bridge ?? "";
+  const to = parentOf(view, links)?.ifname ?? (bridge || (outside ? "" : configured));
+  const direct = !bridgeNames.has(to);
   return {
     name: ifName || "?",
     network,
     addresses,
-    to: parentOf(view, links)?.ifname ?? (bridge || (outside ? "" : configured)),
+    to,
+    direct,
+    masquerade: direct && masquerading.has(network),
     veth: outside?.ifname ?? "",
     kind: inside?.linkinfo?.info_kind ?? "",
     published: ports.map(portText),

@@ -61,6 +61,7 @@ export function treeOf(drawing: Drawing, paint: Paint): string {
     return join(
       `${end}${paint("bold", port.name)} of ${paint(good ? "green" : "red", container.id)}`,
       port.addresses.join(" "),
+      ...directText(port),
       published,
       trouble,
     );
@@ -98,6 +99,12 @@ export function treeOf(drawing: Drawing, paint: Paint): string {
   return `${lines.join("\n")}\n`;
 }
 
+/** What a bridge says of all that hang on it. */
+const directText = ({ direct, network, masquerade }: Port): string[] => [
+  ...(direct ? [`network ${network}`] : []),
+  ...(masquerade ? ["masquerade"] : []),
+];
+
 function networksText({ networks }: Bridge): string {
   return networks.length === 0 ? "" : `network ${networks.join(", ")}`;
 }
@@ -132,7 +139,8 @@ export function mermaidOf(drawing: Drawing): string {
   containers.forEach((container, index) => {
     for (const port of container.ports) {
       const trouble = port.health === "ok" ? "" : port.problems[0] ?? port.health;
-      const label = [port.veth, trouble].filter((part) => part !== "").join(": ");
+      const front = [port.veth, ...directText(port)].filter((part) => part !== "").join(", ");
+      const label = [front, trouble].filter((part) => part !== "").join(": ");
       const arrow = port.health === "ok" ? "---" : "-.-";
       out.push(`  ${ends.get(port.to) ?? "host_stack"} ${arrow}${label === "" ? "" : `|${quoted(label)}|`} c${index}`);
     }
@@ -186,10 +194,11 @@ export function dotOf(drawing: Drawing): string {
       { name, addresses, published },
     ) => [`${name} ${addresses.join(" ")}`, ...published]);
     out.push(`  c${index} [label=${quoted(container.id, ...rows)}${bad ? ", color=red" : ""}];`);
-    for (const { to, veth, health, problems } of container.ports) {
+    for (const port of container.ports) {
+      const { to, veth, health, problems } = port;
       const trouble = health === "ok" ? "" : problems[0] ?? health;
       out.push(
-        `  ${ends.get(to) ?? "host_stack"} -- c${index} [label=${quoted(veth, trouble)}${
+        `  ${ends.get(to) ?? "host_stack"} -- c${index} [label=${quoted(veth, ...directText(port), trouble)}${
           health === "ok" ? "" : ", style=dashed, color=red"
         }];`,
       );

@@ -280,6 +280,15 @@ function drawn({ kind, hue, title, note, rows }: Card, box: Box | undefined): st
   ].filter((part) => part !== "").join("\n");
 }
 
+/** A badge from `x` on, at the height of a line. */
+function badge(text: string, x: number, y: number): string {
+  const wide = badgeWidth(text);
+  return `<rect class="badge" x="${round(x)}" y="${round(y - 10)}" width="${round(wide)}" height="20" rx="10"/>` +
+    `<text class="badge-text" x="${round(x + wide / 2)}" y="${round(y + 4)}" text-anchor="middle">${
+      escaped(text)
+    }</text>`;
+}
+
 const badgeWidth = (text: string) => text.length * 7.3 + 18;
 
 /** The coloured head of a card: round above, straight below. */
@@ -302,7 +311,8 @@ interface WireOptions {
 }
 
 /** What is written on the line of an interface. */
-const labelOf = ({ veth, kind }: Port): string => veth || (kind === "veth" ? "" : kind);
+const labelOf = ({ veth, kind, direct, network }: Port): string =>
+  [direct ? network : "", veth || (kind === "veth" ? "" : kind)].filter((part) => part !== "").join(" · ");
 const labelWidth = (port: Port): number => labelOf(port) === "" ? 0 : labelOf(port).length * 7.3 + 18;
 
 /** A line for every interface, from its row to where it leads, and what is written on it. */
@@ -334,7 +344,10 @@ function wires({ ports }: Container, box: Box | undefined, options: WireOptions)
         `<text class="mono label-text" x="${round(at + wide / 2)}" y="${round(end.y + 4)}" text-anchor="middle">${
           escaped(labelOf(port))
         }</text>`;
-    return { path: `<path ${look} d="${curve}"/>`, label: words };
+    const masquerade = port.masquerade && !place
+      ? badge("masquerade", start.x - badgeWidth("masquerade"), start.y)
+      : "";
+    return { path: `<path ${look} d="${curve}"/>`, label: masquerade + words };
   });
 }
 
@@ -350,16 +363,12 @@ function nat(
     const [x1, y1, x2, y2] = [from.x, from.y + HEAD / 2, to.x + to.width, to.y + HEAD / 2];
     const bend = (x1 - x2) / 2;
     const label = "masquerade";
-    const wide = badgeWidth(label);
-    const [mx, my] = [(x1 + x2) / 2, (y1 + y2) / 2];
+    const middle = (x1 + x2) / 2;
     return [
       `<path class="nat" d="M${round(x1)} ${round(y1)} C${round(x1 - bend)} ${round(y1)} ${round(x2 + bend)} ${
         round(y2)
       } ${round(x2)} ${round(y2)}"/>` +
-      `<rect class="badge" x="${round(mx - wide / 2)}" y="${round(my - 10)}" width="${
-        round(wide)
-      }" height="20" rx="10"/>` +
-      `<text class="badge-text" x="${round(mx)}" y="${round(my + 4)}" text-anchor="middle">${label}</text>`,
+      badge(label, middle - badgeWidth(label) / 2, (y1 + y2) / 2),
     ];
   });
 }

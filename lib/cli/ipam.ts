@@ -281,7 +281,17 @@ export async function free(call: CommandCall): Promise<number> {
         warn: () => {},
       });
     } else await giveBack(folders, pool, lease);
-    say(`freed ${lease.ip} of ${lease.containerId || "nobody"} on ${pool.network}\n`);
+    if (!call.is("json")) say(`freed ${lease.ip} of ${lease.containerId || "nobody"} on ${pool.network}\n`);
+  }
+  if (call.is("json")) {
+    say(jsonText(
+      wanted.map(({ pool, lease: { ip, containerId, ifName } }) => ({
+        address: ip,
+        network: pool.network,
+        containerId,
+        ifName,
+      })),
+    ));
   }
   return status.done;
 }

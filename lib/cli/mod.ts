@@ -25,7 +25,7 @@ export async function operator(invocation: Invocation): Promise<number> {
     complain(aboutText(await own, version));
     return status.done;
   }
-  if (Deno.build.standalone && !called.startsWith("cnibox")) return unknown(called, invocation);
+  if (Deno.build.standalone && !called.startsWith("cnibox")) return unknown(called, invocation, "name");
   const [word, ...rest] = args;
   if (word === undefined || word === "--help" || word === "-h" || (word === "help" && rest.length === 0)) {
     say(overview(invocation));
@@ -99,12 +99,14 @@ function described(error: unknown): { number: number; message: string; advice: r
   return { number: status.failed, message: error instanceof Error ? error.message : String(error), advice: [] };
 }
 
-function unknown(word: string, invocation: Invocation): number {
+/** A name that this program was called by, or a word, that is neither plugin nor command. */
+function unknown(word: string, invocation: Invocation, as: "word" | "name" = "word"): number {
   const words = COMMANDS.filter(({ hidden }) => !hidden).map(({ name }) => name);
   const near = nearest(word, [...words, ...invocation.names]);
-  const hint = near ? `did you mean ${near}?\n\n` : "";
-  complain(`cnibox: unknown command or plugin "${word}"\n${hint || "\n"}${overview(invocation)}`);
-  return status.failed;
+  complain(`cnibox: unknown command or plugin "${word}"\n${near ? `  did you mean ${near}?\n` : ""}`);
+  if (as === "name") complain(`\n${overview(invocation)}`);
+  else complain("  cnibox --help lists commands and plugins\n");
+  return as === "name" ? status.failed : status.usage;
 }
 
 function overview({ names }: Invocation): string {

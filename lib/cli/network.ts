@@ -36,6 +36,8 @@ import { jsonText, painter, say } from "./terminal.ts";
 export interface Target {
   readonly list: NetworkList;
   readonly attached: Attached;
+  /** An attachment on disk says so. */
+  readonly known?: boolean;
 }
 
 /** The attachments that `add NETWORK[,NETWORK…] NETNS` asks for. */
@@ -204,13 +206,14 @@ export async function del(call: CommandCall): Promise<number> {
   const { runtime, calls, close } = watchedRuntime(call, folders);
   const failures: unknown[] = [];
   try {
-    for (const { list, attached } of targets.reverse()) {
+    for (const { list, attached, known } of targets.reverse()) {
       if (netnsState(attached.netns) === "own") {
         throw new CliError(`${attached.netns} is the host's own network namespace; nothing was changed`, status.usage);
       }
       calls.length = 0;
       try {
         await delNetwork(list, attached, runtime, { force: call.is("force") });
+        if (!known) note(`${notAttached(call, list.name, folders).message}: DEL was run all the same`);
         report(call, { list, attached }, calls, "detached");
       } catch (error) {
         failures.push(error);
@@ -241,6 +244,7 @@ export function targetsOfDel(call: CommandCall, folders: Folders): Target[] {
     const given = wishesOf(call, list, args);
     return {
       list,
+      known: known !== undefined,
       attached: {
         network: name,
         containerId,
@@ -308,6 +312,17 @@ function report(call: CommandCall, { list, attached }: Target, calls: readonly M
   );
 }
 
+/** Nothing on disk says that what the arguments name is attached. */
+function notAttached(call: CommandCall, network: string, folders: Folders): CliError {
+  const [id, word] = [call.value("id"), call.arg("NETNS")];
+  const who = id === undefined ? netnsPath(word ?? "") : `container "${id}"`;
+  const others = attachmentsOf(folders).filter((one) => one.network === network);
+  return new CliError(`${who} is not attached to network "${network}", as far as is known`, status.unknown, [
+    `looked in ${folders.cache}`,
+    ...(others.length > 0 ? [`attached there: ${others.map(({ containerId }) => containerId).join(", ")}`] : []),
+  ]);
+}
+
 /** `cnibox check` */
 export async function check(call: CommandCall): Promise<number> {
   const folders = foldersOf(call);
@@ -317,7 +332,10 @@ export async function check(call: CommandCall): Promise<number> {
   try {
     for (const target of targets) {
       const { list, attached } = target;
-      needNetns(call.arg("NETNS") ?? attached.netns, attached.netns);
+      const word = call.arg("NETNS");
+      if (word !== undefined) needNetns(word, attached.netns);
+      if (!target.known) throw notAttached(call, list.name, folders);
+      needNetns(attached.netns, attached.netns);
       calls.length = 0;
       await checkNetwork(list, attached, runtime);
       if (list.disableCheck) note(`network "${list.name}" has disableCheck: nothing was looked at`);

@@ -110,14 +110,33 @@ export interface Rules {
 /** How many namespaces are asked at a time. */
 const AT_ONCE = 8;
 
-/** Looks at everything; `network` narrows attachments and leases. */
-export async function survey(folders: Folders, { network }: { network?: string | undefined } = {}): Promise<Survey> {
+/** What is looked at, and how much has to be readable. */
+export interface SurveyOptions {
+  /** Only this network's attachments and leases. */
+  readonly network?: string | undefined;
+  /** A user other than root goes without what he may not read, which `blind` then names. */
+  readonly partial?: boolean;
+}
+
+/** Looks at everything. */
+export async function survey(folders: Folders, { network, partial = false }: SurveyOptions = {}): Promise<Survey> {
   const host = systemRun();
-  const { lists } = loadAll(folders.conf);
-  const cached = attachmentsOf(folders).filter((one) => network === undefined || one.network === network);
-  const all = (await pools(folders)).filter((pool) => network === undefined || pool.network === network);
-  const networks = networkViews(lists, cached, all).filter(({ name }) => network === undefined || name === network);
   const blind: string[] = [];
+  const readable = async <T>(what: string, read: () => T[] | Promise<T[]>): Promise<T[]> => {
+    try {
+      return await read();
+    } catch (error) {
+      if (!partial || Deno.uid() === 0) throw error;
+      blind.push(`${what} cannot be read without root`);
+      return [];
+    }
+  };
+  const { lists } = loadAll(folders.conf);
+  const cached = (await readable("attachments", () => attachmentsOf(folders)))
+    .filter((one) => network === undefined || one.network === network);
+  const all = (await readable("leases", () => pools(folders)))
+    .filter((pool) => network === undefined || pool.network === network);
+  const networks = networkViews(lists, cached, all).filter(({ name }) => network === undefined || name === network);
   const paths = [
     ...new Set(cached.map(({ netns }) => netns).filter((path) => path !== "" && netnsState(path) === "netns")),
   ];

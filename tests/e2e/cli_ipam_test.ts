@@ -86,7 +86,8 @@ nodeTest(
     const alive = await cnibox(node, "ipam", "free", "10.22.0.4");
     assertEquals(alive.code, 1);
     assertStringIncludes(alive.stderr, "10.22.0.4 is in use");
-    await ok(node, "ipam", "free", "10.22.0.4", "--force");
+    const freed = JSON.parse(await ok(node, "ipam", "free", "10.22.0.4", "--force", "--json")) as Json;
+    assertEquals(freed.map(({ address, network }: Json) => [address, network]), [["10.22.0.4", "pods"]]);
     assertEquals((await node.list("/var/lib/cni/networks/pods")).includes("10.22.0.4"), false);
   },
 );

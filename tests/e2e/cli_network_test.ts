@@ -313,8 +313,10 @@ nodeTest("cnibox refuses what cannot be, and says what can", async ({ node }) =>
       'plugin 1 of 1 of network "other"',
     ],
     [["del", "demo"], 64, "NETNS is missing", "--id"],
-    [["frobnicate"], 1, 'unknown command or plugin "frobnicate"'],
-    [["ad"], 1, 'unknown command or plugin "ad"', "did you mean add?"],
+    [["check", "demo", "one"], 66, '/run/netns/one is not attached to network "demo", as far as is known', "looked in"],
+    [["check", "demo", "--id", "nobody"], 66, 'container "nobody" is not attached to network "demo"', "looked in"],
+    [["frobnicate"], 64, 'unknown command or plugin "frobnicate"', "cnibox --help"],
+    [["ad"], 64, 'unknown command or plugin "ad"', "did you mean add?"],
   ];
   const before = await snapshot(node);
   for (const [args, status, ...parts] of table) {
