@@ -122,20 +122,20 @@ export interface SurveyOptions {
 export async function survey(folders: Folders, { network, partial = false }: SurveyOptions = {}): Promise<Survey> {
   const host = systemRun();
   const blind: string[] = [];
-  const readable = async <T>(what: string, read: () => T[] | Promise<T[]>): Promise<T[]> => {
+  const readable = async <T>(what: string, read: () => T[] | Promise<T[]>): Promise<T[] | undefined> => {
     try {
       return await read();
     } catch (error) {
       if (!partial || Deno.uid() === 0) throw error;
       blind.push(`${what} cannot be read without root`);
-      return [];
     }
   };
   const { lists } = loadAll(folders.conf);
-  const cached = (await readable("attachments", () => attachmentsOf(folders)))
-    .filter((one) => network === undefined || one.network === network);
-  const all = (await readable("leases", () => pools(folders)))
-    .filter((pool) => network === undefined || pool.network === network);
+  const attachments = await readable("attachments", () => attachmentsOf(folders));
+  const cached = (attachments ?? []).filter((one) => network === undefined || one.network === network);
+  const all = (await readable("leases", () => pools(folders)) ?? []).filter((pool) =>
+    network === undefined || pool.network === network
+  );
   const networks = networkViews(lists, cached, all).filter(({ name }) => network === undefined || name === network);
   const paths = [
     ...new Set(cached.map(({ netns }) => netns).filter((path) => path !== "" && netnsState(path) === "netns")),
@@ -163,7 +163,10 @@ export async function survey(folders: Folders, { network, partial = false }: Sur
     links,
     rules,
     blind,
-    orphans: [...orphanLinks(views, links, network), ...orphanChains(views, rules, network)],
+    // Whoever may not read the attachments knows of none that it belongs to nobody.
+    orphans: attachments === undefined
+      ? []
+      : [...orphanLinks(views, links, network), ...orphanChains(views, rules, network)],
   };
 }
 

@@ -242,6 +242,28 @@ nodeTest("cnibox doctor knows the usual mistakes of a node", { needs: ["iptables
   await said(/needs the DHCP daemon/, "failure");
 });
 
+nodeTest("cnibox doctor says without root what it can see, and calls nothing unknown that it may not know", {
+  needs: ["iptables"],
+}, async ({ node }) => {
+  await healthyNode(node);
+  const argv = [
+    "setpriv",
+    "--reuid=65534",
+    "--regid=65534",
+    "--clear-groups",
+    "/opt/cni/bin/cnibox",
+    "doctor",
+    "--json",
+  ];
+  const { code, stdout, stderr } = await node.exec(argv);
+  const lines = JSON.parse(stdout) as Json[];
+  assertEquals([code, stderr], [1, ""]);
+  assert(lines.some(({ area, grade }) => area === "tools" && grade === "ok"));
+  assertEquals(lines.filter(({ grade, area }) => grade !== "ok" && area !== "br_netfilter").map(({ text }) => text), [
+    "not run as root: rules, namespaces and leases could not be looked at",
+  ]);
+});
+
 nodeTest("cnibox graph draws the node in four ways", { needs: ["iptables", "tool:rsvg-convert"] }, async ({ node }) => {
   await healthyNode(node);
   await breakThree(node);
