@@ -62,6 +62,7 @@ const CHECKS: readonly Check[] = [
   bridgeFilter,
   firewallBackends,
   forwardPolicy,
+  localhost,
   managers,
   mtu,
   addresses,
@@ -423,7 +424,9 @@ function forwarding({ lists, seen }: Patient): Line[] {
       lines.push({
         area,
         grade: "failure",
-        text: `${text} is off, and ${attached.length} containers are attached`,
+        text: `${text} is off, and ${counted(attached.length, "container")} ${
+          attached.length === 1 ? "is" : "are"
+        } attached`,
         breaks: "containers reach nothing beyond this host; somebody switched it off after they were attached",
         mend: `sysctl -w ${key.replaceAll("/", ".")}=1, and keep it in /etc/sysctl.d`,
         fix: ["sysctl", "-qw", `${key.replaceAll("/", ".")}=1`],
@@ -504,7 +507,17 @@ async function firewallBackends({ host, lists, seen, root }: Patient): Promise<L
     return text.split("\n").filter((line) => line.startsWith("-A")).length;
   }));
   const [legacy = 0, nft = 0] = counts;
-  if (legacy > 0 && nft > 0) {
+  if (legacy > 0 && variant === "nf_tables" && nft === 0) {
+    lines.push({
+      area,
+      grade: "warning",
+      text: `iptables is the nf_tables kind, and ${counted(legacy, "rule")} of the legacy kind ${
+        legacy === 1 ? "is" : "are"
+      } there beside it`,
+      breaks: "iptables does not show them, and they are applied all the same",
+      mend: "iptables-legacy-save shows them; iptables-legacy -F and -X, with -t for every table, removes them",
+    });
+  } else if (legacy > 0 && nft > 0) {
     lines.push({
       area,
       grade: "warning",
@@ -575,6 +588,59 @@ function forwardPolicy({ seen, lists, root }: Patient): Line[] {
     });
   }
   return lines.length > 0 ? lines : [ok(area, "forwarded packets are not dropped by a policy")];
+}
+
+/** `route_localnet`: what lets 127.0.0.1 of this host reach published ports, and what it opens without a guard. */
+function localhost({ seen, root }: Patient): Line[] {
+  const area = "localhost";
+  if (!root) return [];
+  const isOn = (name: string) => readSysctl(`net/ipv4/conf/${name}/route_localnet`) === "1";
+  const on = ["all", ...seen.links.map(({ ifname }) => ifname).filter((name) => name !== "lo")].filter(isOn);
+  const guarded = /127\.0\.0\.0\/8.* (-j DROP|drop)( |$)/m.test(`${seen.rules.ipv4}\n${seen.rules.nft}`);
+  if (on.length > 0 && !guarded) {
+    return [{
+      area,
+      grade: "failure",
+      text: `route_localnet is on for ${on.join(", ")}, and no rule guards 127.0.0.0/8`,
+      breaks: "containers reach what listens on 127.0.0.1 of this host alone",
+      mend: seen.views.some(({ ports }) => ports.length > 0)
+        ? "cnibox restore --all"
+        : `sysctl -w ${on.map((name) => `net.ipv4.conf.${name.replaceAll(".", "/")}.route_localnet=0`).join(" ")}`,
+    }];
+  }
+  const published = seen.views.filter(({ network, state, ports, addresses }) => {
+    const portmap = seen.networks.find(({ name }) => name === network)?.list?.plugins.find(({ type }) =>
+      type === "portmap"
+    );
+    return state === "alive" && portmap !== undefined && lookup(portmap.config, "snat") !== false &&
+      addresses.some((address) => !address.includes(":")) && ports.some(isForLocalhost);
+  });
+  if (published.length === 0) return [];
+  const ways = new Set(published.map(({ bridge, outside }) => bridge || (outside?.ifname ?? "")));
+  const off = [...ways].filter((name) => readSysctl(`net/ipv4/conf/${name}/route_localnet`) === "0" && !isOn("all"));
+  if (off.length > 0 && guarded) {
+    return [{
+      area,
+      grade: "warning",
+      text: `route_localnet is off for ${off.join(", ")}`,
+      breaks: "127.0.0.1 of this host does not reach published ports; its other addresses do",
+      mend: `sysctl -w ${off.map((name) => `net.ipv4.conf.${name.replaceAll(".", "/")}.route_localnet=1`).join(" ")}`,
+    }];
+  }
+  return [
+    ok(
+      area,
+      on.length > 0
+        ? "127.0.0.1 of this host reaches published ports and nobody else's; [::1] does not: the kernel has no route_localnet for IPv6"
+        : "127.0.0.1 of this host does not reach published ports: the kernel could not have the guard; its other addresses do",
+    ),
+  ];
+}
+
+/** Does a mapping take what is sent to 127.0.0.1? */
+function isForLocalhost(mapping: unknown): boolean {
+  const hostIP = isObject(mapping) ? lookup(mapping, "hostIP") : undefined;
+  return typeof hostIP !== "string" || ["", "0.0.0.0"].includes(hostIP) || hostIP.startsWith("127.");
 }
 
 /** Programs that take interfaces for theirs. */

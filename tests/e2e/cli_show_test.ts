@@ -225,9 +225,23 @@ nodeTest("cnibox doctor knows the usual mistakes of a node", { needs: ["iptables
   await node.sh("iptables -P FORWARD DROP");
   await said(/FORWARD policy DROP/, "failure");
   await node.sh("iptables -P FORWARD ACCEPT; echo 0 >/proc/sys/net/ipv4/ip_forward");
-  await said(/forwarding of IPv4 is off, and 1 containers/, "failure");
+  await said(/forwarding of IPv4 is off, and 1 container is/, "failure");
   await cnibox(node, ["doctor", "--fix"]);
   assertEquals(await node.sysctl("ipv4/ip_forward"), "1");
+  await node.container("open");
+  await configure(
+    node,
+    network("open", "br-open", "10.91.0.0/24", [{ type: "portmap", capabilities: { portMappings: true } }]),
+  );
+  await must(node, ["add", "open", "open", "-p", "8080:80"]);
+  const { json: all } = await cnibox(node, ["doctor", "--json"]);
+  assertEquals(all.filter(({ area }: Json) => area === "localhost").map(({ grade }: Json) => grade), ["ok"]);
+  await node.sysctl("ipv4/conf/br-open/route_localnet", "0");
+  await said(/route_localnet is off for br-open/, "warning");
+  await node.sysctl("ipv4/conf/br-open/route_localnet", "1");
+  await node.sh("iptables -t raw -F PREROUTING");
+  await said(/route_localnet is on for br-open, and no rule guards/, "failure");
+  await must(node, ["del", "open", "open"]);
   const outside = await node.outside();
   await node.ip(`link set dev ${outside.uplink} mtu 1280`);
   await said(/takes 1280/, "warning");
