@@ -10,13 +10,13 @@ import { foreground } from "../kernel/foreground.ts";
 import { readKernelFile } from "../kernel/proc.ts";
 import { readSysctl } from "../kernel/sysctl.ts";
 import { type Run, systemRun, toolPath } from "../kernel/run.ts";
-import { formatPrefix } from "../net/cidr.ts";
+import { familyBits, formatPrefix, networkPrefix, parsePrefix, prefixContains, prefixesOverlap } from "../net/cidr.ts";
 import type { CommandCall } from "./command.ts";
 import { judge, pools, useOf } from "./leases.ts";
 import { watchedRuntime } from "./runtime.ts";
 import { type Folders, foldersOf } from "./setup.ts";
 import { real } from "./show.ts";
-import { type Survey, survey } from "./survey.ts";
+import { type NetworkView, type Survey, survey } from "./survey.ts";
 import { complain, jsonText, painter, say } from "./terminal.ts";
 import { examine } from "./validate.ts";
 
@@ -817,7 +817,9 @@ const MAX_PORTS = 1023;
 function bridges({ seen }: Patient): Line[] {
   const area = "bridges";
   const lines: Line[] = [];
-  for (const { bridge, name, sets } of seen.networks) {
+  for (const network of seen.networks) {
+    const { bridge, name } = network;
+    lines.push(...clashing(network, seen));
     const link = seen.links.find(({ ifname }) => ifname === bridge);
     if (!link) continue;
     if (link.linkinfo?.info_kind !== "bridge") {
@@ -840,35 +842,40 @@ function bridges({ seen }: Patient): Line[] {
         mend: "spread containers over more networks",
       });
     }
-    lines.push(
-      ...clashing(link, { name, subnets: sets.flatMap((set) => set.map(({ subnet }) => formatPrefix(subnet))) }, seen),
-    );
   }
   return lines;
 }
 
-/** Another interface of the host that has an address in the same subnet takes the traffic away. */
-function clashing(bridge: Link, { name, subnets }: { name: string; subnets: readonly string[] }, seen: Survey): Line[] {
-  const others = seen.links.filter(({ ifname, addr_info = [] }) =>
-    ifname !== bridge.ifname && ifname !== "lo" &&
-    addr_info.some(({ local, prefixlen, family }) =>
-      family === "inet" && prefixlen < 32 && subnets.includes(subnetText(local, prefixlen))
+/** Interfaces of the host that lead to addresses of a network which is routed here. */
+function clashing({ name, bridge, list, sets }: NetworkView, { links }: Survey): Line[] {
+  // macvlan and its like share the subnet of the link that they are on.
+  if (!list?.plugins.some(({ type }) => type === "bridge" || type === "ptp")) return [];
+  // `cni0.100` is the gateway of a VLAN on `cni0`.
+  const others = links.filter(({ ifname }) =>
+    ifname !== "lo" && ifname !== bridge && (bridge === "" || !ifname.startsWith(`${bridge}.`))
+  );
+  const clashes = sets.flat().flatMap(({ subnet }) =>
+    others.flatMap(({ ifname, addr_info = [] }) =>
+      addr_info.flatMap(({ local, prefixlen }) => {
+        const prefix = parsePrefix(`${local}/${prefixlen}`);
+        // A single address, such as that of a routed pair's end, leads nowhere else.
+        if (!prefix || prefixlen === familyBits(prefix.address.family) || !prefixesOverlap(prefix, subnet)) return [];
+        return [{ ifname, subnet, prefix }];
+      })
     )
   );
-  return others.map(({ ifname }): Line => ({
-    area: "bridges",
-    grade: "failure",
-    text: `network ${name}: ${ifname} has an address in the same subnet as ${bridge.ifname}`,
-    breaks: "packets to the containers leave by the wrong interface",
-    mend: "another subnet for the network",
-  }));
-}
-
-function subnetText(local: string, length: number): string {
-  const value = local.split(".").reduce((sum, part) => sum * 256 + Number(part), 0);
-  const size = 2 ** (32 - length);
-  const base = Math.floor(value / size) * size;
-  return `${[24, 16, 8, 0].map((shift) => Math.floor(base / 2 ** shift) % 256).join(".")}/${length}`;
+  return clashes.map(({ ifname, subnet, prefix }): Line => {
+    const wider = prefix.length < subnet.length && !prefixContains(subnet, prefix.address);
+    return {
+      area: "bridges",
+      grade: wider ? "warning" : "failure",
+      text: `network ${name}: ${formatPrefix(subnet)} overlaps ${formatPrefix(networkPrefix(prefix))} of ${ifname}`,
+      breaks: wider
+        ? `machines of ${formatPrefix(subnet)} behind ${ifname} cannot be reached`
+        : "packets to the containers leave by the wrong interface",
+      mend: "another subnet for the network",
+    };
+  });
 }
 
 function daemons({ lists }: Patient): Line[] {

@@ -245,6 +245,17 @@ nodeTest("cnibox doctor knows the usual mistakes of a node", { needs: ["iptables
   const outside = await node.outside();
   await node.ip(`link set dev ${outside.uplink} mtu 1280`);
   await said(/takes 1280/, "warning");
+  const [address] = (await node.ipJson("addr", "show", "dev", outside.uplink))[0].addr_info;
+  await configure(
+    node,
+    network("clash", "br-clash", `${address.local.replace(/\d+$/, "128")}/25`),
+    "30-clash.conflist",
+  );
+  await said(/network clash: .* overlaps .* of /, "warning");
+  await node.ip(`addr add 10.92.0.9/24 dev ${outside.uplink}`);
+  await configure(node, network("clash", "br-clash", "10.92.0.0/16"), "30-clash.conflist");
+  await said(/network clash: 10.92.0.0\/16 overlaps 10.92.0.0\/24 of /, "failure");
+  await node.sh("rm /etc/cni/net.d/30-clash.conflist");
   await node.sh("iptables-legacy -t nat -A POSTROUTING -j RETURN || :");
   if ((await node.sh("iptables-legacy-save 2>/dev/null || :")).includes("-A")) {
     await said(/rules of both kinds of iptables/, "warning");
