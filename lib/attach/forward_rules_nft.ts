@@ -302,3 +302,35 @@ export async function checkNftForwarding(host: Host, forwarding: Forwarding, par
     "somebody removed rules of this container, for example by reloading a firewall; ADD makes them again",
   );
 }
+
+/**
+ * Throws when another firewall's table, made anew by its owner, has lost what lets these addresses through. Not a part of CHECK: a table
+ * that cannot be changed is a warning at ADD, and no failure of the container.
+ */
+export async function checkForeignTables({ host }: Host, addresses: readonly Address[]): Promise<void> {
+  const own = await nftList(host, `table ${TABLE}`);
+  const taken = addresses.filter((address) =>
+    own?.sets.some((set) =>
+      set.name === setOf(address) && setElements(set).some(({ value }) => value === formatAddress(address))
+    )
+  );
+  // Another backend lets them through.
+  if (taken.length === 0) return;
+  for (const hook of foreignHooks((await nftList(host, "chains"))?.chains ?? [])) {
+    const table = `${hook.family} ${hook.table}`;
+    const rules = (await nftList(host, `chain ${table} ${hook.name}`))?.rules ?? [];
+    if (rules.length === 0 && hook.policy !== "drop") continue;
+    const jumps = rules.some(({ expr }) => JSON.stringify(expr).includes(`"${GUEST}"`));
+    const wanted = taken.filter(({ family }) => family === 4 ? isV4Table(table) : isV6Table(table));
+    for (const address of wanted) {
+      const set = jumps ? await nftList(host, `set ${table} ${setOf(address)}`) : undefined;
+      const there = set?.sets.some((one) => setElements(one).some(({ value }) => value === formatAddress(address)));
+      if (there) continue;
+      throw new CniError(
+        code.internal,
+        `chain ${hook.name} of nft table ${table} does not let ${formatAddress(address)} through`,
+        "its owner has made the table anew; ADD makes the rules again",
+      );
+    }
+  }
+}

@@ -5,7 +5,6 @@ import { loadAll } from "../cni/conflist.ts";
 import { isObject, lookup } from "../cni/decode.ts";
 import { toCniError } from "../cni/error.ts";
 import { probeVersions, type Runtime } from "../cni/chain.ts";
-import type { Link } from "../kernel/ip.ts";
 import { foreground } from "../kernel/foreground.ts";
 import { readKernelFile } from "../kernel/proc.ts";
 import { readSysctl } from "../kernel/sysctl.ts";

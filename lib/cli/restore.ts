@@ -3,7 +3,9 @@
  * again, from what their ADD left in the result cache. Rules that are there stay as they are; what is missing of all of them goes in
  * together, so that no packet meets half of it.
  */
+import { checkForeignTables } from "../attach/forward_rules_nft.ts";
 import { checkMasquerade, masqueradeBackend, masqueradePlan } from "../attach/masquerade.ts";
+import { ruleError } from "../attach/rule_error.ts";
 import { type Member, type NetworkList, parseList, requestOf } from "../cni/conflist.ts";
 import { lookup } from "../cni/decode.ts";
 import { CniError, toCniError } from "../cni/error.ts";
@@ -16,7 +18,8 @@ import { TableError } from "../kernel/iptables.ts";
 import { NftError } from "../kernel/nft.ts";
 import { apply } from "../kernel/plan.ts";
 import { NotOneTransaction, RuleBatch } from "../kernel/rule_batch.ts";
-import { inNetns, type Run, type RunHooks, systemRun } from "../kernel/run.ts";
+import { CommandError, inNetns, type Run, type RunHooks, systemRun } from "../kernel/run.ts";
+import { type Address, parsePrefix } from "../net/cidr.ts";
 import { CliError, type CommandCall, status, usageError } from "./command.ts";
 import { watchedRuntime } from "./runtime.ts";
 import { attachmentsOf, type Folders, foldersOf, needRoot } from "./setup.ts";
@@ -102,7 +105,7 @@ async function missingOf(parts: readonly Part[]): Promise<Part[]> {
     try {
       await part.check();
     } catch (error) {
-      if (!(error instanceof CniError)) throw error;
+      if (!(error instanceof CniError || error instanceof CommandError)) throw error;
       missing.push(part);
     }
   }
@@ -125,7 +128,7 @@ async function make(parts: readonly Part[], outcomes: Map<Part, Outcome>, host: 
       }
       const tables = error instanceof TableError || error instanceof NftError;
       if (tables && error.refusal === "refused" && i < TRIES) continue;
-      const reason = toCniError(error).message;
+      const reason = toCniError(ruleError(error)).message;
       for (const [part, outcome] of outcomes) {
         if (outcome.state === "restored") outcomes.set(part, { ...outcome, state: "failed", reason });
       }
@@ -190,9 +193,20 @@ function masqueradeParts(one: Cached, list: NetworkList, { folders, hooks }: Wor
 function chainedParts(one: Cached, list: NetworkList, work: Work): Part[] {
   return list.plugins.filter(({ type }) => RULE_MAKERS.includes(type)).map((member) => ({
     about: aboutOf(one, member.type),
-    check: () => run("CHECK", one, { ...work, list, member }),
+    check: async () => {
+      await run("CHECK", one, { ...work, list, member });
+      if (member.type === "firewall") {
+        await checkForeignTables({ host: systemRun(work.hooks) }, addressesOf(one, list, work));
+      }
+    },
     make: (batch) => run("ADD", one, { ...work, list, member, batch }),
   }));
+}
+
+function addressesOf(one: Cached, list: NetworkList, { folders }: Work): Address[] {
+  const result = resultOf(one, list, folders);
+  const ips = (result && parseResult(result, list.version).ips) ?? [];
+  return ips.flatMap(({ address }) => parsePrefix(address)?.address ?? []);
 }
 
 interface Target extends Work {

@@ -131,6 +131,11 @@ nodeTest("cnibox restore makes rules beside a foreign firewall's, which stay as 
   await ok(node, "restore", "--all", "--trace-file", "/run/trace");
   assertEquals(await writers(node, "/run/trace"), ["nft"]);
   assertEquals((await rules(node)).toSorted(), before.toSorted());
+  // Firewalls with more manners take away nothing but their own table.
+  await node.sh("nft delete table inet guard; nft -f /run/firewall.nft");
+  assertStringIncludes(await ok(node, "restore", "--all"), "2 restored, 4 were there");
+  assertEquals((await rules(node)).toSorted(), before.toSorted());
+  assertStringIncludes(await ok(node, "restore", "--all"), "0 restored, 6 were there");
 });
 
 nodeTest("cnibox restore goes on past an attachment whose rules cannot be made", { needs: [...needs] }, async ({
