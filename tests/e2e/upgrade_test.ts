@@ -1,0 +1,85 @@
+/** Upgrades under load: containers come while the program is replaced, again and again. */
+import { assertEquals } from "@std/assert";
+import { join } from "@std/path";
+import { VERSION } from "../../lib/version.ts";
+import { build, copyTree, temporaryFolder } from "../install/support.ts";
+import { type Json, runPlugin, testNode } from "./support/mod.ts";
+import { cniboxDir } from "./support/bin.ts";
+import { unmet } from "./support/needs.ts";
+
+const [ADDS, UPGRADES, CALLERS] = [1000, 20, 4];
+const BIN = "/opt/upgraded/bin";
+const missing = unmet(["bridge", "veth"]);
+const name = `${ADDS} ADDs during ${UPGRADES} upgrades, and none fails`;
+
+/** Another version, whole: its plugins do what ours do. */
+async function otherBuild(folder: string): Promise<string> {
+  const tree = join(folder, "tree");
+  await copyTree(tree);
+  const version = join(tree, "lib/version.ts");
+  const source = await Deno.readTextFile(version);
+  await Deno.writeTextFile(version, source.replace(/"v[^"]*"/, '"v9.9.9"'));
+  const { code, stderr } = await build(tree, ["--output", join(folder, "cnibox")]);
+  assertEquals(code, 0, stderr);
+  await Deno.remove(tree, { recursive: true });
+  return folder;
+}
+
+Deno.test({
+  name: missing.length > 0 ? `${name} [skipped: ${missing.join("; ")}]` : name,
+  ignore: missing.length > 0,
+  fn: async () => {
+    using folder = temporaryFolder();
+    const other = await otherBuild(folder.path);
+    await using node = await testNode({ binds: { "/run/old": cniboxDir(), "/run/new": other } });
+    const install = (from: string) => node.run(`/run/${from}/cnibox`, "install", "--bin-dir", BIN);
+    await install("old");
+    const conf = {
+      cniVersion: "1.0.0",
+      name: "pods",
+      type: "bridge",
+      bridge: "br0",
+      isGateway: true,
+      ipam: { type: "host-local", subnet: "10.22.0.0/20" },
+    };
+    const failures: string[] = [];
+    const addresses = new Set<string>();
+    let [begun, upgrades] = [0, 0];
+    const callers = Array.from({ length: CALLERS }, async (_, caller) => {
+      const container = await node.container(`c${caller}`);
+      while (begun < ADDS || upgrades < UPGRADES) {
+        const ifName = `eth${begun++}`;
+        const call = { netns: container, containerId: container.name, ifName, path: BIN, stdin: conf } as const;
+        const exe = `${BIN}/bridge`;
+        const { code, json, stderr } = await runPlugin(node, { ...call, type: "bridge", command: "ADD", exe });
+        if (code !== 0 || stderr !== "") failures.push(`${ifName}: ${code} ${JSON.stringify(json)} ${stderr}`);
+        else addresses.add((json as Json).ips[0].address);
+        // The bridge has no more ports than that.
+        if (code === 0) {
+          const ended = await runPlugin(node, {
+            ...call,
+            type: "bridge",
+            command: "DEL",
+            exe,
+            stdin: { ...conf, prevResult: json },
+          });
+          if (ended.code !== 0) failures.push(`DEL ${ifName}: ${ended.stdout} ${ended.stderr}`);
+        }
+      }
+    });
+    const versions: string[] = [];
+    while (upgrades < UPGRADES) {
+      await install(upgrades % 2 === 0 ? "new" : "old");
+      versions.push((await node.run(`${BIN}/cnibox`, "version")).trim());
+      upgrades++;
+      // Spread over the calls, not over time.
+      while (begun < (upgrades * ADDS) / UPGRADES && failures.length === 0) {
+        await new Promise((done) => setTimeout(done, 5));
+      }
+    }
+    await Promise.all(callers);
+    assertEquals(failures, []);
+    assertEquals(versions.slice(0, 2), ["cnibox v9.9.9", `cnibox ${VERSION}`]);
+    assertEquals([begun >= ADDS, addresses.size >= ADDS], [true, true]);
+  },
+});
