@@ -6,6 +6,7 @@ import {
   helpText,
   nearest,
   parseCall,
+  STATUSES,
   usageLine,
 } from "../../lib/cli/command.ts";
 import { COMMANDS, findCommand } from "../../lib/cli/commands.ts";
@@ -126,6 +127,22 @@ Deno.test("every command has help with an example, and its arguments can be told
     assert(many < 0 || many === one.positional.length - 1, one.name);
   }
   assertEquals(new Set(COMMANDS.map(({ name }) => name)).size, COMMANDS.length);
+});
+
+Deno.test("every command has JSON for scripts, but for those whose output is a format of its own", () => {
+  const without = COMMANDS.filter(({ flags }) => !flags.some(({ name }) => name === "json")).map(({ name }) => name);
+  // `run` has its command's output, `graph` a choice of formats, `schema` is JSON.
+  assertEquals(without, ["run", "schema", "graph", "completion", "complete"]);
+});
+
+Deno.test("help tells every exit status once", () => {
+  for (const command of COMMANDS) {
+    const text = helpText(command);
+    const told = text.slice(text.indexOf("exit status:")).matchAll(/^  (\d+) /gm);
+    const numbers = [...told].map(([, number]) => Number(number));
+    assertEquals(numbers, [...new Set(numbers)].sort((a, b) => a - b), command.name);
+    for (const [number] of [...STATUSES, ...(command.statuses ?? [])]) assert(numbers.includes(number), command.name);
+  }
 });
 
 Deno.test("every command's function is where its declaration says", async () => {

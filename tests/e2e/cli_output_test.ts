@@ -1,0 +1,89 @@
+/** What every command prints: JSON for scripts, colours for eyes. */
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { COMMANDS } from "../../lib/cli/commands.ts";
+import { type Json, type Node, nodeTest } from "./support/mod.ts";
+import { cnibox, configure, must } from "./support/operator.ts";
+
+const network = {
+  cniVersion: "1.1.0",
+  name: "pods",
+  plugins: [
+    {
+      type: "bridge",
+      bridge: "br0",
+      isGateway: true,
+      ipMasq: true,
+      hairpinMode: true,
+      ipam: { type: "host-local", subnet: "10.22.0.0/24" },
+    },
+    { type: "portmap", capabilities: { portMappings: true } },
+  ],
+};
+
+async function start(node: Node): Promise<void> {
+  await configure(node, network);
+  for (const name of ["one", "two"]) await node.container(name);
+  await must(node, ["add", "pods", "one", "--id", "one", "-p", "8080:80"]);
+}
+
+/** Arguments of every command that has JSON, in an order in which each has something to do. */
+const CALLS: Record<string, string[]> = {
+  explain: ["add", "pods", "two"],
+  add: ["pods", "two", "--id", "two"],
+  check: ["pods", "two"],
+  status: ["pods"],
+  validate: [],
+  show: [],
+  ipam: [],
+  "ipam list": [],
+  "ipam find": ["one"],
+  "ipam check": [],
+  "ipam repair": ["--dry-run"],
+  "ipam free": ["10.22.0.3", "--force"],
+  doctor: [],
+  gc: ["pods", "--dry-run"],
+  restore: ["--all"],
+  del: ["pods", "two"],
+  plugins: [],
+  install: ["--bin-dir", "/opt/mine"],
+  verify: ["--bin-dir", "/opt/mine"],
+  rollback: ["--bin-dir", "/opt/mine"],
+  uninstall: ["--bin-dir", "/opt/mine"],
+  version: [],
+};
+
+nodeTest("cnibox prints one JSON document with --json, whatever the command", { needs: ["iptables"] }, async ({
+  node,
+}) => {
+  await start(node);
+  const having = COMMANDS.filter(({ flags }) => flags.some(({ name }) => name === "json")).map(({ name }) => name);
+  assertEquals(having.toSorted(), Object.keys(CALLS).sort(), "a command is missing here");
+  for (const [name, args] of Object.entries(CALLS)) {
+    const { code, json, stdout, stderr } = await cnibox(node, [...name.split(" "), ...args, "--json"]);
+    assert(json !== undefined, `${name}: ${stdout}${stderr}`);
+    // Nothing was ever replaced, so there is nothing to go back to; doctor may have warnings about the machine.
+    if (!["rollback", "doctor", "ipam check"].includes(name)) assertEquals(code, 0, `${name}: ${stdout}${stderr}`);
+  }
+  const failed = await cnibox(node, ["add", "nowhere", "two", "--json"]);
+  assertEquals([failed.code, typeof failed.json.msg, typeof failed.json.code], [66, "string", "number"]);
+});
+
+nodeTest("cnibox colours what is on a terminal, and nothing else", { needs: ["iptables", "tool:script"] }, async ({
+  node,
+}) => {
+  await start(node);
+  const commands = [["show"], ["graph"], ["doctor"], ["ipam"], ["check", "pods", "one"], ["validate"], ["--help"]];
+  for (const args of commands) {
+    const plain = await cnibox(node, args);
+    assert(!`${plain.stdout}${plain.stderr}`.includes("\x1b"), `${args}: ${plain.stdout}`);
+    const seen = async (env: Record<string, string>) => {
+      const line = ["/opt/cni/bin/cnibox", ...args].join(" ");
+      const path = "/usr/sbin:/usr/bin:/sbin:/bin";
+      return (await node.exec(["script", "-qec", line, "/dev/null"], { env: { PATH: path, ...env } })).stdout;
+    };
+    assertStringIncludes(await seen({ TERM: "xterm" }), "\x1b[", `${args}`);
+    for (const env of [{ TERM: "dumb" }, { TERM: "xterm", NO_COLOR: "1" }] as Json[]) {
+      assert(!(await seen(env)).includes("\x1b"), `${args} with ${JSON.stringify(env)}`);
+    }
+  }
+});
