@@ -3,13 +3,12 @@ import { gcNetwork, staleAttachments } from "../cni/chain.ts";
 import type { NetworkList } from "../cni/conflist.ts";
 import { toCniError } from "../cni/error.ts";
 import type { Attachment } from "../cni/types.ts";
-import { holderOf, lockWithin } from "../kernel/flock.ts";
 import { netnsState } from "../kernel/netns.ts";
 import { systemRun } from "../kernel/run.ts";
 import { CliError, type CommandCall, status } from "./command.ts";
 import { judge, pools, type State } from "./leases.ts";
 import { watchedRuntime } from "./runtime.ts";
-import { attachmentsOf, type Folders, foldersOf, needRoot, networksOf } from "./setup.ts";
+import { attachmentsOf, type Folders, foldersOf, needRoot, networksOf, onlyOne } from "./setup.ts";
 import { jsonText, say } from "./terminal.ts";
 
 /** What is to go from one network, and what stays. */
@@ -38,7 +37,7 @@ export async function gc(call: CommandCall): Promise<number> {
   const failures: string[] = [];
   try {
     for (const { list, valid } of plans) {
-      using _lock = await lockOf(list.name);
+      using _lock = await onlyOne(`gc-${list.name}`, `collection of network "${list.name}"`);
       await gcNetwork(list, runtime, valid).catch((error) =>
         void failures.push(`${list.name}: ${toCniError(error).message}`)
       );
@@ -108,18 +107,4 @@ function confirm(call: CommandCall): void {
   if (!/^y(es)?\s*$/i.test(new TextDecoder().decode(answer.subarray(0, count)))) {
     throw new CliError("not done", status.failed);
   }
-}
-
-/** One collection of a network at a time. */
-async function lockOf(network: string): Promise<Deno.FsFile> {
-  const folder = "/run/cnibox";
-  Deno.mkdirSync(folder, { recursive: true, mode: 0o700 });
-  const path = `${folder}/gc-${network}.lock`;
-  const file = Deno.openSync(path, { write: true, create: true, mode: 0o600 });
-  if (await lockWithin(file, 20_000)) return file;
-  const holder = holderOf(file.statSync().ino ?? 0);
-  file.close();
-  throw new CliError(`another collection of network "${network}" is at work`, status.tryAgain, [
-    `${path} is ${holder}`,
-  ]);
 }

@@ -4,7 +4,7 @@
  * together, so that no packet meets half of it.
  */
 import { checkForeignTables } from "../attach/forward_rules_nft.ts";
-import { checkMasquerade, masqueradeBackend, masqueradePlan } from "../attach/masquerade.ts";
+import { checkMasquerade, masqueradeBackend, masqueradePlan, removeMasquerade } from "../attach/masquerade.ts";
 import { ruleError } from "../attach/rule_error.ts";
 import { type Member, type NetworkList, parseList, requestOf } from "../cni/conflist.ts";
 import { lookup } from "../cni/decode.ts";
@@ -14,6 +14,7 @@ import { callPlugin } from "../cni/skel.ts";
 import type { JsonObject } from "../cni/types.ts";
 import { parseResult } from "../cni/version.ts";
 import { netnsState } from "../kernel/netns.ts";
+import { readFileIfThere } from "../kernel/state_file.ts";
 import { TableError } from "../kernel/iptables.ts";
 import { NftError } from "../kernel/nft.ts";
 import { apply } from "../kernel/plan.ts";
@@ -22,7 +23,7 @@ import { CommandError, inNetns, type Run, type RunHooks, systemRun } from "../ke
 import { type Address, parsePrefix } from "../net/cidr.ts";
 import { CliError, type CommandCall, status, usageError } from "./command.ts";
 import { watchedRuntime } from "./runtime.ts";
-import { attachmentsOf, type Folders, foldersOf, needRoot } from "./setup.ts";
+import { attachmentsOf, type Folders, foldersOf, needRoot, onlyOne } from "./setup.ts";
 import { columns, complain, jsonText, painter, say } from "./terminal.ts";
 
 /** What came of one attachment's rules of one kind. */
@@ -55,7 +56,8 @@ export async function restore(call: CommandCall): Promise<number> {
   if (id !== undefined && cached.length === 0) {
     throw new CliError(`no attachment of container "${id}" is known`, status.unknown, [`looked in ${folders.cache}`]);
   }
-  const living = cached.filter(({ netns }) => netnsState(netns) === "netns");
+  using _lock = dry ? undefined : await onlyOne("restore", "cnibox restore");
+  const living = cached.filter(isLiving);
   const { runtime, close } = watchedRuntime(call, folders);
   try {
     const outcomes = await restored(living, { call, folders, dry, hooks: runtime.hooks ?? {} });
@@ -64,6 +66,11 @@ export async function restore(call: CommandCall): Promise<number> {
   } finally {
     close();
   }
+}
+
+/** Its namespace is there, and nobody has deleted it. */
+function isLiving({ netns, file }: Cached): boolean {
+  return netnsState(netns) === "netns" && readFileIfThere(file) !== undefined;
 }
 
 /** What the work is done with. */
@@ -77,10 +84,13 @@ interface Work {
 /** Rules of one kind of one attachment. */
 interface Part {
   readonly about: Omit<Outcome, "state" | "reason">;
+  readonly of: Cached;
   /** Throws what is missing. Changes nothing. */
   check(): Promise<unknown>;
   /** Makes what is missing: in a batch, or at once. */
   make(batch: RuleBatch | undefined): Promise<unknown>;
+  /** Takes them away: their container went meanwhile. */
+  remove(): Promise<unknown>;
 }
 
 async function restored(living: readonly Cached[], work: Work): Promise<Outcome[]> {
@@ -121,18 +131,21 @@ async function missingOf(parts: readonly Part[]): Promise<Part[]> {
 }
 
 /** All in one transaction; where that cannot be, one part after the other. */
-async function make(parts: readonly Part[], outcomes: Map<Part, Outcome>, host: Run): Promise<void> {
+async function make(missing: readonly Part[], outcomes: Map<Part, Outcome>, host: Run): Promise<void> {
   for (let i = 1;; i++) {
+    const parts = missing.filter(({ of }) => isLiving(of));
     let batch: RuleBatch | undefined;
     try {
       batch = await RuleBatch.open(host);
       await makeEach(parts, outcomes, batch);
+      if (!parts.every(({ of }) => isLiving(of))) continue;
       await batch.commit();
-      return;
+      return await forgetGone(missing, outcomes);
     } catch (error) {
       if (error instanceof NotOneTransaction) {
         complain(`cnibox: not in one transaction, but one after the other: ${error.message}\n`);
-        return await makeEach(parts, outcomes, undefined);
+        await makeEach(parts, outcomes, undefined);
+        return await forgetGone(missing, outcomes);
       }
       const tables = error instanceof TableError || error instanceof NftError;
       if (tables && error.refusal === "refused" && i < TRIES) continue;
@@ -144,6 +157,14 @@ async function make(parts: readonly Part[], outcomes: Map<Part, Outcome>, host: 
     } finally {
       await batch?.close();
     }
+  }
+}
+
+/** A DEL that came meanwhile has found no rules yet. */
+async function forgetGone(parts: readonly Part[], outcomes: Map<Part, Outcome>): Promise<void> {
+  for (const part of parts.filter(({ of }) => !isLiving(of))) {
+    if (outcomes.get(part)?.state === "restored") await part.remove();
+    outcomes.delete(part);
   }
 }
 
@@ -188,12 +209,14 @@ function masqueradeParts(one: Cached, list: NetworkList, { folders, hooks }: Wor
   const real = systemRun(hooks);
   return [{
     about: aboutOf(one, "masquerade"),
+    of: one,
     check: () => checkMasquerade({ host: real }, owner, ips, backend),
     make: async (batch) => {
       const host: Run = batch ? (command) => batch.instead(command, real) : real;
       const plan = masqueradePlan(owner, ips, masqueradeBackend(undefined, backend));
       await apply([plan], { host, pod: inNetns(real, one.netns), undo: () => {} });
     },
+    remove: () => removeMasquerade({ host: real, pod: inNetns(real, one.netns) }, owner, ips, backend),
   }];
 }
 
@@ -201,6 +224,7 @@ function masqueradeParts(one: Cached, list: NetworkList, { folders, hooks }: Wor
 function chainedParts(one: Cached, list: NetworkList, work: Work): Part[] {
   return list.plugins.filter(({ type }) => RULE_MAKERS.includes(type)).map((member) => ({
     about: aboutOf(one, member.type),
+    of: one,
     check: async () => {
       await run("CHECK", one, { ...work, list, member });
       if (member.type === "firewall") {
@@ -208,6 +232,7 @@ function chainedParts(one: Cached, list: NetworkList, work: Work): Part[] {
       }
     },
     make: (batch) => run("ADD", one, { ...work, list, member, batch }),
+    remove: () => run("DEL", one, { ...work, list, member }),
   }));
 }
 
@@ -225,7 +250,7 @@ interface Target extends Work {
 
 /** One call of a built-in plugin with an attachment's cached result. */
 async function run(
-  verb: "ADD" | "CHECK",
+  verb: "ADD" | "CHECK" | "DEL",
   one: Cached,
   { list, member, folders, call, hooks, batch }: Target,
 ): Promise<void> {

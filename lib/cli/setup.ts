@@ -10,6 +10,7 @@ import {
   UnknownNetwork,
 } from "../cni/conflist.ts";
 import { CACHE_FOLDER, type Cached, listAttachments } from "../cni/result_cache.ts";
+import { holderOf, lockWithin } from "../kernel/flock.ts";
 import { fileIdentity } from "../kernel/proc.ts";
 import { netnsState } from "../kernel/netns.ts";
 import { sha512 } from "../net/name.ts";
@@ -282,6 +283,18 @@ export function attachmentsOf(folders: Folders, containerId?: string): Cached[] 
   } catch (error) {
     throw fileError(folders.cache, error);
   }
+}
+
+/** Waits until nobody else on this node does the same; closing the file lets others go on. */
+export async function onlyOne(name: string, doing: string): Promise<Deno.FsFile> {
+  const folder = "/run/cnibox";
+  Deno.mkdirSync(folder, { recursive: true, mode: 0o700 });
+  const path = `${folder}/${name}.lock`;
+  const file = Deno.openSync(path, { write: true, create: true, mode: 0o600 });
+  if (await lockWithin(file, 20_000)) return file;
+  const holder = holderOf(file.statSync().ino ?? 0);
+  file.close();
+  throw new CliError(`another ${doing} is at work`, status.tryAgain, [`${path} is ${holder}`]);
 }
 
 /** Seconds of `--timeout`. */

@@ -138,7 +138,7 @@ Deno.test("every command has JSON for scripts, but for those whose output is a f
 Deno.test("help tells every exit status once", () => {
   for (const command of COMMANDS) {
     const text = helpText(command);
-    const told = text.slice(text.indexOf("exit status:")).matchAll(/^  (\d+) /gm);
+    const told = text.slice(text.indexOf("exit status:")).matchAll(/^ {2}(\d+) /gm);
     const numbers = [...told].map(([, number]) => Number(number));
     assertEquals(numbers, [...new Set(numbers)].sort((a, b) => a - b), command.name);
     for (const [number] of [...STATUSES, ...(command.statuses ?? [])]) assert(numbers.includes(number), command.name);

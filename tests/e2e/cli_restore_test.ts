@@ -58,7 +58,8 @@ async function withContainers(node: Node, list: Json, names: readonly string[]):
   await node.write("/etc/cni/net.d/10-pods.conflist", JSON.stringify(list));
   for (const [index, name] of names.entries()) {
     await node.container(name);
-    await ok(node, "add", "pods", name, "--id", name, "-p", `${8080 + index}:80`, "-p", `${5300 + index}:53/udp`);
+    const port = index + name.charCodeAt(0);
+    await ok(node, "add", "pods", name, "--id", name, "-p", `${8000 + port}:80`, "-p", `${5300 + port}:53/udp`);
   }
 }
 
@@ -174,5 +175,35 @@ nodeTest("cnibox restore makes rules one after the other where no shadow can be 
   const { code, stderr } = await node.exec(["/opt/cni/bin/cnibox", "restore", "--all"]);
   assertEquals(code, 0, stderr);
   assertStringIncludes(stderr, "one after the other");
+  assertEquals((await rules(node)).toSorted(), before.toSorted());
+});
+
+for (const backend of ["iptables", "nftables"]) {
+  nodeTest(
+    `cnibox restore, called by several at once with ${backend}, makes every rule once`,
+    { needs: [...needs] },
+    async ({
+      node,
+    }) => {
+      await withContainers(node, conf(backend), ["a", "b"]);
+      const before = await rules(node);
+      await node.run("nft", "flush", "ruleset");
+      await Promise.all([1, 2, 3].map(() => ok(node, "restore", "--all")));
+      assertEquals((await rules(node)).toSorted(), before.toSorted());
+    },
+  );
+}
+
+nodeTest("cnibox restore leaves nothing of a container that is deleted meanwhile", { needs: [...needs] }, async ({
+  node,
+}) => {
+  await withContainers(node, conf("iptables"), ["a"]);
+  const before = await rules(node);
+  await withContainers(node, conf("iptables"), ["b", "c", "d"]);
+  await node.run("nft", "flush", "ruleset");
+  await Promise.all([
+    ok(node, "restore", "--all"),
+    ...["b", "c", "d"].map((name) => ok(node, "del", "pods", name, "--id", name)),
+  ]);
   assertEquals((await rules(node)).toSorted(), before.toSorted());
 });
