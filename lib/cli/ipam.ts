@@ -3,7 +3,7 @@ import { releaseOnly } from "../ipam/allocator.ts";
 import { type Lease, Store, withStore } from "../ipam/store.ts";
 import { systemRun } from "../kernel/run.ts";
 import { canonicalAddress } from "../net/cidr.ts";
-import { CliError, type CommandCall, status } from "./command.ts";
+import { CliError, type CommandCall, nearest, status } from "./command.ts";
 import { judge, type Judged, type Pool, pools, type Unrecorded, useOf } from "./leases.ts";
 import { type Folders, foldersOf, needRoot } from "./setup.ts";
 import { ageOf, columns, jsonText, painter, say } from "./terminal.ts";
@@ -70,32 +70,56 @@ export async function find(call: CommandCall): Promise<number> {
   const folders = foldersOf(call);
   const what = call.arg("WHAT") ?? "";
   const ip = canonicalAddress(what.split("/")[0] ?? "");
-  const { judged } = await judge(await pools(folders), folders, systemRun());
-  const found = judged.filter(({ lease }) =>
-    lease.ip === ip || lease.containerId === what || (ip === undefined && lease.containerId.startsWith(what))
-  );
-  if (found.length === 0) {
+  const { judged, unrecorded } = await judge(await pools(folders), folders, systemRun());
+  const isMeant = (address: string, containerId: string) =>
+    address === ip || containerId === what || (ip === undefined && containerId.startsWith(what));
+  const found = judged.filter(({ lease }) => isMeant(lease.ip, lease.containerId));
+  const lost = unrecorded.filter(({ ip, attachment }) => isMeant(ip, attachment.containerId));
+  if (found.length + lost.length === 0) {
     throw new CliError(`nobody holds "${what}"`, status.unknown, ["cnibox ipam list shows every address"]);
   }
-  print(call, found);
+  print(call, found, lost);
   return status.done;
 }
 
-function print(call: CommandCall, judged: readonly Judged[]): void {
+function print(call: CommandCall, judged: readonly Judged[], lost: readonly Unrecorded[] = []): void {
   if (call.is("json")) {
-    say(jsonText(judged.map(shown)));
+    say(jsonText([...judged.map(shown), ...lost.map(shownLost)]));
     return;
   }
   const paint = painter();
-  say(columns(judged.map(({ pool, lease, state, evidence }) => [
-    lease.ip,
-    pool.network,
-    lease.containerId || "-",
-    lease.ifName ?? "-",
-    ageOf(lease.written),
-    paint(state === "alive" ? "green" : "yellow", state),
-    state === "alive" ? "" : evidence,
-  ])));
+  say(columns([
+    ...judged.map(({ pool, lease, state, evidence }) => [
+      lease.ip,
+      pool.network,
+      lease.containerId || "-",
+      lease.ifName ?? "-",
+      ageOf(lease.written),
+      paint(state === "alive" ? "green" : "yellow", state),
+      state === "alive" ? "" : evidence,
+    ]),
+    ...lost.map(shownLost).map(({ address, network, container, interface: face, state, evidence }) => [
+      address,
+      network,
+      container,
+      face,
+      "-",
+      paint("red", state),
+      evidence,
+    ]),
+  ]));
+}
+
+/** What a living container uses and no file names. */
+function shownLost({ pool, ip, attachment }: Unrecorded) {
+  return {
+    address: ip,
+    network: pool.network,
+    container: attachment.containerId,
+    interface: attachment.ifName,
+    state: "unrecorded",
+    evidence: `${attachment.netns} has it, and no file says so; cnibox ipam repair ${pool.network} records it`,
+  };
 }
 
 function shown({ pool, lease, state, evidence }: Judged) {
@@ -302,7 +326,9 @@ async function poolsOf(call: CommandCall): Promise<Pool[]> {
   if (name === undefined) return all;
   const chosen = all.filter(({ network }) => network === name);
   if (chosen.length > 0) return chosen;
+  const near = call.command.name === "ipam" ? nearest(name, ["list", "find", "check", "free", "repair"]) : undefined;
   throw new CliError(`no network "${name}" keeps addresses here`, status.unknown, [
+    ...(near ? [`did you mean cnibox ipam ${near}?`] : []),
     `networks that do: ${all.map(({ network }) => network).join(", ") || "none"}`,
   ]);
 }

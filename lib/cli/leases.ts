@@ -4,6 +4,7 @@
  */
 import { loadAll, type NetworkList } from "../cni/conflist.ts";
 import { isObject, lookup } from "../cni/decode.ts";
+import { toCniError } from "../cni/error.ts";
 import type { Cached } from "../cni/result_cache.ts";
 import type { JsonObject } from "../cni/types.ts";
 import { atLeast } from "../cni/version.ts";
@@ -15,6 +16,7 @@ import { addressesInUse } from "../kernel/all_netns.ts";
 import { netnsState } from "../kernel/netns.ts";
 import type { Run } from "../kernel/run.ts";
 import { canonicalAddress, parseAddress } from "../net/cidr.ts";
+import { CliError, status } from "./command.ts";
 import { attachmentsOf, type Folders } from "./setup.ts";
 
 /** A network whose addresses host-local keeps. */
@@ -80,7 +82,12 @@ function configured(folders: Folders): NetworkList[] {
 }
 
 async function read(folder: string): Promise<Lease[]> {
-  return await leases(folder, { warn: () => {} });
+  try {
+    return await leases(folder, { warn: () => {} });
+  } catch (error) {
+    if (Deno.uid() === 0) throw error;
+    throw new CliError(toCniError(error).msg, status.noRights, ["run this command as root"]);
+  }
 }
 
 function foldersIn(folder: string): string[] {

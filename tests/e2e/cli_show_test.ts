@@ -267,6 +267,29 @@ nodeTest("cnibox doctor knows the usual mistakes of a node", { needs: ["iptables
   await said(/needs the DHCP daemon/, "failure");
 });
 
+nodeTest(
+  "cnibox ipam finds an address that no file names, and needs root for the files",
+  { needs: ["iptables"] },
+  async ({
+    node,
+  }) => {
+    await healthyNode(node);
+    const { queue } = await breakThree(node);
+    for (const what of [queue, "queue"]) {
+      const { json } = await must(node, ["ipam", "find", what, "--json"]);
+      assertEquals(json.map(({ address, container, state }: Json) => [address, container, state]), [
+        [queue, "queue", "unrecorded"],
+      ]);
+    }
+    assertStringIncludes((await must(node, ["ipam", "find", "queue"])).stdout, "cnibox ipam repair back records it");
+    const user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "/opt/cni/bin/cnibox"];
+    const { code, stderr } = await node.exec([...user, "ipam", "check"]);
+    assertEquals([code, /permission denied\n {2}run this command as root/.test(stderr)], [77, true], stderr);
+    const typo = await cnibox(node, ["ipam", "chek"]);
+    assertEquals([typo.code, typo.stderr.includes("did you mean cnibox ipam check?")], [66, true], typo.stderr);
+  },
+);
+
 nodeTest("cnibox doctor says without root what it can see, and calls nothing unknown that it may not know", {
   needs: ["iptables"],
 }, async ({ node }) => {
