@@ -9,6 +9,7 @@ import {
 } from "../cni/chain.ts";
 import { type NetworkList, parseList } from "../cni/conflist.ts";
 import { netnsState } from "../kernel/netns.ts";
+import { must, systemRun } from "../kernel/run.ts";
 import { type Attached, type Cached, cachePath, readCache } from "../cni/result_cache.ts";
 import { atLeast, goJson } from "../cni/version.ts";
 import { WISH_FLAGS, type Wishes, wishesOf } from "./capabilities.ts";
@@ -24,6 +25,7 @@ import {
   ifNames,
   needNetns,
   needRoot,
+  NETNS_FOLDER,
   netnsPath,
   networkNamed,
   networksOf,
@@ -102,7 +104,28 @@ export async function add(call: CommandCall): Promise<number> {
   const netns = netnsPath(word);
   const targets = targetsOfAdd(call, folders, netns);
   needRoot(call, "it makes links, addresses and rules");
-  needNetns(word, netns);
+  const created = call.is("create") && netnsState(netns) === "missing";
+  if (created) await createNetns(word);
+  else needNetns(word, netns);
+  try {
+    return await addAll(call, folders, targets);
+  } catch (error) {
+    if (created) await systemRun()({ argv: ["ip", "netns", "delete", word] });
+    throw error;
+  }
+}
+
+/** A namespace as `ip netns add` makes it, with its `lo` up. */
+async function createNetns(name: string): Promise<void> {
+  if (name.includes("/") || name.startsWith("pid:")) {
+    throw usageError(`--create makes a namespace by its name below ${NETNS_FOLDER}, not "${name}"`);
+  }
+  await must(systemRun(), { argv: ["ip", "netns", "add", name] });
+  await must(systemRun(), { argv: ["ip", "-n", name, "link", "set", "dev", "lo", "up"] });
+  note(`made network namespace ${NETNS_FOLDER}/${name}`);
+}
+
+async function addAll(call: CommandCall, folders: Folders, targets: readonly Target[]): Promise<number> {
   for (const { attached } of targets) refuseTwice(attached, folders);
   const { runtime, calls, close } = watchedRuntime(call, folders, { interruptible: true });
   const done: { target: Target; answer: NetworkResult; calls: MemberCall[] }[] = [];

@@ -327,6 +327,25 @@ nodeTest("cnibox refuses what cannot be, and says what can", async ({ node }) =>
   assertSameState(before, await snapshot(node));
 });
 
+nodeTest("cnibox add --create makes the namespace that is not there, and takes it back when it fails", {
+  needs: ["iptables"],
+}, async ({ node }) => {
+  await configure(node, demo);
+  const { stderr } = await must(node, ["add", "demo", "box", "--create"]);
+  assertStringIncludes(stderr, "made network namespace /run/netns/box");
+  const [lo] = JSON.parse(await node.run("ip", "-n", "box", "-j", "link", "show", "lo"));
+  assert(lo.flags.includes("UP"));
+  await must(node, ["check", "demo", "box"]);
+  await must(node, ["add", "demo", "box", "--create", "--ifname", "eth1"]);
+  await configure(node, { ...demo, name: "bad", plugins: [{ type: "missing" }] }, "20-bad.conflist");
+  const failed = await cnibox(node, ["add", "bad", "other", "--create"]);
+  assertEquals([failed.code, await node.list("/run/netns")], [1, ["box"]]);
+  const path = await cnibox(node, ["add", "demo", "/run/netns/third", "--create"]);
+  assertEquals(path.code, 64);
+  await must(node, ["del", "demo", "box", "--ifname", "eth1"]);
+  await must(node, ["del", "demo", "box"]);
+});
+
 nodeTest("cnibox says what needs root", async ({ node }) => {
   await configure(node, { ...demo, plugins: [{ type: "loopback" }] });
   await node.container("one");
