@@ -37,7 +37,6 @@ export function watchedRuntime(call: CommandCall, folders: Folders, options: Wat
   const timer = limitMs === undefined ? undefined : setTimeout(() => {
     interruption.requested ||= `the time limit of ${limitMs / 1000} s`;
   }, limitMs);
-  if (timer !== undefined) Deno.unrefTimer(timer);
   const trace = traceOf(call);
   const calls: MemberCall[] = [];
   let plugin = "";
