@@ -102,7 +102,13 @@ export function drawingOf({ networks, views, links }: Survey, host: string, defa
       ports: [...known.ports, portOf(view, { links, networks, bridgeNames, masquerading })],
     });
   }
-  return { host, uplinks, bridges, containers: [...containers.values()].sort(byPlace) };
+  const inOrder = [...containers.values()].map((one) => ({ ...one, ports: one.ports.toSorted(byName) }));
+  return { host, uplinks, bridges, containers: inOrder.sort(byPlace) };
+}
+
+/** `eth2` before `eth10`. */
+function byName(a: Port, b: Port): number {
+  return numbered(a.name) < numbered(b.name) ? -1 : 1;
 }
 
 /** Containers of one bridge side by side. */
