@@ -1,6 +1,7 @@
 /**
  * Reads the program in the compiled executable. The program lies there as packs: classic scripts, each an array of module
- * functions (packs.ts). How a pack's text becomes functions is the entry's choice: start.ts, start_plain.ts.
+ * functions, made by one function that gets the timers (packs.ts). How a pack's text becomes functions is the entry's choice:
+ * start.ts, start_plain.ts.
  */
 
 /** What a module gives to others, by name. */
@@ -16,6 +17,9 @@ type ModuleBody = (
 /** Makes functions of the pack whose files' path begins with `path`. */
 export type Evaluate = (text: string, path: string) => unknown;
 
+/** What a pack gets from outside, see packs.ts. */
+const TIMERS = { setTimeout, clearTimeout, setInterval, clearInterval };
+
 /** Ids of modules are `PACK:INDEX`, or the name of one that the runtime has built in. */
 export const ENTRY = "main:0";
 
@@ -27,7 +31,10 @@ export function program(folder: string, evaluate: Evaluate, packs: Packs = new M
   const modules = new Map<string, Exports>();
   const bodiesOf = (pack: string): readonly ModuleBody[] => {
     const path = `${folder}/${pack}`;
-    const bodies = evaluate(Deno.readTextFileSync(`${path}.js`), path) as readonly ModuleBody[];
+    const make = evaluate(Deno.readTextFileSync(`${path}.js`), path) as (
+      timers: typeof TIMERS,
+    ) => readonly ModuleBody[];
+    const bodies = make(TIMERS);
     packs.set(pack, bodies);
     return bodies;
   };

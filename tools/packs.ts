@@ -16,6 +16,12 @@ const HOT = ["bridge", "host-local", "portmap", "firewall", "loopback"];
  */
 const FIRST = [...HOT, "ptp", "mod", "network"];
 
+/**
+ * Handed to each pack: a script that is evaluated by `node:vm` sees Node's own in their place, which take time to load and give
+ * objects where others give numbers.
+ */
+export const TIMERS = ["setTimeout", "clearTimeout", "setInterval", "clearInterval"] as const;
+
 /** One module of the bundle. */
 interface Module {
   /** What it imports statically, as file names. */
@@ -52,7 +58,7 @@ export async function packs(folder: string, entry: string): Promise<Map<string, 
   return new Map(
     [...members].map(([pack, names]) => [
       pack,
-      `"use strict";[${names.map((name) => modules.get(name)?.body(ids)).join(",\n")}]`,
+      `"use strict";(({${TIMERS}})=>[${names.map((name) => modules.get(name)?.body(ids)).join(",\n")}])`,
     ]),
   );
 }
