@@ -30,7 +30,8 @@ import { linkNames } from "../lib/kernel/proc.ts";
 import { isAbsent, must } from "../lib/kernel/run.ts";
 import { type Filter, ingressDel, rootDel, tcShow } from "../lib/kernel/tc.ts";
 import { macFromSeed } from "../lib/net/mac.ts";
-import { type Attachment, nftAttachmentHash, nftNetworkHash, nftRuleComment, sha512 } from "../lib/net/name.ts";
+import { type Attachment, nftAttachmentHash, nftNetworkHash, nftRuleComment } from "../lib/net/name.ts";
+import { sha512 } from "../lib/net/sha512.ts";
 
 const four = {
   ingressRate: bits("limit towards the container in bit/s; 0 is none"),

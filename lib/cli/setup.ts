@@ -13,7 +13,7 @@ import { CACHE_FOLDER, type Cached, listAttachments } from "../cni/result_cache.
 import { holderOf, lockWithin } from "../kernel/flock.ts";
 import { fileIdentity } from "../kernel/proc.ts";
 import { netnsState } from "../kernel/netns.ts";
-import { sha512 } from "../net/name.ts";
+import { sha512 } from "../net/sha512.ts";
 import { isObject } from "../cni/decode.ts";
 import { CliError, type CommandCall, nearest, status, usageError } from "./command.ts";
 import { JsonError, parseJsonc, positionOf, valueOf } from "./jsonc.ts";

@@ -40,7 +40,8 @@ function magicOf(path: string): string {
  */
 export function netnsWord({ netns }: { readonly netns: string }): string {
   const path = netns.includes("/") ? netns : `./${netns}`;
-  if (/^[^\s'"#\\\p{Cc}]+$/u.test(path)) return path;
+  // deno-lint-ignore no-control-regex
+  if (/^[^\s'"#\\\0-\x1f\x7f-\x9f]+$/.test(path)) return path;
   const quote = path.includes("'") ? '"' : "'";
   // A batch line ends at a line feed or "#", and a backslash may join it with the next, in quotes too.
   if (!path.includes(quote) && !/[#\\\p{Cc}]/u.test(path)) return `${quote}${path}${quote}`;

@@ -21,7 +21,7 @@ import { addrAdd, addrDel, addrShow, type Link, linkUp } from "../kernel/ip.ts";
 import { fileIdentity, readKernelFile } from "../kernel/proc.ts";
 import { failureText, inNetns, type Run } from "../kernel/run.ts";
 import { formatAddress, parseAddress, parsePrefix, prefixContains } from "../net/cidr.ts";
-import { sha512 } from "../net/name.ts";
+import { sha512 } from "../net/sha512.ts";
 import { clientId, type ClientOptions, type Owner } from "./dhcp_options.ts";
 import { type ClientEvent, type Lease, leaseOf, parseEvent, udhcpcArgs } from "./dhcp_lease.ts";
 

@@ -12,7 +12,9 @@
  * ```
  */
 export function isLinkName(name: string): boolean {
-  return /^(?!-)[^\s/:"'\\%\p{Cc}]+$/u.test(name) && name !== "." && name !== ".." &&
+  // Control characters by number: the engine takes a third of a millisecond to look \p{Cc} up.
+  // deno-lint-ignore no-control-regex
+  return /^(?!-)[^\s/:"'\\%\0-\x1f\x7f-\x9f]+$/.test(name) && name !== "." && name !== ".." &&
     new TextEncoder().encode(name).length <= 15;
 }
 

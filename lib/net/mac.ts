@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { sha512 } from "./name.ts";
+import { sha512 } from "./sha512.ts";
 
 /** Lengths in bytes of the hardware addresses that can be written: EUI-48, EUI-64, InfiniBand. */
 const LENGTHS = [6, 8, 20];

@@ -4,8 +4,7 @@
  *
  * @module
  */
-// Not the runtime's node:crypto: to load it takes 0.6 ms, and since 2.9 more than ten.
-import { sha512 as hashOf } from "@noble/hashes/sha2";
+import { sha512 } from "./sha512.ts";
 
 /** What an attachment is known by: network name, container ID, and the interface's name in the container. */
 export interface Attachment {
@@ -23,11 +22,6 @@ const CHAIN_LENGTH = 28;
 const NFT_COMMENT_BYTES = 128;
 /** The comment match of iptables holds 255 bytes and a zero. */
 const IPTABLES_COMMENT_BYTES = 255;
-
-/** SHA-512 over the UTF-8 bytes of `text`, as 128 lower-case hexadecimal digits. */
-export function sha512(text: string): string {
-  return Array.from(hashOf(new TextEncoder().encode(text)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-}
 
 /**
  * iptables chain of one container on one network: `CNI-`, the infix, and the hash of name and ID, 28 characters in total.

@@ -6,7 +6,6 @@ import {
   nftAttachmentHash,
   nftNetworkHash,
   nftRuleComment,
-  sha512,
   vethName,
 } from "../../lib/net/name.ts";
 
@@ -15,14 +14,6 @@ const LONG_ID = "0123456789abcdef".repeat(4);
 function bytes(text: string): number {
   return new TextEncoder().encode(text).length;
 }
-
-Deno.test("sha512 agrees with the standard's own vectors", () => {
-  assertEquals(
-    sha512("abc"),
-    "ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a2192992a274fc1a836ba3c23a3feebbd454d4423643ce80e2a9ac94fa54ca49f",
-  );
-  assertMatch(sha512(""), /^cf83e1357eefb8bdf1542850d66d8007/);
-});
 
 Deno.test("chain names are the reference's", () => {
   const table: [string, string, string, string][] = [
