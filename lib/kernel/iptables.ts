@@ -163,6 +163,8 @@ export async function listedChain(
   const argv = [iptablesTool(family), "-w", `${LOCK_WAIT_S}`, "-t", table, "-S", chain];
   try {
     const text = await checked(run, argv, { family });
+    // A chain that is there is named before its rules, also when it has none.
+    if (!/^-[NP] /m.test(text)) throw unreadable(iptablesTool(family), text);
     return rulesOf(text);
   } catch (error) {
     if (error instanceof TableError && error.refusal === "refused" && NO_CHAIN.test(error.output.stderr)) {
@@ -187,8 +189,14 @@ const RULE_LINE = /^(?:\[\d+:\d+\] )?-A (\S+) ?(.*)$/;
 
 /** Does the whole of a transaction, or nothing. Throws {@linkcode TableError}. */
 export async function restore(run: Run, family: Family, text: string): Promise<void> {
-  const argv = [`${iptablesTool(family)}-restore`, "--noflush", "-w", `${LOCK_WAIT_S}`];
-  await checked(run, argv, { input: [text], family });
+  const tool = `${iptablesTool(family)}-restore`;
+  const said = await checked(run, [tool, "--noflush", "-w", `${LOCK_WAIT_S}`], { input: [text], family });
+  // It has nothing to say on standard output: something else has answered in its place, and who knows what it did.
+  if (said.split("\n").some((line) => line !== "" && !line.startsWith("#"))) throw unreadable(tool, said);
+}
+
+function unreadable(tool: string, text: string): Error {
+  return new Error(`${tool} printed something unreadable: ${JSON.stringify(text.slice(0, 80))}`);
 }
 
 /**
@@ -200,11 +208,7 @@ export async function savedTable(run: Run, family: Family, table: TableName): Pr
     const text = await checked(run, [`${iptablesTool(family)}-save`, "-t", table], { family });
     // A table that is not there prints nothing, or comments: rules must not be taken for gone because a tool talks nonsense.
     const told = text.split("\n").some((line) => line !== "" && !line.startsWith("#"));
-    if (told && !/^COMMIT$/m.test(text)) {
-      throw new Error(
-        `${iptablesTool(family)}-save printed something unreadable: ${JSON.stringify(text.slice(0, 80))}`,
-      );
-    }
+    if (told && !/^COMMIT$/m.test(text)) throw unreadable(`${iptablesTool(family)}-save`, text);
     return parseSave(text).get(table) ?? { chains: new Map() };
   } catch (error) {
     if (error instanceof TableError && (error.refusal === "missing" || error.refusal === "unusable")) return undefined;

@@ -189,6 +189,23 @@ Deno.test("a chain that is not there is undefined", async () => {
   });
 });
 
+for (const stdout of ["", "# Warning: iptables-legacy tables present\n", '[{"not": json']) {
+  Deno.test(`a tool that ends well and lists no chain has failed: ${JSON.stringify(stdout)}`, async () => {
+    await withTools(RULE_TOOLS, async () => {
+      const at = { family: 4, table: "filter" } as const;
+      await assertRejects(() => listedChain(answering({ stdout }), "X", at), Error, "iptables printed something");
+    });
+  });
+}
+
+Deno.test("a transaction that talks on standard output was none, but for remarks", async () => {
+  await withTools(RULE_TOOLS, async () => {
+    await restore(answering({ stdout: "# Completed\n" }), 4, "*nat\nCOMMIT\n");
+    const garbage = answering({ stdout: '[{"not": json' });
+    await assertRejects(() => restore(garbage, 4, "*nat\nCOMMIT\n"), Error, "iptables-restore printed something");
+  });
+});
+
 Deno.test("rules that are there in other words are asked for, equal ones are not", async () => {
   await withTools(RULE_TOOLS, async () => {
     const table = parseSave("*nat\n:A - [0:0]\n-A A -j X\n-A A -m comment --comment b -j Y\nCOMMIT\n").get("nat")!;

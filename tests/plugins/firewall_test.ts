@@ -1,12 +1,14 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { plugin } from "../../plugins/firewall.ts";
-import { forwardText } from "../../lib/attach/forward_rules.ts";
+import { forwardText, removeForwarding } from "../../lib/attach/forward_rules.ts";
 import { nftForwardText } from "../../lib/attach/forward_rules_nft.ts";
 import { CniError } from "../../lib/cni/error.ts";
 import type { JsonObject } from "../../lib/cni/types.ts";
+import type { Run } from "../../lib/kernel/run.ts";
 import { parseAddress } from "../../lib/net/cidr.ts";
 import { fakeCall } from "../fakes/call.ts";
 import { recordedRun } from "../fakes/run.ts";
+import { RULE_TOOLS, withTools } from "../fakes/tools.ts";
 
 const PREVIOUS = { cniVersion: "1.1.0", interfaces: [{ name: "cni0" }], ips: [{ address: "10.22.0.5/24" }] };
 const conf = (more: JsonObject): JsonObject => ({ prevResult: PREVIOUS, ...more });
@@ -119,4 +121,18 @@ Deno.test("an ADD in nft names the owner of each address", () => {
       'add element inet cni_firewall restricted { "br0.10" }',
     ]
   ) assertEquals(lines.includes(line), true, line);
+});
+
+Deno.test("rules of an address are not taken for gone because a tool prints garbage: GC keeps its note", async () => {
+  const address = parseAddress("10.22.0.5")!;
+  const listing = "-N CNI-FORWARD\n-A CNI-FORWARD -s 10.22.0.5/32 -j ACCEPT\n";
+  await withTools(RULE_TOOLS, async () => {
+    for (const garbled of ["iptables", "iptables-restore"]) {
+      const host: Run = ({ argv: [tool = ""] }) => {
+        const stdout = tool === garbled ? '[{"not": json' : tool === "iptables" ? listing : "";
+        return Promise.resolve({ code: 0, signal: null, stdout, stderr: "" });
+      };
+      await assertRejects(() => removeForwarding({ host }, [address], 4), Error, `${garbled} printed something`);
+    }
+  });
 });
