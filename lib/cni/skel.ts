@@ -35,9 +35,10 @@ export interface Request {
   readonly held?: boolean;
 }
 
-/** Whether somebody asked this process to stop, and whether it is busy taking things back. */
+/** Whether somebody asked this process to stop, whether a command was not started for that, and whether it is busy taking things back. */
 export interface Interruption {
   requested: string;
+  refused?: boolean;
   undoing: boolean;
 }
 
@@ -230,11 +231,12 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
   };
   if (verb === "GC") {
     collectScratch();
-    await plugin.gc({ ...base, valid: validAttachments(config) });
+    const valid = validAttachments(config);
+    await toTheEnd(() => plugin.gc({ ...base, valid }), { interruption, verb });
     return {};
   }
   if (verb === "STATUS") {
-    await plugin.status(base as NetworkCall);
+    await toTheEnd(() => plugin.status(base as NetworkCall), { interruption, verb });
     return {};
   }
 
@@ -261,11 +263,11 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
   };
   if (request.held) return { held: await plugin.held?.(call) };
   if (verb === "CHECK") {
-    await plugin.check(call);
+    await toTheEnd(() => plugin.check(call), { interruption, verb });
     return {};
   }
   if (verb === "DEL") {
-    const released = await plugin.del(call) ?? undefined;
+    const released = await toTheEnd(() => plugin.del(call), { interruption, verb }) ?? undefined;
     if (same) {
       throw new CniError(
         code.netns,
@@ -277,18 +279,42 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
   }
   try {
     const result = await plugin.add(call);
-    if (interruption?.requested) throw interrupted(interruption);
+    if (interruption?.requested) throw interrupted(interruption, verb);
     return { result, printable: convertResult(result, version) };
   } catch (error) {
     if (interruption) interruption.undoing = true;
     const left = await undoAll(undos);
     if (interruption) interruption.undoing = false;
     // Whatever the words of the plugin for what it was at: it failed because it was asked to.
-    const failure = interruption?.requested ? interrupted(interruption) : toCniError(error);
+    const failure = interruption?.requested ? interrupted(interruption, verb) : toCniError(error);
     if (left.length === 0) throw failure;
     const note = `could not be undone: ${left.join("; ")}; DEL of this container cleans up`;
     throw new CniError(failure.code, failure.msg, failure.details === "" ? note : `${failure.details}; ${note}`);
   }
+}
+
+interface Interruptible {
+  readonly interruption: Interruption | undefined;
+  readonly verb: string;
+}
+
+/**
+ * Work that is not taken back: once SIGTERM came it ends what is running and starts nothing more. When all was done nevertheless,
+ * that is the answer; else it is to be called again, whatever became of the part that was left out.
+ */
+async function toTheEnd<T>(work: () => Promise<T> | T, { interruption, verb }: Interruptible): Promise<T> {
+  const stopped = () => interruption?.requested && !interruption.undoing ? interruption : undefined;
+  let result: T;
+  try {
+    result = await work();
+  } catch (error) {
+    const by = stopped();
+    if (by) throw interrupted(by, verb, (error as Error).message);
+    throw error;
+  }
+  const by = stopped();
+  if (by?.refused) throw interrupted(by, verb);
+  return result;
 }
 
 /** Last first, every one of them; returns what failed. */
@@ -317,14 +343,22 @@ function guarded(request: Request): RunHooks {
     ...hooks,
     // Not after it: whoever started a command has to learn how it ended, for what it did is to be undone.
     before: (command) => {
-      if (interruption?.requested && !interruption.undoing) throw interrupted(interruption);
+      if (interruption?.requested && !interruption.undoing) {
+        interruption.refused = true;
+        throw new CniError(code.tryAgain, `${interruption.requested} came before ${command.argv[0]} was started`);
+      }
       hooks.before?.(command);
     },
   };
 }
 
-function interrupted({ requested }: Interruption): CniError {
-  return new CniError(code.tryAgain, `interrupted by ${requested}`, "what this call had done was undone");
+function interrupted({ requested }: Interruption, verb: string, last = ""): CniError {
+  const state = verb === "ADD"
+    ? "what this call had done was undone"
+    : verb === "DEL" || verb === "GC"
+    ? `not everything was removed: call ${verb} again`
+    : "nothing was changed: ask again";
+  return new CniError(code.tryAgain, `interrupted by ${requested}`, last === "" ? state : `${state}; ${last}`);
 }
 
 function validAttachments(config: JsonObject): Attachment[] | undefined {
@@ -426,11 +460,14 @@ export async function pluginMain(plugin: Plugin, registry: Registry, build: stri
     return 0;
   }
   const interruption: Interruption = { requested: "", undoing: false };
-  if (command === "ADD") {
+  const listen = () => {
     for (const signal of ["SIGTERM", "SIGINT", "SIGHUP"] as const) {
       Deno.addSignalListener(signal, () => interruption.requested = signal);
     }
-  }
+  };
+  // ADD listens before it changes anything; the others when they first wait, for a tool or a lock: then it takes none of their time.
+  if (command === "ADD") listen();
+  else setTimeout(listen);
   let log: typeof import("./log.ts") | undefined;
   if (env["CNIBOX_LOG"]) log = await import("./log.ts");
   const record = log?.open(env, plugin.name);

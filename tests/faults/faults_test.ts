@@ -5,8 +5,10 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { cnibox } from "../e2e/support/operator.ts";
 import {
+  assertSameState,
   Attachment,
   binDir,
+  hostLocalLeftovers,
   inVm,
   type Json,
   type Need,
@@ -14,6 +16,7 @@ import {
   nodeTest,
   PATH,
   runPlugin,
+  snapshot,
   unmet,
 } from "../e2e/support/mod.ts";
 import {
@@ -197,3 +200,66 @@ nodeTest("ADD on full disks fails cleanly or works, and DEL gives everything bac
     await node.run("umount", folder);
   }
 });
+
+/** Sends SIGTERM to whoever starts the first tool, once that listens, and then does the tool's work. */
+async function interruptsAtFirstTool(node: Node): Promise<Record<string, string>> {
+  for (const tool of ["ip", "nft", "iptables", "iptables-restore", "iptables-save"]) {
+    const real = (await node.sh(`command -v ${tool} || true`)).trim();
+    if (real === "") continue;
+    await standIn(
+      node,
+      tool,
+      `if mkdir /run/standin/hit 2>/dev/null; then
+  until caught=0x$(sed -n 's/^SigCgt:[[:space:]]*//p' /proc/$PPID/status) && [ $((caught >> 14 & 1)) = 1 ]; do sleep 0.01; done
+  kill -TERM $PPID
+fi
+exec ${real} "$@"`,
+    );
+  }
+  return { PATH: `/run/standin:${PATH}` };
+}
+
+const interrupted: [verb: "DEL" | "GC" | "CHECK" | "STATUS", type: string, details: string][] = [
+  ["DEL", "portmap", "not everything was removed: call DEL again"],
+  ["GC", "portmap", "not everything was removed: call GC again"],
+  ["CHECK", "portmap", "nothing was changed: ask again"],
+  ["STATUS", "firewall", "nothing was changed: ask again"],
+];
+
+for (const [verb, type, details] of interrupted) {
+  nodeTest(`SIGTERM in the middle of ${verb} is answered with code 11, and the next call does the work`, {
+    needs: ["bridge", "veth", "iptables", "nf_tables"],
+  }, async ({ node }) => {
+    const { cniVersion, name, ...bridge } = conf();
+    const portmap = { type: "portmap", capabilities: { portMappings: true } };
+    const list = { cniVersion, name, plugins: [bridge, portmap] };
+    const capabilities = { portMappings: [{ hostPort: 8080, containerPort: 80, protocol: "tcp" }] };
+    const net = new Attachment(node, list, await node.container("a"), { capabilities });
+    // What all containers share is there before.
+    await net.add();
+    await net.del();
+    const before = await snapshot(node);
+    const previous = await net.add();
+    const env = await interruptsAtFirstTool(node);
+    const call = () =>
+      runPlugin(node, {
+        type,
+        command: verb,
+        netns: "/run/netns/a",
+        containerId: "a",
+        stdin: {
+          ...net.request({ ...portmap, type }, previous),
+          ...(verb === "GC" && { "cni.dev/valid-attachments": [] }),
+        },
+        env,
+      });
+    const { code, json, stdout } = await call();
+    assertEquals([code, json?.code, json?.msg], [1, 11, "interrupted by SIGTERM"], stdout);
+    assertStringIncludes(json.details, details);
+    const again = await call();
+    assertEquals(again.code, 0, again.stdout);
+    if (verb === "CHECK") await net.check();
+    await net.del();
+    assertSameState(before, await snapshot(node), { allow: [hostLocalLeftovers] });
+  });
+}
