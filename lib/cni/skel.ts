@@ -460,17 +460,27 @@ export async function pluginMain(plugin: Plugin, registry: Registry, build: stri
     return 0;
   }
   const interruption: Interruption = { requested: "", undoing: false };
+  let listening = false;
   const listen = () => {
+    if (listening) return;
+    listening = true;
     for (const signal of ["SIGTERM", "SIGINT", "SIGHUP"] as const) {
       Deno.addSignalListener(signal, () => interruption.requested = signal);
     }
   };
-  // ADD listens before it changes anything; the others when they first wait, for a tool or a lock: then it takes none of their time.
+  // ADD listens before it changes anything. The others, to whom it then costs no time, when a tool is at work, or when they wait.
   if (command === "ADD") listen();
   else setTimeout(listen);
   let log: typeof import("./log.ts") | undefined;
   if (env["CNIBOX_LOG"]) log = await import("./log.ts");
   const record = log?.open(env, plugin.name);
+  const hooks: RunHooks = {
+    ...record?.hooks,
+    before: (command) => {
+      queueMicrotask(listen);
+      record?.hooks.before?.(command);
+    },
+  };
   try {
     const answer = await callPlugin(plugin, {
       env,
@@ -478,7 +488,7 @@ export async function pluginMain(plugin: Plugin, registry: Registry, build: stri
       registry,
       interruption,
       warn: (type, note) => write(Deno.stderr, `${type}: ${note}\n`),
-      ...(record && { hooks: record.hooks }),
+      hooks,
     });
     const text = answer.printable ? goJson(answer.printable, 4) : "";
     record?.end(answer.printable);

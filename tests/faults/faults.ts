@@ -2,8 +2,9 @@
  * Calls that go wrong at one chosen point: killed, interrupted, refused by the file system, let down by a tool. After each, the node
  * has to be as it was once DEL (or GC) has been called the way a runtime calls it.
  *
- * Points are the system calls of the plugin's main thread that change something or start a process, as strace sees them in an
- * undisturbed run; strace then injects the fault into the n-th call of that name.
+ * Points are the system calls of the plugin's main thread that concern files of ours or processes, as strace sees them in an
+ * undisturbed run; strace then injects the fault into the n-th call of that name, and its log tells whether it did. A fault meets a
+ * point before the system call takes place: after it is before the next one, since nothing lies between that anybody else can see.
  */
 import {
   Attachment,
@@ -88,6 +89,14 @@ export interface Point {
   /** It is the n-th call of that name by the main thread. */
   readonly nth: number;
   readonly shown: string;
+  /** It changes nothing that outlives the process or that another one sees: an opening for reading. */
+  readonly looks: boolean;
+  /** It takes note of a tool's end. */
+  readonly reaps: boolean;
+  /** Tools that may be at work. */
+  readonly running: number;
+  /** A tool has been waited for: whatever the operation, the call listens to signals. */
+  readonly hasWaited: boolean;
   /**
    * A process that is waited for later was only started after another had been waited for: a call that is asked to stop here has
    * to notice, since it looks for signals while it waits.
@@ -98,14 +107,14 @@ export interface Point {
 /** How a call is hit. */
 export type Fault = KillFault | DiskFault | ToolFault | "lost folder";
 /** Signals. */
-export type KillFault = "killed" | "killed with its children" | "interrupted";
+export type KillFault = typeof killFaults[number];
 /** What a system call that writes answers. */
-export type DiskFault = "ENOSPC" | "EROFS" | "EACCES" | "EIO";
+export type DiskFault = typeof diskFaults[number];
 /** How a tool lets us down. */
 export type ToolFault = typeof toolFaults[number];
 
-export const killFaults: readonly KillFault[] = ["killed", "killed with its children", "interrupted"];
-export const diskFaults: readonly DiskFault[] = ["ENOSPC", "EROFS", "EACCES", "EIO"];
+export const killFaults = ["killed", "killed with its children", "killed, then ADD again", "interrupted"] as const;
+export const diskFaults = ["ENOSPC", "EROFS", "EACCES", "EIO"] as const;
 export const toolFaults = [
   "tool exits 1",
   "tool fails after its work",
@@ -134,6 +143,8 @@ export interface Outcome {
   readonly setup: string;
   readonly fault: Fault;
   points: number;
+  /** Points that the call did not come by when it was to be hit there, three times in a row: tools end in another order. */
+  missed: number;
   leaks: number;
   /** Each leak or wrong answer in words. */
   readonly findings: string[];
@@ -141,15 +152,17 @@ export interface Outcome {
 
 /** A node with two containers, brought back to the same state before every try. */
 export class Trial implements AsyncDisposable {
-  #state!: { node: Node; pods: readonly [Namespace, Namespace]; before: Snapshot };
+  #state!: { node: Node; pods: readonly [Namespace, Namespace]; before: Snapshot; notes: string[] };
   /** Points and starts of tools that were found, by operation and plugin. */
-  readonly points = new Map<string, Promise<Point[]>>();
-  readonly starts = new Map<string, Promise<number>>();
+  points = new Map<string, Promise<Point[]>>();
+  starts = new Map<string, Promise<number>>();
 
   private constructor(readonly setup: Setup) {}
 
-  static async create(setup: Setup): Promise<Trial> {
+  /** A trial of a network; what `like`, another one of the same, has found out is not looked for again. */
+  static async create(setup: Setup, like?: Trial): Promise<Trial> {
     const trial = new Trial(setup);
+    if (like) [trial.points, trial.starts] = [like.points, like.starts];
     await trial.#fresh();
     return trial;
   }
@@ -166,13 +179,20 @@ export class Trial implements AsyncDisposable {
     const node = await testNode();
     await this.setup.prepare?.(node);
     const pods = [await node.container("a"), await node.container("b")] as const;
-    this.#state = { node, pods, before: {} as Snapshot };
+    this.#state = { node, pods, before: {} as Snapshot, notes: [] };
     await wrapTools(node);
     // Bridge, shared chains and forwarding stay for good: they are there before the first look.
     const warm = this.attachment(0);
     await warm.add();
     await warm.del();
-    this.#state.before = await snapshot(node);
+    this.#state = { node, pods, before: await snapshot(node), notes: await this.#notes() };
+  }
+
+  /** Files below /run/cnibox but for what each call drops there for its tools and the index of the leases, which is an aid only. */
+  async #notes(): Promise<string[]> {
+    const folders = (await this.node.list("/run/cnibox")).filter((name) => name !== "io" && name !== "host-local");
+    const names = await Promise.all(folders.map((folder) => this.node.list(`/run/cnibox/${folder}`)));
+    return folders.flatMap((folder, index) => (names[index] ?? []).map((name) => `/run/cnibox/${folder}/${name}`));
   }
 
   /** A new node: after a leak, the next try must not inherit it. */
@@ -194,12 +214,14 @@ export class Trial implements AsyncDisposable {
 
   /** What differs from the state before anything was attached; empty when nothing does. */
   async residue(): Promise<string[]> {
-    const [host, ...links] = await Promise.all([
+    const [host, notes, ...links] = await Promise.all([
       snapshot(this.node),
+      this.#notes(),
       ...this.pods.map(async (pod) => (await pod.ipJson("link", "show")).map(({ ifname }) => `${pod.name}: ${ifname}`)),
     ]);
     return [
       ...difference(this.#state.before, host, { allow: [hostLocalLeftovers] }),
+      ...notes.filter((path) => !this.#state.notes.includes(path)).map((path) => `+ note: ${path}`),
       ...links.flat().filter((link) =>
         !/: (lo|tunl0|gre0|gretap0|erspan0|sit0|ip6tnl0|ip6gre0|ip6_vti0|ip_vti0)$/.test(link)
       ),
@@ -212,23 +234,38 @@ interface Hit {
   /** Which call: index in the order in which the operation goes through the list. */
   readonly place: number;
   readonly extra: Partial<Parameters<typeof runPlugin>[1]>;
+  /** Was the call really hit? Always, if absent. */
+  readonly landed?: (output: PluginOutput) => Promise<boolean> | boolean;
   /** The call has to answer, and an ADD that answers an error has to have undone everything. */
   readonly answers?: boolean;
-  /** It has to answer code 11. */
+  /** If it answers an error, that is code 11. */
   readonly interrupted?: boolean;
+  /** It has to answer an error. */
+  readonly hasToStop?: boolean;
   /** ADD is called once more before DEL. */
   readonly again?: boolean;
+  /** A tool has ended well that did not do its work: success proves nothing. */
+  readonly lies?: boolean;
+}
+
+/** What a try has shown. */
+interface Attempt {
+  readonly landed: boolean;
+  /** Leaks and wrong answers in words. */
+  readonly wrong: readonly string[];
 }
 
 const VALID = { "cni.dev/valid-attachments": [{ containerID: "b", ifname: "eth0" }] };
 
-/** Carries out an operation with one of its calls hit, then lets a runtime clean up. Returns what is wrong. */
-async function attempt(trial: Trial, operation: Command, hit: Hit): Promise<string[]> {
+/** Carries out an operation with one of its calls hit, then lets a runtime clean up. */
+async function attempt(trial: Trial, operation: Command, hit: Hit): Promise<Attempt> {
   const { node, setup } = trial;
   const wrong: string[] = [];
   const [pod] = trial.pods;
   const list = trial.attachment(0);
   const other = trial.attachment(1);
+  let landed = true;
+  let failed = false;
   let previous: Json;
   if (operation === "DEL") previous = await list.add();
   if (operation === "GC") await Promise.all([list.add(), other.add()]);
@@ -242,14 +279,18 @@ async function attempt(trial: Trial, operation: Command, hit: Hit): Promise<stri
       stdin: { ...list.request(plugin, previous), ...(operation === "GC" && VALID) },
       ...(index === hit.place && hit.extra),
     });
+    if (index === hit.place && hit.landed) landed = await hit.landed(output);
     if (output.code !== 0) {
+      failed = true;
       if (index !== hit.place) wrong.push(`${plugin.type} failed, which nobody had hit: ${output.stdout}`);
       else if (hit.answers || output.code === 1) wrong.push(...wrongAnswer(output, hit));
       await settled(node);
       if (output.code === 1 && operation === "ADD") wrong.push(...await notUndone(trial, list, index));
       break;
     }
-    if (index === hit.place && hit.interrupted) wrong.push(`it went on as if nothing had been: ${output.stdout}`);
+    if (index === hit.place && hit.hasToStop && landed) {
+      wrong.push(`it went on as if nothing had been: ${output.stdout}`);
+    }
     if (operation === "ADD") previous = output.json;
     // The whole list succeeded: the runtime hands the result to DEL.
     if (operation === "ADD" && index === ordered.length - 1) list.result = previous;
@@ -262,8 +303,10 @@ async function attempt(trial: Trial, operation: Command, hit: Hit): Promise<stri
       }
     });
   }
-  wrong.push(...await cleanedUp(trial, operation, { list, other }));
-  return wrong;
+  // Whoever was told that all is removed does not ask once more.
+  const done = operation !== "ADD" && !failed && !hit.lies;
+  wrong.push(...await cleanedUp(trial, operation, { list, other, done }));
+  return { landed, wrong };
 }
 
 /** An error has to be one JSON object of the protocol, without a stack trace. */
@@ -293,14 +336,14 @@ async function notUndone(trial: Trial, list: Attachment, failed: number): Promis
 async function cleanedUp(
   trial: Trial,
   operation: Command,
-  { list, other }: { list: Attachment; other: Attachment },
+  { list, other, done }: { list: Attachment; other: Attachment; done: boolean },
 ): Promise<string[]> {
   const { node, setup } = trial;
   const wrong: string[] = [];
   const report = (what: string) => (error: unknown) =>
     void wrong.push(`${what}: ${(error as Error).message.slice(0, 400)}`);
   if (operation === "GC") {
-    for (const plugin of setup.plugins) {
+    for (const plugin of done ? [] : setup.plugins) {
       const output = await runPlugin(node, {
         type: plugin.type,
         command: "GC",
@@ -315,7 +358,7 @@ async function cleanedUp(
     await other.del().catch(report("DEL of the valid one"));
     // Its DEL never comes: the container's namespace goes, and what is in it. On the host GC has to have done everything.
     await trial.pods[0].exec(["ip", "link", "del", "eth0"]);
-  } else await list.del().catch(report("DEL"));
+  } else if (!done) await list.del().catch(report("DEL"));
   wrong.push(...(await trial.residue()).map((line) => `left: ${line}`));
   return wrong;
 }
@@ -331,53 +374,84 @@ async function settled(node: Node): Promise<void> {
   }
 }
 
-/** A trace line's number of its system call, of those by the main thread. */
+/** The points of one call of an operation, from the trace of an undisturbed one. */
 async function pointsOf(trial: Trial, operation: Command, place: number): Promise<Point[]> {
   const log = "/run/points";
   const wrap = ["strace", "-qq", "-y", "-s", "200", "-o", log, "-e", `trace=${CHANGING}`, "-e", "signal=none"];
-  const wrong = await attempt(trial, operation, { place, extra: { wrap } });
+  const { wrong } = await attempt(trial, operation, { place, extra: { wrap } });
   if (wrong.length > 0) throw new Error(`${operation}, undisturbed: ${wrong.join("\n")}`);
   const counts = new Map<string, number>();
-  const points: { syscall: string; nth: number; shown: string }[] = [];
-  let started = false;
+  const points: Omit<Point, "hasToStop">[] = [];
+  let begun = false;
+  let running = 0;
+  let hasWaited = false;
   for (const line of (await trial.node.read(log) ?? "").split("\n")) {
     const syscall = /^(\w+)\(/.exec(line)?.[1];
     if (!syscall) continue;
     const nth = (counts.get(syscall) ?? 0) + 1;
     counts.set(syscall, nth);
     const ours = OURS.test(line);
-    started ||= ours || (STARTING.test(line) && !line.includes("CLONE_THREAD"));
-    if (ours || (started && PROCESS.test(line) && !line.includes("CLONE_THREAD"))) {
-      points.push({ syscall, nth, shown: line.slice(0, 120) });
+    const starts = STARTING.test(line) && !line.includes("CLONE_THREAD");
+    const reaps = REAPED.test(line);
+    begun ||= ours || starts;
+    // The tool that is waited for has ended.
+    if (reaps) running--;
+    if (ours || (begun && PROCESS.test(line) && !line.includes("CLONE_THREAD"))) {
+      const looks = ours && syscall === "openat" && !WRITING.test(line);
+      points.push({ syscall, nth, shown: line.slice(0, 160), looks, reaps, running, hasWaited });
     }
+    if (starts) running++;
+    hasWaited ||= reaps;
   }
   const lastStart = points.findLastIndex(({ shown }) => STARTING.test(shown));
-  const lastWait = points.slice(0, Math.max(0, lastStart)).findLastIndex(({ shown }) => REAPED.test(shown));
+  const lastWait = points.slice(0, Math.max(0, lastStart)).findLastIndex(({ reaps }) => reaps);
   return points.map((point, index) => ({ ...point, hasToStop: index < lastWait }));
 }
 
-/** How strace is told of a fault at a point; undefined when the fault cannot happen there. */
-function injection(fault: KillFault | DiskFault, { syscall, nth, shown }: Point): string | undefined {
+/**
+ * How strace is told of a fault at a point. Undefined when the fault cannot happen there, or when it is the same as at the next
+ * point: the call only looks, or it takes note that a tool has ended, which nobody else can see.
+ */
+function injection(fault: KillFault | DiskFault, point: Point, shift = 0): string | undefined {
+  const { syscall, shown, looks, reaps, running } = point;
+  const nth = Math.max(1, point.nth + shift);
   switch (fault) {
     case "killed":
-      return `${syscall}:signal=KILL:when=${nth}`;
+    case "killed, then ADD again":
+      return looks || reaps ? undefined : `${syscall}:signal=KILL:when=${nth}`;
     case "killed with its children":
-      // Where there are none it is the same as above.
-      return PROCESS.test(shown) ? `${syscall}:signal=KILL:when=${nth}` : undefined;
+      // Where no tool is at work it is the same as above. Where one is, it has come further at each point.
+      return running > 0 ? `${syscall}:signal=KILL:when=${nth}` : undefined;
     case "interrupted":
-      return syscall === "exit_group" ? undefined : `${syscall}:signal=TERM:when=${nth}`;
+      return looks || syscall === "exit_group" ? undefined : `${syscall}:signal=TERM:when=${nth}`;
     default:
       return WRITING.test(shown) ? `${syscall}:error=${fault}:when=${nth}` : undefined;
   }
 }
 
-/** Ends the tools of the node as well, when what it runs has ended. */
-const WITH_CHILDREN = [
-  "/bin/sh",
-  "-c",
-  '"$@"; s=$?; pkill -9 -x "ip|nsenter|sh|iptables-restor|ip6tables-resto|nft|conntrack|tc"; exit $s',
-  "sh",
-];
+/** What strace writes when it has hit; empty when it has not. */
+const HIT_LOG = "/run/hit";
+/** Its first process is strace, which ends with the plugin; and with the first process every other one ends. */
+const AS_A_GROUP = ["unshare", "--pid", "--fork", "--"];
+/** The program under the plugin makes calls of its own, to wake its threads, now one more and now one less. */
+const SHIFTS = [0, 0, 1, -1, 2];
+
+/** Does the log end with the call that was to be hit, or with one that is the same but for names drawn at random? */
+function hasHit({ shown }: Point, log: string, fault: KillFault | DiskFault): boolean {
+  const lines = log.split("\n").filter((line) => line !== "" && !line.startsWith("+++ "));
+  const hit = fault === "interrupted"
+    ? lines[lines.findIndex((line) => line.startsWith("--- SIGTERM")) - 1]
+    : fault.startsWith("killed")
+    ? lines.at(-1)
+    : lines.find((line) => line.includes("(INJECTED)"));
+  return hit !== undefined && essence(hit) === essence(shown);
+}
+
+function essence(line: string): string {
+  const [path = ""] = /(?<=[<"])\/[^>"]+/.exec(line) ?? [];
+  const name = path.replace(/io\/[^.]+/, "io/NAME").replace(/[0-9.]+$/, "N").replace(/[0-9]+-[0-9]+/, "N");
+  return `${/^\w+/.exec(line)?.[0]} ${PROCESS.test(line) ? "" : name}`;
+}
 
 /** Tries a fault at every point of an operation, or at every n-th. */
 export async function tryPoints(
@@ -385,26 +459,37 @@ export async function tryPoints(
   operation: Command,
   { fault, every = 1 }: { fault: KillFault | DiskFault; every?: number },
 ): Promise<Outcome> {
-  const outcome: Outcome = { operation, setup: trial.setup.name, fault, points: 0, leaks: 0, findings: [] };
+  const outcome: Outcome = { operation, setup: trial.setup.name, fault, points: 0, missed: 0, leaks: 0, findings: [] };
+  if (fault === "killed, then ADD again" && operation !== "ADD") return outcome;
+  const stops = fault === "interrupted";
+  const kills = killFaults.some((one) => one === fault) && !stops;
+  const asGroup = kills && fault !== "killed";
   let number = 0;
   for (const place of trial.setup.plugins.keys()) {
     const points = await remembered(trial.points, `${operation} ${place}`, () => pointsOf(trial, operation, place));
     for (const point of points) {
-      const inject = injection(fault, point);
-      if (inject === undefined || number++ % every !== 0) continue;
-      const strace = ["strace", "-qq", "-o", "/dev/null", "-e", `trace=${point.syscall}`, "-e", `inject=${inject}`];
-      const wrap = fault === "killed with its children" ? [...WITH_CHILDREN, ...strace] : strace;
-      const kills = killFaults.includes(fault as KillFault);
-      // DEL and GC end by SIGTERM as by SIGKILL, and are called again.
-      const stops = fault === "interrupted" && operation === "ADD";
-      const wrong = await attempt(trial, operation, {
+      if (injection(fault, point) === undefined || number++ % every !== 0) continue;
+      const strace = ["strace", "-qq", "-y", "-s", "200", "-o", HIT_LOG, "-e", `trace=${point.syscall}`];
+      const hit: Omit<Hit, "extra"> = {
         place,
-        extra: { wrap },
-        answers: !kills || stops,
-        interrupted: stops && point.hasToStop,
-        again: operation === "ADD" && kills && number % 2 === 0,
-      });
-      await count(trial, outcome, { wrong, where: `place ${place} at ${point.syscall}#${point.nth} ${point.shown}` });
+        landed: async () => hasHit(point, await trial.node.read(HIT_LOG) ?? "", fault),
+        // Before they wait for something, all but ADD end by SIGTERM as by SIGKILL, and are called again.
+        answers: !kills && (!stops || operation === "ADD" || point.hasWaited),
+        interrupted: stops,
+        hasToStop: stops && operation === "ADD" && point.hasToStop,
+        again: fault === "killed, then ADD again",
+      };
+      let tried: Attempt = { landed: false, wrong: [] };
+      for (const shift of SHIFTS) {
+        const inject = injection(fault, point, shift);
+        if (tried.landed || inject === undefined) break;
+        // What went wrong because something else was hit has to be gone.
+        if (tried.wrong.length > 0) await trial.renew();
+        const wrap = [...asGroup ? AS_A_GROUP : [], ...strace, "-e", `inject=${inject}`];
+        tried = await attempt(trial, operation, { ...hit, extra: { wrap } });
+      }
+      const where = `place ${place} at ${point.syscall}#${point.nth} ${point.shown}`;
+      await count(trial, outcome, { ...tried, where });
     }
   }
   return outcome;
@@ -419,10 +504,12 @@ async function remembered<T>(known: Map<string, Promise<T>>, key: string, find: 
 async function count(
   trial: Trial,
   outcome: Outcome,
-  { wrong, where }: { wrong: readonly string[]; where: string },
+  { landed, wrong, where }: Attempt & { readonly where: string },
 ): Promise<void> {
-  outcome.points++;
+  if (landed) outcome.points++;
+  else outcome.missed++;
   if (wrong.length === 0) return;
+  if (!landed) return await trial.renew();
   outcome.leaks++;
   outcome.findings.push(`${outcome.operation} ${outcome.setup} ${outcome.fault} ${where}\n    ${wrong.join("\n    ")}`);
   await trial.renew();
@@ -465,7 +552,7 @@ export async function tryTools(
   operation: Command,
   { fault, every = 1 }: { fault: ToolFault; every?: number },
 ): Promise<Outcome> {
-  const outcome: Outcome = { operation, setup: trial.setup.name, fault, points: 0, leaks: 0, findings: [] };
+  const outcome: Outcome = { operation, setup: trial.setup.name, fault, points: 0, missed: 0, leaks: 0, findings: [] };
   const env = {
     PATH: "/run/fault:/usr/sbin:/usr/bin:/sbin:/bin",
     CNIBOX_TOOL_TIMEOUT: fault === "tool hangs" ? "2" : "30",
@@ -480,16 +567,22 @@ export async function tryTools(
   for (const place of trial.setup.plugins.keys()) {
     const starts = await remembered(trial.starts, `${operation} ${place}`, async () => {
       await arm(0);
-      const wrong = await attempt(trial, operation, { place, extra: { env } });
+      const { wrong } = await attempt(trial, operation, { place, extra: { env } });
       if (wrong.length > 0) throw new Error(`${operation}, undisturbed: ${wrong.join("\n")}`);
       return (await trial.node.list("/run/fault/n")).length;
     });
     for (let target = 1; target <= starts; target++) {
       if (number++ % every !== 0) continue;
       await arm(target);
-      const wrong = await attempt(trial, operation, { place, extra: { env }, answers: true });
+      const tried = await attempt(trial, operation, {
+        place,
+        extra: { env },
+        answers: true,
+        lies: fault === "tool prints garbage",
+        landed: async () => (await trial.node.list("/run/fault/n")).length >= target,
+      });
       if (fault === "tool hangs") await trial.node.exec(["pkill", "-9", "-x", "sleep"]);
-      await count(trial, outcome, { wrong, where: `place ${place} at start ${target} of a tool` });
+      await count(trial, outcome, { ...tried, where: `place ${place} at start ${target} of a tool` });
     }
   }
   return outcome;
@@ -498,14 +591,22 @@ export async function tryTools(
 /** The IPAM folder vanishes between ADD and DEL. */
 export async function tryLostFolder(trial: Trial): Promise<Outcome> {
   const fault = "lost folder" as const;
-  const outcome: Outcome = { operation: "DEL", setup: trial.setup.name, fault, points: 0, leaks: 0, findings: [] };
+  const outcome: Outcome = {
+    operation: "DEL",
+    setup: trial.setup.name,
+    fault,
+    points: 0,
+    missed: 0,
+    leaks: 0,
+    findings: [],
+  };
   const list = trial.attachment(0);
   await list.add();
   await trial.node.sh("rm -rf /var/lib/cni/networks");
   const wrong: string[] = [];
   await list.del().catch((error) => wrong.push(`DEL: ${(error as Error).message}`));
   wrong.push(...(await trial.residue()).filter((line) => !/\/networks/.test(line)));
-  await count(trial, outcome, { wrong, where: "between ADD and DEL" });
+  await count(trial, outcome, { landed: true, wrong, where: "between ADD and DEL" });
   await trial.renew();
   return outcome;
 }
