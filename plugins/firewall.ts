@@ -329,12 +329,14 @@ async function del(call: ContainerCall): Promise<void> {
     // Rules of one backend are proof that the other was not asked, in that family.
     [async () => addresses.length > 0 && familiesOf(addresses).every((one) => found.has(one)) || await inNft()],
   );
-  for (const address of known.values()) forget(call, address, call);
+  await all([...known.values()].map((address) => () => forget(call, address, call)));
 }
 
 function forget(call: Call, address: Address, owner: Owned["owner"]): void {
-  if (!call.explain) forgetOwner(address, owner);
-  else call.explain.file(ownerPath(address), undefined, "the address is nobody's any more");
+  if (call.explain) call.explain.file(ownerPath(address), undefined, "the address is nobody's any more");
+  else if (!forgetOwner(address, owner)) {
+    throw new CniError(code.io, `cannot remove ${ownerPath(address)}`, "the rules of the address are gone");
+  }
 }
 
 /** Jobs that remove addresses from iptables and from firewalld: either may have them, whatever is configured now. */
@@ -465,7 +467,7 @@ async function gc(call: NetworkCall): Promise<void> {
       }
     }),
   ]);
-  for (const { address, owner } of stale) forget(call, address, owner);
+  await all(stale.map(({ address, owner }) => () => forget(call, address, owner)));
 }
 
 function linkExists(name: string): boolean {

@@ -116,7 +116,7 @@ async function del(call: ContainerCall): Promise<void> {
     return;
   }
   if (call.explain) call.explain.file(path, undefined, "there is nothing left to put back");
-  else if (!removeFile(path)) call.warn(`cannot remove ${path}`);
+  else if (!removeFile(path)) throw new CniError(code.io, `cannot remove ${path}`, "all that it held is put back");
 }
 
 async function check(call: ContainerCall): Promise<void> {
@@ -321,6 +321,8 @@ async function restore(call: ContainerCall, backup: Backup): Promise<boolean> {
     const failure = new CommandError(command, output, failureText(output));
     // Settings of a link that is gone went with it.
     done = output.code === 0 || isAbsent(failure);
+    // What the kernel refuses now it refuses again; a tool that did not get so far is worth another DEL.
+    if (!done && !/Command failed -:\d/.test(output.stderr)) throw failure;
     if (!done) call.warn(`failed to restore ${ifName}: ${failure.message}`);
   }
   if (settings.length > 0) await apply([settings], call);

@@ -58,11 +58,11 @@ function readOwner(name: string): Attachment | undefined {
   }
 }
 
-/** Forgets an address, if it is still noted for this owner. */
-export function forgetOwner(address: Address, owner: Attachment): void {
+/** Forgets an address, if it is still noted for this owner. Returns whether it is not noted for him any more. */
+export function forgetOwner(address: Address, owner: Attachment): boolean {
   const name = formatAddress(address);
   const noted = readOwner(name);
-  if (noted && isSame(noted, owner)) removeFile(`${FOLDER}/${name}`);
+  return !noted || !isSame(noted, owner) || removeFile(`${FOLDER}/${name}`);
 }
 
 export function isSame(a: Attachment, b: Attachment): boolean {

@@ -4,6 +4,7 @@
  * each attachment, `<folder>/<containerID>@<ifName>@<network>`: `@` occurs in no container ID.
  */
 import { isObject } from "../cni/decode.ts";
+import { CniError, code } from "../cni/error.ts";
 import type { JsonObject } from "../cni/types.ts";
 import { namesIn, readFileIfThere, removeDrafts, removeFile, replaceFile } from "../kernel/state_file.ts";
 import type { Attachment } from "../net/name.ts";
@@ -80,13 +81,17 @@ export function keepState(folder: string, attachment: Attachment, text: string):
  */
 export function dropState(folder: string, attachment: Attachment, state: State | undefined): void {
   const { plain, own } = statePaths(folder, attachment);
-  if (own !== undefined) removeFile(own);
+  if (own !== undefined) remove(own);
   removeDrafts(plain);
   if (state === undefined) return;
   const base = plain.slice(0, plain.lastIndexOf("/"));
   const others = namesIn(base).filter((name) => name.startsWith(`${attachment.containerId}@`));
   const shared = others.some((name) => readFileIfThere(`${base}/${name}`) === state.text);
-  if (state.path === plain || (!shared && readFileIfThere(plain) === state.text)) removeFile(plain);
+  if (state.path === plain || (!shared && readFileIfThere(plain) === state.text)) remove(plain);
+}
+
+function remove(path: string): void {
+  if (!removeFile(path)) throw new CniError(code.io, `cannot remove ${path}`);
 }
 
 /** All states of one network: those of attachments by name, and the reference's of whole containers. */

@@ -4,7 +4,7 @@ import { CniError } from "../../lib/cni/error.ts";
 import type { ContainerCall } from "../../lib/cni/plugin.ts";
 import type { JsonObject } from "../../lib/cni/types.ts";
 import { linkShow } from "../../lib/kernel/ip.ts";
-import type { Command, Output, Run } from "../../lib/kernel/run.ts";
+import { type Command, CommandError, type Output, type Run } from "../../lib/kernel/run.ts";
 import { fakeCall, fakeNetworkCall } from "../fakes/call.ts";
 
 const MAC = "0a:00:00:00:00:01";
@@ -390,6 +390,22 @@ for (const one of dels) {
     }
   });
 }
+
+Deno.test("tuning DEL fails and keeps the file when the tool does not get so far as to be refused", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    await Deno.writeTextFile(`${folder}/ctr1_eth0.json`, '{"mtu":1500}');
+    const broken: Run = () => Promise.resolve({ code: 1, signal: null, stdout: "", stderr: "something went wrong\n" });
+    await assertRejects(
+      async () => await plugin.del(fakeCall({ dataDir: folder }, { verb: "DEL", pod: broken })),
+      CommandError,
+      "something went wrong",
+    );
+    assertEquals([...Deno.readDirSync(folder)].length, 1);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
 
 const other = {
   ...LINK,
