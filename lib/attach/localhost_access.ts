@@ -11,23 +11,34 @@ import { step } from "../kernel/plan.ts";
 import { writeSysctl } from "../kernel/sysctl.ts";
 import { dnatTarget } from "./host_ports.ts";
 import { nftPorts } from "./host_ports_nft.ts";
-import { type LocalnetBackend, resetLocalnet, switchLocalnetOn } from "./localnet.ts";
+import { isNoted, type LocalnetBackend, makeNote, notePath, resetLocalnet, switchLocalnetOn } from "./localnet.ts";
 import { listEntries } from "./port_conflict.ts";
 
 /** Lets this host's 127.0.0.1 out through the link that leads to the container. */
 export async function letLocalhostOut(call: ContainerCall, dev: string, backend: LocalnetBackend): Promise<void> {
   try {
-    const remember = !(await isVeth(call, dev));
-    await switchLocalnetOn(call.host, dev, {
-      backend,
-      remember,
-      ...(call.explain && { write: writerOf(call) }),
-    });
+    if (!(await isVeth(call, dev))) note(call, dev, backend);
+    switchLocalnetOn(dev, writerOf(call));
   } catch (error) {
     throw new CniError(
       code.internal,
       `unable to enable route_localnet: ${(error as Error).message}`,
       `net.ipv4.conf.${dev}.route_localnet; "snat": false does without`,
+    );
+  }
+}
+
+/** Notes that the setting was off; without it the port works too. */
+function note(call: ContainerCall, dev: string, backend: LocalnetBackend): void {
+  const path = notePath(dev, backend);
+  if (call.explain) {
+    return call.explain.file(path, "", "the setting is switched off again with the last published port");
+  }
+  try {
+    makeNote(path);
+  } catch (error) {
+    call.warn(
+      `route_localnet of ${dev} will stay on, since it cannot be noted that it was off: ${(error as Error).message}`,
     );
   }
 }
@@ -69,7 +80,13 @@ export async function resetWhenUnused(call: Call, backend: LocalnetBackend): Pro
     ? async () => (await listEntries(call, 4)).length > 0
     : async () => (await nftPorts(call, 4)).length > 0;
   try {
-    if (!(await anyLeft())) await resetLocalnet(call.host, backend, anyLeft, writerOf(call));
+    const { explain } = call;
+    const remove = (path: string) => {
+      explain?.file(path, undefined, "no port of this host is published any more");
+      return true;
+    };
+    if (!isNoted(backend) || await anyLeft()) return;
+    await resetLocalnet(backend, anyLeft, { write: writerOf(call), ...(explain && { remove }) });
   } catch (error) {
     // A backend that does not work here has switched nothing on.
     if (error instanceof TableError && (error.refusal === "missing" || error.refusal === "unusable")) return;

@@ -6,20 +6,21 @@
  * are not affected, since they are addressed to the host until connection tracking has translated them back. It is dead
  * without `route_localnet` (the kernel drops such packets by itself), so it stays, as the reference's shared chains do.
  *
- * Which links this plugin switched, is remembered as rules in a chain that no packet ever meets; when the last published
- * port of the host goes, they are switched back. Rules, unlike files, go where the ports go: away with a reboot.
+ * Which links this plugin switched is noted below /run, gone with a reboot as the setting is, and safe from whoever flushes
+ * rules; when the last published port of the host goes, they are switched back. A note is an empty file whose name says all:
+ * it is there or it is not. Each ADD makes one of its own, so that a DEL which found it unneeded takes away none that came later.
  */
-import { quoteWord, restore, ruleWords, savedTable, TableError, transaction } from "../kernel/iptables.ts";
+import { restore, TableError, transaction } from "../kernel/iptables.ts";
 import { nft, NftError, nftList } from "../kernel/nft.ts";
 import type { Run } from "../kernel/run.ts";
+import { namesIn, removeFile } from "../kernel/state_file.ts";
 import { readSysctl, writeSysctl } from "../kernel/sysctl.ts";
 
 /** Which tool's tables hold guard and memory. */
 export type LocalnetBackend = "iptables" | "nftables";
 
 const GUARD = '! -i lo -d 127.0.0.0/8 -m comment --comment "CNI portfwd: 127.0.0.0/8 is for this host alone" -j DROP';
-const MEMORY_CHAIN = "CNI-HOSTPORT-RESET";
-const MEMORY_COMMENT = "CNI portfwd: route_localnet was 0";
+const NOTES = "/run/cnibox/localnet";
 const NFT_TABLE = "ip cni_hostport";
 const NFT_GUARD = 'iifname != "lo" ip daddr 127.0.0.0/8 drop comment "CNI portfwd: 127.0.0.0/8 is for this host alone"';
 
@@ -74,16 +75,42 @@ export function isLocalnetOn(dev: string): boolean {
   return readSysctl(settingOf(dev)) === "1";
 }
 
-/** Switches the setting on, remembering that it was off. The link has to be guarded already. */
-export async function switchLocalnetOn(host: Run, dev: string, options: {
-  readonly backend: LocalnetBackend;
-  /** False for links that go with the container. */
-  readonly remember: boolean;
-  /** Writes the setting; absent: to the kernel. */
-  readonly write?: typeof writeSysctl;
-}): Promise<void> {
-  const { write = writeSysctl } = options;
-  if (options.remember) await remember(host, dev, options.backend);
+/** Path of a new note that a link's setting was off. No link's name holds a slash. */
+export function notePath(dev: string, backend: LocalnetBackend): string {
+  return `${NOTES}/${backend}@${Deno.pid}-${Math.random().toString(36).slice(2, 10)}@${dev}`;
+}
+
+/** Makes a note. Throws what the system says. */
+export function makeNote(path: string): void {
+  const make = () => Deno.openSync(path, { write: true, createNew: true, mode: 0o600 }).close();
+  try {
+    make();
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+    Deno.mkdirSync(NOTES, { recursive: true, mode: 0o700 });
+    make();
+  }
+}
+
+interface Note {
+  readonly path: string;
+  readonly dev: string;
+}
+
+function notesOf(backend: LocalnetBackend): Note[] {
+  return namesIn(NOTES).filter((name) => name.startsWith(`${backend}@`)).map((name) => ({
+    path: `${NOTES}/${name}`,
+    dev: name.split("@").slice(2).join("@"),
+  }));
+}
+
+/** Has this plugin switched a link on whose ports are set with this tool? */
+export function isNoted(backend: LocalnetBackend): boolean {
+  return notesOf(backend).length > 0;
+}
+
+/** Switches the setting on. The link has to be guarded already. */
+export function switchLocalnetOn(dev: string, write = writeSysctl): void {
   write(settingOf(dev), "1");
 }
 
@@ -97,38 +124,24 @@ export function switchLocalnetOff(dev: string, write = writeSysctl): void {
   }
 }
 
-async function remember(host: Run, dev: string, backend: LocalnetBackend): Promise<void> {
-  if (backend === "nftables") {
-    await nft(
-      host,
-      `add chain ${NFT_TABLE} localnet_reset\n` +
-        `add rule ${NFT_TABLE} localnet_reset iifname "${dev}" comment "${MEMORY_COMMENT}"\n`,
-    );
-    return;
-  }
-  const rule = `-A ${MEMORY_CHAIN} -i ${quoteWord(dev)} -m comment --comment "${MEMORY_COMMENT}"`;
-  try {
-    await restore(host, 4, transaction("raw", [rule]));
-  } catch (error) {
-    if (!(error instanceof TableError) || error.refusal === "locked") throw error;
-    await restore(host, 4, transaction("raw", [`-N ${MEMORY_CHAIN}`, rule]));
-  }
-}
-
 /**
  * Switches back what this plugin switched on, once nothing is published any more. `anyLeft` looks again: a container that
- * came meanwhile has found the setting on, so it is put back.
+ * came meanwhile has found the setting on, so it is put back. Throws which note cannot be removed.
  */
 export async function resetLocalnet(
-  host: Run,
   backend: LocalnetBackend,
   anyLeft: () => Promise<boolean>,
-  write = writeSysctl,
+  { write = writeSysctl, remove = removeFile }: { write?: typeof writeSysctl; remove?: typeof removeFile } = {},
 ): Promise<void> {
-  const { devices, forget } = backend === "iptables" ? await remembered(host) : await rememberedNft(host);
-  if (devices.length === 0) return;
+  const notes = notesOf(backend);
+  if (notes.length === 0) return;
+  const devices = [...new Set(notes.map(({ dev }) => dev))];
   for (const dev of devices) switchLocalnetOff(dev, write);
-  if (!(await anyLeft())) return await forget();
+  if (!(await anyLeft())) {
+    const stuck = notes.find(({ path }) => !remove(path));
+    if (stuck) throw new Error(`cannot remove ${stuck.path}: it says that route_localnet of ${stuck.dev} was off`);
+    return;
+  }
   for (const dev of devices) {
     try {
       write(settingOf(dev), "1");
@@ -136,45 +149,4 @@ export async function resetLocalnet(
       if (!(error instanceof Deno.errors.NotFound)) throw error;
     }
   }
-}
-
-interface Memory {
-  readonly devices: readonly string[];
-  forget(): Promise<void>;
-}
-
-async function remembered(host: Run): Promise<Memory> {
-  const table = await savedTable(host, 4, "raw");
-  const rules = table?.chains.get(MEMORY_CHAIN) ?? [];
-  const devices = rules.flatMap(({ text }) => {
-    const words = ruleWords(text);
-    const at = words.indexOf("-i");
-    return at < 0 ? [] : words[at + 1] ?? [];
-  });
-  const lines = [...rules.map(({ text }) => `-D ${MEMORY_CHAIN} ${text}`), `-X ${MEMORY_CHAIN}`];
-  const forget = async () => {
-    try {
-      await restore(host, 4, transaction("raw", lines));
-    } catch (error) {
-      if (!(error instanceof TableError) || error.refusal === "locked") throw error;
-      // Another DEL has just done it.
-    }
-  };
-  return { devices: [...new Set(devices)], forget };
-}
-
-async function rememberedNft(host: Run): Promise<Memory> {
-  const listing = await nftList(host, `chain ${NFT_TABLE} localnet_reset`);
-  const rules = listing?.rules ?? [];
-  const devices = rules.flatMap(({ expr }) => /"right": ?"([^"]+)"/.exec(JSON.stringify(expr))?.[1] ?? []);
-  const text = rules.map(({ handle }) => `delete rule ${NFT_TABLE} localnet_reset handle ${handle}\n`).join("");
-  const forget = async () => {
-    try {
-      await nft(host, text);
-    } catch (error) {
-      if (!(error instanceof NftError)) throw error;
-      // Another DEL has just done it.
-    }
-  };
-  return { devices: [...new Set(devices)], forget };
 }

@@ -167,9 +167,12 @@ export async function listedChain(
     if (!/^-[NP] /m.test(text)) throw unreadable(iptablesTool(family), text);
     return rulesOf(text);
   } catch (error) {
-    if (error instanceof TableError && error.refusal === "refused" && NO_CHAIN.test(error.output.stderr)) {
-      return undefined;
-    }
+    if (!(error instanceof TableError)) throw error;
+    if (error.refusal === "refused" && NO_CHAIN.test(error.output.stderr)) return undefined;
+    // iptables 1.8.9 on nf_tables says so of a chain that is not there, too.
+    const doubtful = /chain `.*' in table `.*' is incompatible/.test(error.output.stderr);
+    const saved = doubtful ? await savedTable(run, family, table) : undefined;
+    if (saved && !saved.chains.has(chain)) return undefined;
     throw error;
   }
 }

@@ -25,10 +25,10 @@ async function ok(node: Node, ...args: string[]): Promise<string> {
   return stdout;
 }
 
-/** What is in the tables, without the counters. What a setting was before the first mapping is known to nobody after a flush. */
+/** What is in the tables, without the counters. */
 async function rules(node: Node): Promise<string[]> {
   const saved = (await node.sh("iptables-save; ip6tables-save")).split("\n")
-    .filter((line) => /^[-:*]/.test(line) && !line.includes("CNI-HOSTPORT-RESET"))
+    .filter((line) => /^[-:*]/.test(line))
     .map((line) => line.replace(/ \[\d+:\d+\]$/, ""));
   // Each line with the table and the chain that it is in.
   let [table, block] = ["", ""];
@@ -37,7 +37,7 @@ async function rules(node: Node): Promise<string[]> {
     if (opened !== undefined) [table, block] = [opened, ""];
     block = /^\t\S+ (\S+) \{/.exec(line)?.[1] ?? block;
     // Tables of iptables are compared above; what nft prints of them depends on what is loaded.
-    if (/^ip6? (raw|mangle|nat|filter)$/.test(table) || block === "localnet_reset" || /^\s*\}?$/.test(line)) return [];
+    if (/^ip6? (raw|mangle|nat|filter)$/.test(table) || /^\s*\}?$/.test(line)) return [];
     return [`${table} ${block}: ${line.trim()}`];
   });
   return [...saved, ...kept];

@@ -114,7 +114,10 @@ for (const [what, { script, backends }] of Object.entries(flushes)) {
         await assertNoPing(container, world.ipv4); // no masquerading, no way back
         assertEquals(await request(world, world.hostIPv4, 8080), undefined);
 
+        assertEquals(await node.sysctl("ipv4/conf/cni0/route_localnet"), "1");
         await attachment.del();
+        assertEquals(await node.sysctl("ipv4/conf/cni0/route_localnet"), "0");
+        assertEquals(await node.list("/run/cnibox/localnet"), []);
         const gone = await snapshot(node);
         assertEquals(gone.links.filter((line) => /veth/.test(line) && !/uplink/.test(line)), []);
         assertEquals(

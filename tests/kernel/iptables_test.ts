@@ -189,6 +189,22 @@ Deno.test("a chain that is not there is undefined", async () => {
   });
 });
 
+Deno.test("a chain that is said to be incompatible is looked for in the whole table", async () => {
+  const stderr = "iptables v1.8.9 (nf_tables): chain `X' in table `nat' is incompatible, use 'nft' tool.\n";
+  const at = { family: 4, table: "nat" } as const;
+  const listing = (save: string): Run => ({ argv: [tool = ""] }) =>
+    Promise.resolve({
+      signal: null,
+      ...tool.endsWith("-save") ? { code: 0, stdout: save, stderr: "" } : { code: 1, stdout: "", stderr },
+    });
+  await withTools(RULE_TOOLS, async () => {
+    assertEquals(await listedChain(listing(SAVE), "X", at), undefined);
+    assertEquals(await listedChain(listing(""), "X", at), undefined);
+    const there = SAVE.replace(":PREROUTING", ":X - [0:0]\n:PREROUTING");
+    await assertRejects(() => listedChain(listing(there), "X", at), TableError);
+  });
+});
+
 for (const stdout of ["", "# Warning: iptables-legacy tables present\n", '[{"not": json']) {
   Deno.test(`a tool that ends well and lists no chain has failed: ${JSON.stringify(stdout)}`, async () => {
     await withTools(RULE_TOOLS, async () => {
