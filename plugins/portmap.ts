@@ -15,7 +15,7 @@ import {
   usesLocalhost,
 } from "../lib/attach/host_ports.ts";
 import { missingNftPort, nftPorts, removeNftHostPorts } from "../lib/attach/host_ports_nft.ts";
-import { resetWhenUnused } from "../lib/attach/localhost_access.ts";
+import { collectLocalhost } from "../lib/attach/localhost_access.ts";
 import { isGuarded, isLocalnetOn } from "../lib/attach/localnet.ts";
 import { isLiving } from "../lib/attach/port_conflict.ts";
 import { type Backend, deviceOf, publish, together, unpublish, unpublishNft } from "../lib/attach/publication.ts";
@@ -368,15 +368,13 @@ async function gc(call: NetworkCall): Promise<void> {
     }),
     () => collectNft(call, valid),
   ], [
-    ...(toolPath("nft") === "" ? ["iptables" as const] : ["iptables" as const, "nftables" as const]).map(
-      (backend) => async () => {
-        try {
-          await resetWhenUnused(call, backend);
-        } catch (error) {
-          throw ruleError(error);
-        }
-      },
-    ),
+    async () => {
+      try {
+        await collectLocalhost(call, toolPath("nft") === "" ? ["iptables"] : ["iptables", "nftables"]);
+      } catch (error) {
+        throw ruleError(error);
+      }
+    },
   ]);
 }
 

@@ -2,44 +2,65 @@
  * 127.0.0.1 of this host as a way to published ports: `route_localnet` switched on for the link that leads to a container,
  * and off again when nobody needs it any more.
  */
-import { CniError, code } from "../cni/error.ts";
-import type { Call, ContainerCall } from "../cni/plugin.ts";
+import { CniError, code, toCniError } from "../cni/error.ts";
+import type { Call, ContainerCall, NetworkCall } from "../cni/plugin.ts";
 import type { Link } from "../kernel/ip.ts";
-import { savedTable, TableError } from "../kernel/iptables.ts";
+import { savedTable } from "../kernel/iptables.ts";
 import { nftUsable } from "../kernel/nft.ts";
 import { step } from "../kernel/plan.ts";
 import { writeSysctl } from "../kernel/sysctl.ts";
 import { dnatTarget } from "./host_ports.ts";
 import { nftPorts } from "./host_ports_nft.ts";
-import { isNoted, type LocalnetBackend, makeNote, notePath, resetLocalnet, switchLocalnetOn } from "./localnet.ts";
-import { listEntries } from "./port_conflict.ts";
+import {
+  forgetLeft,
+  isLocalnetOn,
+  isNoted,
+  leaveInvalid,
+  leaveLink,
+  type LocalnetBackend,
+  makeNote,
+  notedFor,
+  notePath,
+  ownerOfNote,
+  switchBack,
+  switchLocalnetOff,
+  switchLocalnetOn,
+} from "./localnet.ts";
 
-/** Lets this host's 127.0.0.1 out through the link that leads to the container. */
-export async function letLocalhostOut(call: ContainerCall, dev: string, backend: LocalnetBackend): Promise<void> {
+/**
+ * Lets this host's 127.0.0.1 out through the link that leads to the container. Returns the link when it was switched on and nobody
+ * will know that later: who fails then has to switch it off.
+ */
+export async function letLocalhostOut(call: ContainerCall, dev: string): Promise<string | undefined> {
   try {
-    if (!(await isVeth(call, dev))) note(call, dev, backend);
-    switchLocalnetOn(dev, writerOf(call));
+    const on = isLocalnetOn(dev);
+    // It was on before any of ours came: it stays so.
+    if (on && !isNoted(dev)) return undefined;
+    const noted = (on || !(await isVeth(call, dev))) && note(call, dev);
+    // The last of the others may just have gone.
+    if (!isLocalnetOn(dev)) switchLocalnetOn(dev, writerOf(call));
+    return noted || on ? undefined : dev;
   } catch (error) {
     throw new CniError(
       code.internal,
-      `unable to enable route_localnet: ${(error as Error).message}`,
+      `unable to enable route_localnet: ${toCniError(error).msg}`,
       `net.ipv4.conf.${dev}.route_localnet; "snat": false does without`,
     );
   }
 }
 
-/** Notes that the setting was off; without it the port works too. */
-function note(call: ContainerCall, dev: string, backend: LocalnetBackend): void {
-  const path = notePath(dev, backend);
+/** Notes that the container needs the setting, which was off without such notes. It works without one, too. */
+function note(call: ContainerCall, dev: string): boolean {
   if (call.explain) {
-    return call.explain.file(path, "", "the setting is switched off again with the last published port");
+    call.explain.file(notePath(call, dev), "", "the setting is switched off again when the last such note goes");
+    return true;
   }
   try {
-    makeNote(path);
+    makeNote(call, dev);
+    return true;
   } catch (error) {
-    call.warn(
-      `route_localnet of ${dev} will stay on, since it cannot be noted that it was off: ${(error as Error).message}`,
-    );
+    call.warn(`route_localnet of ${dev} will stay on: who needs it cannot be noted: ${(error as Error).message}`);
+    return false;
   }
 }
 
@@ -60,9 +81,7 @@ export async function publishedThrough(call: Call, dev: string, backend: Localne
 function writerOf({ explain }: Call): typeof writeSysctl {
   if (!explain) return writeSysctl;
   return (key, value) => {
-    const why = value === "1"
-      ? "127.0.0.1 of this host reaches the port"
-      : "no port of this host is published any more";
+    const why = value === "1" ? "127.0.0.1 of this host reaches the port" : "no port is published through it any more";
     explain.plan([[step("host", "sysctl", `${key}=${value}`, { why })]]);
   };
 }
@@ -74,23 +93,56 @@ async function isVeth(call: Call, dev: string): Promise<boolean> {
   return (JSON.parse(stdout) as Link[])[0]?.linkinfo?.info_kind === "veth";
 }
 
-/** Switches route_localnet back where this plugin switched it on, when no container has a port of this host any more. */
-export async function resetWhenUnused(call: Call, backend: LocalnetBackend): Promise<void> {
-  const anyLeft = backend === "iptables"
-    ? async () => (await listEntries(call, 4)).length > 0
-    : async () => (await nftPorts(call, 4)).length > 0;
+/** Will the setting of a link go with this container, as far as notes tell? */
+export function isLastBehindLink(call: ContainerCall): boolean {
+  return notedFor(call).some(({ alone }) => alone);
+}
+
+/**
+ * The container needs the setting no more, and its rules are gone. `others`: whether rules of other containers are left, if that is
+ * known; those of the reference's containers have no notes.
+ */
+export async function withdrawLocalhost(
+  call: ContainerCall,
+  backend: LocalnetBackend,
+  others?: boolean,
+): Promise<void> {
+  const needed = async (dev: string) => others !== false && await isPublishedThrough(call, dev, backend);
+  for (const { dev, alone } of notedFor(call)) {
+    if (call.explain) {
+      if (alone && !(await needed(dev))) switchLocalnetOff(dev, writerOf(call));
+      call.explain.file(notePath(call, dev), undefined, "the container does not need the setting any more");
+      continue;
+    }
+    if (leaveLink(call, dev)) {
+      // The note stays, so that GC switches it off one day.
+      if (await needed(dev)) continue;
+      switchBack(dev);
+    }
+    forgetLeft(dev, call);
+  }
+}
+
+/** The same for all containers of the network that are not valid, and for what a killed DEL has left. */
+export async function collectLocalhost(call: NetworkCall, backends: readonly LocalnetBackend[]): Promise<void> {
+  const valid = (call.valid ?? []).map(({ containerID, ifname }) => ({ containerId: containerID, ifName: ifname }));
+  const owners = new Set(valid.map((one) => ownerOfNote({ network: call.network, ...one })));
+  const ids = new Set(valid.map(({ containerId }) => containerId));
+  if (call.explain) return;
+  for (const dev of leaveInvalid(call.network, (owner, id) => owners.has(owner) || ids.has(id))) {
+    const needed = await Promise.all(backends.map((backend) => isPublishedThrough(call, dev, backend)));
+    if (needed.includes(true)) continue;
+    switchBack(dev);
+    forgetLeft(dev);
+  }
+}
+
+async function isPublishedThrough(call: Call, dev: string, backend: LocalnetBackend): Promise<boolean> {
   try {
-    const { explain } = call;
-    const remove = (path: string) => {
-      explain?.file(path, undefined, "no port of this host is published any more");
-      return true;
-    };
-    if (!isNoted(backend) || await anyLeft()) return;
-    await resetLocalnet(backend, anyLeft, { write: writerOf(call), ...(explain && { remove }) });
+    return await publishedThrough(call, dev, backend);
   } catch (error) {
-    // A backend that does not work here has switched nothing on.
-    if (error instanceof TableError && (error.refusal === "missing" || error.refusal === "unusable")) return;
-    if (backend === "nftables" && !(await nftUsable(call.host))) return;
+    // An nft that does not work here has published nothing.
+    if (backend === "nftables" && !(await nftUsable(call.host))) return false;
     throw error;
   }
 }

@@ -6,15 +6,18 @@
  * are not affected, since they are addressed to the host until connection tracking has translated them back. It is dead
  * without `route_localnet` (the kernel drops such packets by itself), so it stays, as the reference's shared chains do.
  *
- * Which links this plugin switched is noted below /run, gone with a reboot as the setting is, and safe from whoever flushes
- * rules; when the last published port of the host goes, they are switched back. A note is an empty file whose name says all:
- * it is there or it is not. Each ADD makes one of its own, so that a DEL which found it unneeded takes away none that came later.
+ * Who needs the setting of which link is noted below /run: gone with a reboot as the setting is, and safe from whoever flushes
+ * rules. The first one notes it before it switches the setting on; where it was on without any note, somebody else wants it so, and
+ * nothing is noted. Who goes says so in its note (`-` before the name), switches the setting off when no other note is left, looks
+ * once more, and then removes the note: whoever is killed on the way is found again, and of two who go at once one is the last.
+ * A note is an empty file whose name says all: it is there or it is not.
  */
 import { restore, TableError, transaction } from "../kernel/iptables.ts";
 import { nft, NftError, nftList } from "../kernel/nft.ts";
 import type { Run } from "../kernel/run.ts";
 import { namesIn, removeFile } from "../kernel/state_file.ts";
 import { readSysctl, writeSysctl } from "../kernel/sysctl.ts";
+import { type Attachment, sha512 } from "../net/name.ts";
 
 /** Which tool's tables hold guard and memory. */
 export type LocalnetBackend = "iptables" | "nftables";
@@ -75,14 +78,38 @@ export function isLocalnetOn(dev: string): boolean {
   return readSysctl(settingOf(dev)) === "1";
 }
 
-/** Path of a new note that a link's setting was off. No link's name holds a slash. */
-export function notePath(dev: string, backend: LocalnetBackend): string {
-  return `${NOTES}/${backend}@${Deno.pid}-${Math.random().toString(36).slice(2, 10)}@${dev}`;
+interface Note {
+  readonly owner: string;
+  readonly dev: string;
+  readonly leaves: boolean;
 }
 
-/** Makes a note. Throws what the system says. */
-export function makeNote(path: string): void {
-  const make = () => Deno.openSync(path, { write: true, createNew: true, mode: 0o600 }).close();
+/** An attachment in a file's name, which has 255 bytes at most. None of its parts has a colon. */
+function ownerText({ network, containerId, ifName }: Attachment): string {
+  const text = `${network}:${containerId}:${ifName}`;
+  return text.length <= 200 ? text : `${text.slice(0, 100)}~${sha512(text).slice(0, 40)}`;
+}
+
+function pathOf({ owner, dev, leaves }: Note): string {
+  return `${NOTES}/${leaves ? "-" : ""}${owner}:${dev}`;
+}
+
+function notes(): Note[] {
+  return namesIn(NOTES).map((name) => {
+    const leaves = name.startsWith("-");
+    const at = name.lastIndexOf(":");
+    return { owner: name.slice(leaves ? 1 : 0, Math.max(0, at)), dev: name.slice(at + 1), leaves };
+  });
+}
+
+/** Where it is noted that the attachment needs the setting of a link. */
+export function notePath(attachment: Attachment, dev: string): string {
+  return pathOf({ owner: ownerText(attachment), dev, leaves: false });
+}
+
+/** Notes it. Throws what the system says. */
+export function makeNote(attachment: Attachment, dev: string): void {
+  const make = () => Deno.openSync(notePath(attachment, dev), { write: true, create: true, mode: 0o600 }).close();
   try {
     make();
   } catch (error) {
@@ -92,21 +119,62 @@ export function makeNote(path: string): void {
   }
 }
 
-interface Note {
-  readonly path: string;
-  readonly dev: string;
+/** Has this plugin switched the link's setting on, for whomever? */
+export function isNoted(dev: string): boolean {
+  return notes().some((note) => note.dev === dev);
 }
 
-function notesOf(backend: LocalnetBackend): Note[] {
-  return namesIn(NOTES).filter((name) => name.startsWith(`${backend}@`)).map((name) => ({
-    path: `${NOTES}/${name}`,
-    dev: name.split("@").slice(2).join("@"),
-  }));
+/** Links whose setting an attachment needs, and whether it is the only one. */
+export function notedFor(attachment: Attachment): { dev: string; alone: boolean }[] {
+  const owner = ownerText(attachment);
+  const all = notes();
+  const devices = new Set(all.filter((note) => note.owner === owner).map(({ dev }) => dev));
+  return [...devices].map((dev) => ({ dev, alone: !all.some((one) => isUser(one, dev) && one.owner !== owner) }));
 }
 
-/** Has this plugin switched a link on whose ports are set with this tool? */
-export function isNoted(backend: LocalnetBackend): boolean {
-  return notesOf(backend).length > 0;
+const isUser = (note: Note, dev: string) => note.dev === dev && !note.leaves;
+
+/** Says that the attachment goes. Returns whether nobody needs the link's setting any more. */
+export function leaveLink(attachment: Attachment, dev: string): boolean {
+  const note = { owner: ownerText(attachment), dev, leaves: false };
+  rename(note);
+  return !notes().some((one) => isUser(one, dev));
+}
+
+function rename(note: Note): void {
+  try {
+    Deno.renameSync(pathOf(note), pathOf({ ...note, leaves: true }));
+  } catch (error) {
+    // An earlier DEL got so far.
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+  }
+}
+
+/** The attachments of a network that are not valid go. Returns the links that nobody needs and somebody has left. */
+export function leaveInvalid(network: string, isValid: (owner: string, containerId: string) => boolean): string[] {
+  for (const note of notes()) {
+    const [ofNetwork, containerId = ""] = note.owner.split(":");
+    if (!note.leaves && ofNetwork === network && !isValid(note.owner, containerId)) rename(note);
+  }
+  const all = notes();
+  return [...new Set(all.map(({ dev }) => dev))].filter((dev) => !all.some((one) => isUser(one, dev)));
+}
+
+/** The text by which {@linkcode leaveInvalid} asks for an attachment. */
+export const ownerOfNote = ownerText;
+
+/** Switches the setting of a link off that nobody needs; on again, if somebody has come meanwhile who found it on. */
+export function switchBack(dev: string): void {
+  switchLocalnetOff(dev);
+  if (notes().some((one) => isUser(one, dev))) ifThere(() => switchLocalnetOn(dev));
+}
+
+/** Removes the notes of those who have left a link: of one attachment, or of all. Throws which cannot be removed. */
+export function forgetLeft(dev: string, attachment?: Attachment): void {
+  const owner = attachment && ownerText(attachment);
+  const left = notes().filter((note) => note.leaves && note.dev === dev && (owner ?? note.owner) === note.owner);
+  const stuck = left.map(pathOf).find((path) => !removeFile(path));
+  if (stuck !== undefined) throw new Error(`cannot remove ${stuck}: it says that route_localnet of ${dev} was off`);
 }
 
 /** Switches the setting on. The link has to be guarded already. */
@@ -114,39 +182,16 @@ export function switchLocalnetOn(dev: string, write = writeSysctl): void {
   write(settingOf(dev), "1");
 }
 
-/** Switches the setting off again: after a failed ADD. */
+/** Switches the setting off again. */
 export function switchLocalnetOff(dev: string, write = writeSysctl): void {
-  try {
-    write(settingOf(dev), "0");
-  } catch (error) {
-    // The link is gone, and the setting with it.
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
-  }
+  ifThere(() => write(settingOf(dev), "0"));
 }
 
-/**
- * Switches back what this plugin switched on, once nothing is published any more. `anyLeft` looks again: a container that
- * came meanwhile has found the setting on, so it is put back. Throws which note cannot be removed.
- */
-export async function resetLocalnet(
-  backend: LocalnetBackend,
-  anyLeft: () => Promise<boolean>,
-  { write = writeSysctl, remove = removeFile }: { write?: typeof writeSysctl; remove?: typeof removeFile } = {},
-): Promise<void> {
-  const notes = notesOf(backend);
-  if (notes.length === 0) return;
-  const devices = [...new Set(notes.map(({ dev }) => dev))];
-  for (const dev of devices) switchLocalnetOff(dev, write);
-  if (!(await anyLeft())) {
-    const stuck = notes.find(({ path }) => !remove(path));
-    if (stuck) throw new Error(`cannot remove ${stuck.path}: it says that route_localnet of ${stuck.dev} was off`);
-    return;
-  }
-  for (const dev of devices) {
-    try {
-      write(settingOf(dev), "1");
-    } catch (error) {
-      if (!(error instanceof Deno.errors.NotFound)) throw error;
-    }
+/** The link may be gone, and the setting with it. */
+function ifThere(work: () => void): void {
+  try {
+    work();
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
   }
 }

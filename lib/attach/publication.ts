@@ -27,8 +27,8 @@ import {
   nftPorts,
   removeNftHostPorts,
 } from "./host_ports_nft.ts";
-import { letLocalhostOut, publishedThrough, resetWhenUnused } from "./localhost_access.ts";
-import { ensureGuard, GUARD_CHECK, isLocalnetOn, type LocalnetBackend, switchLocalnetOff } from "./localnet.ts";
+import { isLastBehindLink, letLocalhostOut, publishedThrough, withdrawLocalhost } from "./localhost_access.ts";
+import { ensureGuard, GUARD_CHECK, type LocalnetBackend, switchLocalnetOff } from "./localnet.ts";
 import {
   iptablesRivals,
   isLiving,
@@ -73,7 +73,7 @@ export async function publish(call: ContainerCall, publication: Publication): Pr
       const by = state.used.get(4) ?? backend;
       // Another container may have found it on meanwhile.
       if (switched !== "" && !(await publishedThrough(call, switched, by))) switchLocalnetOff(switched);
-      await resetWhenUnused(call, by);
+      await withdrawLocalhost(call, by);
     });
   }
   const route = step("host", "ip", `route get ${four ? formatAddress(four.address) : ""}`, {
@@ -94,9 +94,8 @@ export async function publish(call: ContainerCall, publication: Publication): Pr
     () => settleRivals(call, publication, (family) => state.used.get(family) ?? backend),
     ...targets.map((target) => () => flushForAdd(call, ports, target)),
     async () => {
-      if (dev === undefined || !state.guarded || dev === "lo" || isLocalnetOn(dev)) return;
-      switched = dev;
-      await letLocalhostOut(call, dev, state.used.get(4) ?? backend);
+      if (dev === undefined || !state.guarded || dev === "lo") return;
+      switched = await letLocalhostOut(call, dev) ?? "";
     },
   ]);
   tellListeners(call, publication.portConflict, sockets);
@@ -330,9 +329,9 @@ export async function unpublish(call: ContainerCall, { ports, targets, families 
   let found = 0;
   await all(families.map((family) => async () => {
     // Beside the removal, not after it: a listing right after a deletion waits for the kernel once more.
-    const [removal, anyElse] = await Promise.allSettled([
+    const [removal, others] = await Promise.allSettled([
       removeHostPorts(call, ports, family),
-      family === 4 ? publishesElse(call, ports) : true,
+      family === 4 && isLastBehindLink(call) ? publishesElse(call, ports) : undefined,
     ]);
     const removed = removal.status === "fulfilled" ? removal.value : undefined;
     if (removed?.found) found++;
@@ -342,7 +341,9 @@ export async function unpublish(call: ContainerCall, { ports, targets, families 
         ? [() => flushForDel(call, ports, { family, addresses: addressesOf(targets, family, removed.addresses) })]
         : []),
       // Also without rules: the DEL that removed them may have been killed before this.
-      ...(anyElse.status === "fulfilled" && anyElse.value ? [] : [() => resetWhenUnused(call, "iptables")]),
+      ...(family === 4
+        ? [() => withdrawLocalhost(call, "iptables", others.status === "fulfilled" ? others.value : undefined)]
+        : []),
     ]);
   }));
   return found === families.length;
@@ -373,7 +374,7 @@ export async function unpublishNft(call: ContainerCall, { ports, targets, famili
       ...(removed.found
         ? [() => flushForDel(call, ports, { family, addresses: addressesOf(targets, family, removed.addresses) })]
         : []),
-      ...(family === 4 && removed.empty ? [() => resetWhenUnused(call, "nftables")] : []),
+      ...(family === 4 ? [() => withdrawLocalhost(call, "nftables", !removed.empty)] : []),
     ]);
   }));
   return found === families.length;

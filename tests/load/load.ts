@@ -7,6 +7,7 @@ import {
   type Json,
   type Namespace,
   type Node,
+  PluginFailed,
   runPlugin,
   snapshot,
   testNode,
@@ -151,6 +152,81 @@ export function generator(seed: number): () => number {
     t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
     return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
   };
+}
+
+/** What ten networks that publish ports at the same time came to. */
+export interface TenNetworks {
+  /** Ports, each with how many of the two containers that asked for it got it. */
+  readonly owners: Record<number, number>;
+  /** What those who did not get theirs were told: code and message, without the name of who has it. */
+  readonly refusals: string[];
+  /** Calls that failed and should not have. */
+  readonly failures: string[];
+  readonly duplicates: number;
+  readonly residue: string[];
+}
+
+/**
+ * Ten networks, one container on each, all at once: each publishes a port of its own, and every two, on different networks, ask for
+ * the same one.
+ */
+export async function tenNetworks(backend: Load["backend"]): Promise<TenNetworks> {
+  await using node = await testNode();
+  const indexes = Array.from({ length: 10 }, (_, index) => index);
+  const contested = (index: number) => 7000 + index % 5;
+  const pods = await containers(node, indexes.length);
+  const all = pods.map((pod, index) => {
+    const list = {
+      cniVersion: "1.0.0",
+      name: `net${index}`,
+      plugins: [
+        {
+          type: "bridge",
+          bridge: `br${index}`,
+          isGateway: true,
+          ipMasq: true,
+          ipMasqBackend: backend,
+          ipam: { type: "host-local", ranges: [[{ subnet: `10.40.${index}.0/24` }]] },
+        },
+        { type: "portmap", backend, capabilities: { portMappings: true } },
+      ],
+    };
+    const portMappings = [9000 + index, contested(index)].map((hostPort) => ({
+      hostPort,
+      containerPort: 80,
+      protocol: "tcp",
+    }));
+    return new Attachment(node, list, pod, { capabilities: { portMappings } });
+  });
+  // Bridges and shared chains are there before the first look.
+  for (const one of all) {
+    await one.add();
+    await one.del();
+  }
+  const before = await snapshot(node);
+  const failures: string[] = [];
+  const failed = (what: string) => (error: unknown) =>
+    void failures.push(`${what}: ${(error as Error).message.slice(0, 300)}`);
+  const owners: Record<number, number> = {};
+  const refusals: string[] = [];
+  const addresses = new Set<string>();
+  let attached = 0;
+  await Promise.all(all.map(async (one, index) => {
+    try {
+      const { ips } = await one.add();
+      owners[contested(index)] = (owners[contested(index)] ?? 0) + 1;
+      attached++;
+      addresses.add(ips[0].address);
+    } catch (error) {
+      if (!(error instanceof PluginFailed)) throw error;
+      refusals.push(`${error.error?.code} ${error.error?.msg}`.replace(/ container .*/, " container NAME"));
+      one.result = undefined;
+    }
+  }));
+  for (const [index, one] of all.entries()) if (one.result) await one.check().catch(failed(`CHECK ${index}`));
+  await Promise.all(all.map((one, index) => one.del().catch(failed(`DEL ${index}`))));
+  const residue = difference(before, await snapshot(node), { allow: [hostLocalLeftovers] });
+  return { owners, refusals: refusals.sort(), failures, duplicates: attached - addresses.size, residue };
 }
 
 /** A range of five addresses with many contenders: who wins, what the others hear, and in which order addresses come back. */

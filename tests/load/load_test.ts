@@ -1,7 +1,7 @@
 /** The short form of `deno task test:load`: fewer containers, the same promises. */
 import { assertEquals } from "@std/assert";
 import { unmet } from "../e2e/support/mod.ts";
-import { contend, run } from "./load.ts";
+import { contend, run, tenNetworks } from "./load.ts";
 
 const missing = unmet(["root", "bridge", "veth", "iptables", "nf_tables"]);
 const ignore = missing.length > 0;
@@ -16,6 +16,25 @@ for (const backend of ["iptables", "nftables"] as const) {
     fn: async () => {
       const { failures, duplicates, residue } = await run({ ...base, backend, mixed: true });
       assertEquals({ failures, duplicates, residue }, { failures: [], duplicates: 0, residue: [] });
+    },
+  });
+}
+
+for (const backend of ["iptables", "nftables"] as const) {
+  Deno.test({
+    name:
+      `ten networks publish ports at once, every two the same one, with ${backend}: one of the two gets it, the other hears why, nothing is left${why}`,
+    ignore,
+    fn: async () => {
+      const { refusals, ...others } = await tenNetworks(backend);
+      const ports = [7000, 7001, 7002, 7003, 7004];
+      assertEquals(refusals, ports.map((port) => `100 host port ${port}/tcp is already published by container NAME`));
+      assertEquals(others, {
+        owners: Object.fromEntries(ports.map((port) => [port, 1])),
+        failures: [],
+        duplicates: 0,
+        residue: [],
+      });
     },
   });
 }

@@ -20,7 +20,9 @@ for (const backend of ["iptables", "nftables"] as const) {
 }
 if (referenceDir()) {
   loads.push({ backend: "iptables", containers, atOnce, mixed: false, by: "cnibox", foreignIpam: true, seed });
-  loads.push({ backend: "iptables", containers, atOnce, mixed: false, by: "ref", seed });
+  for (const backend of ["iptables", "nftables"] as const) {
+    loads.push({ backend, containers, atOnce, mixed: false, by: "ref", seed });
+  }
 }
 say(
   `${"who".padEnd(22)} ${"backend".padEnd(9)} ${
@@ -30,7 +32,7 @@ say(
 let bad = 0;
 for (const load of loads) {
   const { add, check, del, failures, duplicates, residue } = await run(load);
-  const who = load.by === "ref" ? "reference" : load.foreignIpam ? "cnibox, half host-local of reference" : "cnibox";
+  const who = load.by === "ref" ? "reference" : load.foreignIpam ? "cnibox, half ref. IPAM" : "cnibox";
   const rate = (value: number) => value === 0 ? "      -" : value.toFixed(1).padStart(7);
   say(
     `${who.slice(0, 22).padEnd(22)} ${load.backend.padEnd(9)} ${(load.mixed ? "mixed" : "phases").padEnd(6)} ${
