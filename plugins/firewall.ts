@@ -57,7 +57,7 @@ import { iptablesTool, iptablesUsable, TableError } from "../lib/kernel/iptables
 import { nftUsable } from "../lib/kernel/nft.ts";
 import { apply, type Step, step } from "../lib/kernel/plan.ts";
 import { fileIdentity } from "../lib/kernel/proc.ts";
-import { toolPath } from "../lib/kernel/run.ts";
+import { isAbsent, must, toolPath } from "../lib/kernel/run.ts";
 import { type Address, type Family, familyBits, formatAddress, parsePrefix } from "../lib/net/cidr.ts";
 import { isLinkName } from "../lib/net/link_name.ts";
 
@@ -378,9 +378,13 @@ async function byNft(call: Call, work: () => Promise<void>): Promise<void> {
 
 /** Rules about a link that goes with the container, as ptp's, go with it too; a bridge's stay. */
 async function dropOwnIsolation(call: ContainerCall, link: string): Promise<void> {
-  const { code, stdout } = await call.host({ argv: ["ip", "-j", "-d", "link", "show", "dev", link] });
-  const kind = code === 0 ? (JSON.parse(stdout) as Link[])[0]?.linkinfo?.info_kind : "gone";
-  if (kind !== "veth" && kind !== "gone") return;
+  try {
+    const shown = await must(call.host, { argv: ["ip", "-j", "-d", "link", "show", "dev", link] });
+    if ((JSON.parse(shown) as Link[])[0]?.linkinfo?.info_kind !== "veth") return;
+  } catch (error) {
+    // It has gone with the container. A tool that failed otherwise tells nothing: a bridge keeps its rules.
+    if (!isAbsent(error)) throw error;
+  }
   await dropIsolation(call, (name) => name === link);
 }
 

@@ -5,7 +5,7 @@ import type { Attachment } from "../cni/types.ts";
 import { addrDel, type Address, addrShow, type Link, linkDel, linkUp } from "../kernel/ip.ts";
 import { apply, type Step, step, StepError } from "../kernel/plan.ts";
 import { listKernelFolder, readKernelFile } from "../kernel/proc.ts";
-import { isAbsent } from "../kernel/run.ts";
+import { isAbsent, must } from "../kernel/run.ts";
 import {
   canonicalAddress,
   formatPrefix,
@@ -202,12 +202,11 @@ export function portAlias(
 
 /** Deletes host veths of this network whose alias names no valid attachment. Those without an alias are not ours to judge. */
 export async function collectVeths(call: Call, network: string, valid: readonly Attachment[]): Promise<void> {
-  const output = await call.host({ argv: ["ip", "-j", "-d", "link", "show", "type", "veth"] });
-  if (output.code !== 0) return;
+  const shown = await must(call.host, { argv: ["ip", "-j", "-d", "link", "show", "type", "veth"] });
   const keep = new Set(
     valid.map(({ containerID, ifname }) => portAlias({ network, containerId: containerID, ifName: ifname })),
   );
-  const links = JSON.parse(output.stdout || "[]") as Partial<Link>[];
+  const links = JSON.parse(shown || "[]") as Partial<Link>[];
   const stale = links.filter(({ ifalias }) => ifalias?.startsWith(`cni:${network}:`) && !keep.has(ifalias));
   for (const { ifname } of stale) {
     const { code: status, stderr } = await call.host({ argv: ["ip", "link", "del", "dev", ifname ?? ""] });

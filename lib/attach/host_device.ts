@@ -5,7 +5,7 @@ import type { Call, ContainerCall } from "../cni/plugin.ts";
 import { type Link, linkDown, linkShow, linkUp } from "../kernel/ip.ts";
 import { apply, step, StepError } from "../kernel/plan.ts";
 import { linkNames, listKernelFolder, readKernelFile, readKernelLink } from "../kernel/proc.ts";
-import { CommandError, isAbsent } from "../kernel/run.ts";
+import { CommandError, isAbsent, must } from "../kernel/run.ts";
 import { isLinkName } from "../net/link_name.ts";
 import { parseMac } from "../net/mac.ts";
 import { similarNames } from "../net/similar.ts";
@@ -333,9 +333,7 @@ function nameTaken(name: string): CniError {
  * Gives it its name again, if there is no doubt which one it is. `mine`: may the link be the configured device?
  */
 export async function adopt(call: Call & ContainerCall, mine: (link: Link) => boolean): Promise<void> {
-  const { code: status, stdout } = await call.host({ argv: ["ip", "-j", "-d", "link", "show"] });
-  if (status !== 0) return;
-  const links = JSON.parse(stdout || "[]") as Link[];
+  const links = JSON.parse(await must(call.host, { argv: ["ip", "-j", "-d", "link", "show"] }) || "[]") as Link[];
   const names = new Set(links.map((link) => link.ifname));
   const stranded = links.filter(({ ifname, ifalias = "", ifindex }) =>
     (ifname === call.ifName || ifname === `dev${ifindex}`) && ifalias !== ifname && isLinkName(ifalias) &&

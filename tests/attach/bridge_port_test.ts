@@ -1,5 +1,5 @@
 import { assertRejects } from "@std/assert";
-import { deleteHostVeth } from "../../lib/attach/bridge_port.ts";
+import { collectVeths, deleteHostVeth } from "../../lib/attach/bridge_port.ts";
 import { step } from "../../lib/kernel/plan.ts";
 import type { Run } from "../../lib/kernel/run.ts";
 import { fakeCall } from "../fakes/call.ts";
@@ -21,3 +21,12 @@ for (const [what, stderr, fails] of ends) {
     else await work();
   });
 }
+
+Deno.test("GC does not take a failed listing for a node without links", async () => {
+  const host: Run = () => Promise.resolve({ code: 1, signal: null, stdout: "", stderr: "something went wrong\n" });
+  await assertRejects(
+    () => collectVeths(fakeCall({}, { verb: "GC", host }), "net1", []),
+    Error,
+    "something went wrong",
+  );
+});
