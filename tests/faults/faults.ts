@@ -143,8 +143,8 @@ export interface Outcome {
   readonly setup: string;
   readonly fault: Fault;
   points: number;
-  /** Points that the call did not come by when it was to be hit there, three times in a row: tools end in another order. */
-  missed: number;
+  /** Points that the call did not come by when it was to be hit there, however often it was tried: tools end in another order. */
+  readonly missed: string[];
   leaks: number;
   /** Each leak or wrong answer in words. */
   readonly findings: string[];
@@ -152,7 +152,11 @@ export interface Outcome {
 
 /** A node with two containers, brought back to the same state before every try. */
 export class Trial implements AsyncDisposable {
-  #state!: { node: Node; pods: readonly [Namespace, Namespace]; before: Snapshot; notes: string[] };
+  #state!: { node: Node; pods: readonly [Namespace, Namespace] };
+  /** What a try has to end with. */
+  #before!: State;
+  /** The second container, while it is attached. */
+  #neighbour: Attachment | undefined;
   /** Points and starts of tools that were found, by operation and plugin. */
   points = new Map<string, Promise<Point[]>>();
   starts = new Map<string, Promise<number>>();
@@ -179,13 +183,33 @@ export class Trial implements AsyncDisposable {
     const node = await testNode();
     await this.setup.prepare?.(node);
     const pods = [await node.container("a"), await node.container("b")] as const;
-    this.#state = { node, pods, before: {} as Snapshot, notes: [] };
+    this.#state = { node, pods };
+    this.#neighbour = undefined;
     await wrapTools(node);
     // Bridge, shared chains and forwarding stay for good: they are there before the first look.
     const warm = this.attachment(0);
     await warm.add();
     await warm.del();
-    this.#state = { node, pods, before: await snapshot(node), notes: await this.#notes() };
+    this.#before = await this.#look();
+  }
+
+  /** Sees to it that the second container is attached, or not. It stays so for the tries to come: nothing that they do is about it. */
+  async neighbour(wanted: boolean): Promise<void> {
+    if (wanted === (this.#neighbour !== undefined)) return;
+    if (!wanted) return await this.renew();
+    this.#neighbour = this.attachment(1);
+    await this.#neighbour.add();
+    await this.#neighbour.check();
+    this.#before = await this.#look();
+  }
+
+  async #look(): Promise<State> {
+    const [host, notes, ...pods] = await Promise.all([
+      snapshot(this.node),
+      this.#notes(),
+      ...this.pods.map(async (pod) => (await pod.ipJson("addr", "show")).map((link) => podLine(pod, link))),
+    ]);
+    return { host, inside: [...notes, ...pods.flat()] };
   }
 
   /** Files below /run/cnibox but for what each call drops there for its tools and the index of the leases, which is an aid only. */
@@ -212,21 +236,28 @@ export class Trial implements AsyncDisposable {
     return new Attachment(this.node, conf, this.pods[index], index === 0 && capabilities ? { capabilities } : {});
   }
 
-  /** What differs from the state before anything was attached; empty when nothing does. */
+  /** What differs from the state before; empty when nothing does. */
   async residue(): Promise<string[]> {
-    const [host, notes, ...links] = await Promise.all([
-      snapshot(this.node),
-      this.#notes(),
-      ...this.pods.map(async (pod) => (await pod.ipJson("link", "show")).map(({ ifname }) => `${pod.name}: ${ifname}`)),
-    ]);
+    const { host, inside } = await this.#look();
     return [
-      ...difference(this.#state.before, host, { allow: [hostLocalLeftovers] }),
-      ...notes.filter((path) => !this.#state.notes.includes(path)).map((path) => `+ note: ${path}`),
-      ...links.flat().filter((link) =>
-        !/: (lo|tunl0|gre0|gretap0|erspan0|sit0|ip6tnl0|ip6gre0|ip6_vti0|ip_vti0)$/.test(link)
-      ),
+      ...difference(this.#before.host, host, { allow: [hostLocalLeftovers] }),
+      ...this.#before.inside.filter((line) => !inside.includes(line)).map((line) => `- ${line}`),
+      ...inside.filter((line) => !this.#before.inside.includes(line)).map((line) => `+ ${line}`),
     ];
   }
+}
+
+/** What can be told of a node. */
+interface State {
+  readonly host: Snapshot;
+  /** Links of the containers with their addresses, and files of ours below /run. */
+  readonly inside: readonly string[];
+}
+
+function podLine({ name }: Namespace, { ifname, address, mtu, flags, addr_info }: Json): string {
+  const addresses = addr_info.filter(({ scope, family }: Json) => scope !== "link" || family === "inet")
+    .map(({ local, prefixlen }: Json) => `${local}/${prefixlen}`);
+  return `${name}: ${ifname} ${address} mtu ${mtu} ${flags.includes("UP") ? "up" : "down"} ${addresses.join(" ")}`;
 }
 
 /** What is done to one call, and what has to come of it. */
@@ -259,16 +290,16 @@ const VALID = { "cni.dev/valid-attachments": [{ containerID: "b", ifname: "eth0"
 
 /** Carries out an operation with one of its calls hit, then lets a runtime clean up. */
 async function attempt(trial: Trial, operation: Command, hit: Hit): Promise<Attempt> {
+  await trial.neighbour(operation === "GC");
   const { node, setup } = trial;
   const wrong: string[] = [];
   const [pod] = trial.pods;
   const list = trial.attachment(0);
-  const other = trial.attachment(1);
   let landed = true;
   let failed = false;
   let previous: Json;
   if (operation === "DEL") previous = await list.add();
-  if (operation === "GC") await Promise.all([list.add(), other.add()]);
+  if (operation === "GC") await list.add();
   const ordered = operation === "DEL" ? [...setup.plugins].reverse() : setup.plugins;
   for (const [index, plugin] of ordered.entries()) {
     const output = await runPlugin(node, {
@@ -305,7 +336,7 @@ async function attempt(trial: Trial, operation: Command, hit: Hit): Promise<Atte
   }
   // Whoever was told that all is removed does not ask once more.
   const done = operation !== "ADD" && !failed && !hit.lies;
-  wrong.push(...await cleanedUp(trial, operation, { list, other, done }));
+  wrong.push(...await cleanedUp(trial, operation, { list, done }));
   return { landed, wrong };
 }
 
@@ -336,7 +367,7 @@ async function notUndone(trial: Trial, list: Attachment, failed: number): Promis
 async function cleanedUp(
   trial: Trial,
   operation: Command,
-  { list, other, done }: { list: Attachment; other: Attachment; done: boolean },
+  { list, done }: { list: Attachment; done: boolean },
 ): Promise<string[]> {
   const { node, setup } = trial;
   const wrong: string[] = [];
@@ -354,9 +385,8 @@ async function cleanedUp(
       });
       if (output.code !== 0) wrong.push(`second GC: ${output.stdout}`);
     }
-    await other.check().catch(report("CHECK of the valid one after GC"));
-    await other.del().catch(report("DEL of the valid one"));
-    // Its DEL never comes: the container's namespace goes, and what is in it. On the host GC has to have done everything.
+    // DEL never comes: the container's namespace goes, and what is in it. On the host GC has to have done everything, and the valid one
+    // is as it was, or the states differ.
     await trial.pods[0].exec(["ip", "link", "del", "eth0"]);
   } else if (!done) await list.del().catch(report("DEL"));
   wrong.push(...(await trial.residue()).map((line) => `left: ${line}`));
@@ -453,13 +483,22 @@ function essence(line: string): string {
   return `${/^\w+/.exec(line)?.[0]} ${PROCESS.test(line) ? "" : name}`;
 }
 
+/** What is tried of the points that there are. */
+export interface Choice<F extends Fault> {
+  readonly fault: F;
+  /** Each n-th point; all if absent. */
+  readonly every?: number;
+  /** They are only counted. */
+  readonly dry?: boolean;
+}
+
 /** Tries a fault at every point of an operation, or at every n-th. */
 export async function tryPoints(
   trial: Trial,
   operation: Command,
-  { fault, every = 1 }: { fault: KillFault | DiskFault; every?: number },
+  { fault, every = 1, dry = false }: Choice<KillFault | DiskFault>,
 ): Promise<Outcome> {
-  const outcome: Outcome = { operation, setup: trial.setup.name, fault, points: 0, missed: 0, leaks: 0, findings: [] };
+  const outcome: Outcome = { operation, setup: trial.setup.name, fault, points: 0, missed: [], leaks: 0, findings: [] };
   if (fault === "killed, then ADD again" && operation !== "ADD") return outcome;
   const stops = fault === "interrupted";
   const kills = killFaults.some((one) => one === fault) && !stops;
@@ -469,6 +508,10 @@ export async function tryPoints(
     const points = await remembered(trial.points, `${operation} ${place}`, () => pointsOf(trial, operation, place));
     for (const point of points) {
       if (injection(fault, point) === undefined || number++ % every !== 0) continue;
+      if (dry) {
+        outcome.points++;
+        continue;
+      }
       const strace = ["strace", "-qq", "-y", "-s", "200", "-o", HIT_LOG, "-e", `trace=${point.syscall}`];
       const hit: Omit<Hit, "extra"> = {
         place,
@@ -507,7 +550,7 @@ async function count(
   { landed, wrong, where }: Attempt & { readonly where: string },
 ): Promise<void> {
   if (landed) outcome.points++;
-  else outcome.missed++;
+  else outcome.missed.push(where);
   if (wrong.length === 0) return;
   if (!landed) return await trial.renew();
   outcome.leaks++;
@@ -550,9 +593,9 @@ exec ${real} "$@"
 export async function tryTools(
   trial: Trial,
   operation: Command,
-  { fault, every = 1 }: { fault: ToolFault; every?: number },
+  { fault, every = 1, dry = false }: Choice<ToolFault>,
 ): Promise<Outcome> {
-  const outcome: Outcome = { operation, setup: trial.setup.name, fault, points: 0, missed: 0, leaks: 0, findings: [] };
+  const outcome: Outcome = { operation, setup: trial.setup.name, fault, points: 0, missed: [], leaks: 0, findings: [] };
   const env = {
     PATH: "/run/fault:/usr/sbin:/usr/bin:/sbin:/bin",
     CNIBOX_TOOL_TIMEOUT: fault === "tool hangs" ? "2" : "30",
@@ -573,6 +616,10 @@ export async function tryTools(
     });
     for (let target = 1; target <= starts; target++) {
       if (number++ % every !== 0) continue;
+      if (dry) {
+        outcome.points++;
+        continue;
+      }
       await arm(target);
       const tried = await attempt(trial, operation, {
         place,
@@ -596,10 +643,11 @@ export async function tryLostFolder(trial: Trial): Promise<Outcome> {
     setup: trial.setup.name,
     fault,
     points: 0,
-    missed: 0,
+    missed: [],
     leaks: 0,
     findings: [],
   };
+  await trial.neighbour(false);
   const list = trial.attachment(0);
   await list.add();
   await trial.node.sh("rm -rf /var/lib/cni/networks");

@@ -1,6 +1,7 @@
 /**
  * `deno task test:faults`: every fault at every point of every operation, as a table. `--every N` takes each N-th point,
- * `--setup TEXT`, `--operation TEXT` and `--fault TEXT` only what has that in its name. `--jobs N` nodes are at work at a time.
+ * `--setup TEXT`, `--operation TEXT` and `--fault TEXT` only what has that in its name. `--jobs N` nodes are at work at a time;
+ * `--count` only counts.
  */
 import { parseArgs } from "@std/cli/parse-args";
 import {
@@ -17,10 +18,12 @@ import {
 } from "./faults.ts";
 
 const args = parseArgs(Deno.args, {
+  boolean: ["count"],
   string: ["setup", "fault", "every", "operation", "jobs"],
   default: { every: "1", setup: "", fault: "", operation: "", jobs: "4" },
 });
 const every = Number(args["every"]);
+const dry = args["count"] === true;
 const operations = ["ADD", "DEL", "GC"] as const;
 const say = (text: string) => void Deno.stdout.writeSync(new TextEncoder().encode(`${text}\n`));
 
@@ -35,14 +38,14 @@ const work: Work[] = setups.filter(({ name }) => name.includes(String(args["setu
   ...operations.filter((one) => one.includes(String(args["operation"]))).flatMap((operation) => [
     ...[...killFaults, ...diskFaults].filter(wanted).map((fault) => ({
       setup,
-      run: (trial: Trial) => tryPoints(trial, operation, { fault, every }),
+      run: (trial: Trial) => tryPoints(trial, operation, { fault, every, dry }),
     })),
     ...toolFaults.filter(wanted).map((fault) => ({
       setup,
-      run: (trial: Trial) => tryTools(trial, operation, { fault, every }),
+      run: (trial: Trial) => tryTools(trial, operation, { fault, every, dry }),
     })),
   ]),
-  ...(wanted("lost folder") ? [{ setup, run: tryLostFolder }] : []),
+  ...(wanted("lost folder") && !dry ? [{ setup, run: tryLostFolder }] : []),
 ]);
 
 const started = Date.now();
@@ -59,11 +62,12 @@ async function worker(): Promise<void> {
       first.set(next.setup.name, first.get(next.setup.name) ?? trial);
     }
     const outcome = await next.run(trial);
-    if (outcome.points + outcome.missed === 0) continue;
+    if (outcome.points + outcome.missed.length === 0) continue;
     outcomes.push(outcome);
     const { operation, setup, fault, points, missed, leaks, findings } = outcome;
-    const numbers = [points, missed, leaks].map((number) => String(number).padStart(6)).join(" ");
+    const numbers = [points, missed.length, leaks].map((number) => String(number).padStart(6)).join(" ");
     say(`${operation.padEnd(4)} ${setup.padEnd(26)} ${fault.padEnd(26)} ${numbers}`);
+    for (const where of missed) say(`  not come by: ${where}`);
     for (const finding of findings) say(`  ${finding}`);
   }
   await trial?.[Symbol.asyncDispose]();
@@ -73,7 +77,7 @@ async function worker(): Promise<void> {
 const first = new Map<string, Trial>();
 await Promise.all(Array.from({ length: Number(args["jobs"]) }, worker));
 
-const sum = (of: readonly Outcome[], key: "points" | "missed" | "leaks") => of.reduce((all, one) => all + one[key], 0);
+const sum = (of: readonly Outcome[], key: "points" | "leaks") => of.reduce((all, one) => all + one[key], 0);
 say(`\n| fault                    |  ADD |  DEL |   GC | leaks |`);
 say(`| ------------------------ | ---: | ---: | ---: | ----: |`);
 for (const fault of [...killFaults, ...diskFaults, ...toolFaults, "lost folder"]) {
@@ -83,7 +87,10 @@ for (const fault of [...killFaults, ...diskFaults, ...toolFaults, "lost folder"]
   const numbers = cells.map((number) => String(number).padStart(4)).join(" | ");
   say(`| ${fault.padEnd(24)} | ${numbers} | ${String(sum(rows, "leaks")).padStart(5)} |`);
 }
-const [points, missed, leaks] = [sum(outcomes, "points"), sum(outcomes, "missed"), sum(outcomes, "leaks")];
+const [points, leaks] = [sum(outcomes, "points"), sum(outcomes, "leaks")];
+const missed = outcomes.reduce((all, one) => all + one.missed.length, 0);
 const seconds = Math.round((Date.now() - started) / 1000);
-say(`\npoints tried: ${points}, not come by: ${missed}, points leaking: ${leaks}, in ${seconds} s`);
+say(
+  `\npoints ${dry ? "there" : "tried"}: ${points}, not come by: ${missed}, points leaking: ${leaks}, in ${seconds} s`,
+);
 Deno.exit(leaks === 0 && points > 0 ? 0 : 1);
