@@ -31,6 +31,8 @@ export interface Request {
   readonly explain?: Explainer;
   /** Also take built-in plugins that CNI_PATH does not lead to: an operator's command before anything is installed. */
   readonly builtin?: boolean;
+  /** ADD: hands the result to whoever asked; when that fails, everything is undone. */
+  readonly deliver?: ((result: JsonObject) => void) | undefined;
   /** Only ask which addresses the attachment holds, see {@linkcode Plugin.held}. */
   readonly held?: boolean;
 }
@@ -224,6 +226,7 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
     delegate: (type, verb, stdin = bytes) =>
       delegate(type, {
         ...request,
+        deliver: undefined,
         env: { ...env, CNI_COMMAND: verb === "HELD" ? "DEL" : verb },
         stdin: () => stdin,
         held: verb === "HELD",
@@ -280,7 +283,9 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
   try {
     const result = await plugin.add(call);
     if (interruption?.requested) throw interrupted(interruption, verb);
-    return { result, printable: convertResult(result, version) };
+    const printable = convertResult(result, version);
+    request.deliver?.(printable);
+    return { result, printable };
   } catch (error) {
     if (interruption) interruption.undoing = true;
     const left = await undoAll(undos);
@@ -489,15 +494,19 @@ export async function pluginMain(plugin: Plugin, registry: Registry, build: stri
       interruption,
       warn: (type, note) => write(Deno.stderr, `${type}: ${note}\n`),
       hooks,
+      deliver: (result) => write(Deno.stdout, goJson(result, 4)),
     });
-    const text = answer.printable ? goJson(answer.printable, 4) : "";
     record?.end(answer.printable);
-    write(Deno.stdout, text);
     return 0;
   } catch (error) {
     const failure = toCniError(error);
     record?.end(undefined, failure);
-    write(Deno.stdout, errorText(failure));
+    try {
+      write(Deno.stdout, errorText(failure));
+    } catch {
+      // Nobody hears it there: the runtime is gone, or its disk is full.
+      write(Deno.stderr, `${plugin.name}: ${failure.message}\n`);
+    }
     return 1;
   }
 }

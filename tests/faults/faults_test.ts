@@ -201,6 +201,30 @@ nodeTest("ADD on full disks fails cleanly or works, and DEL gives everything bac
   }
 });
 
+nodeTest(
+  "an ADD whose result cannot be handed over undoes everything",
+  { needs: ["bridge", "veth", "iptables"] },
+  async ({ node }) => {
+    const pod = await node.container();
+    const net = new Attachment(node, conf(), pod);
+    await net.add();
+    await net.del();
+    const before = [await snapshot(node), await snapshot(pod)] as const;
+    const { code, stderr } = await runPlugin(node, {
+      type: "bridge",
+      command: "ADD",
+      netns: pod,
+      stdin: conf(),
+      wrap: ["/bin/sh", "-c", 'exec "$0" >/dev/full'],
+    });
+    assertEquals(code, 1);
+    assertStringIncludes(stderr, "bridge: ");
+    assert(!/at .*\.(js|ts):\d+/.test(stderr), stderr);
+    assertSameState(before[0], await snapshot(node), { allow: [hostLocalLeftovers] });
+    assertSameState(before[1], await snapshot(pod));
+  },
+);
+
 /** Sends SIGTERM to whoever starts the first tool, once that listens, and then does the tool's work. */
 async function interruptsAtFirstTool(node: Node): Promise<Record<string, string>> {
   for (const tool of ["ip", "nft", "iptables", "iptables-restore", "iptables-save"]) {
