@@ -466,7 +466,7 @@ const HIT_LOG = "/run/hit";
 /** Its first process is strace, which ends with the plugin; and with the first process every other one ends. */
 const AS_A_GROUP = ["unshare", "--pid", "--fork", "--"];
 /** The program under the plugin makes calls of its own, to wake its threads, now one more and now one less. */
-const SHIFTS = [0, 0, 1, -1, 2];
+const SHIFTS = [0, 0, 1, -1, 2, -2, 0, 1];
 
 /** Does the log end with the call that was to be hit, or with one that is the same but for names drawn at random? */
 function hasHit({ shown }: Point, log: string, fault: KillFault | DiskFault): boolean {
