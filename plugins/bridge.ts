@@ -627,10 +627,9 @@ async function deleteLinks(call: ContainerCall, bridge: string, addresses: reado
   if (neighbours.length > 0) await apply([neighbours], call).catch(() => {});
 }
 
-/** As in the reference, DEL does not fail for these rules. */
 async function removeSpoofRules(call: ContainerCall): Promise<void> {
   const { removeSpoofCheck } = await spoofCheck();
-  await removeSpoofCheck(call).catch((error) => call.warn(`failed to teardown spoof-check: ${error.message}`));
+  await removeSpoofCheck(call);
 }
 
 function ownAddresses(call: ContainerCall, previous: Result | undefined): string[] {

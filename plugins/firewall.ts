@@ -54,7 +54,7 @@ import {
 } from "../lib/kernel/firewalld.ts";
 import type { Link } from "../lib/kernel/ip.ts";
 import { iptablesTool, iptablesUsable, TableError } from "../lib/kernel/iptables.ts";
-import { nftUsable } from "../lib/kernel/nft.ts";
+import { NftError, nftUsable } from "../lib/kernel/nft.ts";
 import { apply, type Step, step } from "../lib/kernel/plan.ts";
 import { fileIdentity } from "../lib/kernel/proc.ts";
 import { isAbsent, must, toolPath } from "../lib/kernel/run.ts";
@@ -236,6 +236,8 @@ async function setNft(call: ContainerCall, forwarding: Forwarding, parts: Parts)
   try {
     await addNftForwarding(call, forwarding, { ...parts, owner: call });
   } catch (error) {
+    // Its answer is lost: it may have done its work.
+    if (parts.accept && !(error instanceof NftError)) call.undo(() => removeNftForwarding(call, call));
     throw ruleError(error);
   }
   if (parts.accept) call.undo(() => removeNftForwarding(call, call));
@@ -250,7 +252,10 @@ async function setIptables(
     const made = await addForwarding(call, part, { family, accept });
     call.undo(() => takeBackForwarding(call, made, family));
   } catch (error) {
-    if (!(error instanceof TableError)) throw error;
+    if (!(error instanceof TableError)) {
+      if (accept) call.undo(() => removeForwarding(call, part.addresses, family));
+      throw error;
+    }
     const stuck = !mayFallBack || error.refusal === "locked" || await iptablesUsable(call.host, family) ||
       !(await nftUsable(call.host));
     if (stuck) {

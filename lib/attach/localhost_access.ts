@@ -28,18 +28,19 @@ import {
 } from "./localnet.ts";
 
 /**
- * Lets this host's 127.0.0.1 out through the link that leads to the container. Returns the link when it was switched on and nobody
- * will know that later: who fails then has to switch it off.
+ * Lets this host's 127.0.0.1 out through the link that leads to the container. Returns the link when it is the container's own,
+ * of which nothing is noted.
  */
 export async function letLocalhostOut(call: ContainerCall, dev: string): Promise<string | undefined> {
   try {
     const on = isLocalnetOn(dev);
     // It was on before any of ours came: it stays so.
     if (on && !isNoted(dev)) return undefined;
-    const noted = (on || !(await isVeth(call, dev))) && note(call, dev);
+    const noted = on || !(await isVeth(call, dev));
+    if (noted) note(call, dev);
     // The last of the others may just have gone.
     if (!isLocalnetOn(dev)) switchLocalnetOn(dev, writerOf(call));
-    return noted || on ? undefined : dev;
+    return noted ? undefined : dev;
   } catch (error) {
     throw new CniError(
       code.internal,
@@ -49,19 +50,10 @@ export async function letLocalhostOut(call: ContainerCall, dev: string): Promise
   }
 }
 
-/** Notes that the container needs the setting, which was off without such notes. It works without one, too. */
-function note(call: ContainerCall, dev: string): boolean {
-  if (call.explain) {
-    call.explain.file(notePath(call, dev), "", "the setting is switched off again when the last such note goes");
-    return true;
-  }
-  try {
-    makeNote(call, dev);
-    return true;
-  } catch (error) {
-    call.warn(`route_localnet of ${dev} will stay on: who needs it cannot be noted: ${(error as Error).message}`);
-    return false;
-  }
+/** Notes that the container needs the setting, which was off without such notes. */
+function note(call: ContainerCall, dev: string): void {
+  if (!call.explain) return makeNote(call, dev);
+  call.explain.file(notePath(call, dev), "", "the setting is switched off again when the last such note goes");
 }
 
 /** Does a published port lead to a container behind this link? */

@@ -17,7 +17,8 @@ import { nft, NftError, nftList } from "../kernel/nft.ts";
 import type { Run } from "../kernel/run.ts";
 import { namesIn, removeFile } from "../kernel/state_file.ts";
 import { readSysctl, writeSysctl } from "../kernel/sysctl.ts";
-import { type Attachment, sha512 } from "../net/name.ts";
+import type { Attachment } from "../net/name.ts";
+import { sha512 } from "../net/sha512.ts";
 
 /** Which tool's tables hold guard and memory. */
 export type LocalnetBackend = "iptables" | "nftables";

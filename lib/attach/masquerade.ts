@@ -178,6 +178,8 @@ async function addIptables(
       call.undo(() => takeBack(call, owner, family, prefixes));
       return;
     } catch (error) {
+      // Its answer is lost: it may have done its work.
+      if (!(error instanceof TableError)) call.undo(() => takeBack(call, owner, family, prefixes));
       if (!(error instanceof TableError) || error.refusal === "locked") throw error;
       failure = error;
     }
@@ -191,6 +193,9 @@ async function addIptables(
         call.undo(() => cleanIptables(call, owner, { family, addresses: prefixes }));
         return;
       } catch (error) {
+        if (!(error instanceof TableError)) {
+          call.undo(() => cleanIptables(call, owner, { family, addresses: prefixes }));
+        }
         if (!(error instanceof TableError) || error.refusal === "locked") throw error;
         failure = error;
       }
@@ -347,10 +352,12 @@ async function addNft(call: Applier, owner: Attachment, prefixes: readonly Prefi
     if (!isWhole(shown)) await setUpNft(host, "");
     return;
   } catch (error) {
+    // Its answer is lost: it may have done its work.
+    if (!(error instanceof NftError)) undo();
     if (!(error instanceof NftError) || error.refusal === "missing") throw error;
   }
-  await setUpNft(host, rules);
   undo();
+  await setUpNft(host, rules);
 }
 
 function isWhole(postrouting: string): boolean {

@@ -6,7 +6,8 @@ import type { Call, ContainerCall } from "../cni/plugin.ts";
 import type { Attachment } from "../cni/types.ts";
 import { type Step, step } from "../kernel/plan.ts";
 import { CommandError, isAbsent, must } from "../kernel/run.ts";
-import { during } from "../cni/error.ts";
+import { during, toCniError } from "../cni/error.ts";
+import { nftUsable } from "../kernel/nft.ts";
 
 /** The whole rule set of one port in one transaction; a repeated one replaces itself. */
 export async function spoofCheckSteps(call: ContainerCall, veth: string, mac: string): Promise<Step[]> {
@@ -71,7 +72,16 @@ async function jumpsOf(call: Call, ref: string): Promise<number[]> {
 
 /** Removes the rules of one attachment; what is not there counts as removed. */
 export async function removeSpoofCheck(call: ContainerCall): Promise<void> {
-  await remove(call, (ref) => ref === reference(call.containerId, call.ifName));
+  try {
+    await during(
+      "failed to teardown spoof-check",
+      remove(call, (ref) => ref === reference(call.containerId, call.ifName)),
+    );
+  } catch (error) {
+    // An nft that does not work here has set none. Where it works, they are still there: the reference says nothing of that.
+    if (await nftUsable(call.host)) throw error;
+    call.warn(toCniError(error).msg);
+  }
 }
 
 /**

@@ -481,7 +481,7 @@ function hasHit({ shown }: Point, log: string, fault: KillFault | DiskFault): bo
 
 function essence(line: string): string {
   const [path = ""] = /(?<=[<"])\/[^>"]+/.exec(line) ?? [];
-  const name = path.replace(/io\/[^.]+/, "io/NAME").replace(/[0-9.]+$/, "N").replace(/[0-9]+-[0-9]+/, "N");
+  const name = path.replace(/io\/[^.]+/, "io/NAME").replace(/[0-9][0-9.]*/g, "N");
   return `${/^\w+/.exec(line)?.[0]} ${PROCESS.test(line) ? "" : name}`;
 }
 
