@@ -225,7 +225,7 @@ nodeTest(
   },
 );
 
-/** Sends SIGTERM to whoever starts the first tool, once that listens, and then does the tool's work. */
+/** Sends SIGTERM to whoever starts the first tool, once that listens, gives it time to hear, and then does the tool's work. */
 async function interruptsAtFirstTool(node: Node): Promise<Record<string, string>> {
   for (const tool of ["ip", "nft", "iptables", "iptables-restore", "iptables-save"]) {
     const real = (await node.sh(`command -v ${tool} || true`)).trim();
@@ -235,7 +235,7 @@ async function interruptsAtFirstTool(node: Node): Promise<Record<string, string>
       tool,
       `if mkdir /run/standin/hit 2>/dev/null; then
   until caught=0x$(sed -n 's/^SigCgt:[[:space:]]*//p' /proc/$PPID/status) && [ $((caught >> 14 & 1)) = 1 ]; do sleep 0.01; done
-  kill -TERM $PPID
+  kill -TERM $PPID; sleep 1
 fi
 exec ${real} "$@"`,
     );
@@ -252,12 +252,13 @@ const interrupted: [verb: "DEL" | "GC" | "CHECK" | "STATUS", type: string, detai
 
 for (const [verb, type, details] of interrupted) {
   nodeTest(`SIGTERM in the middle of ${verb} is answered with code 11, and the next call does the work`, {
-    needs: ["bridge", "veth", "iptables", "nf_tables"],
+    needs: ["bridge", "veth", "iptables", "nf_tables", "tool:conntrack"],
   }, async ({ node }) => {
     const { cniVersion, name, ...bridge } = conf();
     const portmap = { type: "portmap", capabilities: { portMappings: true } };
     const list = { cniVersion, name, plugins: [bridge, portmap] };
-    const capabilities = { portMappings: [{ hostPort: 8080, containerPort: 80, protocol: "tcp" }] };
+    // By UDP: what is known of its flows is forgotten once the rules are gone.
+    const capabilities = { portMappings: [{ hostPort: 8080, containerPort: 80, protocol: "udp" }] };
     const net = new Attachment(node, list, await node.container("a"), { capabilities });
     // What all containers share is there before.
     await net.add();
