@@ -21,7 +21,7 @@ import {
   object,
   text,
 } from "../lib/cni/decode.ts";
-import { all, CniError, code } from "../lib/cni/error.ts";
+import { all, CniError, code, groupsFor } from "../lib/cni/error.ts";
 import { netnsWord, openNetns } from "../lib/cni/netns.ts";
 import type { ContainerCall, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
 import { prevResult, prevResultLeniently } from "../lib/cni/prev_result.ts";
@@ -615,7 +615,8 @@ async function del(call: ContainerCall): Promise<void> {
   ];
   const give = ipam === "" ? [] : [() => call.delegate(ipam, "DEL")];
   // Only when the link is gone is the address free for the next one; but a lease is given back through the link.
-  await (ipam === "dhcp" ? all(give, jobs) : all(jobs, give));
+  const groups = groupsFor(call, jobs);
+  await (ipam === "dhcp" ? all(give, ...groups) : all(...groups, give));
 }
 
 /** Both ends of the veth pair, found from the host, or else from the container; and what the host knows of `addresses`. */

@@ -2,7 +2,7 @@
  * Publishing ports of a container, and taking them back: the rules of one or the other backend, and what rules cannot do by
  * themselves. Rivals for a port are looked for when the own rules are set: of two that come at once, one is earlier.
  */
-import { all, CniError, code } from "../cni/error.ts";
+import { all, CniError, code, groupsFor } from "../cni/error.ts";
 import type { Call, ContainerCall } from "../cni/plugin.ts";
 import { iptablesTool, iptablesUsable, MAX_LINE, TableError } from "../kernel/iptables.ts";
 import { nftUsable } from "../kernel/nft.ts";
@@ -327,7 +327,7 @@ const ofFamily = (targets: readonly Prefix[], family: Family) =>
 /** True when iptables held the container's rules of every family: then no other backend has been asked for them. */
 export async function unpublish(call: ContainerCall, { ports, targets, families }: Withdrawal): Promise<boolean> {
   let found = 0;
-  await all(families.map((family) => async () => {
+  const jobs = families.map((family) => async () => {
     // Beside the removal, not after it: a listing right after a deletion waits for the kernel once more.
     const [removal, others] = await Promise.allSettled([
       removeHostPorts(call, ports, family),
@@ -335,7 +335,7 @@ export async function unpublish(call: ContainerCall, { ports, targets, families 
     ]);
     const removed = removal.status === "fulfilled" ? removal.value : undefined;
     if (removed?.found) found++;
-    await all([
+    await all(...groupsFor<() => unknown>(call, [
       () => removal.status === "rejected" ? Promise.reject(removal.reason) : undefined,
       ...(removed?.found
         ? [() => flushForDel(call, ports, { family, addresses: addressesOf(targets, family, removed.addresses) })]
@@ -344,8 +344,9 @@ export async function unpublish(call: ContainerCall, { ports, targets, families 
       ...(family === 4
         ? [() => withdrawLocalhost(call, "iptables", others.status === "fulfilled" ? others.value : undefined)]
         : []),
-    ]);
-  }));
+    ]));
+  });
+  await all(...groupsFor(call, jobs));
   return found === families.length;
 }
 
@@ -363,19 +364,20 @@ function addressesOf(targets: readonly Prefix[], family: Family, read: readonly 
 export async function unpublishNft(call: ContainerCall, { ports, targets, families }: Withdrawal): Promise<boolean> {
   if (toolPath("nft") === "") return false;
   let found = 0;
-  await all(families.map((family) => async () => {
+  const jobs = families.map((family) => async () => {
     const own = targets.filter((target) => target.address.family === family);
     const removed = await removeNftHostPorts(call, ports.owner.containerId, {
       family,
       targets: own.length > 0 ? own : undefined,
     });
     if (removed.found) found++;
-    await all([
+    await all(...groupsFor<() => unknown>(call, [
       ...(removed.found
         ? [() => flushForDel(call, ports, { family, addresses: addressesOf(targets, family, removed.addresses) })]
         : []),
       ...(family === 4 ? [() => withdrawLocalhost(call, "nftables", !removed.empty)] : []),
-    ]);
-  }));
+    ]));
+  });
+  await all(...groupsFor(call, jobs));
   return found === families.length;
 }

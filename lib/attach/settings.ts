@@ -44,11 +44,11 @@ type Unreadable = { readonly not: "there" | "a file" | "readable" };
 
 /**
  * Constant text, run by /bin/sh in the container's namespace: says what kind of file each setting is, what they hold, then
- * becomes `ip`. The shell's own `read` gets no more than the first letter, since it asks for one at a time.
+ * becomes `ip`, if that is the first argument. The shell's own `read` gets no more than the first letter, since it asks for one at a time.
  */
 const LOOK_SCRIPT = [
-  'for f; do if [ -d "$f" ]; then echo d; elif [ -e "$f" ]; then echo f; else echo n; fi; done',
-  'grep -sH "" /dev/null "$@"; exec ip -j -d -batch -',
+  'ip=$1; shift; for f; do if [ -d "$f" ]; then echo d; elif [ -e "$f" ]; then echo f; else echo n; fi; done',
+  'grep -sH "" /dev/null "$@"; [ -n "$ip" ] || exit 0; exec "$ip" -j -d -batch -',
 ].join("\n");
 
 /** Reads these settings and, if asked to, the interface. A missing interface is none, other failures are thrown. */
@@ -56,7 +56,7 @@ export async function look(call: ContainerCall, settings: readonly Setting[], wi
   if (settings.length === 0 && !withLink) return { link: undefined, values: new Map() };
   const files = settings.map(({ path }) => `/proc/sys/${path}`);
   const batch = ["ip", "-j", "-d", "-batch", "-"];
-  const argv = settings.length === 0 ? batch : ["sh", "-c", LOOK_SCRIPT, "sh", ...files];
+  const argv = settings.length === 0 ? batch : ["sh", "-c", LOOK_SCRIPT, "sh", withLink ? "ip" : "", ...files];
   const command = { argv, input: [withLink ? `${linkShow(call.ifName)}\n` : ""], question: true };
   const output = await call.pod(command);
   const failure = new CommandError(command, output, failureText(output));

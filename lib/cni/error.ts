@@ -82,6 +82,14 @@ export async function all(...groups: readonly (readonly (() => Promise<unknown> 
   throw new CniError(first.code, first.msg, first.details === "" ? rest : `${first.details}\n${rest}`);
 }
 
+/**
+ * Groups for {@linkcode all}: these jobs side by side, but one after the other while a call is explained, since what is printed
+ * then is read from top to bottom.
+ */
+export function groupsFor<T>(call: { readonly explain?: unknown }, jobs: readonly T[]): (readonly T[])[] {
+  return call.explain ? jobs.map((job) => [job]) : [jobs];
+}
+
 /** A string in double quotes as Go's %q prints it; the reference's texts use it. */
 export function goQuote(text: string): string {
   // JSON's escapes differ from Go's only for control characters.

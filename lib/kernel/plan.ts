@@ -186,7 +186,7 @@ export function grouped(stage: readonly Step[]): Step[][] {
 
 /**
  * Constant text, run by /bin/sh in the container's namespace: writes settings given as arguments (a mark, then
- * key=value), then becomes `ip`. Marks: `!` must work, `?` may fail, `~` only when different (`read` fails here also when
+ * key=value), then becomes `ip`, if that is the first argument. Marks: `!` must work, `?` may fail, `~` only when different (`read` fails here also when
  * it has read: these files give nothing after the first byte to who reads byte by byte). A refused setting is written
  * once more by `tee`, since the shell's own `printf` does not say why.
  */
@@ -194,7 +194,7 @@ export const SETTINGS_SCRIPT = [
   'ip=$1; shift; for a; do m=${a%"${a#?}"}; a=${a#?}; f=/proc/sys/${a%%=*}; v=${a#*=}',
   'if [ "$m" = "~" ]; then [ -e "$f" ] || continue; o=; { read -r o <"$f"; } 2>/dev/null; [ "$o" = "$v" ] && continue; fi',
   '{ printf %s "$v" >"$f"; } 2>/dev/null || [ "$m" = "?" ] || { echo "sysctl $a:" >&2; printf %s "$v" | tee "$f" >/dev/null; exit 97; }',
-  'done; exec "$ip" -j -d -batch -',
+  'done; [ -n "$ip" ] || exit 0; exec "$ip" -j -d -batch -',
 ].join("\n");
 
 /** Constant text, run by /bin/sh in the shadow of the host: writes settings given as key=value. */
@@ -259,7 +259,8 @@ export function processOf(group: readonly Step[]): { argv: string[]; input?: str
   const input = [group.filter((one) => one.tool === "ip").map((one) => `${one.text}\n`).join("")];
   if (settings.length === 0) return { argv: ["ip", "-j", "-d", "-batch", "-"], input };
   const args = settings.map((one) => `${one.ifDifferent ? "~" : one.optional ? "?" : "!"}${one.text}`);
-  return { argv: ["sh", "-c", SETTINGS_SCRIPT, "sh", "ip", ...args], input };
+  const ip = settings.length < group.length ? "ip" : "";
+  return { argv: ["sh", "-c", SETTINGS_SCRIPT, "sh", ip, ...args], input };
 }
 
 function lines(group: readonly Step[]): string {

@@ -272,7 +272,9 @@ nodeTest("tuning starts no more programs than it must, and none when there is no
   assertEquals(await programs("DEL", {}), []);
   assertEquals(await programs("ADD", everything), ["grep", "ip", "ip"]);
   assertEquals(await programs("CHECK", everything), ["grep", "ip"]);
-  assertEquals(await programs("DEL", everything), ["ip", "ip"]);
+  assertEquals(await programs("DEL", everything), ["ip"]);
+  assertEquals(await programs("ADD", { sysctl }), ["grep"]);
+  assertEquals(await programs("DEL", { sysctl }), []);
   assertEquals(await programs("ADD", { mtu: 1400 }), ["ip", "ip"]);
   assertEquals(await programs("DEL", { mtu: 1400 }), ["ip"]);
 });

@@ -31,15 +31,15 @@ function pod(values: Record<string, string>, link: JsonObject | undefined, refus
     const input = (command.input ?? []).join("");
     const output = { code: 0, signal: null, stdout: "", stderr: "" };
     const answer = (more: Partial<Output>) => Promise.resolve({ ...output, ...more });
-    const settings = command.argv.slice(4);
-    if (command.argv[0] === "sh" && !command.argv[2]!.startsWith("ip=")) {
+    const settings = command.argv.slice(5);
+    if (command.argv[0] === "sh" && command.argv[2]!.includes("grep ")) {
       const held = settings.map((file) => values[file.slice("/proc/sys/".length)]);
       output.stdout = held.map((value) => `${value === undefined ? "n" : value.replace(/^(=.*|u)$/s, "f")}\n`).join("");
       settings.forEach((file, index) => {
         if (held[index]?.startsWith("=")) output.stdout += `${file}:${held[index].slice(1)}\n`;
       });
     } else if (command.argv[0] === "sh") {
-      for (const setting of settings.slice(1)) {
+      for (const setting of settings) {
         changes.push(setting.slice(1));
         if (refused?.test(setting)) {
           return answer({ code: 97, stderr: `sysctl ${setting.slice(1)}:\ntee: /proc/sys/net/x: Invalid argument\n` });
