@@ -68,8 +68,10 @@ const stem = (name: string) => name.replace(/(-[A-Z0-9]{8})?\.js$/, "");
 /** A module and all that it imports statically, itself first. */
 function closure(name: string, modules: ReadonlyMap<string, Module>, found: string[] = []): string[] {
   if (found.includes(name)) return found;
+  const module = modules.get(name);
+  if (module === undefined) throw new Error(`${name} is imported and not in the bundle`);
   found.push(name);
-  for (const next of modules.get(name)?.imports ?? []) closure(next, modules, found);
+  for (const next of module.imports) closure(next, modules, found);
   return found;
 }
 
@@ -84,9 +86,8 @@ function read(file: string, source: string, isEntry: boolean): Module {
   const head: { names: string; from: string }[] = [];
   for (let found = IMPORT.exec(text); found; found = IMPORT.exec(text)) {
     const [whole, some, all, byDefault, from = ""] = found;
-    const names = some !== undefined
-      ? `{${some.replace(/ as /g, ":")}}`
-      : all ?? (byDefault && `{default:${byDefault}}`);
+    // Only the runtime's own modules have a default here, which is the module itself.
+    const names = some !== undefined ? `{${some.replace(/ as /g, ":")}}` : all ?? byDefault;
     head.push({ names: names ?? "", from });
     text = text.slice(whole.length);
   }

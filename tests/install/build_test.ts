@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertMatch, assertRejects, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
-import { cutPinned, DENO_VERSION, permissionsFor } from "../../tools/build.ts";
+import { cutPinned, DENO_VERSION, packed, permissionsFor } from "../../tools/build.ts";
 import { build, CNIBOX, copyTree, otherVersion, ROOT, run, succeed, sumOf, temporaryFolder } from "./support.ts";
 
 /** What `.cache` holds once this machine has built without the official base. */
@@ -53,6 +53,17 @@ Deno.test("build embeds every plugin as a pack of its own", async () => {
   for (const name of ["bridge", "host-local", "portmap", "firewall", "ptp", "loopback"]) {
     assert(files.includes(`${name}.code`), `${name} comes without compiled code`);
   }
+});
+
+Deno.test("build makes packs that newer bases run without compiled code", async () => {
+  using folder = temporaryFolder();
+  const start = await packed(join(ROOT, "main.ts"), folder.path, DENO_VERSION);
+  const program = (args: string[], env: Record<string, string> = {}) =>
+    succeed(Deno.execPath(), ["run", "--no-config", "--no-lock", "--no-prompt", "-A", start, ...args], { env });
+  assertMatch((await program(["version"])).stdout, /^cnibox v\d/);
+  assertMatch((await program(["schema", "bridge"])).stdout, /"hairpinMode"/);
+  const { stdout } = await program(["bridge"], { CNI_COMMAND: "VERSION" });
+  assertStringIncludes(stdout, '"supportedVersions"');
 });
 
 Deno.test("build gives a program without network, FFI and prompts, and with what the plugins need", async () => {
