@@ -477,10 +477,26 @@ async function cleanIptables(
     if (lines.length === 0) return true;
     try {
       await restore(call.host, family, transaction("nat", lines));
+      if (kept.length > 0) await dropIfUnused(call, family, chain);
       return true;
     } catch (error) {
       if (!(error instanceof TableError) || error.refusal === "locked" || i + 1 >= TRIES) throw error;
     }
+  }
+}
+
+/**
+ * Removes a chain that nothing leads to any more. Of several interfaces of a container that go at once each may have left it to
+ * the others: whoever is last finds that out here.
+ */
+async function dropIfUnused({ host }: RemovalCall, family: Family, chain: string): Promise<void> {
+  const table = await savedTable(host, family, "nat");
+  if (!table?.chains.has(chain) || jumpsTo(table, chain).length > 0) return;
+  try {
+    await restore(host, family, transaction("nat", [`-F ${chain}`, `-X ${chain}`]));
+  } catch (error) {
+    // Another one was quicker, or has come since.
+    if (!(error instanceof TableError) || error.refusal === "locked") throw error;
   }
 }
 

@@ -132,3 +132,34 @@ Deno.test("removal succeeds where nothing works", async () => {
     await removeMasquerade(call, net1, []);
   });
 });
+
+Deno.test("of two interfaces of a container that go at once, the last takes their chain along", async () => {
+  await withTools(RULE_TOOLS, async () => {
+    const rule = (ip: string) => `-A POSTROUTING -s ${ip}/32 ${COMMENT} -j ${CHAIN}\n`;
+    const saved = (...ips: string[]) =>
+      `*nat\n:POSTROUTING ACCEPT [0:0]\n:${CHAIN} - [0:0]\n${ips.map(rule).join("")}COMMIT\n`;
+    // The other's rule is there at the first look, and gone at the second: it saw ours, and left the chain to us.
+    const listings = [saved("10.22.0.2", "10.22.0.3"), saved()];
+    const written: string[] = [];
+    const run: Run = ({ argv, input }) => {
+      const answer = { code: 0, signal: null, stdout: "", stderr: "" };
+      if (argv[0] === "iptables-save") return Promise.resolve({ ...answer, stdout: listings.shift() ?? "" });
+      if (argv[0] === "iptables-restore") {
+        written.push(input?.join("") ?? "");
+        const busy = {
+          code: 4,
+          stderr: `iptables-restore v1.8.9 (nf_tables): CHAIN_DEL failed (Device or resource busy)\n`,
+        };
+        return Promise.resolve({ ...answer, ...(written.length === 1 && busy) });
+      }
+      // The other interface still has its address.
+      const link = { ifname: "eth1", addr_info: [{ family: "inet", local: "10.22.0.3", prefixlen: 16 }] };
+      return Promise.resolve({ ...answer, stdout: `${JSON.stringify([link])}\n` });
+    };
+    await removeMasquerade({ host: run, pod: run }, net1, ["10.22.0.2/16"]);
+    assertEquals(written.slice(1), [
+      `*nat\n-D ${rule("10.22.0.2").slice(3)}COMMIT\n`,
+      `*nat\n-F ${CHAIN}\n-X ${CHAIN}\nCOMMIT\n`,
+    ]);
+  });
+});
