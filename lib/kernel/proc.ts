@@ -15,6 +15,19 @@ export function readKernelFile(path: string): string {
   }
 }
 
+/** Constant text for /bin/sh: the command line of its parent, whose number is asked of the same /proc. */
+const OF_PARENT = 'read -r _ _ _ parent _ </proc/self/stat && exec cat "/proc/$parent/cmdline"';
+
+/** This process's own command line, each word ended by a NUL. Throws where /proc is not that of our own PID namespace. */
+export function ownCommandLine(): string {
+  try {
+    return Deno.readTextFileSync("/proc/self/cmdline");
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotCapable)) throw error;
+    return ask("sh", ["-c", OF_PARENT]);
+  }
+}
+
 /** Writes a setting in one piece; creates nothing. */
 export function writeKernelFile(path: string, text: string): void {
   try {

@@ -252,6 +252,26 @@ async function versions(): Promise<void> {
     }
   }
   rows.push({ id: "i", work: "VERSION: the bare start", ours: costs[0] ?? [], theirs: costs[1] ?? [] });
+  await programText();
+}
+
+/** Text of the program as it is packed, all of it and what a bridge ADD with host-local reads, in kilobytes. */
+async function programText(): Promise<void> {
+  const folder = Deno.makeTempDirSync({ dir: cacheDir, prefix: "bench-" });
+  try {
+    await packed(join(import.meta.dirname!, "../../main.ts"), folder, Deno.version.deno);
+    const sizes = new Map(
+      [...Deno.readDirSync(join(folder, "packs"))].map((
+        { name },
+      ) => [name, Deno.statSync(join(folder, "packs", name)).size]),
+    );
+    const sum = (of: Iterable<number>) => [...of].reduce((total, size) => total + size, 0) / 1000;
+    figure("i", "program text, minified, KB", sum(sizes.values()), { most: 200 });
+    const read = ["main.js", "bridge.js", "host-local.js"].map((name) => sizes.get(name) ?? NaN);
+    figure("i", "of it read by ADD of bridge with host-local, KB", sum(read), { most: 200 });
+  } finally {
+    Deno.removeSync(folder, { recursive: true });
+  }
 }
 
 /** The bundle on the Deno that runs this: a forecast for its base. */
