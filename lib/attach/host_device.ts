@@ -97,7 +97,7 @@ export async function findDevice(call: ContainerCall, choice: DeviceChoice): Pro
 
 async function byName(call: ContainerCall, name: string, { key }: { key: string }): Promise<Link> {
   // An alternative name may be longer than a name.
-  if (/^(?!-)[^\s/"'\\%#\p{Cc}]+$/u.test(name)) {
+  if (/^(?!-)[^\s/"'`$\\%#\p{Cc}]+$/u.test(name)) {
     try {
       const [shown] = await apply([[step("host", "ip", linkShow(name), { read: true })]], call);
       const link = shown?.[0] as Link & { altnames?: string[] } | undefined;

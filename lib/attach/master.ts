@@ -46,7 +46,7 @@ export async function defaultRouteLink(run: Run): Promise<string> {
 
 /** Can this be the name of a link, or an alternative name of up to 127 bytes, and be written into a batch line? */
 function isMasterName(name: string): boolean {
-  return /^(?!-)[^\s/"'\\%#\p{Cc}]+$/u.test(name) && new TextEncoder().encode(name).length <= 127;
+  return /^(?!-)[^\s/"'`$\\%#\p{Cc}]+$/u.test(name) && new TextEncoder().encode(name).length <= 127;
 }
 
 /** The master as it is now. Throws `failed to lookup master "M": Link not found`, with the names that are alike. */

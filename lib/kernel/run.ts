@@ -441,11 +441,15 @@ export function readable(run: Run): Run {
   return async (command) => {
     const output = await run(command);
     if (output.code !== 0 || !command.argv.includes("-j")) return output;
+    const isNft = command.argv[0] === "nft";
     try {
       for (const line of output.stdout.split("\n")) {
         // Between the answers of a batch a tool may say something else.
-        if (/^[[{]/.test(line) || (line !== "" && !command.argv.includes("-batch"))) checkAnswer(JSON.parse(line));
+        if (/^[[{]/.test(line) || (line !== "" && !command.argv.includes("-batch"))) {
+          checkAnswer(JSON.parse(line), isNft);
+        }
       }
+      if (isNft && output.stdout.trim() === "") throw new SyntaxError("nothing");
     } catch {
       const tool = command.argv[command.argv[0] === "nsenter" ? 3 : 0];
       throw new CommandError(
@@ -459,8 +463,8 @@ export function readable(run: Run): Run {
 }
 
 /** Throws unless it is a list of objects (`ip`, `tc`, `bridge`), or one object with such a list (`nft`). */
-function checkAnswer(answer: unknown): void {
-  const entries = Array.isArray(answer) ? answer : (answer as { nftables?: unknown }).nftables ?? [];
+function checkAnswer(answer: unknown, isNft: boolean): void {
+  const entries = isNft ? (answer as { nftables?: unknown }).nftables : answer;
   if (!Array.isArray(entries)) throw new SyntaxError("no list");
   for (const entry of entries) {
     if (typeof entry !== "object" || entry === null) throw new SyntaxError("no object");

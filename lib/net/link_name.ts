@@ -2,7 +2,8 @@
 
 /**
  * Can a link have this name, and can it be written into a batch line as it is? The kernel's rule (1 to 15 bytes, not
- * `.` or `..`, no slash, colon or blank), and nothing that iproute2 reads as an option, a quote or a pattern.
+ * `.` or `..`, no slash, colon or blank), and nothing that iproute2 reads as an option, a quote or a pattern, or that a shell
+ * would expand: what is explained is copied into one.
  *
  * @example
  * ```ts
@@ -14,7 +15,7 @@
 export function isLinkName(name: string): boolean {
   // Control characters by number: the engine takes a third of a millisecond to look \p{Cc} up.
   // deno-lint-ignore no-control-regex
-  return /^(?!-)[^\s/:"'\\%\0-\x1f\x7f-\x9f]+$/.test(name) && name !== "." && name !== ".." &&
+  return /^(?!-)[^\s/:"'`$\\%\0-\x1f\x7f-\x9f]+$/.test(name) && name !== "." && name !== ".." &&
     new TextEncoder().encode(name).length <= 15;
 }
 
