@@ -8,6 +8,7 @@
  * all rules; GC and STATUS do their work.
  */
 import {
+  dropOwnerDrafts,
   forgetOwner,
   isGivenAway,
   isRemembered,
@@ -335,6 +336,7 @@ async function del(call: ContainerCall): Promise<void> {
     [async () => addresses.length > 0 && familiesOf(addresses).every((one) => found.has(one)) || await inNft()],
   );
   await all([...known.values()].map((address) => () => forget(call, address, call)));
+  if (!call.explain) dropOwnerDrafts(call);
 }
 
 function forget(call: Call, address: Address, owner: Owned["owner"]): void {

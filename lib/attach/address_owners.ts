@@ -4,9 +4,9 @@
  * with a result DEL does not need it.
  */
 import { isObject } from "../cni/decode.ts";
-import { namesIn, readFileIfThere, removeFile, replaceFile } from "../kernel/state_file.ts";
+import { namesIn, readFileIfThere, removeDrafts, removeFile, replaceFile } from "../kernel/state_file.ts";
 import { type Address, formatAddress, parseAddress } from "../net/cidr.ts";
-import type { Attachment } from "../net/name.ts";
+import { type Attachment, vethName } from "../net/name.ts";
 import { leaseHolder } from "./port_conflict.ts";
 
 const FOLDER = "/run/cnibox/firewall";
@@ -23,11 +23,19 @@ export function ownerText({ network, containerId, ifName }: Attachment): string 
   return JSON.stringify({ network, containerId, ifName });
 }
 
+/** Drafts of notes go by their owner: a DEL without a result does not know the address that its ADD was killed with. */
+const draftsOf = (owner: Attachment) => `${FOLDER}/${vethName(owner)}`;
+
+/** Removes what an ADD of this attachment left that was killed while it wrote a note. */
+export function dropOwnerDrafts(owner: Attachment): void {
+  removeDrafts(draftsOf(owner));
+}
+
 /** Notes the owner; returns how that is taken back. Throws what the system says. */
 export function noteOwner(address: Address, owner: Attachment): () => void {
   const path = ownerPath(address);
   const before = readFileIfThere(path);
-  replaceFile(path, ownerText(owner));
+  replaceFile(path, ownerText(owner), draftsOf(owner));
   return () => before === undefined ? void removeFile(path) : replaceFile(path, before);
 }
 
@@ -62,7 +70,9 @@ function readOwner(name: string): Attachment | undefined {
 export function forgetOwner(address: Address, owner: Attachment): boolean {
   const name = formatAddress(address);
   const noted = readOwner(name);
-  return !noted || !isSame(noted, owner) || removeFile(`${FOLDER}/${name}`);
+  if (noted && !isSame(noted, owner)) return true;
+  // Also without a note: its writer may have been killed before it was one.
+  return removeFile(`${FOLDER}/${name}`);
 }
 
 export function isSame(a: Attachment, b: Attachment): boolean {

@@ -2,11 +2,12 @@
 
 /**
  * Writes a file of mode 0600 in one piece and onto the disk; folders above it are made with mode 0700. Another reader sees
- * the old content or the new. Throws what the system says.
+ * the old content or the new. Throws what the system says. `as`: a path in the same folder that drafts are named by instead, for
+ * files whose names who cleans up may not know.
  */
-export function replaceFile(path: string, content: string | Uint8Array): void {
+export function replaceFile(path: string, content: string | Uint8Array, as = path): void {
   Deno.mkdirSync(splitPath(path).folder, { recursive: true, mode: 0o700 });
-  const { file, draft } = openDraft(path);
+  const { file, draft } = openDraft(as);
   try {
     try {
       const bytes = typeof content === "string" ? new TextEncoder().encode(content) : content;
