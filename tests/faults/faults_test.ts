@@ -247,7 +247,8 @@ const interrupted: [verb: "DEL" | "GC" | "CHECK" | "STATUS", type: string, detai
   ["DEL", "portmap", "not everything was removed: call DEL again"],
   ["GC", "portmap", "not everything was removed: call GC again"],
   ["CHECK", "portmap", "nothing was changed: ask again"],
-  ["STATUS", "firewall", "nothing was changed: ask again"],
+  // Its own tool first, then those of host-local: firewall's are all at work at once, and end as well as they began.
+  ["STATUS", "bridge", "nothing was changed: ask again"],
 ];
 
 for (const [verb, type, details] of interrupted) {
@@ -273,7 +274,7 @@ for (const [verb, type, details] of interrupted) {
         netns: "/run/netns/a",
         containerId: "a",
         stdin: {
-          ...net.request({ ...portmap, type }, previous),
+          ...net.request(type === "bridge" ? bridge : { ...portmap, type }, previous),
           ...(verb === "GC" && { "cni.dev/valid-attachments": [] }),
         },
         env,
