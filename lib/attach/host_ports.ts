@@ -9,6 +9,7 @@
  * The usual case is one transaction per family that names the shared rules it relies on (`-C`) and makes the container's
  * own. Only when it is refused is the present state read, and what is missing is made as well.
  */
+import { lockWithin } from "../kernel/flock.ts";
 import { CniError, code } from "../cni/error.ts";
 import {
   iptablesTool,
@@ -239,10 +240,8 @@ export async function addHostPorts(
   let failure: unknown;
   for (let i = 0; i < TRIES; i++) {
     try {
-      const text = i === 0
-        ? (reliance?.check ?? "") + additionText(ports, target)
-        : await repairText(host, ports, target);
-      await restore(host, family, text);
+      if (i === 0) await restore(host, family, (reliance?.check ?? "") + additionText(ports, target));
+      else await oneAtATime(async () => await restore(host, family, await repairText(host, ports, target)));
       return;
     } catch (error) {
       if (!(error instanceof TableError) || error.refusal === "locked" || error.refusal === "missing") throw error;
@@ -251,6 +250,29 @@ export async function addHostPorts(
     if (i === 0) await reliance?.ensure();
   }
   throw failure;
+}
+
+/** Where calls meet that make what all containers share: a folder of ours that is there once a tool has been run. */
+const MEETING_PLACE = "/run/cnibox/io";
+const MEETING_MS = 10_000;
+
+/**
+ * One call of this host at a time, as far as that can be had: iptables takes a chain that another call has just made for its own,
+ * and adds the jumps to it once more.
+ */
+async function oneAtATime(work: () => Promise<void>): Promise<void> {
+  let folder: Deno.FsFile | undefined;
+  try {
+    folder = Deno.openSync(MEETING_PLACE);
+  } catch {
+    // Not root, or nothing was run: then without.
+  }
+  const locked = folder !== undefined && await lockWithin(folder, MEETING_MS);
+  try {
+    await work();
+  } finally {
+    if (locked) folder?.close();
+  }
 }
 
 /** Puts what leads to the container in front of all others, in its order: what is before it leads to dead containers. */
