@@ -36,7 +36,7 @@ export function noteOwner(address: Address, owner: Attachment): () => void {
   const path = ownerPath(address);
   const before = readFileIfThere(path);
   replaceFile(path, ownerText(owner), draftsOf(owner));
-  return () => before === undefined ? void removeFile(path) : replaceFile(path, before);
+  return () => before === undefined ? void removeFile(path) : replaceFile(path, before, draftsOf(owner));
 }
 
 /** An address that was noted, and for whom. */
@@ -70,9 +70,7 @@ function readOwner(name: string): Attachment | undefined {
 export function forgetOwner(address: Address, owner: Attachment): boolean {
   const name = formatAddress(address);
   const noted = readOwner(name);
-  if (noted && !isSame(noted, owner)) return true;
-  // Also without a note: its writer may have been killed before it was one.
-  return removeFile(`${FOLDER}/${name}`);
+  return !noted || !isSame(noted, owner) || removeFile(`${FOLDER}/${name}`);
 }
 
 export function isSame(a: Attachment, b: Attachment): boolean {

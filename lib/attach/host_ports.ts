@@ -9,8 +9,8 @@
  * The usual case is one transaction per family that names the shared rules it relies on (`-C`) and makes the container's
  * own. Only when it is refused is the present state read, and what is missing is made as well.
  */
-import { lockWithin } from "../kernel/flock.ts";
 import { CniError, code } from "../cni/error.ts";
+import { lockWithin } from "../kernel/flock.ts";
 import {
   iptablesTool,
   makingLine,
@@ -27,7 +27,7 @@ import {
   transaction,
   type WantedRule,
 } from "../kernel/iptables.ts";
-import type { Run } from "../kernel/run.ts";
+import { type Run, SCRATCH } from "../kernel/run.ts";
 import {
   type Family,
   formatAddress,
@@ -252,9 +252,8 @@ export async function addHostPorts(
   throw failure;
 }
 
-/** Where calls meet that make what all containers share: a folder of ours that is there once a tool has been run. */
-const MEETING_PLACE = "/run/cnibox/io";
-const MEETING_MS = 10_000;
+/** Longest wait for another call that makes what all containers share, in milliseconds. */
+const SHARED_MS = 10_000;
 
 /**
  * One call of this host at a time, as far as that can be had: iptables takes a chain that another call has just made for its own,
@@ -263,11 +262,12 @@ const MEETING_MS = 10_000;
 async function oneAtATime(work: () => Promise<void>): Promise<void> {
   let folder: Deno.FsFile | undefined;
   try {
-    folder = Deno.openSync(MEETING_PLACE);
+    // Any folder of ours does, and this one is there once a tool has been run.
+    folder = Deno.openSync(SCRATCH);
   } catch {
     // Not root, or nothing was run: then without.
   }
-  const locked = folder !== undefined && await lockWithin(folder, MEETING_MS);
+  const locked = folder !== undefined && await lockWithin(folder, SHARED_MS);
   try {
     await work();
   } finally {

@@ -165,7 +165,7 @@ async function start(command: Command): Promise<Output> {
  * Where standard input and output of tools are kept while they run, for root only. The runtime's own pipes are streams, and making the
  * first of them costs more (5 ms) than starting a tool and reading two small files.
  */
-const SCRATCH = "/run/cnibox/io";
+export const SCRATCH = "/run/cnibox/io";
 /** Several PID namespaces may share one /run: a process ID alone is no name. */
 const scratchName = `${Deno.pid}-${Math.random().toString(36).slice(2, 10)}`;
 let scratchCount = 0;
