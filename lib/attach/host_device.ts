@@ -6,7 +6,7 @@ import { type Link, linkDown, linkShow, linkUp } from "../kernel/ip.ts";
 import { apply, step, StepError } from "../kernel/plan.ts";
 import { linkNames, listKernelFolder, readKernelFile, readKernelLink } from "../kernel/proc.ts";
 import { CommandError, isAbsent, must } from "../kernel/run.ts";
-import { isLinkName } from "../net/link_name.ts";
+import { isLinkName, isNameInBatch } from "../net/link_name.ts";
 import { parseMac } from "../net/mac.ts";
 import { similarNames } from "../net/similar.ts";
 
@@ -97,7 +97,7 @@ export async function findDevice(call: ContainerCall, choice: DeviceChoice): Pro
 
 async function byName(call: ContainerCall, name: string, { key }: { key: string }): Promise<Link> {
   // An alternative name may be longer than a name.
-  if (/^(?!-)[^\s/"'`$\\%#\p{Cc}]+$/u.test(name)) {
+  if (isNameInBatch(name)) {
     try {
       const [shown] = await apply([[step("host", "ip", linkShow(name), { read: true })]], call);
       const link = shown?.[0] as Link & { altnames?: string[] } | undefined;

@@ -7,7 +7,7 @@ import type { ContainerCall } from "../cni/plugin.ts";
 import { type Link, linkDel, linkShow, type RouteEntry } from "../kernel/ip.ts";
 import { type Place, type Step, step, StepError } from "../kernel/plan.ts";
 import { CommandError, failureText, isAbsent, must, type Run } from "../kernel/run.ts";
-import { isIndexName } from "../net/link_name.ts";
+import { isIndexName, isNameInBatch } from "../net/link_name.ts";
 import { similarNames } from "../net/similar.ts";
 
 /** A link that hangs on another one. */
@@ -46,7 +46,7 @@ export async function defaultRouteLink(run: Run): Promise<string> {
 
 /** Can this be the name of a link, or an alternative name of up to 127 bytes, and be written into a batch line? */
 function isMasterName(name: string): boolean {
-  return /^(?!-)[^\s/"'`$\\%#\p{Cc}]+$/u.test(name) && new TextEncoder().encode(name).length <= 127;
+  return isNameInBatch(name) && new TextEncoder().encode(name).length <= 127;
 }
 
 /** The master as it is now. Throws `failed to lookup master "M": Link not found`, with the names that are alike. */

@@ -20,6 +20,21 @@ export function isLinkName(name: string): boolean {
 }
 
 /**
+ * Can this be written into a batch line as the name of a link, or as an alternative name, which may be longer and hold a colon?
+ * Nothing is said of its length.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * assertEquals(isNameInBatch("an:alternative-name-of-a-link"), true);
+ * assertEquals(isNameInBatch("a b"), false);
+ * ```
+ */
+export function isNameInBatch(name: string): boolean {
+  return /^(?!-)[^\s/"'`$\\%#\p{Cc}]+$/u.test(name);
+}
+
+/**
  * Does iproute2 take this name for a link's index when there is no link of that name? `ip link del dev if7` deletes the
  * link with the index 7 then, whatever it is called.
  *
