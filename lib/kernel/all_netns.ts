@@ -1,5 +1,5 @@
 /** Every network namespace of this host: which addresses are in use, and where. */
-import { type Command, CommandError, inNetns, must, type Run } from "./run.ts";
+import { type Command, CommandError, failureText, inNetns, must, type Run } from "./run.ts";
 
 /** How many namespaces are asked at a time. */
 const AT_ONCE = 8;
@@ -62,7 +62,7 @@ async function askAll(
 /** Paths to the namespaces by their inode numbers. */
 async function namespaces(host: Run): Promise<Map<string, string>> {
   const [byProcess, ...byMount] = await Promise.all([
-    must(host, { argv: ["lsns", "-n", "-r", "-t", "net", "-o", "NS,PID"] }),
+    processes(host),
     mounts(host, []),
     mounts(host, ["-N", "1"]),
   ]);
@@ -82,6 +82,21 @@ async function namespaces(host: Run): Promise<Map<string, string>> {
   }
   return paths;
 }
+
+/** Namespaces by the processes in them, one line each. */
+async function processes(host: Run): Promise<string> {
+  const command: Command = { argv: ["lsns", "-n", "-r", "-t", "net", "-o", "NS,PID"] };
+  for (let listing = 1;; listing++) {
+    const output = await host(command);
+    if (output.code === 0) return output.stdout;
+    // A process that ends while lsns reads about it makes the whole listing fail, without a word (util-linux 2.38).
+    const silent = output.code === 1 && output.stdout === "" && output.stderr === "";
+    if (!silent || listing === LISTINGS) throw new CommandError(command, output, failureText(output));
+  }
+}
+
+/** How often processes are listed at most; on a busy node one listing in a hundred fails. */
+const LISTINGS = 5;
 
 /** Mounts of namespaces, one line each; findmnt exits with 1 when there are none. */
 async function mounts(host: Run, of: readonly string[]): Promise<string> {

@@ -10,6 +10,7 @@ import {
   type Node,
   snapshot,
 } from "./support/mod.ts";
+import { eventually } from "./support/traffic.ts";
 import { configure, must } from "./support/operator.ts";
 import {
   CriError,
@@ -119,6 +120,8 @@ runtimeTest("containerd's CRI service runs pods on two networks with host ports,
     cgroup,
   );
   await node.run("ip", "netns", "del", sandbox.name);
+  // A removal asked for while it hears of the death would fail, and the kubelet ask again.
+  await eventually("containerd knows of the death", async () => !await again.ready(other));
   await again.remove(other);
   assertEquals(await node.list("/var/lib/cni/results"), []);
   assertSameState(before, await snapshot(node), { allow: firstContainer });

@@ -1,6 +1,6 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { addressesInUse } from "../../lib/kernel/all_netns.ts";
-import type { Output, Run } from "../../lib/kernel/run.ts";
+import { CommandError, type Output, type Run } from "../../lib/kernel/run.ts";
 
 const LSNS = "lsns -n -r -t net -o NS,PID";
 const OWN_MOUNTS = "findmnt -n -r -t nsfs -o TARGET,SOURCE";
@@ -74,6 +74,18 @@ Deno.test("what cannot be asked is an error, not an absence", async () => {
       command,
     );
   }
+});
+
+Deno.test("a listing that a process's end spoiled is made again, a few times", async () => {
+  const works = {
+    [OWN_MOUNTS]: [NONE],
+    [INIT_MOUNTS]: [NONE],
+    [asked("/proc/1/ns/net")]: [having("192.0.2.1")],
+  };
+  const spoiled: Partial<Output> = { code: 1 };
+  const inUse = await addressesInUse(host({ ...works, [LSNS]: [spoiled, spoiled, "4026531840 1\n"] }));
+  assertEquals([...inUse.keys()], ["192.0.2.1"]);
+  await assertRejects(() => addressesInUse(host({ ...works, [LSNS]: [spoiled] })), CommandError);
 });
 
 Deno.test("a namespace whose process ended is asked by another way", async () => {

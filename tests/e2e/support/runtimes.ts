@@ -209,6 +209,12 @@ export class Cri {
     return [string(network[1]), ...(network[2] ?? []).map((ip) => string(fields(ip)[1]))];
   }
 
+  /** True while containerd takes the pod's sandbox for running; false from when it has heard of its end. */
+  async ready(id: string): Promise<boolean> {
+    const status = fields((await this.#call("PodSandboxStatus", text(1, id)))[1]?.[0]);
+    return status[3] === undefined; // SANDBOX_READY is 0, which is not written
+  }
+
   /** What Status says of the network: "" when it is ready, else why not. */
   async networkTrouble(): Promise<string> {
     const status = fields((await this.#call("Status", []))[1]?.[0]);
