@@ -23,9 +23,17 @@ import {
 } from "../lib/cni/decode.ts";
 import { all, CniError, code, groupsFor } from "../lib/cni/error.ts";
 import { netnsWord, openNetns } from "../lib/cni/netns.ts";
-import type { ContainerCall, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
+import type { ContainerCall, Foresight, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
 import { prevResult, prevResultLeniently } from "../lib/cni/prev_result.ts";
-import { type Attachment, type Interface, type JsonObject, type Result, type Route, since } from "../lib/cni/types.ts";
+import {
+  type Attachment,
+  type Interface,
+  type IPConfig,
+  type JsonObject,
+  type Result,
+  type Route,
+  since,
+} from "../lib/cni/types.ts";
 import { readDns } from "../lib/cni/version.ts";
 import {
   addressSteps,
@@ -39,6 +47,7 @@ import {
   MAX_PORTS,
   portAlias,
   portCount,
+  portState,
   setPortVlans,
   vlanGateway,
   waitForPort,
@@ -107,6 +116,7 @@ export const plugin: Plugin = {
   versions: since("0.1.0"),
   needs: ["ip", "nsenter", "sh"],
   keys,
+  looksFirst: true,
   add,
   del,
   check,
@@ -208,21 +218,81 @@ async function add(call: ContainerCall): Promise<Result> {
   openNetns(call, `failed to open netns "${netns}"`);
   const masq = conf.ipMasq && conf.ipamType !== "" ? masqueradeBackend(call, conf.ipMasqBackend) : undefined;
 
-  const ipam = ADDRESS_FIRST.includes(conf.ipamType) ? await allocate(call, conf.ipamType) : undefined;
-  const attachment = { network: call.network, containerId: call.containerId, ifName };
-  const host: Interface = { name: vethName(attachment), mac: macFromSeed(`host:${portAlias(attachment)}`) };
-  const pod: Interface = { name: ifName, mac: podMac || computedMac(portAlias(attachment), ipam), sandbox: netns };
+  const attachment = attachmentOf(call);
+  let hostEnd: Interface | undefined;
+  const host = () => hostEnd ??= { name: vethName(attachment), mac: macFromSeed(`host:${portAlias(attachment)}`) };
+  const endsFor = (ips: readonly IPConfig[] | undefined): Ends => ({
+    host: host(),
+    pod: { name: ifName, mac: podMac || computedMac(portAlias(attachment), ips), sandbox: netns },
+    ips: ips ?? [],
+  });
+  // The links are begun with while the lease is written.
+  let early: EarlyLinks | undefined;
+  const meanwhile = () => void (host(), toolPath("ip"));
+  const chosen = (ips: readonly IPConfig[]) => void (early = beginLinks(call, conf, endsFor(ips)));
+  const foresight: Foresight = call.explain ? {} : { meanwhile, chosen };
+  const first = ADDRESS_FIRST.includes(conf.ipamType) ? allocate(call, conf.ipamType, foresight) : undefined;
+  const ipam = await first?.catch(async (error) => {
+    // What was begun is known before it is taken back.
+    await early?.bridge.catch(() => {});
+    throw error;
+  }).finally(() => early?.release());
+  const ends = endsFor(ipam?.ips);
+  if (early && !isFor(early, ends.ips)) early = await withdraw(call, early);
+  const bridge = early?.bridge;
 
   // Rules need no link: they are set while the links are made. Only where a second ADD of a living attachment has been
   // refused by now: what it takes back would be the first one's.
   if (masq && ipam && conf.ipamType === "host-local" && !call.explain) {
     const addresses = (ipam.ips ?? []).map((ip) => ip.address);
     // The links take longer, so they begin.
-    const links = attach(call, conf, { host, pod, ipam, masq: undefined });
+    const links = attach(call, conf, { ...ends, bridge, ipam, masq: undefined });
     const rules = async () => await apply([masqueradePlan(attachment, addresses, masq)], call);
     return await beside(links, rules());
   }
-  return await attach(call, conf, { host, pod, ipam, masq });
+  return await attach(call, conf, { ...ends, bridge, ipam, masq });
+}
+
+/** Both ends of the veth pair, and the addresses that the container gets, as far as they are known. */
+interface Ends {
+  readonly host: Interface;
+  readonly pod: Interface;
+  readonly ips: readonly IPConfig[];
+}
+
+/** Links for addresses that are not yet safe on disk. */
+interface EarlyLinks extends Ends {
+  /** What {@linkcode connect} gives. */
+  readonly bridge: Promise<Link>;
+  /** The addresses are noted, or never will be: what is done here is handed to the call's `undo`, which takes it back before them. */
+  release(): void;
+}
+
+function beginLinks(call: ContainerCall, conf: Config, ends: Ends): EarlyLinks {
+  const undos: Parameters<ContainerCall["undo"]>[0][] = [];
+  let held = true;
+  const undo: ContainerCall["undo"] = (job) => held ? undos.push(job) : call.undo(job);
+  const bridge = connect({ ...call, undo }, conf, ends);
+  bridge.catch(() => {}); // whoever waits for it is told
+  return {
+    ...ends,
+    bridge,
+    release: () => {
+      held = false;
+      undos.splice(0).forEach(call.undo);
+    },
+  };
+}
+
+function isFor(links: EarlyLinks, ips: readonly IPConfig[]): boolean {
+  const same = (one: IPConfig, at: number) => one.address === ips[at]?.address && one.gateway === ips[at]?.gateway;
+  return links.ips.length === ips.length && links.ips.every(same);
+}
+
+/** The answer became another one, see {@linkcode Foresight}: the links have the wrong MAC, and go. */
+async function withdraw(call: ContainerCall, { bridge, host }: EarlyLinks): Promise<undefined> {
+  await bridge;
+  await apply([[step("host", "ip", linkDel(host.name))]], call);
 }
 
 /** What `work` gives, once both have ended: whatever was done is known before it is taken back. The first failure counts. */
@@ -237,26 +307,30 @@ async function beside<T>(work: Promise<T>, other: Promise<unknown>): Promise<T> 
 async function attach(
   call: ContainerCall,
   conf: Config,
-  parts: { host: Interface; pod: Interface; ipam: Result | undefined; masq: MasqueradeBackend | undefined },
+  parts: Ends & { bridge: Promise<Link> | undefined; ipam: Result | undefined; masq: MasqueradeBackend | undefined },
 ): Promise<Result> {
   const { host, pod, masq } = parts;
   let { ipam } = parts;
-  const bridge = await connect(call, conf, { host, pod, ips: ipam?.ips ?? [] });
+  const bridge = await (parts.bridge ?? connect(call, conf, parts));
   if (conf.macspoofchk) {
     const { spoofCheckSteps } = await spoofCheck();
     await apply([await spoofCheckSteps(call, host.name, pod.mac ?? "")], call);
   }
   if (conf.ipamType !== "") ipam ??= await allocate(call, conf.ipamType);
   else await apply([[noRouterAdvertisements(host.name)]], call);
-  await awaitPort(call, conf, host.name);
-
   const result: Result = { interfaces: [{ name: conf.bridge, mac: bridge.address ?? "" }, host, pod] };
   if (call.version === "1.1.0") pod.mtu = conf.mtu > 0 ? conf.mtu : 1500;
   if (ipam) {
-    Object.assign(result, await configure(call, conf, { bridge, ipam, host, pod, masq }), {
-      interfaces: result.interfaces,
-    });
-  }
+    // Before the container's tools get to announce it, the port usually forwards.
+    let heard = true;
+    const forwards = async () => void (heard = call.explain !== undefined || await portState(call, host.name) === "up");
+    const configured = await beside(configure(call, conf, { bridge, ipam, host, pod, masq }), forwards());
+    Object.assign(result, configured, { interfaces: result.interfaces });
+    if (!heard) {
+      await awaitPort(call, conf, host.name);
+      await apply([[announcement(pod)]], call);
+    }
+  } else await awaitPort(call, conf, host.name);
   if (ipam && conf.vlan !== 0 && conf.isGateway) {
     const gateway = await gatewayOfVlan(call, conf, bridge, result);
     result.interfaces?.push(gateway);
@@ -291,8 +365,8 @@ function checkedMac(given: string): string {
 }
 
 /** From the first IPv4 address, else from the attachment: the same attachment always gets the same. */
-function computedMac(seed: string, ipam: Result | undefined): string {
-  const v4 = ipam?.ips?.map(({ address }) => parsePrefix(address)?.address).find((address) => address?.family === 4);
+function computedMac(seed: string, ips: readonly IPConfig[] = []): string {
+  const v4 = ips.map(({ address }) => parsePrefix(address)?.address).find((address) => address?.family === 4);
   return v4 ? macFromIpv4(v4.value) : macFromSeed(`pod:${seed}`);
 }
 
@@ -300,7 +374,7 @@ function computedMac(seed: string, ipam: Result | undefined): string {
 async function connect(
   call: ContainerCall,
   conf: Config,
-  ends: { host: Interface; pod: Interface; ips: NonNullable<Result["ips"]> },
+  ends: Ends,
 ): Promise<Link> {
   const { host, pod, ips } = ends;
   const wish = bridgeWish(conf, ips);
@@ -358,7 +432,7 @@ function newBridge(name: string): Link {
   };
 }
 
-function bridgeWish(conf: Config, ips: NonNullable<Result["ips"]>): BridgeWish {
+function bridgeWish(conf: Config, ips: readonly IPConfig[]): BridgeWish {
   const onBridge = conf.isGateway && conf.vlan === 0;
   return {
     name: conf.bridge,
@@ -371,7 +445,7 @@ function bridgeWish(conf: Config, ips: NonNullable<Result["ips"]>): BridgeWish {
 }
 
 /** Each address's gateway with the address's prefix length, once each. */
-function gatewayAddresses(ips: NonNullable<Result["ips"]>): string[] {
+function gatewayAddresses(ips: readonly IPConfig[]): string[] {
   const all = ips.map((ip) => {
     const gateway = ip.gateway ?? firstHost(ip.address);
     return gateway && `${gateway}/${ip.address.split("/")[1]}`;
@@ -382,7 +456,7 @@ function gatewayAddresses(ips: NonNullable<Result["ips"]>): string[] {
 function portSteps(
   call: ContainerCall,
   conf: Config,
-  { host, pod, ips }: { host: Interface; pod: Interface; ips: NonNullable<Result["ips"]> },
+  { host, pod, ips }: Ends,
 ): Step[] {
   const { bridge } = conf;
   const veth = host.name;
@@ -512,12 +586,15 @@ async function configure(call: ContainerCall, conf: Config, { bridge, ipam, host
     ...(conf.isGateway ? forwarding(ips) : []),
     ...(masq ? masqueradePlan(attachment, ips.map((ip) => ip.address), masq) : []),
   ];
-  const announcement = step("pod", "ip", `link set dev ${pod.name} address ${pod.mac}`, {
-    why: "announces the addresses, now that the port forwards: setting a MAC does, even the same",
-  });
-  await configureLink(call, result, { dad: conf.enabledad, announce: true, more: beside, last: [announcement] });
+  await configureLink(call, result, { dad: conf.enabledad, announce: true, more: beside, last: [announcement(pod)] });
   const { interfaces: _, ...rest } = result;
   return rest;
+}
+
+function announcement(pod: Interface): Step {
+  return step("pod", "ip", `link set dev ${pod.name} address ${pod.mac}`, {
+    why: "announces the addresses, now that the port forwards: setting a MAC does, even the same",
+  });
 }
 
 function notUp(state: string, veth: string, bridge: string): CniError {
@@ -560,7 +637,7 @@ function noRouterAdvertisements(veth: string): Step {
   });
 }
 
-/** The port has to forward before the container announces itself; the reference waits as long. */
+/** The port has to forward when ADD ends, and when the container announces itself; the reference waits as long. */
 async function awaitPort(call: ContainerCall, conf: Config, veth: string): Promise<void> {
   if (conf.disableContainerInterface || call.explain) return;
   const state = await waitForPort(call, veth);

@@ -59,7 +59,7 @@ async function add(call: ContainerCall): Promise<Result> {
     const restore = keepState(conf.dataDir, attachment, text);
     call.undo(async () => {
       // A living attachment that is added once more keeps what it has.
-      if (asked && !known) await call.delegate(request.type, "DEL", bytesOf(text));
+      if (asked && !known) await call.delegate(request.type, "DEL", { stdin: bytesOf(text) });
       restore();
     });
   }
@@ -75,7 +75,7 @@ async function del(call: ContainerCall): Promise<Released | void> {
   const attachment = attachmentOf(call);
   const state = findState(conf.dataDir, attachment);
   if (state?.conf) {
-    const { released } = await call.delegate(state.conf.type, "DEL", bytesOf(state.text));
+    const { released } = await call.delegate(state.conf.type, "DEL", { stdin: bytesOf(state.text) });
     if (call.explain) call.explain.file(state.path, undefined, "the delegate is done");
     else dropState(conf.dataDir, attachment, state);
     return released;
@@ -85,7 +85,7 @@ async function del(call: ContainerCall): Promise<Released | void> {
   let released: Released | undefined;
   try {
     const request = requestOf(conf, subnetEnv(conf));
-    ({ released } = await call.delegate(request.type, "DEL", bytesOf(confText(request))));
+    ({ released } = await call.delegate(request.type, "DEL", { stdin: bytesOf(confText(request)) }));
   } catch (error) {
     if (state) throw error;
     call.warn(`nothing is known of this attachment, and the delegate could not be asked: ${(error as Error).message}`);
@@ -100,7 +100,7 @@ async function check(call: ContainerCall): Promise<void> {
   const request = saved ?? requestOf(conf, subnetEnv(conf));
   const prevResult = lookup(call.config, "prevResult");
   const whole = { ...request, cniVersion: call.version, ...(prevResult ? { prevResult } : {}) };
-  await call.delegate(request.type, "CHECK", bytesOf(confText(whole)));
+  await call.delegate(request.type, "CHECK", { stdin: bytesOf(confText(whole)) });
 }
 
 /** Every configuration that attachments were made with is collected; then the files of those that are gone. */
@@ -126,7 +126,7 @@ async function gc(call: NetworkCall): Promise<void> {
   const stale = states.filter(({ containerId, ifName }) =>
     !valid.some((one) => one.containerID === containerId && (ifName === undefined || one.ifname === ifName))
   );
-  await all(...[...requests].map(([text, type]) => [() => call.delegate(type, "GC", bytesOf(text))]));
+  await all(...[...requests].map(([text, type]) => [() => call.delegate(type, "GC", { stdin: bytesOf(text) })]));
   const left = stale.filter(({ path }) => !removeFile(path)).map(({ path }) => path);
   if (left.length > 0) throw new CniError(code.io, `cannot remove ${left.join(", ")}`);
 }
@@ -161,7 +161,7 @@ function attachmentOf({ network, containerId, ifName }: ContainerCall): Attachme
 /** Has the delegate do what this call is about. That there is no such plugin is told with the reference's words in front. */
 async function delegated(call: Call, type: string, text: string, failure?: number): Promise<DelegateAnswer> {
   try {
-    return await call.delegate(type, call.verb, bytesOf(text));
+    return await call.delegate(type, call.verb, { stdin: bytesOf(text) });
   } catch (error) {
     try {
       findPlugin(type, call.path);

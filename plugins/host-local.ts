@@ -22,7 +22,7 @@ import {
 } from "../lib/cni/decode.ts";
 import { CniError, code, goQuote, toCniError } from "../lib/cni/error.ts";
 import type { Call, ContainerCall, NetworkCall, Plugin, Released } from "../lib/cni/plugin.ts";
-import { type DNS, type Result, since } from "../lib/cni/types.ts";
+import { type DNS, type IPConfig, type Result, since } from "../lib/cni/types.ts";
 import { atLeast, readRoutes } from "../lib/cni/version.ts";
 import {
   allocate,
@@ -103,7 +103,14 @@ async function add(call: ContainerCall): Promise<Result> {
     });
     return result(taken, { routes, dns });
   }
-  const taken = await allocate(folder, call, { ...wanted, host: call.host, warn: call.warn });
+  const { chosen } = call;
+  const taken = await allocate(folder, call, {
+    ...wanted,
+    host: call.host,
+    warn: call.warn,
+    meanwhile: call.meanwhile,
+    chosen: chosen && ((candidates) => chosen(ipsOf(candidates))),
+  });
   const addresses = taken.map(({ address }) => formatAddress(address));
   call.undo(() => releaseOnly(folder, call, { ips: addresses, warn: call.warn }));
   return result(taken, { routes, dns });
@@ -111,13 +118,17 @@ async function add(call: ContainerCall): Promise<Result> {
 
 function result(taken: readonly Candidate[], { routes, dns }: Pick<Result, "routes" | "dns">): Result {
   return {
-    ips: taken.map(({ address, range }) => ({
-      address: `${formatAddress(address)}/${range.subnet.length}`,
-      gateway: formatAddress(range.gateway),
-    })),
+    ips: ipsOf(taken),
     ...(routes && { routes }),
     ...(dns && { dns }),
   };
+}
+
+function ipsOf(taken: readonly Candidate[]): IPConfig[] {
+  return taken.map(({ address, range }) => ({
+    address: `${formatAddress(address)}/${range.subnet.length}`,
+    gateway: formatAddress(range.gateway),
+  }));
 }
 
 async function del(call: ContainerCall): Promise<Released> {

@@ -289,8 +289,8 @@ export async function waitForPort(call: ContainerCall, port: string): Promise<st
   return state;
 }
 
-/** From sysfs when that shows our namespace, which costs no process; else from `ip`. */
-async function portState(call: ContainerCall, port: string): Promise<string> {
+/** A port's operational state: from sysfs when that shows our namespace, which costs no process; else from `ip`. */
+export async function portState(call: ContainerCall, port: string): Promise<string> {
   try {
     return readKernelFile(`/sys/class/net/${port}/operstate`).trim();
   } catch {

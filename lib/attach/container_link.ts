@@ -2,7 +2,7 @@
 import { formatAddress, networkAddress, nextAddress, parsePrefix } from "../net/cidr.ts";
 import { isIndexName } from "../net/link_name.ts";
 import { CniError, code, during } from "../cni/error.ts";
-import type { ContainerCall } from "../cni/plugin.ts";
+import type { ContainerCall, Foresight } from "../cni/plugin.ts";
 import type { Result, Route } from "../cni/types.ts";
 import { addrAdd, type Address, type Link, linkDel, linkUp } from "../kernel/ip.ts";
 import { apply, type Step, step } from "../kernel/plan.ts";
@@ -226,8 +226,8 @@ async function hasLink(call: ContainerCall, name: string): Promise<boolean> {
 }
 
 /** ADD of the IPAM plugin, given back when this call fails later; an answer without addresses is an error. */
-export async function allocate(call: ContainerCall, type: string): Promise<Result> {
-  const { result = {} } = await call.delegate(type, "ADD");
+export async function allocate(call: ContainerCall, type: string, foresight: Foresight = {}): Promise<Result> {
+  const { result = {} } = await call.delegate(type, "ADD", foresight);
   call.undo(() => call.delegate(type, "DEL"));
   if (!result.ips?.length && !call.explain) {
     throw new CniError(code.internal, "IPAM plugin returned missing IP config", `${type} gave no address`);

@@ -1,6 +1,6 @@
 /** What a plugin is: one object with five functions, and the calls that these get. */
 import type { Keys } from "./decode.ts";
-import type { Attachment, JsonObject, Result } from "./types.ts";
+import type { Attachment, IPConfig, JsonObject, Result } from "./types.ts";
 import type { Applier, Explainer } from "../kernel/plan.ts";
 import type { Run } from "../kernel/run.ts";
 
@@ -17,6 +17,11 @@ export interface Plugin {
   readonly needs: readonly string[];
   /** The configuration, for decoding, for `validate` and for the schema. */
   readonly keys: Keys;
+  /**
+   * Its ADD changes nothing before it asks an IPAM plugin or starts a tool, so that signals need not be listened for until then:
+   * that is done while a lock is waited for.
+   */
+  readonly looksFirst?: boolean;
   /** Attaches; returns the result in the newest layout. Everything it did is handed to `call.undo`. */
   add(call: ContainerCall): Promise<Result>;
   /** Detaches: succeeds whatever is left of the attachment, cleans all of it, reports failures at the end. */
@@ -67,8 +72,25 @@ export interface Call {
   warn(note: string): void;
   /** Remembers how to take something back when the call fails; run last first. */
   undo(job: () => Promise<unknown> | unknown): void;
-  /** Runs another plugin with the same input; see delegate.ts. */
-  delegate(type: string, verb: DelegateVerb, stdin?: Uint8Array): Promise<DelegateAnswer>;
+  /** Runs another plugin, with the same input unless told; see delegate.ts. */
+  delegate(type: string, verb: DelegateVerb, options?: DelegateOptions): Promise<DelegateAnswer>;
+}
+
+/** What a delegate is given, and what it may do for its caller when it runs in the same process. */
+export interface DelegateOptions extends Foresight {
+  /** Configuration; the caller's own if absent. */
+  readonly stdin?: Uint8Array;
+}
+
+/** How an IPAM plugin lets its caller begin what takes long. Others, and other programs, know nothing of it. */
+export interface Foresight {
+  /**
+   * Told once at most what addresses the answer will have, before they are safe on disk. Nothing may be done then that the answer
+   * has to allow: it can still be a failure, or, where others write without a lock, another one.
+   */
+  readonly chosen?: ((ips: readonly IPConfig[]) => void) | undefined;
+  /** What can be done while the plugin waits. */
+  readonly meanwhile?: (() => void) | undefined;
 }
 
 /** How {@linkcode Call.delegate} is asked; HELD is no command of the protocol and only answered in this process. */
@@ -83,7 +105,7 @@ export interface DelegateAnswer {
 }
 
 /** ADD, DEL and CHECK: about one interface of one container. */
-export interface ContainerCall extends Call, Applier {
+export interface ContainerCall extends Call, Applier, Foresight {
   readonly containerId: string;
   readonly ifName: string;
   /** CNI_NETNS as given, verbatim: `sandbox` in results. */

@@ -8,7 +8,7 @@ import type { Explainer } from "../kernel/plan.ts";
 import { isObject, lookup } from "./decode.ts";
 import { findPlugin, isOurselves, runForeign } from "./delegate.ts";
 import { CniError, code, goQuote, toCniError } from "./error.ts";
-import type { Call, ContainerCall, DelegateAnswer, NetworkCall, Plugin, Released, Verb } from "./plugin.ts";
+import type { Call, ContainerCall, DelegateAnswer, Foresight, NetworkCall, Plugin, Released, Verb } from "./plugin.ts";
 import { type Attachment, type JsonObject, NEWEST, type Result } from "./types.ts";
 import { atLeast, convertResult, goJson, parseResult } from "./version.ts";
 
@@ -16,7 +16,7 @@ import { atLeast, convertResult, goJson, parseResult } from "./version.ts";
 export type Registry = (name: string) => Promise<Plugin> | undefined;
 
 /** One call of one plugin, whoever makes it: a runtime, another plugin in this process, or an operator's command. */
-export interface Request {
+export interface Request extends Foresight {
   readonly env: Readonly<Record<string, string>>;
   /** Reads the configuration; not called for VERSION. Throws what the system says. */
   readonly stdin: () => Uint8Array;
@@ -24,6 +24,8 @@ export interface Request {
   readonly warn: (type: string, note: string) => void;
   /** Set while SIGTERM asks to stop: nothing new is started, what was done is undone. */
   readonly interruption?: Interruption;
+  /** Begins to listen for signals, if nobody did; called before anything is changed. */
+  readonly listen?: (() => void) | undefined;
   /** What runs commands; this process's own namespaces if absent. */
   readonly run?: Run;
   /** Watches every child process: for logs and traces. */
@@ -223,9 +225,14 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
     explain: request.explain,
     warn: (note) => request.warn(plugin.name, note),
     undo: (job) => undos.push(job),
-    delegate: (type, verb, stdin = bytes) =>
+    delegate: (type, verb, { stdin = bytes, chosen, meanwhile } = {}) =>
       delegate(type, {
         ...request,
+        chosen,
+        meanwhile: () => {
+          request.listen?.();
+          meanwhile?.();
+        },
         deliver: undefined,
         env: { ...env, CNI_COMMAND: verb === "HELD" ? "DEL" : verb },
         stdin: () => stdin,
@@ -262,6 +269,8 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
     ownNetns: same,
     podAlive: !same && (state === "netns" || state === "own"),
     args: env["CNI_ARGS"] ?? "",
+    chosen: request.chosen,
+    meanwhile: request.meanwhile,
     pod: inNetns(host, netns.includes("/") ? netns : `./${netns}`),
   };
   if (request.held) return { held: await plugin.held?.(call) };
@@ -417,6 +426,7 @@ async function delegate(type: string, request: Request, version: string): Promis
     );
     return verb === "ADD" ? { result: {} } : {};
   }
+  request.listen?.();
   const answer = await runForeign(file, { verb, env, stdin: request.stdin(), version });
   if (answer.stderr !== "") Deno.stderr.writeSync(new TextEncoder().encode(answer.stderr));
   return answer.result ? { result: answer.result } : {};
@@ -474,15 +484,17 @@ export async function pluginMain(plugin: Plugin, registry: Registry, build: stri
     }
   };
   // ADD listens before it changes anything. The others, to whom it then costs no time, when a tool is at work, or when they wait.
-  if (command === "ADD") listen();
-  else setTimeout(listen);
+  const isAdd = command === "ADD";
+  if (!isAdd) setTimeout(listen);
+  else if (!plugin.looksFirst) listen();
   let log: typeof import("./log.ts") | undefined;
   if (env["CNIBOX_LOG"]) log = await import("./log.ts");
   const record = log?.open(env, plugin.name);
   const hooks: RunHooks = {
     ...record?.hooks,
     before: (command) => {
-      queueMicrotask(listen);
+      if (isAdd) listen();
+      else queueMicrotask(listen);
       record?.hooks.before?.(command);
     },
   };
@@ -492,6 +504,7 @@ export async function pluginMain(plugin: Plugin, registry: Registry, build: stri
       stdin: record ? () => record.stdin(readStdin()) : readStdin,
       registry,
       interruption,
+      listen: isAdd ? listen : undefined,
       warn: (type, note) => write(Deno.stderr, `${type}: ${note}\n`),
       hooks,
       deliver: (result) => write(Deno.stdout, goJson(result, 4)),

@@ -20,6 +20,15 @@ export interface Wanted {
 /** How, and where. */
 export type AllocatorOptions = Omit<StoreOptions, "create"> & ProofOptions;
 
+/** How {@linkcode allocate} keeps its caller informed. */
+export interface AllocateOptions extends AllocatorOptions {
+  /**
+   * Told what the answer will be, once that is known and before the last lease is written: what takes long can begin. Only a program
+   * that writes without the lock, or a disk that fails, can make it another one. Called once at most.
+   */
+  readonly chosen?: ((taken: readonly Candidate[]) => void) | undefined;
+}
+
 /** How many candidates are tried one by one before the folder is listed to see which are free. */
 const TRIES = 32;
 
@@ -31,7 +40,7 @@ const TRIES = 32;
 export async function allocate(
   folder: string,
   holder: Holder,
-  wanted: Wanted & AllocatorOptions,
+  wanted: Wanted & AllocateOptions,
 ): Promise<Candidate[]> {
   try {
     const taken = await withStore(folder, { ...wanted, create: true }, (store) => allocateAll(store, holder, wanted));
@@ -42,17 +51,26 @@ export async function allocate(
   }
 }
 
-async function allocateAll(store: Store, holder: Holder, wanted: Wanted & AllocatorOptions): Promise<Candidate[]> {
+async function allocateAll(store: Store, holder: Holder, wanted: Wanted & AllocateOptions): Promise<Candidate[]> {
   const taken: Candidate[] = [];
   const left = [...wanted.requested];
+  let { chosen } = wanted;
+  /** Before the last set's candidate is taken, when it is free and nothing that was asked for is left over. */
+  const before = (candidate: Candidate) => {
+    if (taken.length + 1 < wanted.sets.length || left.length > 0 || !store.isFree(formatAddress(candidate.address))) {
+      return;
+    }
+    chosen?.([...taken, candidate]);
+    chosen = undefined;
+  };
   try {
     for (const [index, set] of wanted.sets.entries()) {
       const at = left.findIndex((address) => rangeOf(set, address));
       const request = at < 0 ? undefined : left.splice(at, 1)[0];
       const during = `failed to allocate for range ${index}`;
       const candidate = request === undefined
-        ? await takeAny(store, holder, { ...wanted, set, index, during })
-        : takeRequested(store, holder, { set, request, during });
+        ? await takeAny(store, holder, { ...wanted, set, index, during, before })
+        : takeRequested(store, holder, { set, request, during, before });
       taken.push(candidate);
       store.setCursor(index, formatAddress(candidate.address));
     }
@@ -74,7 +92,7 @@ async function allocateAll(store: Store, holder: Holder, wanted: Wanted & Alloca
 function takeRequested(
   store: Store,
   holder: Holder,
-  { set, request, during }: { set: RangeSet; request: Address; during: string },
+  { set, request, during, before }: Pick<Draw, "set" | "during" | "before"> & { request: Address },
 ): Candidate {
   const ip = formatAddress(request);
   if (isGateway(set, request)) {
@@ -85,6 +103,7 @@ function takeRequested(
     );
   }
   const range = rangeOf(set, request)!;
+  before({ address: request, range });
   if (store.reserve(ip, holder)) return { address: request, range };
   if (store.isBlank(ip)) {
     store.discard(ip);
@@ -103,29 +122,36 @@ interface Draw extends AllocatorOptions {
   readonly set: RangeSet;
   readonly index: number;
   readonly during: string;
+  readonly before: (candidate: Candidate) => void;
 }
 
 async function takeAny(store: Store, holder: Holder, draw: Draw): Promise<Candidate> {
-  const { set, index, during } = draw;
+  const { set, index, during, before } = draw;
   const { own, old } = store.holding(holder);
   const has = [...own, ...old].find((ip) => rangeOf(set, parseAddress(ip)!));
   if (has !== undefined) throw new Duplicate(during, has, store.lease(has));
 
   const cursor = store.cursor(index);
-  const free = takeFree(store, holder, candidates(set, cursor));
+  const free = takeFree(store, holder, { walk: candidates(set, cursor), before });
   if (free !== undefined) return free;
   const verdict = await reclaim(store, draw);
-  return takeFree(store, holder, candidates(set, cursor)) ?? exhausted(store, { ...draw, verdict });
+  return takeFree(store, holder, { walk: candidates(set, cursor), before }) ?? exhausted(store, { ...draw, verdict });
 }
 
 /** The first candidate that is free. After some tries the folder is listed: then a full one costs no more than its listing. */
-function takeFree(store: Store, holder: Holder, walk: Iterable<Candidate>): Candidate | undefined {
+function takeFree(
+  store: Store,
+  holder: Holder,
+  { walk, before }: Pick<Draw, "before"> & { walk: Iterable<Candidate> },
+): Candidate | undefined {
   let tries = 0;
   let taken: Set<string> | undefined;
   for (const candidate of walk) {
     const ip = formatAddress(candidate.address);
     if (tries++ === TRIES) taken = store.names();
-    if (!taken?.has(ip) && store.reserve(ip, holder)) return candidate;
+    if (taken?.has(ip)) continue;
+    before(candidate);
+    if (store.reserve(ip, holder)) return candidate;
   }
   return undefined;
 }

@@ -11,6 +11,8 @@ import { holderOf, lockWithin } from "../kernel/flock.ts";
 export interface LockOptions {
   /** Longest wait in milliseconds; {@linkcode LOCK_LIMIT_MS} if absent. */
   readonly limitMs?: number | undefined;
+  /** What can be done while the lock is waited for; called once at most, and not where nothing has to be waited for. */
+  readonly meanwhile?: (() => void) | undefined;
 }
 
 /** Longest wait for a lock: well below the time after which runtimes give a call up (2 minutes and more). */
@@ -30,12 +32,16 @@ export interface Lock {
  * @throws {CniError} code 5 when the file is none: a link, a FIFO, a folder
  * @throws {Deno.errors.NotFound} when the folder is not there
  */
-export async function lockFolder(folder: string, { limitMs = LOCK_LIMIT_MS }: LockOptions = {}): Promise<Lock> {
+export async function lockFolder(folder: string, options: LockOptions = {}): Promise<Lock> {
+  const { limitMs = LOCK_LIMIT_MS } = options;
+  let { meanwhile } = options;
   const path = `${folder}/lock`;
   const deadline = performance.now() + limitMs;
   for (;;) {
     const file = openLock(path);
-    if (!await lockWithin(file, deadline - performance.now())) {
+    const locked = lockWithin(file, deadline - performance.now(), meanwhile);
+    meanwhile = undefined;
+    if (!await locked) {
       throw new CniError(
         code.tryAgain,
         `could not lock ${path} within ${limitMs / 1000} s`,

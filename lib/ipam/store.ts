@@ -158,6 +158,16 @@ export class Store {
     return { own, old: this.#having(containerId) };
   }
 
+  /** Whether there is no file of an address: then {@linkcode reserve} takes it, unless the disk fails. */
+  isFree(ip: string): boolean {
+    try {
+      Deno.lstatSync(`${this.folder}/${ip}`);
+      return false;
+    } catch (error) {
+      return error instanceof Deno.errors.NotFound;
+    }
+  }
+
   /** Takes an address for the holder. False when it is taken already, by whomever. */
   reserve(ip: string, holder: Holder): boolean {
     const content = contentOf(holder);

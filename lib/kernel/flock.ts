@@ -6,8 +6,11 @@
  */
 import { readKernelFile } from "./proc.ts";
 
-/** Waits for the lock, at most so many milliseconds; a lock that comes later is given back at once. */
-export async function lockWithin(file: Deno.FsFile, limitMs: number): Promise<boolean> {
+/**
+ * Waits for the lock, at most so many milliseconds; a lock that comes later is given back at once. `meanwhile` is done while a
+ * thread of the runtime asks for it: that takes most of a millisecond also where nobody has the lock.
+ */
+export async function lockWithin(file: Deno.FsFile, limitMs: number, meanwhile?: () => void): Promise<boolean> {
   // Newer runtimes can ask without waiting, which needs no thread.
   if ("tryLockSync" in file && (file as unknown as TryLock).tryLockSync(true)) return true;
   // Asked first: the thread that waits is at work while the timer is made.
@@ -17,6 +20,7 @@ export async function lockWithin(file: Deno.FsFile, limitMs: number): Promise<bo
     timer = setTimeout(() => resolve(false), Math.max(0, limitMs));
   });
   try {
+    meanwhile?.();
     if (await Promise.race([locked, late])) return true;
   } catch (error) {
     file.close();

@@ -83,6 +83,72 @@ Deno.test("allocate writes the reference's files, to the byte", () =>
     assertEquals(folder.warnings, []);
   }));
 
+/** What `allocate` tells beforehand, with the files that were there then, and what it answers. */
+async function foretold(
+  folder: Folder,
+  id: string,
+  { wanted = SMALL, requested = [], meddle = () => {} }: {
+    wanted?: ReturnType<typeof sets>;
+    requested?: string[];
+    meddle?: () => void;
+  } = {},
+): Promise<{ told: string[][]; there: string[]; answer: string[] | CniError }> {
+  const told: string[][] = [];
+  let there: string[] = [];
+  const answer = await allocate(folder.path, { containerId: id, ifName: "eth0" }, {
+    sets: wanted,
+    requested: requested.map((text) => parseAddress(text)!),
+    ...folder.options,
+    host: hostWith(),
+    chosen: (taken) => {
+      told.push(taken.map(({ address }) => formatAddress(address)));
+      there = folder.names().filter((name) => parseAddress(name));
+      meddle();
+    },
+  }).then((taken) => taken.map(({ address }) => formatAddress(address)), (error: CniError) => error);
+  return { told, there, answer };
+}
+
+Deno.test("allocate tells its answer before the last lease is written", () =>
+  inFolder(async (folder) => {
+    const one = await foretold(folder, "a");
+    assertEquals(one, { told: [["10.0.0.2"]], there: [], answer: ["10.0.0.2"] });
+    const next = await foretold(folder, "b", { wanted: DUAL });
+    assertEquals(next.told, [["10.0.0.3", "fd00::2"]]);
+    assertEquals(next.there, ["10.0.0.2", "10.0.0.3"]);
+    assertEquals(next.answer, next.told[0]);
+    const asked = await foretold(folder, "c", { requested: ["10.0.0.6"] });
+    assertEquals([asked.told, asked.answer], [[["10.0.0.6"]], ["10.0.0.6"]]);
+  }));
+
+Deno.test("allocate tells nothing where the answer is a failure", () =>
+  inFolder(async (folder) => {
+    await take(folder, "a");
+    for (
+      const [id, requested] of [
+        ["a", []],
+        ["b", ["10.0.0.2"]],
+        ["b", ["10.0.0.1"]],
+        ["b", ["10.0.0.3", "192.0.2.1"]],
+      ] as const
+    ) {
+      const { told, answer } = await foretold(folder, id, { requested: [...requested] });
+      assertEquals(told, [], `${requested}`);
+      assert(answer instanceof CniError, `${requested}`);
+    }
+    for (const id of ["b", "c", "d", "e"]) await take(folder, id);
+    const full = await foretold(folder, "f");
+    assertEquals(full.told, []);
+    assert(full.answer instanceof CniError);
+  }));
+
+Deno.test("what somebody takes without the lock, after it was told, is not given out", () =>
+  inFolder(async (folder) => {
+    const { told, answer } = await foretold(folder, "a", { meddle: () => folder.write("10.0.0.2", "x\r\neth0") });
+    assertEquals([told, answer], [[["10.0.0.2"]], ["10.0.0.3"]]);
+    assertEquals(folder.read("10.0.0.2"), "x\r\neth0");
+  }));
+
 Deno.test("allocate names IPv6 files as RFC 5952 says", () =>
   inFolder(async (folder) => {
     const six = sets({ subnet: "2001:DB8:0:0:1:0:0:0/112" });

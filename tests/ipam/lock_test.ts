@@ -31,6 +31,20 @@ Deno.test("a lock excludes flock(1), and flock(1) excludes us; the error names f
     (await lockFolder(path)).close();
   }));
 
+Deno.test("what can be done meanwhile is done once, while the lock is waited for", () =>
+  inFolder(async ({ path }) => {
+    Deno.mkdirSync(path, { recursive: true });
+    const holder = await holdLock(`${path}/lock`);
+    let done = 0;
+    const waiting = lockFolder(path, { limitMs: 30_000, meanwhile: () => done++ });
+    assertEquals(done, 1);
+    // Another file is the lock now: it is waited for anew.
+    Deno.removeSync(`${path}/lock`);
+    await holder[Symbol.asyncDispose]();
+    (await waiting).close();
+    assertEquals(done, 1);
+  }));
+
 Deno.test("a lock that was waited for is had when its holder goes", () =>
   inFolder(async ({ path }) => {
     Deno.mkdirSync(path, { recursive: true });

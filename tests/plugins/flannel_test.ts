@@ -33,7 +33,7 @@ async function place(work: (place: Place) => Promise<void>): Promise<void> {
       call: (config = {}, changes = {}) =>
         fakeCall({ type: "flannel", subnetFile: `${folder}/subnet.env`, dataDir: `${folder}/state`, ...config }, {
           path: [`${folder}/bin`],
-          delegate: (type, verb, stdin) => {
+          delegate: (type, verb, { stdin } = {}) => {
             asked.push({ type, verb, text: new TextDecoder().decode(stdin) });
             if (failing.has(verb)) return Promise.reject(new CniError(11, `no ${verb}`));
             return Promise.resolve(

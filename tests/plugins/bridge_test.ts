@@ -1,0 +1,133 @@
+/** bridge without a kernel: in which order it asks for what, and what it takes back. */
+import { assertEquals, assertRejects } from "@std/assert";
+import type { DelegateOptions, DelegateVerb } from "../../lib/cni/plugin.ts";
+import { CniError } from "../../lib/cni/error.ts";
+import type { IPConfig } from "../../lib/cni/types.ts";
+import { macFromIpv4 } from "../../lib/net/mac.ts";
+import { vethName } from "../../lib/net/name.ts";
+import { parseAddress } from "../../lib/net/cidr.ts";
+import { plugin } from "../../plugins/bridge.ts";
+import { noted } from "../fakes/kernel.ts";
+
+const CONF = { type: "bridge", bridge: "br9", ipam: { type: "host-local" } };
+const VETH = vethName({ network: "net1", containerId: "ctr1", ifName: "eth0" });
+const BRIDGE = { ifname: "br9", flags: ["UP"], mtu: 1500, address: "0a:00:00:00:00:01", addr_info: [] };
+const IS_UP = `ip -j link show dev ${VETH}`;
+const answers = (state = "UP") => ({
+  "addr show dev br9": [{ ...BRIDGE, linkinfo: { info_kind: "bridge" } }],
+  [IS_UP]: [{ ifname: VETH, operstate: state }],
+});
+const mac = (ip: string) => macFromIpv4(parseAddress(ip)!.value);
+
+/** An IPAM plugin that tells `told` before it answers; `reached` is called in between, and may refuse. */
+function ipam(
+  log: string[],
+  { told, answer, reached = () => {} }: { told: IPConfig[]; answer: IPConfig[]; reached?: () => void },
+) {
+  return async (_: string, verb: DelegateVerb, { chosen, meanwhile }: DelegateOptions = {}) => {
+    log.push(`host-local ${verb}`);
+    if (verb !== "ADD") return {};
+    meanwhile?.();
+    chosen?.(told);
+    await Promise.resolve();
+    reached();
+    log.push("lease is safe");
+    return { result: { ips: answer } };
+  };
+}
+
+/** Runs ADD on a noting kernel; `log` without what comes after the options of a line. */
+function adding(told: IPConfig[], answer = told, options: { reached?: () => void; state?: string } = {}) {
+  const { call, log } = noted(CONF, { answers: answers(options.state) });
+  const delegate = ipam(log, { told, answer, ...(options.reached && { reached: options.reached }) });
+  const short = () =>
+    log.map((entry) =>
+      entry.startsWith("host ip: addr show")
+        ? `host: ${/ address (\S+) up netns/.exec(entry)?.[1]?.replace(/^/, "link ") ?? "a look at the bridge"}`
+        : entry.startsWith("pod ip: ?")
+        ? "pod: configured"
+        : entry
+    );
+  return { call: { ...call, delegate }, log: short };
+}
+
+const two = [{ address: "10.9.0.2/24", gateway: "10.9.0.1" }];
+const three = [{ address: "10.9.0.3/24", gateway: "10.9.0.1" }];
+
+Deno.test("bridge begins with the links while the lease is written", async () => {
+  const { call, log } = adding(two);
+  const result = await plugin.add(call);
+  assertEquals(log(), [
+    "host-local ADD",
+    `host: link ${mac("10.9.0.2")}`,
+    "lease is safe",
+    "pod: configured",
+    `host ${IS_UP}`,
+  ]);
+  assertEquals(result.interfaces?.[2]?.mac, mac("10.9.0.2"));
+  assertEquals(result.ips, [{ ...two[0], interface: 2 }]);
+});
+
+Deno.test("bridge takes the links back before the addresses, whichever was done first", async () => {
+  const { call, log } = adding(two);
+  await plugin.add(call);
+  const done = log().length;
+  for (const undo of call.undos.reverse()) await undo();
+  assertEquals(log().slice(done), [`host ip: link del dev ${VETH}`, "host-local DEL"]);
+});
+
+Deno.test("bridge takes the links back when no lease could be written after all", async () => {
+  const full = () => {
+    throw new CniError(5, "no space left on device");
+  };
+  const { call, log } = adding(two, two, { reached: full });
+  const error = await assertRejects(() => plugin.add(call), CniError);
+  assertEquals(error.msg, "no space left on device");
+  for (const undo of call.undos.reverse()) await undo();
+  assertEquals(log(), [
+    "host-local ADD",
+    `host: link ${mac("10.9.0.2")}`,
+    `host ip: link del dev ${VETH}`,
+  ]);
+});
+
+Deno.test("bridge makes the links anew when the answer became another one", async () => {
+  const { call, log } = adding(two, three);
+  const result = await plugin.add(call);
+  assertEquals(log(), [
+    "host-local ADD",
+    `host: link ${mac("10.9.0.2")}`,
+    "lease is safe",
+    `host ip: link del dev ${VETH}`,
+    `host: link ${mac("10.9.0.3")}`,
+    "pod: configured",
+    `host ${IS_UP}`,
+  ]);
+  assertEquals([result.interfaces?.[2]?.mac, result.ips?.[0]?.address], [mac("10.9.0.3"), "10.9.0.3/24"]);
+});
+
+Deno.test("bridge begins with nothing when it only explains", async () => {
+  const { call, log } = adding(two);
+  const explain = { shadow: false, plan() {}, note() {}, file() {}, because() {}, instead: call.host };
+  await plugin.add({ ...call, explain });
+  assertEquals(log(), ["host-local ADD", "lease is safe", "host: a look at the bridge"]);
+});
+
+Deno.test("bridge announces the address once more when the port did not forward yet", async () => {
+  const { call, log } = adding(two, two, { state: "DOWN" });
+  let asked = 0;
+  const host: typeof call.host = async (command) => {
+    const output = await call.host(command);
+    // It comes up at the second look.
+    return command.argv.join(" ") === IS_UP && asked++ > 0
+      ? { ...output, stdout: output.stdout.replace("DOWN", "UP") }
+      : output;
+  };
+  await plugin.add({ ...call, host });
+  assertEquals(log().slice(3), [
+    "pod: configured",
+    `host ${IS_UP}`,
+    `host ${IS_UP}`,
+    `pod ip: link set dev eth0 address ${mac("10.9.0.2")}`,
+  ]);
+});
