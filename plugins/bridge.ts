@@ -116,7 +116,6 @@ export const plugin: Plugin = {
   versions: since("0.1.0"),
   needs: ["ip", "nsenter", "sh"],
   keys,
-  looksFirst: true,
   add,
   del,
   check,
@@ -228,9 +227,8 @@ async function add(call: ContainerCall): Promise<Result> {
   });
   // The links are begun with while the lease is written.
   let early: EarlyLinks | undefined;
-  const meanwhile = () => void (host(), toolPath("ip"));
   const chosen = (ips: readonly IPConfig[]) => void (early = beginLinks(call, conf, endsFor(ips)));
-  const foresight: Foresight = call.explain ? {} : { meanwhile, chosen };
+  const foresight: Foresight = call.explain ? {} : { meanwhile: host, chosen };
   const first = ADDRESS_FIRST.includes(conf.ipamType) ? allocate(call, conf.ipamType, foresight) : undefined;
   const ipam = await first?.catch(async (error) => {
     // What was begun is known before it is taken back.

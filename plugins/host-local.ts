@@ -92,9 +92,8 @@ export const plugin: Plugin = {
 };
 
 async function add(call: ContainerCall): Promise<Result> {
-  const wanted = settings(call);
-  const { folder, routes, dns } = wanted;
   if (call.explain) {
+    const { folder, routes, dns, ...wanted } = settings(call);
     const taken = preview(folder, { ...wanted, warn: call.warn });
     taken.forEach(({ address }, index) => {
       const ip = formatAddress(address);
@@ -104,8 +103,14 @@ async function add(call: ContainerCall): Promise<Result> {
     return result(taken, { routes, dns });
   }
   const { chosen } = call;
+  const folder = folderOf(call);
+  let shown: Pick<Result, "routes" | "dns"> = {};
   const taken = await allocate(folder, call, {
-    ...wanted,
+    wanted: () => {
+      const { routes, dns, ...wanted } = settings(call);
+      shown = { routes, dns };
+      return wanted;
+    },
     host: call.host,
     warn: call.warn,
     meanwhile: call.meanwhile,
@@ -113,7 +118,7 @@ async function add(call: ContainerCall): Promise<Result> {
   });
   const addresses = taken.map(({ address }) => formatAddress(address));
   call.undo(() => releaseOnly(folder, call, { ips: addresses, warn: call.warn }));
-  return result(taken, { routes, dns });
+  return result(taken, shown);
 }
 
 function result(taken: readonly Candidate[], { routes, dns }: Pick<Result, "routes" | "dns">): Result {

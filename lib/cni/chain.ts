@@ -5,7 +5,7 @@
 import { inNetns, type RunHooks, systemRun } from "../kernel/run.ts";
 import type { Explainer } from "../kernel/plan.ts";
 import { type Member, type NetworkList, requestOf } from "./conflist.ts";
-import { findPlugin, isOurselves, runForeign } from "./delegate.ts";
+import { lookUp, runForeign } from "./delegate.ts";
 import { CniError, code, goQuote, toCniError } from "./error.ts";
 import type { Plugin, Verb } from "./plugin.ts";
 import {
@@ -97,8 +97,8 @@ type Located = { readonly file: string; readonly own: Plugin | undefined };
 /** Where a member's plugin is: a file of CNI_PATH, and the plugin object when that file is this very binary. */
 async function locate(type: string, runtime: Runtime): Promise<Located> {
   try {
-    const file = findPlugin(type, runtime.path);
-    return { file, own: isOurselves(file) ? await runtime.registry(type) : undefined };
+    const { file, ours } = lookUp(type, runtime.path);
+    return { file, own: ours ? await runtime.registry(type) : undefined };
   } catch (error) {
     const own = runtime.builtin ? await runtime.registry(type) : undefined;
     if (own) return { file: "", own };

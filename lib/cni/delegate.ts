@@ -11,6 +11,11 @@ import { parseResult } from "./version.ts";
 
 /** Where a plugin was found, or why not: the reference library's four errors. */
 export function findPlugin(type: string, path: readonly string[]): string {
+  return lookUp(type, path).file;
+}
+
+/** A plugin's file as {@linkcode findPlugin} finds it, and whether it is this very executable. */
+export function lookUp(type: string, path: readonly string[]): { file: string; ours: boolean } {
   if (type === "") throw new CniError(code.internal, "no plugin name provided", 'the configuration needs a "type"');
   if (type.includes("/") || type === ".." || type === ".") {
     throw new CniError(
@@ -23,7 +28,8 @@ export function findPlugin(type: string, path: readonly string[]): string {
   for (const dir of path) {
     const file = dir === "" || dir === "." ? type : `${dir}/${type}`;
     try {
-      if (Deno.statSync(file).isFile) return file;
+      const info = Deno.statSync(file);
+      if (info.isFile) return { file, ours: isOwn(info) };
     } catch {
       // Not there, or not to be looked at: the next folder.
     }
@@ -40,9 +46,17 @@ let own: Deno.FileInfo | undefined;
 /** Is this file our own executable? Always false under `deno run`. */
 export function isOurselves(file: string): boolean {
   try {
+    return isOwn(Deno.statSync(file));
+  } catch {
+    return false;
+  }
+}
+
+function isOwn({ dev, ino }: Deno.FileInfo): boolean {
+  if (!Deno.build.standalone) return false;
+  try {
     own ??= Deno.statSync(Deno.execPath());
-    const info = Deno.statSync(file);
-    return Deno.build.standalone && info.dev === own.dev && info.ino === own.ino;
+    return dev === own.dev && ino === own.ino;
   } catch {
     return false;
   }

@@ -6,7 +6,12 @@ import { CniError, code } from "./error.ts";
  * Makes sure that CNI_NETNS is a network namespace, with the reference's texts if it is not. `doing` goes in front:
  * bridge says `failed to open netns "P": …`, loopback nothing.
  */
-export function openNetns({ netns }: { readonly netns: string }, doing = ""): void {
+export function openNetns(
+  { netns, podAlive = false }: { readonly netns: string; readonly podAlive?: boolean },
+  doing = "",
+): void {
+  // Seen when the call was made.
+  if (podAlive) return;
   const state = netnsState(netns);
   if (state === "netns" || state === "own") return;
   const front = doing === "" ? "" : `${doing}: `;

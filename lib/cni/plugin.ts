@@ -17,11 +17,6 @@ export interface Plugin {
   readonly needs: readonly string[];
   /** The configuration, for decoding, for `validate` and for the schema. */
   readonly keys: Keys;
-  /**
-   * Its ADD changes nothing before it asks an IPAM plugin or starts a tool, so that signals need not be listened for until then:
-   * that is done while a lock is waited for.
-   */
-  readonly looksFirst?: boolean;
   /** Attaches; returns the result in the newest layout. Everything it did is handed to `call.undo`. */
   add(call: ContainerCall): Promise<Result>;
   /** Detaches: succeeds whatever is left of the attachment, cleans all of it, reports failures at the end. */

@@ -6,7 +6,7 @@ import { collectScratch, inNetns, isAbsent, readable, type Run, type RunHooks, s
 import { netnsState } from "../kernel/netns.ts";
 import type { Explainer } from "../kernel/plan.ts";
 import { isObject, lookup } from "./decode.ts";
-import { findPlugin, isOurselves, runForeign } from "./delegate.ts";
+import { lookUp, runForeign } from "./delegate.ts";
 import { CniError, code, goQuote, toCniError } from "./error.ts";
 import type { Call, ContainerCall, DelegateAnswer, Foresight, NetworkCall, Plugin, Released, Verb } from "./plugin.ts";
 import { type Attachment, type JsonObject, NEWEST, type Result } from "./types.ts";
@@ -24,8 +24,6 @@ export interface Request extends Foresight {
   readonly warn: (type: string, note: string) => void;
   /** Set while SIGTERM asks to stop: nothing new is started, what was done is undone. */
   readonly interruption?: Interruption;
-  /** Begins to listen for signals, if nobody did; called before anything is changed. */
-  readonly listen?: (() => void) | undefined;
   /** What runs commands; this process's own namespaces if absent. */
   readonly run?: Run;
   /** Watches every child process: for logs and traces. */
@@ -229,10 +227,7 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
       delegate(type, {
         ...request,
         chosen,
-        meanwhile: () => {
-          request.listen?.();
-          meanwhile?.();
-        },
+        meanwhile,
         deliver: undefined,
         env: { ...env, CNI_COMMAND: verb === "HELD" ? "DEL" : verb },
         stdin: () => stdin,
@@ -395,8 +390,8 @@ function validAttachments(config: JsonObject): Attachment[] | undefined {
 
 async function locate(type: string, request: Request): Promise<{ file: string; plugin: Plugin | undefined }> {
   try {
-    const file = findPlugin(type, (request.env["CNI_PATH"] ?? "").split(":"));
-    return { file, plugin: isOurselves(file) ? await request.registry(type) : undefined };
+    const { file, ours } = lookUp(type, (request.env["CNI_PATH"] ?? "").split(":"));
+    return { file, plugin: ours ? await request.registry(type) : undefined };
   } catch (error) {
     const plugin = request.builtin ? await request.registry(type) : undefined;
     if (plugin) return { file: "", plugin };
@@ -426,7 +421,6 @@ async function delegate(type: string, request: Request, version: string): Promis
     );
     return verb === "ADD" ? { result: {} } : {};
   }
-  request.listen?.();
   const answer = await runForeign(file, { verb, env, stdin: request.stdin(), version });
   if (answer.stderr !== "") Deno.stderr.writeSync(new TextEncoder().encode(answer.stderr));
   return answer.result ? { result: answer.result } : {};
@@ -484,17 +478,15 @@ export async function pluginMain(plugin: Plugin, registry: Registry, build: stri
     }
   };
   // ADD listens before it changes anything. The others, to whom it then costs no time, when a tool is at work, or when they wait.
-  const isAdd = command === "ADD";
-  if (!isAdd) setTimeout(listen);
-  else if (!plugin.looksFirst) listen();
+  if (command === "ADD") listen();
+  else setTimeout(listen);
   let log: typeof import("./log.ts") | undefined;
   if (env["CNIBOX_LOG"]) log = await import("./log.ts");
   const record = log?.open(env, plugin.name);
   const hooks: RunHooks = {
     ...record?.hooks,
     before: (command) => {
-      if (isAdd) listen();
-      else queueMicrotask(listen);
+      queueMicrotask(listen);
       record?.hooks.before?.(command);
     },
   };
@@ -504,7 +496,6 @@ export async function pluginMain(plugin: Plugin, registry: Registry, build: stri
       stdin: record ? () => record.stdin(readStdin()) : readStdin,
       registry,
       interruption,
-      listen: isAdd ? listen : undefined,
       warn: (type, note) => write(Deno.stderr, `${type}: ${note}\n`),
       hooks,
       deliver: (result) => write(Deno.stdout, goJson(result, 4)),

@@ -15,6 +15,8 @@ import { contentOf, type Holder, type Lease, Store, type StoreOptions, withStore
 export interface Wanted {
   readonly sets: readonly RangeSet[];
   readonly requested: readonly Address[];
+  /** Where runtimes keep results, see {@linkcode ProofOptions}. */
+  readonly resultsFolders?: readonly string[] | undefined;
 }
 
 /** How, and where. */
@@ -23,8 +25,8 @@ export type AllocatorOptions = Omit<StoreOptions, "create"> & ProofOptions;
 /** How {@linkcode allocate} keeps its caller informed. */
 export interface AllocateOptions extends AllocatorOptions {
   /**
-   * Told what the answer will be, once that is known and before the last lease is written: what takes long can begin. Only a program
-   * that writes without the lock, or a disk that fails, can make it another one. Called once at most.
+   * Told what the answer will be, under the lock and before the last lease is written: what takes long can begin. It can still become
+   * a failure, and where a program writes without the lock, another answer. Called once at most.
    */
   readonly chosen?: ((taken: readonly Candidate[]) => void) | undefined;
 }
@@ -33,35 +35,49 @@ export interface AllocateOptions extends AllocatorOptions {
 const TRIES = 32;
 
 /**
- * Takes one address per set for the holder and returns them in the order of the sets.
+ * Takes one address per set for the holder and returns them in the order of the sets. `wanted` is called once, before anything is
+ * made, while the lock is asked for; what it throws is thrown.
  *
  * @throws {CniError} in the reference's words, with nothing taken; codes 5 and 11 for the file system and the lock
  */
 export async function allocate(
   folder: string,
   holder: Holder,
-  wanted: Wanted & AllocateOptions,
+  { wanted, ...options }: AllocateOptions & { readonly wanted: () => Wanted },
 ): Promise<Candidate[]> {
+  let known: Wanted | undefined;
+  let refused: { error: unknown } | undefined;
+  const meanwhile = () => {
+    try {
+      known = wanted();
+      options.meanwhile?.();
+    } catch (error) {
+      refused = { error };
+      throw new CniError(code.internal, "nothing can be allocated"); // passes through what explains failures of files
+    }
+  };
   try {
-    const taken = await withStore(folder, { ...wanted, create: true }, (store) => allocateAll(store, holder, wanted));
+    const taken = await withStore(folder, { ...options, create: true, meanwhile }, async (store) => {
+      if (known === undefined) throw new TypeError("nothing is wanted");
+      return await allocateAll(store, holder, { ...options, ...known });
+    });
     return taken ?? [];
   } catch (error) {
+    if (refused) throw refused.error;
     // Only now, without the lock: others need not wait for an explanation.
-    throw error instanceof Duplicate ? await explained(error, holder, wanted) : error;
+    throw error instanceof Duplicate ? await explained(error, holder, options) : error;
   }
 }
 
 async function allocateAll(store: Store, holder: Holder, wanted: Wanted & AllocateOptions): Promise<Candidate[]> {
   const taken: Candidate[] = [];
   const left = [...wanted.requested];
-  let { chosen } = wanted;
-  /** Before the last set's candidate is taken, when it is free and nothing that was asked for is left over. */
-  const before = (candidate: Candidate) => {
-    if (taken.length + 1 < wanted.sets.length || left.length > 0 || !store.isFree(formatAddress(candidate.address))) {
-      return;
-    }
-    chosen?.([...taken, candidate]);
-    chosen = undefined;
+  const { chosen } = wanted;
+  /** Before anything else is looked at: what the last set will give, unless something that was asked for is left over. */
+  const foretell = (walk: Iterable<Candidate>) => {
+    if (!chosen || taken.length + 1 < wanted.sets.length || left.length > 0) return;
+    const candidate = firstFree(store, walk);
+    if (candidate) chosen([...taken, candidate]);
   };
   try {
     for (const [index, set] of wanted.sets.entries()) {
@@ -69,8 +85,8 @@ async function allocateAll(store: Store, holder: Holder, wanted: Wanted & Alloca
       const request = at < 0 ? undefined : left.splice(at, 1)[0];
       const during = `failed to allocate for range ${index}`;
       const candidate = request === undefined
-        ? await takeAny(store, holder, { ...wanted, set, index, during, before })
-        : takeRequested(store, holder, { set, request, during, before });
+        ? await takeAny(store, holder, { ...wanted, set, index, during, foretell })
+        : takeRequested(store, holder, { set, request, during, foretell });
       taken.push(candidate);
       store.setCursor(index, formatAddress(candidate.address));
     }
@@ -92,7 +108,7 @@ async function allocateAll(store: Store, holder: Holder, wanted: Wanted & Alloca
 function takeRequested(
   store: Store,
   holder: Holder,
-  { set, request, during, before }: Pick<Draw, "set" | "during" | "before"> & { request: Address },
+  { set, request, during, foretell }: Pick<Draw, "set" | "during" | "foretell"> & { request: Address },
 ): Candidate {
   const ip = formatAddress(request);
   if (isGateway(set, request)) {
@@ -103,7 +119,7 @@ function takeRequested(
     );
   }
   const range = rangeOf(set, request)!;
-  before({ address: request, range });
+  foretell([{ address: request, range }]);
   if (store.reserve(ip, holder)) return { address: request, range };
   if (store.isBlank(ip)) {
     store.discard(ip);
@@ -122,36 +138,41 @@ interface Draw extends AllocatorOptions {
   readonly set: RangeSet;
   readonly index: number;
   readonly during: string;
-  readonly before: (candidate: Candidate) => void;
+  readonly foretell: (walk: Iterable<Candidate>) => void;
 }
 
 async function takeAny(store: Store, holder: Holder, draw: Draw): Promise<Candidate> {
-  const { set, index, during, before } = draw;
+  const { set, index, during, foretell } = draw;
+  const cursor = store.cursor(index);
+  foretell(candidates(set, cursor));
   const { own, old } = store.holding(holder);
   const has = [...own, ...old].find((ip) => rangeOf(set, parseAddress(ip)!));
   if (has !== undefined) throw new Duplicate(during, has, store.lease(has));
 
-  const cursor = store.cursor(index);
-  const free = takeFree(store, holder, { walk: candidates(set, cursor), before });
+  const free = takeFree(store, holder, candidates(set, cursor));
   if (free !== undefined) return free;
   const verdict = await reclaim(store, draw);
-  return takeFree(store, holder, { walk: candidates(set, cursor), before }) ?? exhausted(store, { ...draw, verdict });
+  return takeFree(store, holder, candidates(set, cursor)) ?? exhausted(store, { ...draw, verdict });
 }
 
 /** The first candidate that is free. After some tries the folder is listed: then a full one costs no more than its listing. */
-function takeFree(
-  store: Store,
-  holder: Holder,
-  { walk, before }: Pick<Draw, "before"> & { walk: Iterable<Candidate> },
-): Candidate | undefined {
+function takeFree(store: Store, holder: Holder, walk: Iterable<Candidate>): Candidate | undefined {
   let tries = 0;
   let taken: Set<string> | undefined;
   for (const candidate of walk) {
     const ip = formatAddress(candidate.address);
     if (tries++ === TRIES) taken = store.names();
-    if (taken?.has(ip)) continue;
-    before(candidate);
-    if (store.reserve(ip, holder)) return candidate;
+    if (!taken?.has(ip) && store.reserve(ip, holder)) return candidate;
+  }
+  return undefined;
+}
+
+/** What {@linkcode takeFree} is going to take; undefined when that takes long to say. */
+function firstFree(store: Store, walk: Iterable<Candidate>): Candidate | undefined {
+  let tries = 0;
+  for (const candidate of walk) {
+    if (store.isFree(formatAddress(candidate.address))) return candidate;
+    if (++tries === TRIES) return undefined;
   }
   return undefined;
 }
@@ -237,18 +258,14 @@ export function preview(folder: string, wanted: Wanted & Omit<StoreOptions, "cre
 }
 
 function glance(folder: string, wanted: Wanted & Omit<StoreOptions, "create">) {
-  let store: Store;
   try {
-    store = new Store(folder, wanted);
+    Deno.statSync(folder);
   } catch {
     // No folder yet: all is free.
     return { names: new Set<string>(), cursors: [] };
   }
-  try {
-    return { names: store.names(), cursors: wanted.sets.map((_, index) => store.cursor(index)) };
-  } finally {
-    store.settle();
-  }
+  const store = new Store(folder, wanted);
+  return { names: store.names(), cursors: wanted.sets.map((_, index) => store.cursor(index)) };
 }
 
 /**

@@ -11,7 +11,7 @@ import { holderOf, lockWithin } from "../kernel/flock.ts";
 export interface LockOptions {
   /** Longest wait in milliseconds; {@linkcode LOCK_LIMIT_MS} if absent. */
   readonly limitMs?: number | undefined;
-  /** What can be done while the lock is waited for; called once at most, and not where nothing has to be waited for. */
+  /** What can be done while the lock is asked for; called once, before anything is made. What it throws is thrown. */
   readonly meanwhile?: (() => void) | undefined;
 }
 
@@ -34,14 +34,12 @@ export interface Lock {
  */
 export async function lockFolder(folder: string, options: LockOptions = {}): Promise<Lock> {
   const { limitMs = LOCK_LIMIT_MS } = options;
-  let { meanwhile } = options;
+  const meanwhile = once(options.meanwhile);
   const path = `${folder}/lock`;
   const deadline = performance.now() + limitMs;
   for (;;) {
-    const file = openLock(path);
-    const locked = lockWithin(file, deadline - performance.now(), meanwhile);
-    meanwhile = undefined;
-    if (!await locked) {
+    const file = openLock(path, meanwhile);
+    if (!await lockWithin(file, deadline - performance.now(), meanwhile)) {
       throw new CniError(
         code.tryAgain,
         `could not lock ${path} within ${limitMs / 1000} s`,
@@ -54,11 +52,22 @@ export async function lockFolder(folder: string, options: LockOptions = {}): Pro
   }
 }
 
+/** `work`, that does nothing when it is called again. */
+export function once(work = () => {}): () => void {
+  let done = false;
+  return () => {
+    if (done) return;
+    done = true;
+    work();
+  };
+}
+
 /** Opens the lock file, never through a link, and never anything else in its place: opening a FIFO could wait for ever. */
-function openLock(path: string): Deno.FsFile {
+function openLock(path: string, before: () => void): Deno.FsFile {
   for (;;) {
     const found = look(path);
     if (found === undefined) {
+      before();
       try {
         return Deno.openSync(path, { read: true, write: true, createNew: true, mode: 0o750 });
       } catch (error) {

@@ -15,7 +15,7 @@ import { CniError, code } from "../cni/error.ts";
 import { type Address, canonicalAddress, compareAddresses, parseAddress } from "../net/cidr.ts";
 import { folderState, LeaseIndex } from "./lease_index.ts";
 import type { Run } from "../kernel/run.ts";
-import { type Lock, lockFolder, type LockOptions } from "./lock.ts";
+import { type Lock, lockFolder, type LockOptions, once } from "./lock.ts";
 
 /** Who holds an address: interface `ifName` of container `containerId`. */
 export interface Holder {
@@ -112,15 +112,17 @@ function parentOf(path: string): string {
 }
 
 async function lockExisting(folder: string, options: StoreOptions): Promise<Lock | undefined> {
+  const meanwhile = once(options.meanwhile);
   for (let attempt = 0;; attempt++) {
     try {
-      return await lockFolder(folder, options);
+      return await lockFolder(folder, { ...options, meanwhile });
     } catch (error) {
       if (error instanceof CniError) throw error;
       // Made only when missing; somebody may remove it again before the lock is taken.
       if (!(error instanceof Deno.errors.NotFound) || attempt === 5) throw ioError(`failed to lock ${folder}`, error);
     }
     if (!options.create) return undefined;
+    meanwhile();
     try {
       Deno.mkdirSync(folder, { recursive: true, mode: 0o755 });
     } catch (error) {
@@ -133,7 +135,9 @@ async function lockExisting(folder: string, options: StoreOptions): Promise<Lock
 export class Store {
   readonly folder: string;
   readonly #options: StoreOptions;
+  /** Undefined where there is none; looked for before the first change and the first search, see {@linkcode Store.#open}. */
   #index: LeaseIndex | undefined;
+  #looked = false;
   /** Addresses by content, once everything had to be read. */
   #read: Map<string, string[]> | undefined;
   /** Content of the draft that lies in the folder, to be linked. */
@@ -144,7 +148,13 @@ export class Store {
   constructor(folder: string, options: StoreOptions) {
     this.folder = folder;
     this.#options = options;
-    const state = folderState(folder);
+  }
+
+  /** Looks for the index that fits the folder as others left it. */
+  #open(): void {
+    if (this.#looked) return;
+    this.#looked = true;
+    const state = folderState(this.folder);
     this.#index = LeaseIndex.open(this.#indexPath(state), state);
   }
 
@@ -154,6 +164,7 @@ export class Store {
 
   /** Addresses of the holder, in ascending order. */
   holding({ containerId, ifName }: Holder): Holding {
+    this.#open();
     const own = this.#having(`${containerId}\r\n${ifName}`);
     return { own, old: this.#having(containerId) };
   }
@@ -170,6 +181,7 @@ export class Store {
 
   /** Takes an address for the holder. False when it is taken already, by whomever. */
   reserve(ip: string, holder: Holder): boolean {
+    this.#open();
     const content = contentOf(holder);
     this.#writeDraft(content);
     try {
@@ -189,6 +201,7 @@ export class Store {
 
   /** Gives an address back that the holder has; `old` names the lease by the container alone. "Not there" is done. */
   release(ip: string, holder: { readonly containerId: string; readonly ifName?: string | undefined }): void {
+    this.#open();
     const content = contentOf(holder);
     removeIfThere(`${this.folder}/${ip}`, `failed to release ${ip}`);
     this.#changed = true;
@@ -203,6 +216,7 @@ export class Store {
 
   /** Removes an address file that says nothing. */
   discard(ip: string): void {
+    this.#open();
     removeIfThere(`${this.folder}/${ip}`, `failed to remove the empty lease ${ip}`);
     this.#changed = true;
   }
@@ -225,6 +239,7 @@ export class Store {
    * So it is written in place, as the reference does; a rename over it would make ext4 wait for the disk.
    */
   setCursor(index: number, ip: string): void {
+    this.#open();
     const path = `${this.folder}/last_reserved_ip.${index}`;
     try {
       const file = openCursor(path);

@@ -8,11 +8,14 @@ import { readKernelFile } from "./proc.ts";
 
 /**
  * Waits for the lock, at most so many milliseconds; a lock that comes later is given back at once. `meanwhile` is done while a
- * thread of the runtime asks for it: that takes most of a millisecond also where nobody has the lock.
+ * thread of the runtime asks for it: that takes most of a millisecond also where nobody has the lock. What it throws ends the wait.
  */
-export async function lockWithin(file: Deno.FsFile, limitMs: number, meanwhile?: () => void): Promise<boolean> {
+export async function lockWithin(file: Deno.FsFile, limitMs: number, meanwhile = () => {}): Promise<boolean> {
   // Newer runtimes can ask without waiting, which needs no thread.
-  if ("tryLockSync" in file && (file as unknown as TryLock).tryLockSync(true)) return true;
+  if ("tryLockSync" in file && (file as unknown as TryLock).tryLockSync(true)) {
+    meanwhile();
+    return true;
+  }
   // Asked first: the thread that waits is at work while the timer is made.
   const locked = file.lock(true).then(() => true as const);
   let timer: ReturnType<typeof setTimeout> | undefined;
@@ -20,10 +23,11 @@ export async function lockWithin(file: Deno.FsFile, limitMs: number, meanwhile?:
     timer = setTimeout(() => resolve(false), Math.max(0, limitMs));
   });
   try {
-    meanwhile?.();
+    meanwhile();
     if (await Promise.race([locked, late])) return true;
   } catch (error) {
-    file.close();
+    // A file is not closed under a thread that asks for its lock.
+    locked.then(() => file.close(), () => file.close());
     throw error;
   } finally {
     clearTimeout(timer);

@@ -34,12 +34,12 @@ async function take(
   wanted: { sets?: ReturnType<typeof sets>; requested?: string[]; ifName?: string; host?: Run } = {},
 ): Promise<string[]> {
   const { requested = [], ifName = "eth0", ...others } = wanted;
+  const { sets = SMALL, ...host } = others;
   const addresses = requested.map((text) => parseAddress(text)!);
   const taken = await allocate(path, { containerId: id, ifName }, {
-    sets: SMALL,
     ...options,
-    ...others,
-    requested: addresses,
+    ...host,
+    wanted: () => ({ sets, requested: addresses }),
   });
   return taken.map(({ address }) => formatAddress(address));
 }
@@ -96,8 +96,7 @@ async function foretold(
   const told: string[][] = [];
   let there: string[] = [];
   const answer = await allocate(folder.path, { containerId: id, ifName: "eth0" }, {
-    sets: wanted,
-    requested: requested.map((text) => parseAddress(text)!),
+    wanted: () => ({ sets: wanted, requested: requested.map((text) => parseAddress(text)!) }),
     ...folder.options,
     host: hostWith(),
     chosen: (taken) => {
@@ -121,12 +120,11 @@ Deno.test("allocate tells its answer before the last lease is written", () =>
     assertEquals([asked.told, asked.answer], [[["10.0.0.6"]], ["10.0.0.6"]]);
   }));
 
-Deno.test("allocate tells nothing where the answer is a failure", () =>
+Deno.test("allocate tells nothing where nothing can be given", () =>
   inFolder(async (folder) => {
     await take(folder, "a");
     for (
       const [id, requested] of [
-        ["a", []],
         ["b", ["10.0.0.2"]],
         ["b", ["10.0.0.1"]],
         ["b", ["10.0.0.3", "192.0.2.1"]],
@@ -140,6 +138,15 @@ Deno.test("allocate tells nothing where the answer is a failure", () =>
     const full = await foretold(folder, "f");
     assertEquals(full.told, []);
     assert(full.answer instanceof CniError);
+  }));
+
+Deno.test("what allocate has told may still be refused: to who has an address already", () =>
+  inFolder(async (folder) => {
+    await take(folder, "a");
+    const { told, answer } = await foretold(folder, "a");
+    assertEquals(told, [["10.0.0.3"]]);
+    assertStringIncludes(answer instanceof CniError ? answer.msg : "", "duplicate allocation");
+    assertEquals(folder.names().filter((name) => parseAddress(name)), ["10.0.0.2"]);
   }));
 
 Deno.test("what somebody takes without the lock, after it was told, is not given out", () =>

@@ -250,7 +250,7 @@ for (const [promise, config, transcript, msg] of refusals) {
 
 Deno.test("vrf ADD says that there is no namespace", async () => {
   const { call } = callWith({}, "");
-  const error = await assertRejects(() => plugin.add({ ...call, netns: "/run/netns/gone" }), CniError);
+  const error = await assertRejects(() => plugin.add({ ...call, netns: "/run/netns/gone", podAlive: false }), CniError);
   assertEquals(error.msg, 'cmdAdd failed: failed to Statfs "/run/netns/gone": no such file or directory');
 });
 
