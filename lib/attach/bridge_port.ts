@@ -4,7 +4,7 @@ import type { Call, ContainerCall } from "../cni/plugin.ts";
 import type { Attachment } from "../cni/types.ts";
 import { addrDel, type Address, addrShow, type Link, linkDel, linkUp } from "../kernel/ip.ts";
 import { apply, type Step, step, StepError } from "../kernel/plan.ts";
-import { listKernelFolder, readKernelFile } from "../kernel/proc.ts";
+import { kernelFileExists, listKernelFolder, readKernelFile } from "../kernel/proc.ts";
 import { isAbsent, must } from "../kernel/run.ts";
 import {
   canonicalAddress,
@@ -345,11 +345,17 @@ export async function vlanGateway(call: ContainerCall, bridge: Link, vlans: Port
   return link;
 }
 
-/** Deletes a host veth by name, and does `after` in the same process; not there counts as done. */
+/**
+ * Deletes a host veth by name, and does `after` in the same process; not there counts as done. Once nobody sees the link any more,
+ * nothing is waited for: the kernel keeps who deleted it until its own last traces are gone, some 15 ms.
+ */
 export async function deleteHostVeth(call: ContainerCall, name: string, after: readonly Step[] = []): Promise<void> {
+  const path = `/sys/class/net/${name}`;
+  const visible = kernelFileExists(path) === true;
   const gone = step("host", "ip", linkDel(name), {
     failing: `failed to delete "${name}"`,
     why: "the container's end goes with it",
+    ...(visible && { done: () => kernelFileExists(path) === false }),
   });
   try {
     await apply([[gone, ...after]], call);

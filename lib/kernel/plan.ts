@@ -42,6 +42,8 @@ export interface Step {
    * need a second way when the first is refused. It hands over its own undo; `text` is what it does when all goes well.
    */
   readonly job?: (call: Applier) => Promise<void>;
+  /** Whether it has been carried out, though its process goes on; see {@linkcode Command}. What the process does after it is not waited for. */
+  readonly done?: Command["done"];
 }
 
 /** Stages in order; the steps of a stage side by side, except that one tool at one place does its steps in order. */
@@ -56,11 +58,12 @@ export interface StepOptions {
   readonly ifDifferent?: boolean;
   readonly undo?: Step | readonly Step[];
   readonly job?: Step["job"];
+  readonly done?: Step["done"];
 }
 
 /** Makes a step: `step("host", "ip", "link set dev cni0 up", { failing: … })`. */
 export function step(place: Place, tool: Tool, text: string, options: StepOptions = {}): Step {
-  const { why = "", failing = "", read = false, optional = false, ifDifferent = false, undo = [], job } = options;
+  const { why = "", failing = "", read = false, optional = false, ifDifferent = false, undo = [], job, done } = options;
   return {
     place,
     tool,
@@ -72,6 +75,7 @@ export function step(place: Place, tool: Tool, text: string, options: StepOption
     ifDifferent,
     undo: "text" in undo ? [undo] : undo,
     ...(job && { job }),
+    ...(done && { done }),
   };
 }
 
@@ -216,7 +220,13 @@ async function runGroup(group: readonly Step[], call: Applier): Promise<Map<Step
     return answers;
   }
   const { argv, input } = processOf(group);
-  const output = await run({ argv, ...(input && { input }), ...(call.explain && { planned: true }) });
+  const done = group.find((one) => one.done)?.done;
+  const output = await run({
+    argv,
+    ...(input && { input }),
+    ...(done && { done }),
+    ...(call.explain && { planned: true }),
+  });
   if (output.code === 0 || group.every((one) => one.optional)) {
     readAnswers(group, output.stdout, answers);
     return answers;

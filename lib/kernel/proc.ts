@@ -18,6 +18,16 @@ export function readKernelFile(path: string): string {
 /** Constant text for /bin/sh: the command line of its parent, whose number is asked of the same /proc. */
 const OF_PARENT = 'read -r _ _ _ parent _ </proc/self/stat && exec cat "/proc/$parent/cmdline"';
 
+/** Whether there is such a file; undefined where only a process could tell. */
+export function kernelFileExists(path: string): boolean | undefined {
+  try {
+    Deno.lstatSync(path);
+    return true;
+  } catch (error) {
+    return error instanceof Deno.errors.NotFound ? false : undefined;
+  }
+}
+
 /** This process's own command line, each word ended by a NUL. Throws where /proc is not that of our own PID namespace. */
 export function ownCommandLine(): string {
   try {

@@ -14,6 +14,11 @@ export interface Command {
   readonly planned?: boolean;
   /** Time limit in milliseconds; {@linkcode DEFAULT_LIMIT_MS} or CNIBOX_TOOL_TIMEOUT if absent. */
   readonly limitMs?: number;
+  /**
+   * Whether what the command is for has come about. Asked every millisecond; then the command counts as ended, with status 0 and without
+   * output. For those whom the kernel keeps long after that.
+   */
+  readonly done?: () => boolean;
 }
 
 /** What a command left behind. `code` is −1 when it could not be started or was killed by our time limit. */
@@ -144,7 +149,7 @@ export function systemRun(hooks: RunHooks = {}): Run {
 async function start(command: Command): Promise<Output> {
   const [tool = "", ...args] = command.argv;
   const inner = tool === "nsenter" ? command.argv[3] ?? "" : "";
-  const { input, limitMs = toolLimit() } = command;
+  const { input, limitMs = toolLimit(), done } = command;
   const failed = (stderr: string): Output => ({ code: -1, signal: null, stdout: "", stderr });
   try {
     const files = scratchFiles(input?.join("") ?? "");
@@ -152,8 +157,8 @@ async function start(command: Command): Promise<Output> {
     const ended = files === undefined
       ? await throughPipes(tool, args, { input, limitMs })
       : takesNumbers()
-      ? await throughNumbers(tool, args, { files, input, limitMs })
-      : await throughShell(command.argv, { files, limitMs });
+      ? await throughNumbers(tool, args, { files, input, limitMs, done })
+      : await throughShell(command.argv, { files, limitMs, done });
     if (ended?.code === NOT_FOUND && inner !== "" && isMissing(inner)) return failed(missingTool(inner));
     return ended ?? failed(`${tool} did not end within ${limitMs / 1000} s`);
   } catch (error) {
@@ -246,7 +251,7 @@ function openScratch(files: ScratchFiles): Deno.FsFile[] | undefined {
 async function throughNumbers(
   program: string,
   args: string[],
-  { files, input, limitMs }: { files: ScratchFiles; input: Command["input"]; limitMs: number },
+  { files, input, limitMs, done }: { files: ScratchFiles; limitMs: number } & Pick<Command, "input" | "done">,
 ): Promise<Output | undefined> {
   try {
     const opened = openScratch(files);
@@ -259,13 +264,22 @@ async function throughNumbers(
     } finally {
       for (const file of opened) file.close();
     }
-    const status = await within(limitMs, child.status, () => kill(child));
+    const status = await within(limitMs, endOf(child, done), () => kill(child));
     if (!status) return undefined;
     const { code, signal } = status;
     return { code, signal, stdout: Deno.readTextFileSync(files.out), stderr: Deno.readTextFileSync(files.err) };
   } finally {
     removeAll(files);
   }
+}
+
+/** The child's end, or the moment when it is done. */
+async function endOf(child: Deno.ChildProcess, done: Command["done"]): Promise<Deno.CommandStatus> {
+  if (!done) return await child.status;
+  let ended: Deno.CommandStatus | undefined;
+  child.status.then((status) => ended = status);
+  while (!ended && !done()) await Promise.race([child.status, new Promise((resolve) => setTimeout(resolve, 1))]);
+  return ended ?? { success: true, code: 0, signal: null };
 }
 
 function removeAll(files: ScratchFiles): void {
@@ -278,7 +292,12 @@ const REDIRECTED = `${REDIRECT}exec "$@"`;
 
 async function throughShell(
   argv: readonly string[],
-  { files, limitMs, again = false }: { files: ScratchFiles; limitMs: number; again?: boolean },
+  { files, limitMs, done, again = false }: {
+    files: ScratchFiles;
+    limitMs: number;
+    done: Command["done"];
+    again?: boolean;
+  },
 ): Promise<Output | undefined> {
   const inner = argv[0] === "nsenter" ? 3 : 0;
   const rest = argv.slice(inner);
@@ -298,7 +317,7 @@ async function throughShell(
       stdout: "null",
       stderr: "null",
     }).spawn();
-    const status = await within(limitMs, child.status, () => kill(child));
+    const status = await within(limitMs, endOf(child, done), () => kill(child));
     if (!status) return undefined;
     const stdout = readScratch(files.out);
     const stderr = readScratch(files.err);
@@ -306,7 +325,7 @@ async function throughShell(
       if (!again) {
         // The folder is not there yet; or it was not, and another command beside this one made it meanwhile.
         Deno.mkdirSync(SCRATCH, { recursive: true, mode: 0o700 });
-        return await throughShell(argv, { files, limitMs, again: true });
+        return await throughShell(argv, { files, limitMs, done, again: true });
       }
       if (inner > 0 && exists(SCRATCH)) {
         return { code: status.code || 1, signal: status.signal, stdout: "", stderr: notEntered(argv[1] ?? "") };
