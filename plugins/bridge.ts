@@ -662,30 +662,27 @@ async function del(call: ContainerCall): Promise<void> {
   const attachment = attachmentOf(call);
   const previous = prevResultLeniently(call);
   const known = ownAddresses(call, previous);
-  // The kernel takes tens of milliseconds to delete a link: that starts first, the rest is read and done beside it.
-  const links = () => deleteLinks(call, conf.bridge, distinct(known));
   const unmasquerade = async (addresses: readonly string[]) => {
     if (conf.ipMasq) await removeMasquerade(call, attachment, distinct(addresses), conf.ipMasqBackend);
   };
-  const rules = async () => {
-    // The previous result usually knows all addresses: then nothing has to be read first.
-    const first = known.length > 0 ? unmasquerade(known) : undefined;
-    const rest = async () => {
-      const held = await heldAddresses(call, ipam);
-      const unknown = distinct(held.filter((one) => !known.some((cidr) => cidr.split("/")[0] === one.split("/")[0])));
-      const neighbours = neighbourSteps(conf.bridge, unknown);
-      // One transaction at a time on the container's chain.
-      await first?.catch(() => {});
-      await all([
-        ...(first && unknown.length === 0 ? [] : [() => unmasquerade([...known, ...held])]),
-        ...(neighbours.length > 0 ? [() => apply([neighbours], call).catch(() => {})] : []),
-      ]);
-    };
-    await all([async () => await first, rest]);
+  let first: Promise<void> | undefined;
+  const rest = async () => {
+    const held = await heldAddresses(call, ipam);
+    const unknown = distinct(held.filter((one) => !known.some((cidr) => cidr.split("/")[0] === one.split("/")[0])));
+    const neighbours = neighbourSteps(conf.bridge, unknown);
+    // One transaction at a time on the container's chain.
+    await first?.catch(() => {});
+    await all([
+      ...(first && unknown.length === 0 ? [] : [() => unmasquerade([...known, ...held])]),
+      ...(neighbours.length > 0 ? [() => apply([neighbours], call).catch(() => {})] : []),
+    ]);
   };
+  // What takes longest begins: the rules, whose addresses the previous result usually knows, then the link. The rest is read and
+  // done beside them.
   const jobs = [
-    links,
-    ...(ipam !== "" ? [rules] : []),
+    ...(ipam !== "" && known.length > 0 ? [() => first = unmasquerade(known)] : []),
+    () => deleteLinks(call, conf.bridge, distinct(known)),
+    ...(ipam !== "" ? [rest] : []),
     ...(conf.macspoofchk ? [() => removeSpoofRules(call)] : []),
   ];
   const give = ipam === "" ? [] : [() => call.delegate(ipam, "DEL")];
