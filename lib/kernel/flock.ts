@@ -13,8 +13,13 @@ import { readKernelFile } from "./proc.ts";
 export async function lockWithin(file: Deno.FsFile, limitMs: number, meanwhile = () => {}): Promise<boolean> {
   // Newer runtimes can ask without waiting, which needs no thread.
   if ("tryLockSync" in file && (file as unknown as TryLock).tryLockSync(true)) {
-    meanwhile();
-    return true;
+    try {
+      meanwhile();
+      return true;
+    } catch (error) {
+      file.close();
+      throw error;
+    }
   }
   // Asked first: the thread that waits is at work while the timer is made.
   const locked = file.lock(true).then(() => true as const);
