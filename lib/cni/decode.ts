@@ -227,13 +227,8 @@ export function isObject(value: unknown): value is JsonObject {
 export function fields<K extends Keys>(keys: K, source: JsonObject, path = ""): Fields<K> {
   const result: Record<string, unknown> = {};
   for (const name in keys) result[name] = keys[name]?.absent;
-  let folded: Map<string, string> | undefined;
   for (const given in source) {
-    let name: string | undefined = given;
-    if (!Object.hasOwn(keys, given)) {
-      folded ??= new Map(Object.keys(keys).map((key) => [key.toLowerCase(), key]));
-      name = folded.get(given.toLowerCase());
-    }
+    const name = Object.hasOwn(keys, given) ? given : Object.keys(keys).find((name) => isSameKey(name, given));
     const value = source[given];
     const key = name === undefined ? undefined : keys[name];
     if (name === undefined || key === undefined || value === null) continue;
@@ -266,11 +261,16 @@ export function decodeLeniently<K extends Keys>(keys: K, source: JsonObject, war
   return fields(keys, usable);
 }
 
+/** Keys that differ in case alone. Most differ in length, which costs nothing to see. */
+function isSameKey(a: string, b: string): boolean {
+  return a.length === b.length && a.toLowerCase() === b.toLowerCase();
+}
+
 /** One value of an object under a key in any case, last spelling first: for the few keys that are read before a table. */
 export function lookup(source: JsonObject, name: string): unknown {
   let value: unknown;
   for (const given in source) {
-    if (given === name || given.toLowerCase() === name.toLowerCase()) value = source[given];
+    if (given === name || isSameKey(given, name)) value = source[given];
   }
   return value;
 }
