@@ -290,7 +290,7 @@ function isFor(links: EarlyLinks, ips: readonly IPConfig[]): boolean {
 /** The answer became another one, see {@linkcode Foresight}: the links have the wrong MAC, and go. */
 async function withdraw(call: ContainerCall, { bridge, host }: EarlyLinks): Promise<undefined> {
   await bridge;
-  await apply([[step("host", "ip", linkDel(host.name))]], call);
+  await deleteHostVeth(call, host.name);
 }
 
 /** What `work` gives, once both have ended: whatever was done is known before it is taken back. The first failure counts. */

@@ -9,7 +9,7 @@
 import { confText, delegateConf, readSubnetEnv, type SubnetEnv } from "../lib/attach/flannel_conf.ts";
 import { dropState, findState, keepState, statePaths, statesOf } from "../lib/attach/flannel_state.ts";
 import { anyObject, anything, decode, decodeLeniently, lookup, maybeText, refine, text } from "../lib/cni/decode.ts";
-import { findPlugin, isOurselves } from "../lib/cni/delegate.ts";
+import { findPlugin, lookUp } from "../lib/cni/delegate.ts";
 import { all, CniError, code } from "../lib/cni/error.ts";
 import type { Call, ContainerCall, DelegateAnswer, NetworkCall, Plugin, Released } from "../lib/cni/plugin.ts";
 import { type JsonObject, type Result, since } from "../lib/cni/types.ts";
@@ -176,7 +176,7 @@ async function delegated(call: Call, type: string, text: string, failure?: numbe
 /** Is the delegate another program? */
 function isForeign(call: Call, type: string): boolean {
   try {
-    return !isOurselves(findPlugin(type, call.path));
+    return !lookUp(type, call.path).ours;
   } catch {
     return false;
   }

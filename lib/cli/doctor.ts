@@ -1,5 +1,5 @@
 /** `cnibox doctor`: what usually goes wrong on a node, each line ok, warning or failure, with the mend. Only looks, unless told to mend. */
-import { findPlugin, isOurselves } from "../cni/delegate.ts";
+import { lookUp } from "../cni/delegate.ts";
 import type { NetworkList } from "../cni/conflist.ts";
 import { loadAll } from "../cni/conflist.ts";
 import { isObject, lookup } from "../cni/decode.ts";
@@ -195,9 +195,9 @@ async function plugins({ folders, runtime, lists }: Patient): Promise<Line[]> {
   const lines: Line[] = [];
   const own: string[] = [];
   for (const type of typesInUse(lists)) {
-    let file: string;
+    let found: ReturnType<typeof lookUp>;
     try {
-      file = findPlugin(type, folders.path);
+      found = lookUp(type, folders.path);
     } catch {
       const builtIn = await runtime.registry(type);
       lines.push({
@@ -209,7 +209,8 @@ async function plugins({ folders, runtime, lists }: Patient): Promise<Line[]> {
       });
       continue;
     }
-    if (isOurselves(file)) {
+    const { file, ours } = found;
+    if (ours) {
       own.push(type);
       continue;
     }

@@ -44,14 +44,6 @@ export function lookUp(type: string, path: readonly string[]): { file: string; o
 let own: Deno.FileInfo | undefined;
 
 /** Is this file our own executable? Always false under `deno run`. */
-export function isOurselves(file: string): boolean {
-  try {
-    return isOwn(Deno.statSync(file));
-  } catch {
-    return false;
-  }
-}
-
 function isOwn({ dev, ino }: Deno.FileInfo): boolean {
   if (!Deno.build.standalone) return false;
   try {
