@@ -134,7 +134,10 @@ export function official(server: string): Source {
       const address = `${server}/release/v${DENO_VERSION}/denort-${arch}-unknown-linux-gnu.zip`;
       try {
         const answer = await fetch(address, { signal: AbortSignal.timeout(DOWNLOAD_MS) });
-        if (!answer.ok) throw new Error(`${address} answers ${answer.status}`);
+        if (!answer.ok) {
+          await answer.body?.cancel();
+          throw new Error(`${address} answers ${answer.status}`);
+        }
         return onlyFile(await answer.bytes());
       } catch (error) {
         throw new BuildError((error as Error).message);
