@@ -248,6 +248,8 @@ build() {
   [ -f "$here/tools/build.ts" ] || refuse "this is not a checkout, so nothing can be built here"
   deno=$("$here/tools/deno.sh" 9>&-) || refuse "there is no Deno to build with; --from installs a release without it"
   [ -n "${HOME:-}${DENO_DIR:-}" ] || export DENO_DIR="$here/.cache/dir"
+  # What the build gets from npm may come through a proxy whose authority only this system knows.
+  export DENO_TLS_CA_STORE="${DENO_TLS_CA_STORE:-mozilla,system}"
   (cd "$here" && "$deno" task --quiet compile 9>&-) || refuse "the build failed"
   binary=$here/dist/cnibox
 }

@@ -233,7 +233,12 @@ export async function run(
       args,
       cwd,
       // Deno takes only its own certificate authorities unless told; a company's proxy has one of the system's.
-      env: { NO_COLOR: "1", RUST_BACKTRACE: "0", DENO_TLS_CA_STORE: "mozilla,system", ...env },
+      env: {
+        NO_COLOR: "1",
+        RUST_BACKTRACE: "0",
+        DENO_TLS_CA_STORE: Deno.env.get("DENO_TLS_CA_STORE") ?? "mozilla,system",
+        ...env,
+      },
       signal,
       stdin: "null",
     }).output();
