@@ -1,5 +1,6 @@
 /** One plugin at a time in a namespace: the lock that the reference's sbr takes too, flock(2) on the namespace's file. */
 import { CniError, code } from "../cni/error.ts";
+import type { ContainerCall } from "../cni/plugin.ts";
 import { holderOf, lockWithin } from "../kernel/flock.ts";
 
 /** Longest wait in milliseconds: well below the time after which runtimes give a call up. */
@@ -11,11 +12,12 @@ export interface NetnsLock {
 }
 
 /** Takes the namespace for this process alone. Throws code 11 when it is not to be had in time. */
-export async function lockNetns(netns: string): Promise<NetnsLock> {
+export async function lockNetns(call: Pick<ContainerCall, "netns" | "heldNetns">): Promise<NetnsLock> {
+  const path = call.heldNetns || call.netns;
   let file: Deno.FsFile | undefined;
   try {
     // Never made: an empty file in place of a namespace that is gone would be taken for one later.
-    file = Deno.openSync(netns, { read: true });
+    file = Deno.openSync(path, { read: true });
   } catch (error) {
     // Newer runtimes open nothing below /proc for us; then the lock is not to be had, and little is lost.
     if (!(error instanceof Deno.errors.NotCapable)) throw error;
@@ -23,8 +25,8 @@ export async function lockNetns(netns: string): Promise<NetnsLock> {
   if (file && !await lockWithin(file, LIMIT_MS)) {
     throw new CniError(
       code.tryAgain,
-      `could not lock ${netns} within ${LIMIT_MS / 1000} s`,
-      holderOf(Deno.statSync(netns).ino ?? 0),
+      `could not lock ${call.netns} within ${LIMIT_MS / 1000} s`,
+      holderOf(Deno.statSync(path).ino ?? 0),
     );
   }
   return {

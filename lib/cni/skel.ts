@@ -2,8 +2,19 @@
  * What every plugin call goes through: environment and standard input become a call, the plugin does its work, one JSON
  * document goes to standard output. The order of checks, the codes and the texts are those of the reference library.
  */
-import { collectScratch, inNetns, isAbsent, readable, type Run, type RunHooks, systemRun } from "../kernel/run.ts";
-import { netnsState } from "../kernel/netns.ts";
+import {
+  collectScratch,
+  type Command,
+  inNetns,
+  isAbsent,
+  readable,
+  type Run,
+  type RunHooks,
+  systemRun,
+  toolLimit,
+} from "../kernel/run.ts";
+import { type HeldNetns, holdNetns } from "../kernel/netns.ts";
+import { leftovers } from "../kernel/scratch.ts";
 import type { Explainer } from "../kernel/plan.ts";
 import { isObject, lookup } from "./decode.ts";
 import { lookUp, runForeign } from "./delegate.ts";
@@ -35,6 +46,8 @@ export interface Request extends Foresight {
   readonly deliver?: ((result: JsonObject) => void) | undefined;
   /** Only ask which addresses the attachment holds, see {@linkcode Plugin.held}. */
   readonly held?: boolean;
+  /** CNI_NETNS, where the caller in this process has opened it. */
+  readonly netns?: HeldNetns;
 }
 
 /** Whether somebody asked this process to stop, whether a command was not started for that, and whether it is busy taking things back. */
@@ -194,11 +207,12 @@ function checkVersion(plugin: Plugin, verb: string, version: string): void {
   );
 }
 
+const NO_PROC = "failed to open current namespace: /proc does not show this process";
 const SAME_NETNS = "plugin's netns and netns from CNI_NETNS should not be the same";
 
 /** Does the whole of one call; throws a {@linkcode CniError}. After a failed ADD everything it did is undone. */
 export async function callPlugin(plugin: Plugin, request: Request): Promise<Answer> {
-  const { env, interruption } = request;
+  const { env } = request;
   checkEnvironment(env);
   const { bytes, config } = readConfig(request.stdin);
   const network = networkName(config);
@@ -207,9 +221,12 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
   const version = confVersion(config);
   checkVersion(plugin, verb, version);
 
-  const undos: (() => Promise<unknown> | unknown)[] = [];
-  const host = explaining(readable(request.run ?? systemRun(guarded(request))), request.explain);
-  const path = (env["CNI_PATH"] ?? "").split(":");
+  const given = env["CNI_NETNS"] ?? "";
+  const ofContainer = verb !== "GC" && verb !== "STATUS";
+  const netns = ofContainer ? request.netns ?? holdNetns(given) : undefined;
+  // What is explained is read and copied by people: there the path is what they gave.
+  const naming: Naming = { given, held: request.explain ? "" : netns?.path ?? "" };
+  const undos: Undo[] = [];
   const base: Call = {
     verb: verb as Verb,
     type: plugin.name,
@@ -218,14 +235,15 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
     config,
     stdin: bytes,
     env,
-    path,
-    host,
+    path: (env["CNI_PATH"] ?? "").split(":"),
+    host: explaining(readable(request.run ?? systemRun(guarded(request, naming))), request.explain),
     explain: request.explain,
-    warn: (note) => request.warn(plugin.name, note),
+    warn: (note) => request.warn(plugin.name, asGiven(note, naming)),
     undo: (job) => undos.push(job),
     delegate: (type, verb, { stdin = bytes, chosen, meanwhile } = {}) =>
       delegate(type, {
         ...request,
+        ...(netns && { netns }),
         chosen,
         meanwhile,
         deliver: undefined,
@@ -234,60 +252,105 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
         held: verb === "HELD",
       }, version),
   };
-  if (verb === "GC") {
-    collectScratch();
-    const valid = validAttachments(config);
-    await toTheEnd(() => plugin.gc({ ...base, valid }), { interruption, verb });
-    return {};
+  try {
+    if (verb === "DEL" || verb === "GC") await endKilledCalls(request);
+    return netns
+      ? await callForContainer(plugin, base, { request, netns, naming, undos })
+      : await callForNetwork(plugin, base, request);
+  } catch (error) {
+    throw withGivenPath(error, naming);
+  } finally {
+    if (!request.netns) netns?.close();
   }
+}
+
+type Undo = () => Promise<unknown> | unknown;
+
+/** GC and STATUS. */
+async function callForNetwork(plugin: Plugin, base: Call, { interruption }: Request): Promise<Answer> {
+  const { verb } = base;
   if (verb === "STATUS") {
     await toTheEnd(() => plugin.status(base as NetworkCall), { interruption, verb });
     return {};
   }
+  collectScratch();
+  const valid = validAttachments(base.config);
+  await toTheEnd(() => plugin.gc({ ...base, valid }), { interruption, verb });
+  return {};
+}
 
-  const netns = env["CNI_NETNS"] ?? "";
-  const state = netnsState(netns);
+/** What {@linkcode callForContainer} needs beside the call itself. */
+interface ContainerWork {
+  readonly request: Request;
+  readonly netns: HeldNetns;
+  readonly naming: Naming;
+  readonly undos: readonly Undo[];
+}
+
+/** ADD, DEL and CHECK. */
+async function callForContainer(
+  plugin: Plugin,
+  base: Call,
+  { request, netns: { state, path }, naming, undos }: ContainerWork,
+): Promise<Answer> {
+  const { env, interruption } = request;
+  const { verb } = base;
+  const { given, held } = naming;
   const override = (env["CNI_NETNS_OVERRIDE"] ?? "").toLowerCase();
   const same = state === "own" && override !== "1" && override !== "true";
   if (same && verb !== "DEL") {
     throw new CniError(
       code.netns,
       SAME_NETNS,
-      `CNI_NETNS is ${netns}: the namespace that this plugin runs in; nothing was changed`,
+      `CNI_NETNS is ${given}: the namespace that this plugin runs in; nothing was changed`,
     );
   }
+  const isThere = state === "netns" || state === "own";
+  if (isThere && path === "") throw new CniError(code.internal, NO_PROC, `CNI_NETNS is ${given}; nothing was changed`);
+  const podAlive = !same && isThere;
   const call: ContainerCall = {
     ...base,
     containerId: env["CNI_CONTAINERID"] ?? "",
     ifName: env["CNI_IFNAME"] ?? "",
-    netns,
+    netns: given,
+    heldNetns: podAlive ? held : "",
     ownNetns: same,
-    podAlive: !same && (state === "netns" || state === "own"),
+    podAlive,
     args: env["CNI_ARGS"] ?? "",
     chosen: request.chosen,
     meanwhile: request.meanwhile,
-    pod: inNetns(host, netns.includes("/") ? netns : `./${netns}`),
+    pod: podAlive || request.explain
+      ? inNetns(base.host, held || (given.includes("/") ? given : `./${given}`))
+      : inNoNetns(given),
   };
   if (request.held) return { held: await plugin.held?.(call) };
+  if (verb === "ADD") return await added(plugin, call, { request, undos });
   if (verb === "CHECK") {
     await toTheEnd(() => plugin.check(call), { interruption, verb });
     return {};
   }
-  if (verb === "DEL") {
-    const released = await toTheEnd(() => plugin.del(call), { interruption, verb }) ?? undefined;
-    if (same) {
-      throw new CniError(
-        code.netns,
-        SAME_NETNS,
-        `CNI_NETNS is ${netns}: no link was touched; addresses and rules of this container were removed`,
-      );
-    }
-    return released ? { released } : {};
+  const released = await toTheEnd(() => plugin.del(call), { interruption, verb }) ?? undefined;
+  if (same) {
+    throw new CniError(
+      code.netns,
+      SAME_NETNS,
+      `CNI_NETNS is ${given}: no link was touched; addresses and rules of this container were removed`,
+    );
   }
+  return released ? { released } : {};
+}
+
+/** ADD: the result, or everything undone. */
+async function added(
+  plugin: Plugin,
+  call: ContainerCall,
+  { request, undos }: { request: Request; undos: readonly Undo[] },
+): Promise<Answer> {
+  const { interruption } = request;
   try {
     const result = await plugin.add(call);
-    if (interruption?.requested) throw interrupted(interruption, verb);
-    const printable = convertResult(result, version);
+    if (interruption?.requested) throw interrupted(interruption, call.verb);
+    const printable = convertResult(result, call.version);
     request.deliver?.(printable);
     return { result, printable };
   } catch (error) {
@@ -295,11 +358,51 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
     const left = await undoAll(undos);
     if (interruption) interruption.undoing = false;
     // Whatever the words of the plugin for what it was at: it failed because it was asked to.
-    const failure = interruption?.requested ? interrupted(interruption, verb) : toCniError(error);
+    const failure = interruption?.requested ? interrupted(interruption, call.verb) : toCniError(error);
     if (left.length === 0) throw failure;
     const note = `could not be undone: ${left.join("; ")}; DEL of this container cleans up`;
     throw new CniError(failure.code, failure.msg, failure.details === "" ? note : `${failure.details}; ${note}`);
   }
+}
+
+/**
+ * Ends the tools that killed calls left running: what they still do would come after all that this call removes. Files below /run say
+ * whether there are any.
+ */
+async function endKilledCalls({ explain, run }: Request): Promise<void> {
+  if (explain || run || leftovers()?.size === 0) return;
+  const { endOrphans } = await import("../kernel/orphans.ts");
+  const [orphan] = await endOrphans(toolLimit());
+  if (!orphan) return;
+  throw new CniError(
+    code.tryAgain,
+    `process ${orphan.pid}, left by a call that was killed, does not end`,
+    `${orphan.command}: the kernel is at work for it; nothing was removed yet, call again`,
+  );
+}
+
+/** Stands for the namespace of a container that has none: nothing enters what may have come into its place. */
+function inNoNetns(netns: string): Run {
+  const stderr = `nsenter: cannot open ${netns}: No such file or directory`;
+  return () => Promise.resolve({ code: 1, signal: null, stdout: "", stderr });
+}
+
+/** CNI_NETNS as it was given, and the path that tools get for it; "" when they get the given one. */
+interface Naming {
+  readonly given: string;
+  readonly held: string;
+}
+
+/** A text for people, who know the namespace by the path that they gave. */
+function asGiven(text: string, { given, held }: Naming): string {
+  return held === "" ? text : text.replaceAll(held, given);
+}
+
+function withGivenPath(error: unknown, naming: Naming): unknown {
+  if (naming.held === "") return error;
+  const { code, msg, details } = toCniError(error);
+  const texts = [asGiven(msg, naming), asGiven(details, naming)] as const;
+  return texts[0] === msg && texts[1] === details ? error : new CniError(code, ...texts);
 }
 
 interface Interruptible {
@@ -346,10 +449,17 @@ function explaining(run: Run, explain: Explainer | undefined): Run {
 }
 
 /** Child processes do not start any more once SIGTERM came, except those that take things back. */
-function guarded(request: Request): RunHooks {
+function guarded(request: Request, naming: Naming): RunHooks {
   const { interruption, hooks = {} } = request;
+  const shown = (command: Command): Command => ({
+    ...command,
+    argv: command.argv.map((word) => asGiven(word, naming)),
+    ...(command.input && { input: command.input.map((part) => asGiven(part, naming)) }),
+  });
+  const { after } = hooks;
   return {
     ...hooks,
+    ...(after && { after: (command, output, ms) => after(shown(command), output, ms) }),
     // Not after it: whoever started a command has to learn how it ended, for what it did is to be undone.
     before: (command) => {
       if (interruption?.requested && !interruption.undoing) {
