@@ -70,10 +70,10 @@ function pretended(at: Rehearsed, exit: (status: number) => void): typeof Deno {
     addSignalListener: () => {},
     removeSignalListener: () => {},
     stdin: {
-      readSync: (bytes: Uint8Array) => {
-        if (read) return null;
+      read: (bytes: Uint8Array) => {
+        if (read) return Promise.resolve(null);
         read = true;
-        return new TextEncoder().encodeInto(at.stdin, bytes).written;
+        return Promise.resolve(new TextEncoder().encodeInto(at.stdin, bytes).written);
       },
       isTerminal: () => false,
     },

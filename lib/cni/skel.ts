@@ -12,6 +12,7 @@ import {
   type RunHooks,
   systemRun,
   toolLimit,
+  within,
 } from "../kernel/run.ts";
 import { type HeldNetns, holdNetns } from "../kernel/netns.ts";
 import { leftovers } from "../kernel/scratch.ts";
@@ -30,7 +31,7 @@ export type Registry = (name: string) => Promise<Plugin> | undefined;
 export interface Request extends Foresight {
   readonly env: Readonly<Record<string, string>>;
   /** Reads the configuration; not called for VERSION. Throws what the system says. */
-  readonly stdin: () => Uint8Array;
+  readonly stdin: () => Uint8Array | Promise<Uint8Array>;
   readonly registry: Registry;
   readonly warn: (type: string, note: string) => void;
   /** Set while SIGTERM asks to stop: nothing new is started, what was done is undone. */
@@ -124,11 +125,12 @@ function checkEnvironment(env: Request["env"]): void {
   if (missing.length > 0) throw new CniError(code.environment, `required env variables [${missing.join(",")}] missing`);
 }
 
-function readConfig(stdin: () => Uint8Array): { bytes: Uint8Array; config: JsonObject } {
+async function readConfig(stdin: Request["stdin"]): Promise<{ bytes: Uint8Array; config: JsonObject }> {
   let bytes: Uint8Array;
   try {
-    bytes = stdin();
+    bytes = await stdin();
   } catch (error) {
+    if (error instanceof CniError) throw error;
     throw new CniError(code.io, `error reading from stdin: ${(error as Error).message}`);
   }
   let value: unknown;
@@ -214,7 +216,7 @@ const SAME_NETNS = "plugin's netns and netns from CNI_NETNS should not be the sa
 export async function callPlugin(plugin: Plugin, request: Request): Promise<Answer> {
   const { env } = request;
   checkEnvironment(env);
-  const { bytes, config } = readConfig(request.stdin);
+  const { bytes, config } = await readConfig(request.stdin);
   const network = networkName(config);
   const verb = env["CNI_COMMAND"] ?? "";
   if (!VERBS.includes(verb)) throw new CniError(code.environment, `unknown CNI_COMMAND: ${verb}`);
@@ -531,7 +533,7 @@ async function delegate(type: string, request: Request, version: string): Promis
     );
     return verb === "ADD" ? { result: {} } : {};
   }
-  const answer = await runForeign(file, { verb, env, stdin: request.stdin(), version });
+  const answer = await runForeign(file, { verb, env, stdin: await request.stdin(), version });
   if (answer.stderr !== "") Deno.stderr.writeSync(new TextEncoder().encode(answer.stderr));
   return answer.result ? { result: answer.result } : {};
 }
@@ -539,8 +541,8 @@ async function delegate(type: string, request: Request, version: string): Promis
 /** Largest configuration that is read, in bytes. */
 const MAX_STDIN = 16 * 1024 * 1024;
 
-/** All of standard input, read synchronously: much cheaper to start than a stream. */
-export function readStdin(): Uint8Array {
+/** All of standard input, to its end. */
+async function readAll(): Promise<Uint8Array> {
   let buffer = new Uint8Array(16 * 1024);
   let length = 0;
   for (;;) {
@@ -550,10 +552,19 @@ export function readStdin(): Uint8Array {
       larger.set(buffer);
       buffer = larger;
     }
-    const count = Deno.stdin.readSync(buffer.subarray(length));
+    // A thread reads: somebody may keep the other end open for ever. No stream: these cost more to start.
+    const count = await Deno.stdin.read(buffer.subarray(length));
     if (count === null) return buffer.subarray(0, length);
     length += count;
   }
+}
+
+/** All of standard input; throws when it does not end in time, or when `interrupted` throws. */
+async function readStdin(interrupted: Promise<never>): Promise<Uint8Array> {
+  const limitMs = toolLimit();
+  const bytes = await Promise.race([within(limitMs, readAll(), () => {}), interrupted]);
+  if (bytes === undefined) throw new Error(`its writer did not close it within ${limitMs / 1000} s`);
+  return bytes;
 }
 
 function write(stream: { writeSync(bytes: Uint8Array): number }, text: string): void {
@@ -566,30 +577,30 @@ export function aboutText(plugin: Plugin, version: string): string {
   return `CNI ${plugin.name} plugin ${version}\nCNI protocol versions supported: ${plugin.versions.join(", ")}\n`;
 }
 
-/** A plugin as a program: returns the exit status. `build` is the version that the about text names. */
-export async function pluginMain(plugin: Plugin, registry: Registry, build: string): Promise<number> {
+/**
+ * A plugin as a program: returns the exit status. The configuration is read while the plugin is loaded. `build` is the version that
+ * the about text names.
+ */
+export async function pluginMain(loaded: Plugin | Promise<Plugin>, registry: Registry, build: string): Promise<number> {
   const env = Deno.env.toObject();
   const command = env["CNI_COMMAND"] ?? "";
   if (command === "") {
-    write(Deno.stderr, aboutText(plugin, build));
+    write(Deno.stderr, aboutText(await loaded, build));
     return 0;
   }
   if (command === "VERSION") {
-    write(Deno.stdout, `${JSON.stringify({ cniVersion: NEWEST, supportedVersions: plugin.versions })}\n`);
+    const { versions } = await loaded;
+    write(Deno.stdout, `${JSON.stringify({ cniVersion: NEWEST, supportedVersions: versions })}\n`);
     return 0;
   }
-  const interruption: Interruption = { requested: "", undoing: false };
-  let listening = false;
-  const listen = () => {
-    if (listening) return;
-    listening = true;
-    for (const signal of ["SIGTERM", "SIGINT", "SIGHUP"] as const) {
-      Deno.addSignalListener(signal, () => interruption.requested = signal);
-    }
-  };
+  const { interruption, listen, asked } = interruptible(command);
   // ADD listens before it changes anything. The others, to whom it then costs no time, when a tool is at work, or when they wait.
   if (command === "ADD") listen();
   else setTimeout(listen);
+  const input = readStdin(asked);
+  // What it throws is thrown to whoever asks for it.
+  input.catch(() => {});
+  const plugin = await loaded;
   let log: typeof import("./log.ts") | undefined;
   if (env["CNIBOX_LOG"]) log = await import("./log.ts");
   const record = log?.open(env, plugin.name);
@@ -603,7 +614,7 @@ export async function pluginMain(plugin: Plugin, registry: Registry, build: stri
   try {
     const answer = await callPlugin(plugin, {
       env,
-      stdin: record ? () => record.stdin(readStdin()) : readStdin,
+      stdin: record ? async () => record.stdin(await input) : () => input,
       registry,
       interruption,
       warn: (type, note) => write(Deno.stderr, `${type}: ${note}\n`),
@@ -623,6 +634,25 @@ export async function pluginMain(plugin: Plugin, registry: Registry, build: stri
     }
     return 1;
   }
+}
+
+/** What a signal changes: `asked` throws then, for work that nothing else ends. */
+function interruptible(verb: string) {
+  const interruption: Interruption = { requested: "", undoing: false };
+  const { promise: asked, reject } = Promise.withResolvers<never>();
+  asked.catch(() => {});
+  let listening = false;
+  const listen = () => {
+    if (listening) return;
+    listening = true;
+    for (const signal of ["SIGTERM", "SIGINT", "SIGHUP"] as const) {
+      Deno.addSignalListener(signal, () => {
+        interruption.requested = signal;
+        reject(interrupted(interruption, verb));
+      });
+    }
+  };
+  return { interruption, listen, asked };
 }
 
 /** An error as it goes on standard output. */
