@@ -15,6 +15,7 @@ import {
   within,
 } from "../kernel/run.ts";
 import { type HeldNetns, holdNetns } from "../kernel/netns.ts";
+import { foreignFolders, notAlone } from "../kernel/run_folder.ts";
 import { leftovers } from "../kernel/scratch.ts";
 import type { Explainer } from "../kernel/plan.ts";
 import { isObject, lookup } from "./decode.ts";
@@ -633,6 +634,8 @@ export async function pluginMain(loaded: Plugin | Promise<Plugin>, registry: Reg
       write(Deno.stderr, `${plugin.name}: ${failure.message}\n`);
     }
     return 1;
+  } finally {
+    for (const folder of foreignFolders()) write(Deno.stderr, `${plugin.name}: ${notAlone(folder)}; it is not used\n`);
   }
 }
 

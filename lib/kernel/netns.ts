@@ -64,31 +64,39 @@ export function holdNetns(path: string): HeldNetns {
     if (error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory) return nothing("missing");
     throw error;
   }
-  const { dev, ino } = file.statSync();
-  const state = stateOf({ dev, ino });
-  const number = state === "not a namespace" ? undefined : descriptor({ dev, ino });
-  if (number === undefined) {
-    file.close();
-    return nothing(state);
+  let number: number | undefined;
+  let state: NetnsState;
+  try {
+    const { dev, ino } = file.statSync();
+    state = stateOf({ dev, ino });
+    number = state === "not a namespace" ? undefined : descriptor({ dev, ino });
+  } finally {
+    if (number === undefined) file.close();
   }
+  if (number === undefined) return nothing(state);
   return { state, path: `/proc/${Deno.pid}/fd/${number}`, close: () => file.close() };
 }
 
 /** Number of a descriptor of this process that is open on this file. Undefined where /proc does not tell. */
 function descriptor({ dev, ino }: { dev: number; ino: number | null }): number | undefined {
+  // The newest is that of the listing itself, which is closed by now; the one before it is most likely ours.
+  const numbers = namesIn("/proc/self/fd").map(Number).sort((a, b) => b - a);
+  const [newest = 0, ...others] = numbers;
+  return [...others, newest].find((number) => {
+    try {
+      const info = Deno.statSync(`/proc/${Deno.pid}/fd/${number}`);
+      return info.dev === dev && info.ino === ino;
+    } catch {
+      return false;
+    }
+  });
+}
+
+function namesIn(folder: string): string[] {
   try {
-    // The newest is that of the listing itself, which is closed by now; the one before it is most likely ours.
-    const numbers = [...Deno.readDirSync("/proc/self/fd")].map(({ name }) => Number(name)).sort((a, b) => b - a);
-    const [newest = 0, ...others] = numbers;
-    return [...others, newest].find((number) => {
-      try {
-        const info = Deno.statSync(`/proc/${Deno.pid}/fd/${number}`);
-        return info.dev === dev && info.ino === ino;
-      } catch {
-        return false;
-      }
-    });
-  } catch {
-    return undefined;
+    return [...Deno.readDirSync(folder)].map(({ name }) => name);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return [];
+    throw error;
   }
 }

@@ -4,11 +4,10 @@
  * a later call can tell what a killed one left.
  */
 
-/** Folder of the files. */
-export const SCRATCH = "/run/cnibox/io";
-/** All that cnibox keeps below /run, outermost first. */
-const FOLDERS: readonly string[] = ["/run/cnibox", SCRATCH];
+import { isOwnFolder, RUN_FOLDER } from "./run_folder.ts";
 
+/** Folder of the files. */
+export const SCRATCH = `${RUN_FOLDER}/io`;
 /** Environment variable of every tool: the call that started it, see {@linkcode callName}. */
 export const CALL_VARIABLE = "CNIBOX_CALL";
 
@@ -67,45 +66,10 @@ export function isOver(call: string): boolean | undefined {
 }
 
 let count = 0;
-let usable: boolean | undefined;
 
 /** Whether there is a folder for the files that belongs to root alone; made if need be. */
 function hasFolder(): boolean {
-  return usable ??= Deno.uid() === 0 && FOLDERS.every(isOwnFolder);
-}
-
-function isOwnFolder(folder: string): boolean {
-  try {
-    return isRootsAlone(Deno.lstatSync(folder));
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) return false;
-  }
-  try {
-    Deno.mkdirSync(folder, { mode: 0o700 });
-  } catch (error) {
-    // Another call may be making it as well.
-    if (!(error instanceof Deno.errors.AlreadyExists)) return false;
-  }
-  return isRootsAlone(Deno.lstatSync(folder));
-}
-
-function isRootsAlone({ isDirectory, uid, mode }: Deno.FileInfo): boolean {
-  return isDirectory && uid === 0 && ((mode ?? 0o777) & 0o022) === 0;
-}
-
-/** Why the folder is not used, if somebody else may write to it or put something in its place; "" otherwise. */
-export function folderProblem(): string {
-  if (usable !== false || Deno.uid() !== 0) return "";
-  for (const folder of FOLDERS) {
-    try {
-      if (!isRootsAlone(Deno.lstatSync(folder))) {
-        return `${folder} is not a folder that only root can write to; not used`;
-      }
-    } catch {
-      // Not there and not to be made: a read-only /run.
-    }
-  }
-  return "";
+  return Deno.uid() === 0 && isOwnFolder(RUN_FOLDER) && isOwnFolder(SCRATCH);
 }
 
 /** Files of one command. */

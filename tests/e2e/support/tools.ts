@@ -7,7 +7,7 @@ export const STAND_INS = "/run/standin";
 const REAL = "/run/real-sbin";
 
 /** Constant text: in a mount namespace of its own the stand-ins lie over the folder that cnibox and the reference search first. */
-const COVER = `mkdir -p ${REAL} && mount --bind /usr/sbin ${REAL} &&
+const COVER = `mkdir -p ${REAL} ${STAND_INS} && mount --bind /usr/sbin ${REAL} &&
 mount -t overlay -o lowerdir=${STAND_INS}:/usr/sbin standin /usr/sbin && exec "$0" "$@"`;
 
 /** Command line put before a plugin that is to find the stand-ins. */
