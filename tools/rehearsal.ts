@@ -171,6 +171,8 @@ function furnish(): void {
   }
   put("/opt/cni/bin/cnibox", "", 0o755);
   for (const type of TYPES) machine.symlinkSync("cnibox", `${scratch}/opt/cni/bin/${type}`);
+  machine.mkdirSync(`${scratch}/proc/${machine.pid}`, { recursive: true });
+  machine.symlinkSync(String(machine.pid), `${scratch}/proc/self`);
   put("/proc/self/ns/net");
   put("/run/netns/c1");
   put("/proc/sys/net/ipv4/ip_forward", "1\n");
@@ -179,12 +181,8 @@ function furnish(): void {
   put("/proc/self/stat", `${machine.pid} (cnibox) S 1${" 0".repeat(17)} 1 0\n`);
   machine.symlinkSync("pid:[1]", `${scratch}/proc/self/ns/pid`);
   // What is open for the runtime, the namespace, and the listing of these itself.
-  for (const number of [21, 22, 23]) {
-    put(`/proc/self/fd/${number}`);
-    put(`/proc/${machine.pid}/fd/${number}`);
-  }
-  machine.removeSync(`${scratch}/proc/${machine.pid}/fd/22`);
-  machine.symlinkSync(`${scratch}/run/netns/c1`, `${scratch}/proc/${machine.pid}/fd/22`);
+  for (const number of [21, 23]) put(`/proc/self/fd/${number}`);
+  machine.symlinkSync(`${scratch}/run/netns/c1`, `${scratch}/proc/self/fd/22`);
   put("/etc/cni/net.d/all.conflist", JSON.stringify({ cniVersion: "1.0.0", name: "all", plugins: CHAIN }));
 }
 

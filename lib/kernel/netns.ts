@@ -74,7 +74,7 @@ export function holdNetns(path: string): HeldNetns {
     if (number === undefined) file.close();
   }
   if (number === undefined) return nothing(state);
-  return { state, path: `/proc/${Deno.pid}/fd/${number}`, close: () => file.close() };
+  return { state, path: `${ownFolder()}/fd/${number}`, close: () => file.close() };
 }
 
 /** Number of a descriptor of this process that is open on this file. Undefined where /proc does not tell. */
@@ -84,13 +84,16 @@ function descriptor({ dev, ino }: { dev: number; ino: number | null }): number |
   const [newest = 0, ...others] = numbers;
   return [...others, newest].find((number) => {
     try {
-      const info = Deno.statSync(`/proc/${Deno.pid}/fd/${number}`);
+      const info = Deno.statSync(`/proc/self/fd/${number}`);
       return info.dev === dev && info.ino === ino;
     } catch {
       return false;
     }
   });
 }
+
+/** This process's folder below /proc, by the number that it has there: /proc may be that of another PID namespace. */
+const ownFolder = () => `/proc/${Deno.readLinkSync("/proc/self")}`;
 
 function namesIn(folder: string): string[] {
   try {

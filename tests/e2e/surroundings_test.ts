@@ -126,7 +126,8 @@ for (const command of ["ADD", "DEL", "STATUS"] as const) {
 const limits: Record<string, string> = {
   "20 open files": "ulimit -n 20",
   "16 open files": "ulimit -n 16",
-  "no /proc": "umount -l /proc",
+  // What is below it is that of the machine, where the node's processes have other numbers.
+  "another PID namespace's /proc": "umount -l /proc",
   "no /sys": "umount -l /sys",
 };
 
