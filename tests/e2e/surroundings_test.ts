@@ -10,8 +10,11 @@ import {
   type Node,
   nodeTest,
   type PluginOutput,
+  realTool,
   runPlugin,
   snapshot,
+  standIn,
+  withStandIns,
 } from "./support/mod.ts";
 
 const conf = (more: Json = {}): Json => ({
@@ -72,6 +75,36 @@ for (const [state, script] of Object.entries(places)) {
     assertEquals(await node.exec(["ls", "-A", "/run/elsewhere"]).then(({ stdout }) => stdout), "");
   });
 }
+
+nodeTest("an answer of a tool that /run has no room for is an error, never a short answer", {
+  needs: ["bridge", "veth", "nf_tables"],
+}, async ({ node }) => {
+  const pod = await node.container();
+  const net = new Attachment(node, conf(), pod);
+  await net.add();
+  await net.del();
+  const before = await snapshot(node);
+  // More than one page, in front of what the tool says itself: blanks are nothing to JSON.
+  await standIn(node, "ip", `printf '%5000s\\n' '' 2>/dev/null; exec ${await realTool(node, "ip")} "$@"`);
+  const outcomes: string[] = [];
+  for (const pages of [2, 3, 4, 5, 6, 8, 64]) {
+    const [unshare, mount, ...stand] = withStandIns;
+    const room = `mount -t tmpfs -o size=${pages * 4}k,mode=700 none /run/cnibox; exec "$0" "$@"`;
+    const { code, json, stdout } = await runPlugin(node, {
+      type: "bridge",
+      command: "ADD",
+      netns: pod,
+      stdin: conf(),
+      wrap: [unshare!, mount!, "/bin/sh", "-euc", room, ...stand],
+    });
+    assertEquals(code === 0 ? json.ips?.length : typeof json?.code, code === 0 ? 1 : "number", stdout);
+    outcomes.push(code === 0 ? "result" : json.msg);
+    await net.del();
+    assertSameState(before, await snapshot(node), { allow: [hostLocalLeftovers] });
+  }
+  assert(outcomes.some((msg) => msg.includes("No space left on device")), outcomes.join("\n"));
+  assertEquals(outcomes.at(-1), "result");
+});
 
 nodeTest("a folder below /run that others can write to is named on standard error", {
   needs: ["bridge", "veth"],
