@@ -345,3 +345,30 @@ nodeTest("a namespace path that leads elsewhere meanwhile does not move the work
     assertEquals(await hostEnd(), before);
   }
 });
+
+nodeTest("logs and errors name the namespace by the path that was given, whatever is in it", {
+  needs: ["bridge", "veth"],
+}, async ({ node }) => {
+  const pod = await node.container();
+  const path = `/run/a '"#\\ path`;
+  await node.sh('touch "$1"; mount --bind "$2" "$1"', path, pod.netns!);
+  const call = (command: "ADD" | "DEL", more: Json = {}) =>
+    runPlugin(node, {
+      type: "bridge",
+      command,
+      netns: path,
+      containerId: "ctr1",
+      stdin: bridge({ ipMasq: false, ...more }),
+      env: { CNIBOX_LOG: "/run/log" },
+    });
+  const added = await call("ADD");
+  assertEquals([added.code, added.json?.interfaces?.at(-1)?.sandbox], [0, path], added.stdout);
+  // There is an eth0 already.
+  const again = await call("ADD", { ipam: { type: "static", addresses: [{ address: "10.22.0.99/24" }] } });
+  assertEquals(again.code, 1);
+  assert(!again.stdout.includes("/proc/"), again.stdout);
+  assertEquals((await call("DEL")).code, 0);
+  const log = await node.read("/run/log") ?? "";
+  assert(!/\/proc\/\d+\/fd/.test(log), log);
+  assertStringIncludes(log, JSON.stringify(`--net=${path}`));
+});
