@@ -15,7 +15,7 @@ async function main(): Promise<number> {
     if (role) return await role(rest);
   }
   if (plugin && (Deno.env.get("CNI_COMMAND") || !isForPeople(Deno.args))) {
-    return await pluginMain(await plugin, loadPlugin, VERSION);
+    return await pluginMain(plugin, loadPlugin, VERSION);
   }
   const { operator } = await import("./lib/cli/mod.ts");
   return await operator({ called, args: Deno.args, version: VERSION, names: pluginNames, load: loadPlugin });

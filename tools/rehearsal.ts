@@ -70,10 +70,10 @@ function pretended(at: Rehearsed, exit: (status: number) => void): typeof Deno {
     addSignalListener: () => {},
     removeSignalListener: () => {},
     stdin: {
-      readSync: (bytes: Uint8Array) => {
-        if (read) return null;
+      read: (bytes: Uint8Array) => {
+        if (read) return Promise.resolve(null);
         read = true;
-        return new TextEncoder().encodeInto(at.stdin, bytes).written;
+        return Promise.resolve(new TextEncoder().encodeInto(at.stdin, bytes).written);
       },
       isTerminal: () => false,
     },
@@ -85,6 +85,8 @@ function pretended(at: Rehearsed, exit: (status: number) => void): typeof Deno {
       writeSync: (bytes: Uint8Array) => (at.stderr += decoder.decode(bytes), bytes.length),
       isTerminal: () => false,
     },
+    // Whoever builds the program stands for root.
+    lstatSync: (path: string) => ({ ...machine.lstatSync(String(inside(path))), uid: 0 }),
     openSync: (path: string, options?: Deno.OpenOptions) => {
       const file = machine.openSync(String(inside(path)), options);
       for (const symbol of Object.getOwnPropertySymbols(file)) numbered.set(Reflect.get(file, symbol), path);
@@ -100,7 +102,7 @@ function pretended(at: Rehearsed, exit: (status: number) => void): typeof Deno {
       spawn() {
         const { stdin, stdout } = this.#streams;
         const input = typeof stdin === "number" ? machine.readTextFileSync(`${scratch}${numbered.get(stdin)}`) : "";
-        machine.writeTextFileSync(`${scratch}${numbered.get(stdout)}`, answer(this.#argv, input));
+        machine.writeTextFileSync(`${scratch}${numbered.get(stdout)}`, answer(this.#argv, input), { append: true });
         return { status: Promise.resolve({ success: true, code: 0, signal: null }), pid: 1, kill: () => {} };
       }
     },
@@ -169,11 +171,18 @@ function furnish(): void {
   }
   put("/opt/cni/bin/cnibox", "", 0o755);
   for (const type of TYPES) machine.symlinkSync("cnibox", `${scratch}/opt/cni/bin/${type}`);
+  machine.mkdirSync(`${scratch}/proc/${machine.pid}`, { recursive: true });
+  machine.symlinkSync(String(machine.pid), `${scratch}/proc/self`);
   put("/proc/self/ns/net");
   put("/run/netns/c1");
   put("/proc/sys/net/ipv4/ip_forward", "1\n");
   put("/proc/sys/net/ipv6/conf/all/forwarding", "1\n");
   put("/proc/self/net/dev", "\n\n");
+  put("/proc/self/stat", `${machine.pid} (cnibox) S 1${" 0".repeat(17)} 1 0\n`);
+  machine.symlinkSync("pid:[1]", `${scratch}/proc/self/ns/pid`);
+  // What is open for the runtime, the namespace, and the listing of these itself.
+  for (const number of [21, 23]) put(`/proc/self/fd/${number}`);
+  machine.symlinkSync(`${scratch}/run/netns/c1`, `${scratch}/proc/self/fd/22`);
   put("/etc/cni/net.d/all.conflist", JSON.stringify({ cniVersion: "1.0.0", name: "all", plugins: CHAIN }));
 }
 

@@ -15,6 +15,7 @@
 import { restore, TableError, transaction } from "../kernel/iptables.ts";
 import { nft, NftError, nftList } from "../kernel/nft.ts";
 import type { Run } from "../kernel/run.ts";
+import { isForeign, notAlone, RUN_FOLDER } from "../kernel/run_folder.ts";
 import { namesIn, removeFile } from "../kernel/state_file.ts";
 import { readSysctl, writeSysctl } from "../kernel/sysctl.ts";
 import type { Attachment } from "../net/name.ts";
@@ -110,10 +111,14 @@ export function notePath(attachment: Attachment, dev: string): string {
 
 /** Notes it. Throws what the system says. */
 export function makeNote(attachment: Attachment, dev: string): void {
-  const make = () => Deno.openSync(notePath(attachment, dev), { write: true, create: true, mode: 0o600 }).close();
+  const path = notePath(attachment, dev);
+  if (isForeign(path)) throw new Error(notAlone(RUN_FOLDER));
+  const make = () => Deno.openSync(path, { write: true, createNew: true, mode: 0o600 }).close();
   try {
     make();
   } catch (error) {
+    // It is noted already.
+    if (error instanceof Deno.errors.AlreadyExists) return;
     if (!(error instanceof Deno.errors.NotFound)) throw error;
     Deno.mkdirSync(NOTES, { recursive: true, mode: 0o700 });
     make();

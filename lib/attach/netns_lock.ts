@@ -1,5 +1,6 @@
 /** One plugin at a time in a namespace: the lock that the reference's sbr takes too, flock(2) on the namespace's file. */
 import { CniError, code } from "../cni/error.ts";
+import type { ContainerCall } from "../cni/plugin.ts";
 import { holderOf, lockWithin } from "../kernel/flock.ts";
 
 /** Longest wait in milliseconds: well below the time after which runtimes give a call up. */
@@ -11,14 +12,15 @@ export interface NetnsLock {
 }
 
 /** Takes the namespace for this process alone. Throws code 11 when it is not to be had in time. */
-export async function lockNetns(netns: string): Promise<NetnsLock> {
+export async function lockNetns(call: Pick<ContainerCall, "netns" | "heldNetns">): Promise<NetnsLock> {
+  const path = call.heldNetns || call.netns;
   // Never made: an empty file in place of a namespace that is gone would be taken for one later.
-  let file: Deno.FsFile | undefined = Deno.openSync(netns, { read: true });
+  let file: Deno.FsFile | undefined = Deno.openSync(path, { read: true });
   if (!await lockWithin(file, LIMIT_MS)) {
     throw new CniError(
       code.tryAgain,
-      `could not lock ${netns} within ${LIMIT_MS / 1000} s`,
-      holderOf(Deno.statSync(netns).ino ?? 0),
+      `could not lock ${call.netns} within ${LIMIT_MS / 1000} s`,
+      holderOf(Deno.statSync(path).ino ?? 0),
     );
   }
   return {

@@ -23,7 +23,8 @@ export async function operator(invocation: Invocation): Promise<number> {
   const own = load(called);
   if (own) {
     complain(aboutText(await own, version));
-    return status.done;
+    // Whoever takes `bridge` for iproute2's has to notice.
+    return args.some((arg) => !["--help", "-h", "--version"].includes(arg)) ? status.usage : status.done;
   }
   if (Deno.build.standalone && !called.startsWith("cnibox")) return unknown(called, invocation, "name");
   const [word, ...rest] = args;

@@ -13,6 +13,7 @@ import { CACHE_FOLDER, type Cached, listAttachments } from "../cni/result_cache.
 import { holderOf, lockWithin } from "../kernel/flock.ts";
 import { fileIdentity } from "../kernel/proc.ts";
 import { netnsState } from "../kernel/netns.ts";
+import { isOwnFolder, notAlone, RUN_FOLDER } from "../kernel/run_folder.ts";
 import { sha512 } from "../net/sha512.ts";
 import { isObject } from "../cni/decode.ts";
 import { CliError, type CommandCall, nearest, status, usageError } from "./command.ts";
@@ -287,9 +288,8 @@ export function attachmentsOf(folders: Folders, containerId?: string): Cached[] 
 
 /** Waits until nobody else on this node does the same; closing the file lets others go on. */
 export async function onlyOne(name: string, doing: string): Promise<Deno.FsFile> {
-  const folder = "/run/cnibox";
-  Deno.mkdirSync(folder, { recursive: true, mode: 0o700 });
-  const path = `${folder}/${name}.lock`;
+  if (!isOwnFolder(RUN_FOLDER)) throw new CliError(notAlone(RUN_FOLDER), status.failed);
+  const path = `${RUN_FOLDER}/${name}.lock`;
   const file = Deno.openSync(path, { write: true, create: true, mode: 0o600 });
   if (await lockWithin(file, 20_000)) return file;
   const holder = holderOf(file.statSync().ino ?? 0);

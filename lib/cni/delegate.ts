@@ -3,6 +3,8 @@
  * same from outside: same look-up, same input bytes, same environment, same errors.
  */
 import { within } from "../kernel/run.ts";
+import { CALL_VARIABLE, callName, openScratch } from "../kernel/scratch.ts";
+import { isOwnExecutable } from "../kernel/tool_path.ts";
 import { isObject } from "./decode.ts";
 import { CniError, code, goQuote } from "./error.ts";
 import type { DelegateAnswer, Verb } from "./plugin.ts";
@@ -29,7 +31,7 @@ export function lookUp(type: string, path: readonly string[]): { file: string; o
     const file = dir === "" || dir === "." ? type : `${dir}/${type}`;
     try {
       const info = Deno.statSync(file);
-      if (info.isFile) return { file, ours: isOwn(info) };
+      if (info.isFile) return { file, ours: isOwnExecutable(info) };
     } catch {
       // Not there, or not to be looked at: the next folder.
     }
@@ -39,19 +41,6 @@ export function lookUp(type: string, path: readonly string[]): { file: string; o
     `failed to find plugin ${goQuote(type)} in path [${path.join(" ")}]`,
     `install ${type} into one of these folders`,
   );
-}
-
-let own: Deno.FileInfo | undefined;
-
-/** Is this file our own executable? Always false under `deno run`. */
-function isOwn({ dev, ino }: Deno.FileInfo): boolean {
-  if (!Deno.build.standalone) return false;
-  try {
-    own ??= Deno.statSync(Deno.execPath());
-    return dev === own.dev && ino === own.ino;
-  } catch {
-    return false;
-  }
 }
 
 /** How long a foreign plugin may take, in milliseconds: its own limits should come first. */
@@ -75,6 +64,9 @@ export async function runForeign(
   const decoder = new TextDecoder();
   const limit = call.limitMs ?? FOREIGN_LIMIT_MS;
   let output: Deno.CommandOutput | undefined;
+  // Nobody reads them: they tell a later call, if this one is killed, that a plugin of its may still be at work.
+  const mark = openScratch("");
+  for (const stream of mark?.streams ?? []) stream.close();
   try {
     const child = await spawnPatiently(file, call);
     output = await within(
@@ -84,6 +76,8 @@ export async function runForeign(
     );
   } catch (error) {
     throw new CniError(code.unknown, `netplugin failed with no error message: ${startFailure(file, error)}`);
+  } finally {
+    mark?.remove();
   }
   if (!output) {
     throw new CniError(
@@ -112,7 +106,7 @@ async function spawnPatiently(file: string, call: ForeignCall): Promise<Deno.Chi
     try {
       return new Deno.Command(file.startsWith("/") || file.includes("/") ? file : `./${file}`, {
         clearEnv: true,
-        env: { ...call.env, CNI_COMMAND: call.verb },
+        env: { ...call.env, CNI_COMMAND: call.verb, [CALL_VARIABLE]: callName() },
         stdin: "piped",
         stdout: "piped",
         stderr: "piped",

@@ -1,19 +1,23 @@
 /** The container's namespace as a plugin opens it. */
 import { netnsState } from "../kernel/netns.ts";
 import { CniError, code } from "./error.ts";
+import type { ContainerCall } from "./plugin.ts";
 
 /**
  * Makes sure that CNI_NETNS is a network namespace, with the reference's texts if it is not. `doing` goes in front:
  * bridge says `failed to open netns "P": …`, loopback nothing.
  */
 export function openNetns(
-  { netns, podAlive = false }: { readonly netns: string; readonly podAlive?: boolean },
+  { netns, podAlive }: { readonly netns: string; readonly podAlive?: boolean },
   doing = "",
 ): void {
   // Seen when the call was made.
   if (podAlive) return;
-  const state = netnsState(netns);
-  if (state === "netns" || state === "own") return;
+  const now = netnsState(netns);
+  const isThere = now === "netns" || now === "own";
+  if (isThere && podAlive === undefined) return;
+  // What was not there when the call was made is not there for this call.
+  const state = isThere ? "missing" : now;
   const front = doing === "" ? "" : `${doing}: `;
   if (state === "missing") {
     throw new CniError(
@@ -40,10 +44,11 @@ function magicOf(path: string): string {
 }
 
 /**
- * CNI_NETNS as one word of an `ip -batch` line, with a slash in it, so that iproute2 takes it for a path and not for a name.
- * Throws for a path that cannot be written there.
+ * The container's namespace as one word of an `ip -batch` line, with a slash in it, so that iproute2 takes it for a path and not for
+ * a name. Throws for a path that cannot be written there.
  */
-export function netnsWord({ netns }: { readonly netns: string }): string {
+export function netnsWord({ netns, heldNetns }: Pick<ContainerCall, "netns" | "heldNetns">): string {
+  if (heldNetns !== "") return heldNetns;
   const path = netns.includes("/") ? netns : `./${netns}`;
   // deno-lint-ignore no-control-regex
   if (/^[^\s'"#\\\0-\x1f\x7f-\x9f]+$/.test(path)) return path;

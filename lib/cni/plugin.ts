@@ -105,6 +105,11 @@ export interface ContainerCall extends Call, Applier, Foresight {
   readonly ifName: string;
   /** CNI_NETNS as given, verbatim: `sandbox` in results. */
   readonly netns: string;
+  /**
+   * A path to the same namespace that stays the same for the whole call: for tools, and for files that are opened there. "" while a
+   * call is explained and where there is no such namespace.
+   */
+  readonly heldNetns: string;
   /** For DEL: is there a container namespace to work in? False when it is empty, gone, no namespace, or our own. */
   readonly podAlive: boolean;
   /** Is CNI_NETNS the namespace that we run in (and no override set)? Only DEL gets this far: no link is to be touched. */

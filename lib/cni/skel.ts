@@ -2,8 +2,21 @@
  * What every plugin call goes through: environment and standard input become a call, the plugin does its work, one JSON
  * document goes to standard output. The order of checks, the codes and the texts are those of the reference library.
  */
-import { collectScratch, inNetns, isAbsent, readable, type Run, type RunHooks, systemRun } from "../kernel/run.ts";
-import { netnsState } from "../kernel/netns.ts";
+import {
+  collectScratch,
+  type Command,
+  inNetns,
+  isAbsent,
+  readable,
+  type Run,
+  type RunHooks,
+  systemRun,
+  toolLimit,
+  within,
+} from "../kernel/run.ts";
+import { type HeldNetns, holdNetns } from "../kernel/netns.ts";
+import { foreignFolders, notAlone } from "../kernel/run_folder.ts";
+import { leftovers } from "../kernel/scratch.ts";
 import type { Explainer } from "../kernel/plan.ts";
 import { isObject, lookup } from "./decode.ts";
 import { lookUp, runForeign } from "./delegate.ts";
@@ -19,7 +32,7 @@ export type Registry = (name: string) => Promise<Plugin> | undefined;
 export interface Request extends Foresight {
   readonly env: Readonly<Record<string, string>>;
   /** Reads the configuration; not called for VERSION. Throws what the system says. */
-  readonly stdin: () => Uint8Array;
+  readonly stdin: () => Uint8Array | Promise<Uint8Array>;
   readonly registry: Registry;
   readonly warn: (type: string, note: string) => void;
   /** Set while SIGTERM asks to stop: nothing new is started, what was done is undone. */
@@ -35,6 +48,8 @@ export interface Request extends Foresight {
   readonly deliver?: ((result: JsonObject) => void) | undefined;
   /** Only ask which addresses the attachment holds, see {@linkcode Plugin.held}. */
   readonly held?: boolean;
+  /** CNI_NETNS, where the caller in this process has opened it. */
+  readonly netns?: HeldNetns;
 }
 
 /** Whether somebody asked this process to stop, whether a command was not started for that, and whether it is busy taking things back. */
@@ -111,11 +126,12 @@ function checkEnvironment(env: Request["env"]): void {
   if (missing.length > 0) throw new CniError(code.environment, `required env variables [${missing.join(",")}] missing`);
 }
 
-function readConfig(stdin: () => Uint8Array): { bytes: Uint8Array; config: JsonObject } {
+async function readConfig(stdin: Request["stdin"]): Promise<{ bytes: Uint8Array; config: JsonObject }> {
   let bytes: Uint8Array;
   try {
-    bytes = stdin();
+    bytes = await stdin();
   } catch (error) {
+    if (error instanceof CniError) throw error;
     throw new CniError(code.io, `error reading from stdin: ${(error as Error).message}`);
   }
   let value: unknown;
@@ -194,22 +210,26 @@ function checkVersion(plugin: Plugin, verb: string, version: string): void {
   );
 }
 
+const NO_PROC = "failed to open current namespace: /proc does not show this process";
 const SAME_NETNS = "plugin's netns and netns from CNI_NETNS should not be the same";
 
 /** Does the whole of one call; throws a {@linkcode CniError}. After a failed ADD everything it did is undone. */
 export async function callPlugin(plugin: Plugin, request: Request): Promise<Answer> {
-  const { env, interruption } = request;
+  const { env } = request;
   checkEnvironment(env);
-  const { bytes, config } = readConfig(request.stdin);
+  const { bytes, config } = await readConfig(request.stdin);
   const network = networkName(config);
   const verb = env["CNI_COMMAND"] ?? "";
   if (!VERBS.includes(verb)) throw new CniError(code.environment, `unknown CNI_COMMAND: ${verb}`);
   const version = confVersion(config);
   checkVersion(plugin, verb, version);
 
-  const undos: (() => Promise<unknown> | unknown)[] = [];
-  const host = explaining(readable(request.run ?? systemRun(guarded(request))), request.explain);
-  const path = (env["CNI_PATH"] ?? "").split(":");
+  const given = env["CNI_NETNS"] ?? "";
+  const ofContainer = verb !== "GC" && verb !== "STATUS";
+  const netns = ofContainer ? request.netns ?? holdNetns(given) : undefined;
+  // What is explained is read and copied by people: there the path is what they gave.
+  const naming: Naming = { given, held: request.explain ? "" : netns?.path ?? "" };
+  const undos: Undo[] = [];
   const base: Call = {
     verb: verb as Verb,
     type: plugin.name,
@@ -218,14 +238,15 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
     config,
     stdin: bytes,
     env,
-    path,
-    host,
+    path: (env["CNI_PATH"] ?? "").split(":"),
+    host: explaining(readable(request.run ?? systemRun(guarded(request, naming))), request.explain),
     explain: request.explain,
-    warn: (note) => request.warn(plugin.name, note),
+    warn: (note) => request.warn(plugin.name, asGiven(note, naming)),
     undo: (job) => undos.push(job),
     delegate: (type, verb, { stdin = bytes, chosen, meanwhile } = {}) =>
       delegate(type, {
         ...request,
+        ...(netns && { netns }),
         chosen,
         meanwhile,
         deliver: undefined,
@@ -234,60 +255,105 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
         held: verb === "HELD",
       }, version),
   };
-  if (verb === "GC") {
-    collectScratch();
-    const valid = validAttachments(config);
-    await toTheEnd(() => plugin.gc({ ...base, valid }), { interruption, verb });
-    return {};
+  try {
+    if (verb === "DEL" || verb === "GC") await endKilledCalls(request);
+    return netns
+      ? await callForContainer(plugin, base, { request, netns, naming, undos })
+      : await callForNetwork(plugin, base, request);
+  } catch (error) {
+    throw withGivenPath(error, naming);
+  } finally {
+    if (!request.netns) netns?.close();
   }
+}
+
+type Undo = () => Promise<unknown> | unknown;
+
+/** GC and STATUS. */
+async function callForNetwork(plugin: Plugin, base: Call, { interruption }: Request): Promise<Answer> {
+  const { verb } = base;
   if (verb === "STATUS") {
     await toTheEnd(() => plugin.status(base as NetworkCall), { interruption, verb });
     return {};
   }
+  collectScratch();
+  const valid = validAttachments(base.config);
+  await toTheEnd(() => plugin.gc({ ...base, valid }), { interruption, verb });
+  return {};
+}
 
-  const netns = env["CNI_NETNS"] ?? "";
-  const state = netnsState(netns);
+/** What {@linkcode callForContainer} needs beside the call itself. */
+interface ContainerWork {
+  readonly request: Request;
+  readonly netns: HeldNetns;
+  readonly naming: Naming;
+  readonly undos: readonly Undo[];
+}
+
+/** ADD, DEL and CHECK. */
+async function callForContainer(
+  plugin: Plugin,
+  base: Call,
+  { request, netns: { state, path }, naming, undos }: ContainerWork,
+): Promise<Answer> {
+  const { env, interruption } = request;
+  const { verb } = base;
+  const { given, held } = naming;
   const override = (env["CNI_NETNS_OVERRIDE"] ?? "").toLowerCase();
   const same = state === "own" && override !== "1" && override !== "true";
   if (same && verb !== "DEL") {
     throw new CniError(
       code.netns,
       SAME_NETNS,
-      `CNI_NETNS is ${netns}: the namespace that this plugin runs in; nothing was changed`,
+      `CNI_NETNS is ${given}: the namespace that this plugin runs in; nothing was changed`,
     );
   }
+  const isThere = state === "netns" || state === "own";
+  if (isThere && path === "") throw new CniError(code.internal, NO_PROC, `CNI_NETNS is ${given}; nothing was changed`);
+  const podAlive = !same && isThere;
   const call: ContainerCall = {
     ...base,
     containerId: env["CNI_CONTAINERID"] ?? "",
     ifName: env["CNI_IFNAME"] ?? "",
-    netns,
+    netns: given,
+    heldNetns: podAlive ? held : "",
     ownNetns: same,
-    podAlive: !same && (state === "netns" || state === "own"),
+    podAlive,
     args: env["CNI_ARGS"] ?? "",
     chosen: request.chosen,
     meanwhile: request.meanwhile,
-    pod: inNetns(host, netns.includes("/") ? netns : `./${netns}`),
+    pod: podAlive || request.explain
+      ? inNetns(base.host, held || (given.includes("/") ? given : `./${given}`))
+      : inNoNetns(given),
   };
   if (request.held) return { held: await plugin.held?.(call) };
+  if (verb === "ADD") return await added(plugin, call, { request, undos });
   if (verb === "CHECK") {
     await toTheEnd(() => plugin.check(call), { interruption, verb });
     return {};
   }
-  if (verb === "DEL") {
-    const released = await toTheEnd(() => plugin.del(call), { interruption, verb }) ?? undefined;
-    if (same) {
-      throw new CniError(
-        code.netns,
-        SAME_NETNS,
-        `CNI_NETNS is ${netns}: no link was touched; addresses and rules of this container were removed`,
-      );
-    }
-    return released ? { released } : {};
+  const released = await toTheEnd(() => plugin.del(call), { interruption, verb }) ?? undefined;
+  if (same) {
+    throw new CniError(
+      code.netns,
+      SAME_NETNS,
+      `CNI_NETNS is ${given}: no link was touched; addresses and rules of this container were removed`,
+    );
   }
+  return released ? { released } : {};
+}
+
+/** ADD: the result, or everything undone. */
+async function added(
+  plugin: Plugin,
+  call: ContainerCall,
+  { request, undos }: { request: Request; undos: readonly Undo[] },
+): Promise<Answer> {
+  const { interruption } = request;
   try {
     const result = await plugin.add(call);
-    if (interruption?.requested) throw interrupted(interruption, verb);
-    const printable = convertResult(result, version);
+    if (interruption?.requested) throw interrupted(interruption, call.verb);
+    const printable = convertResult(result, call.version);
     request.deliver?.(printable);
     return { result, printable };
   } catch (error) {
@@ -295,11 +361,51 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
     const left = await undoAll(undos);
     if (interruption) interruption.undoing = false;
     // Whatever the words of the plugin for what it was at: it failed because it was asked to.
-    const failure = interruption?.requested ? interrupted(interruption, verb) : toCniError(error);
+    const failure = interruption?.requested ? interrupted(interruption, call.verb) : toCniError(error);
     if (left.length === 0) throw failure;
     const note = `could not be undone: ${left.join("; ")}; DEL of this container cleans up`;
     throw new CniError(failure.code, failure.msg, failure.details === "" ? note : `${failure.details}; ${note}`);
   }
+}
+
+/**
+ * Ends the tools that killed calls left running: what they still do would come after all that this call removes. Files below /run say
+ * whether there are any.
+ */
+async function endKilledCalls({ explain, run }: Request): Promise<void> {
+  if (explain || run || leftovers()?.size === 0) return;
+  const { endOrphans } = await import("../kernel/orphans.ts");
+  const [orphan] = await endOrphans(toolLimit());
+  if (!orphan) return;
+  throw new CniError(
+    code.tryAgain,
+    `process ${orphan.pid}, left by a call that was killed, does not end`,
+    `${orphan.command}: the kernel is at work for it; nothing was removed yet, call again`,
+  );
+}
+
+/** Stands for the namespace of a container that has none: nothing enters what may have come into its place. */
+function inNoNetns(netns: string): Run {
+  const stderr = `nsenter: cannot open ${netns}: No such file or directory`;
+  return () => Promise.resolve({ code: 1, signal: null, stdout: "", stderr });
+}
+
+/** CNI_NETNS as it was given, and the path that tools get for it; "" when they get the given one. */
+interface Naming {
+  readonly given: string;
+  readonly held: string;
+}
+
+/** A text for people, who know the namespace by the path that they gave. */
+function asGiven(text: string, { given, held }: Naming): string {
+  return held === "" ? text : text.replaceAll(held, given);
+}
+
+function withGivenPath(error: unknown, naming: Naming): unknown {
+  if (naming.held === "") return error;
+  const { code, msg, details } = toCniError(error);
+  const texts = [asGiven(msg, naming), asGiven(details, naming)] as const;
+  return texts[0] === msg && texts[1] === details ? error : new CniError(code, ...texts);
 }
 
 interface Interruptible {
@@ -346,10 +452,17 @@ function explaining(run: Run, explain: Explainer | undefined): Run {
 }
 
 /** Child processes do not start any more once SIGTERM came, except those that take things back. */
-function guarded(request: Request): RunHooks {
+function guarded(request: Request, naming: Naming): RunHooks {
   const { interruption, hooks = {} } = request;
+  const shown = (command: Command): Command => ({
+    ...command,
+    argv: command.argv.map((word) => asGiven(word, naming)),
+    ...(command.input && { input: command.input.map((part) => asGiven(part, naming)) }),
+  });
+  const { after } = hooks;
   return {
     ...hooks,
+    ...(after && { after: (command, output, ms) => after(shown(command), output, ms) }),
     // Not after it: whoever started a command has to learn how it ended, for what it did is to be undone.
     before: (command) => {
       if (interruption?.requested && !interruption.undoing) {
@@ -421,7 +534,7 @@ async function delegate(type: string, request: Request, version: string): Promis
     );
     return verb === "ADD" ? { result: {} } : {};
   }
-  const answer = await runForeign(file, { verb, env, stdin: request.stdin(), version });
+  const answer = await runForeign(file, { verb, env, stdin: await request.stdin(), version });
   if (answer.stderr !== "") Deno.stderr.writeSync(new TextEncoder().encode(answer.stderr));
   return answer.result ? { result: answer.result } : {};
 }
@@ -429,8 +542,8 @@ async function delegate(type: string, request: Request, version: string): Promis
 /** Largest configuration that is read, in bytes. */
 const MAX_STDIN = 16 * 1024 * 1024;
 
-/** All of standard input, read synchronously: much cheaper to start than a stream. */
-export function readStdin(): Uint8Array {
+/** All of standard input, to its end. */
+async function readAll(): Promise<Uint8Array> {
   let buffer = new Uint8Array(16 * 1024);
   let length = 0;
   for (;;) {
@@ -440,10 +553,19 @@ export function readStdin(): Uint8Array {
       larger.set(buffer);
       buffer = larger;
     }
-    const count = Deno.stdin.readSync(buffer.subarray(length));
+    // A thread reads: somebody may keep the other end open for ever. No stream: these cost more to start.
+    const count = await Deno.stdin.read(buffer.subarray(length));
     if (count === null) return buffer.subarray(0, length);
     length += count;
   }
+}
+
+/** All of standard input; throws when it does not end in time, or when `interrupted` throws. */
+async function readStdin(interrupted: Promise<never>): Promise<Uint8Array> {
+  const limitMs = toolLimit();
+  const bytes = await Promise.race([within(limitMs, readAll(), () => {}), interrupted]);
+  if (bytes === undefined) throw new Error(`its writer did not close it within ${limitMs / 1000} s`);
+  return bytes;
 }
 
 function write(stream: { writeSync(bytes: Uint8Array): number }, text: string): void {
@@ -456,30 +578,30 @@ export function aboutText(plugin: Plugin, version: string): string {
   return `CNI ${plugin.name} plugin ${version}\nCNI protocol versions supported: ${plugin.versions.join(", ")}\n`;
 }
 
-/** A plugin as a program: returns the exit status. `build` is the version that the about text names. */
-export async function pluginMain(plugin: Plugin, registry: Registry, build: string): Promise<number> {
+/**
+ * A plugin as a program: returns the exit status. The configuration is read while the plugin is loaded. `build` is the version that
+ * the about text names.
+ */
+export async function pluginMain(loaded: Plugin | Promise<Plugin>, registry: Registry, build: string): Promise<number> {
   const env = Deno.env.toObject();
   const command = env["CNI_COMMAND"] ?? "";
   if (command === "") {
-    write(Deno.stderr, aboutText(plugin, build));
+    write(Deno.stderr, aboutText(await loaded, build));
     return 0;
   }
   if (command === "VERSION") {
-    write(Deno.stdout, `${JSON.stringify({ cniVersion: NEWEST, supportedVersions: plugin.versions })}\n`);
+    const { versions } = await loaded;
+    write(Deno.stdout, `${JSON.stringify({ cniVersion: NEWEST, supportedVersions: versions })}\n`);
     return 0;
   }
-  const interruption: Interruption = { requested: "", undoing: false };
-  let listening = false;
-  const listen = () => {
-    if (listening) return;
-    listening = true;
-    for (const signal of ["SIGTERM", "SIGINT", "SIGHUP"] as const) {
-      Deno.addSignalListener(signal, () => interruption.requested = signal);
-    }
-  };
+  const { interruption, listen, asked } = interruptible(command);
   // ADD listens before it changes anything. The others, to whom it then costs no time, when a tool is at work, or when they wait.
   if (command === "ADD") listen();
   else setTimeout(listen);
+  const input = readStdin(asked);
+  // What it throws is thrown to whoever asks for it.
+  input.catch(() => {});
+  const plugin = await loaded;
   let log: typeof import("./log.ts") | undefined;
   if (env["CNIBOX_LOG"]) log = await import("./log.ts");
   const record = log?.open(env, plugin.name);
@@ -493,7 +615,7 @@ export async function pluginMain(plugin: Plugin, registry: Registry, build: stri
   try {
     const answer = await callPlugin(plugin, {
       env,
-      stdin: record ? () => record.stdin(readStdin()) : readStdin,
+      stdin: record ? async () => record.stdin(await input) : () => input,
       registry,
       interruption,
       warn: (type, note) => write(Deno.stderr, `${type}: ${note}\n`),
@@ -512,7 +634,28 @@ export async function pluginMain(plugin: Plugin, registry: Registry, build: stri
       write(Deno.stderr, `${plugin.name}: ${failure.message}\n`);
     }
     return 1;
+  } finally {
+    for (const folder of foreignFolders()) write(Deno.stderr, `${plugin.name}: ${notAlone(folder)}; it is not used\n`);
   }
+}
+
+/** What a signal changes: `asked` throws then, for work that nothing else ends. */
+function interruptible(verb: string) {
+  const interruption: Interruption = { requested: "", undoing: false };
+  const { promise: asked, reject } = Promise.withResolvers<never>();
+  asked.catch(() => {});
+  let listening = false;
+  const listen = () => {
+    if (listening) return;
+    listening = true;
+    for (const signal of ["SIGTERM", "SIGINT", "SIGHUP"] as const) {
+      Deno.addSignalListener(signal, () => {
+        interruption.requested = signal;
+        reject(interrupted(interruption, verb));
+      });
+    }
+  };
+  return { interruption, listen, asked };
 }
 
 /** An error as it goes on standard output. */

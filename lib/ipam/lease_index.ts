@@ -16,6 +16,7 @@
  *
  * @module
  */
+import { isForeign } from "../kernel/run_folder.ts";
 import { type Address, formatAddress, parseAddress } from "../net/cidr.ts";
 
 /** When, and which, a folder is: two states of it differ in one of these. */
@@ -75,6 +76,7 @@ export class LeaseIndex {
   static open(path: string, now: FolderState): LeaseIndex | undefined {
     let file: Deno.FsFile;
     try {
+      if (isForeign(path) || !Deno.lstatSync(path).isFile) return undefined;
       file = Deno.openSync(path, { read: true, write: true });
     } catch {
       return undefined;

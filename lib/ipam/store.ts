@@ -15,6 +15,7 @@ import { CniError, code } from "../cni/error.ts";
 import { type Address, canonicalAddress, compareAddresses, parseAddress } from "../net/cidr.ts";
 import { folderState, LeaseIndex } from "./lease_index.ts";
 import type { Run } from "../kernel/run.ts";
+import { isForeign } from "../kernel/run_folder.ts";
 import { type Lock, lockFolder, type LockOptions, once } from "./lock.ts";
 
 /** Who holds an address: interface `ifName` of container `containerId`. */
@@ -320,6 +321,7 @@ export class Store {
   }
 
   #makeIndex(found: Map<string, string[]>): void {
+    if (isForeign(this.#indexPath({ dev: 0, ino: 0 }))) return;
     const folder = this.#options.indexFolder ?? INDEX_FOLDER;
     const path = this.#indexPath(folderState(this.folder));
     const entries = [...found].flatMap(([content, ips]) => ips.map((ip) => [content, ip] as const));

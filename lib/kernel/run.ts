@@ -2,6 +2,11 @@
  * The only place that starts a process. A `Run` is a value that says where a command runs: on the host, or inside a
  * network namespace. Nothing here changes the namespace of this process.
  */
+import { CALL_VARIABLE, callName, collectScratch as collect, openScratch, type Scratch } from "./scratch.ts";
+import { located, missingTool, searchMoreFolders, toolEnvPath, toolPath } from "./tool_path.ts";
+
+export { SCRATCH } from "./scratch.ts";
+export { forgetTools, missingTool, toolPath } from "./tool_path.ts";
 
 /** One command: `argv[0]` is a tool's plain name; it is looked up in the trusted folders, see {@linkcode toolPath}. */
 export interface Command {
@@ -37,7 +42,7 @@ export type Run = (command: Command) => Promise<Output>;
 export const DEFAULT_LIMIT_MS = 30_000;
 
 /** The limit in force, in milliseconds: CNIBOX_TOOL_TIMEOUT names another one in seconds. */
-function toolLimit(): number {
+export function toolLimit(): number {
   const seconds = Number(Deno.env.get("CNIBOX_TOOL_TIMEOUT") || NaN);
   return seconds > 0 ? seconds * 1000 : DEFAULT_LIMIT_MS;
 }
@@ -65,64 +70,6 @@ export class CommandError extends Error {
   }
 }
 
-/** Where tools usually live. Runtimes pass short PATHs, so these folders are always searched too. */
-const SYSTEM_FOLDERS = ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin"];
-const found = new Map<string, string>();
-let folders: readonly string[] | undefined;
-
-/** PATH's trusted folders, then the usual ones. */
-function toolFolders(): readonly string[] {
-  const path = (Deno.env.get("PATH") ?? "").split(":");
-  folders ??= [
-    ...new Set([...path.filter((dir) => SYSTEM_FOLDERS.includes(dir) || isTrustedFolder(dir)), ...SYSTEM_FOLDERS]),
-  ];
-  return folders;
-}
-
-/**
- * Absolute path of a tool, or "" when it is nowhere. PATH is searched first, as the reference does, but a folder that
- * is relative, or that anybody but its root owner may write to, is passed over: plugins run as root in other
- * programs' environments.
- */
-export function toolPath(name: string): string {
-  const known = found.get(name);
-  if (known !== undefined) return known;
-  const dir = toolFolders().find((dir) => isExecutable(`${dir}/${name}`));
-  const result = dir === undefined ? "" : `${dir}/${name}`;
-  found.set(name, result);
-  return result;
-}
-
-/** Forgets where tools are: for programs that install a tool while they run, and for tests. */
-export function forgetTools(): void {
-  found.clear();
-  folders = undefined;
-}
-
-function isExecutable(path: string): boolean {
-  try {
-    const info = Deno.statSync(path);
-    return info.isFile && ((info.mode ?? 0) & 0o111) !== 0;
-  } catch {
-    return false;
-  }
-}
-
-function isTrustedFolder(dir: string): boolean {
-  if (!dir.startsWith("/")) return false;
-  try {
-    const info = Deno.statSync(dir);
-    return info.uid === Deno.uid() || (info.uid === 0 && ((info.mode ?? 0) & 0o022) === 0);
-  } catch {
-    return false;
-  }
-}
-
-/** The words that Go programs print for a tool that is not there; people search for them. */
-export function missingTool(name: string): string {
-  return `exec: "${name}": executable file not found in $PATH`;
-}
-
 /** Called around every child: before it starts (may throw, to stop work after SIGTERM) and when it ended. */
 export interface RunHooks {
   before?(command: Command): void;
@@ -131,8 +78,8 @@ export interface RunHooks {
 
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
-/** Tools get a small environment: English messages, a sane PATH (nsenter starts tools by name), nothing else. */
-const toolEnv = () => ({ PATH: toolFolders().join(":"), LC_ALL: "C" });
+/** Tools get a small environment: English messages, a sane PATH (nsenter starts tools by name), whose they are, nothing else. */
+const toolEnv = () => ({ PATH: toolEnvPath(), LC_ALL: "C", [CALL_VARIABLE]: callName() });
 
 /** A `Run` in this process's own namespaces. */
 export function systemRun(hooks: RunHooks = {}): Run {
@@ -149,19 +96,36 @@ export function systemRun(hooks: RunHooks = {}): Run {
 async function start(command: Command): Promise<Output> {
   const [tool = "", ...args] = command.argv;
   const inner = tool === "nsenter" ? command.argv[3] ?? "" : "";
-  const { input, limitMs = toolLimit(), done } = command;
+  const limitMs = command.limitMs ?? toolLimit();
   const failed = (stderr: string): Output => ({ code: -1, signal: null, stdout: "", stderr });
+  const program = located(tool);
+  if (inner !== "") args[2] = located(inner);
+  if (program === "" || (inner !== "" && args[2] === "")) return failed(missingTool(inner || tool));
+  const path = toolEnvPath();
   try {
-    const files = scratchFiles(input?.join("") ?? "");
-    // The runtime finds the tool on the PATH of `toolEnv`, the same as `toolPath` would; a look of our own costs a third of a millisecond.
-    const ended = files === undefined
-      ? await throughPipes(tool, args, { input, limitMs })
-      : await throughNumbers(tool, args, { files, input, limitMs, done });
+    const ended = await startOnce([program, ...args], { ...command, limitMs });
+    // A program that was not found has done nothing.
+    if (ended?.code === NOT_FOUND && searchMoreFolders()) return await start(command);
     if (ended?.code === NOT_FOUND && inner !== "" && isMissing(inner)) return failed(missingTool(inner));
     return ended ?? failed(`${tool} did not end within ${limitMs / 1000} s`);
   } catch (error) {
-    return failed(isMissing(tool) ? missingTool(tool) : `cannot run ${tool}: ${(error as Error).message}`);
+    if (isMissing(tool)) return failed(missingTool(tool));
+    // Looking for it has led to another folder.
+    if (toolEnvPath() !== path) return await start(command);
+    return failed(`cannot run ${tool}: ${(error as Error).message}`);
   }
+}
+
+/** Undefined when it did not end in time. */
+async function startOnce(
+  argv: readonly string[],
+  { input, limitMs, done }: { limitMs: number } & Pick<Command, "input" | "done">,
+): Promise<Output | undefined> {
+  const [program = "", ...args] = argv;
+  const text = input?.join("") ?? "";
+  const scratch = openScratch(text);
+  if (scratch) return await throughNumbers(program, args, { scratch, limitMs, done });
+  return await throughPipes(program, args, { input, limitMs });
 }
 
 /** What nsenter and shells end with when there is no such program. */
@@ -170,15 +134,6 @@ const NOT_FOUND = 127;
 function isMissing(tool: string): boolean {
   return !tool.startsWith("/") && toolPath(tool) === "";
 }
-
-/**
- * Where standard input and output of tools are kept while they run, for root only. The runtime's own pipes are streams, and making the
- * first of them costs more (5 ms) than starting a tool and reading two small files.
- */
-export const SCRATCH = "/run/cnibox/io";
-/** Several PID namespaces may share one /run: a process ID alone is no name. */
-const scratchName = `${Deno.pid}-${Math.random().toString(36).slice(2, 10)}`;
-let scratchCount = 0;
 
 /**
  * The number that the runtime knows an open file by. A child process takes it for a standard stream: it is what the runtime's own
@@ -191,77 +146,26 @@ function numberOf(file: Deno.FsFile): number {
   return number;
 }
 
-interface ScratchFiles {
-  readonly in: string;
-  readonly out: string;
-  readonly err: string;
-}
-
-/** Files for one command; undefined where there can be none, for users other than root. */
-function scratchFiles(input: string): ScratchFiles | undefined {
-  if (Deno.uid() !== 0) return undefined;
-  const base = `${SCRATCH}/${scratchName}-${scratchCount++}`;
-  const files = { in: input === "" ? "/dev/null" : `${base}.in`, out: `${base}.out`, err: `${base}.err` };
-  try {
-    if (input !== "") writeScratch(files.in, input);
-    return files;
-  } catch {
-    // A read-only /run: pipes do as well.
-    return undefined;
-  }
-}
-
-function writeScratch(path: string, text: string): void {
-  try {
-    Deno.writeTextFileSync(path, text, { mode: 0o600 });
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
-    Deno.mkdirSync(SCRATCH, { recursive: true, mode: 0o700 });
-    Deno.writeTextFileSync(path, text, { mode: 0o600 });
-  }
-}
-
-/** Standard streams for one command, the last first; input is absent where there is none. Undefined where files cannot be: a read-only /run. */
-function openScratch(files: ScratchFiles): Deno.FsFile[] | undefined {
-  const opened: Deno.FsFile[] = [];
-  for (let again = false;; again = true) {
-    try {
-      for (const path of [files.err, files.out]) {
-        opened.push(Deno.openSync(path, { write: true, createNew: true, mode: 0o600 }));
-      }
-      if (files.in !== "/dev/null") opened.push(Deno.openSync(files.in));
-      return opened;
-    } catch (error) {
-      for (const file of opened.splice(0)) file.close();
-      if (again || !(error instanceof Deno.errors.NotFound)) return undefined;
-      Deno.mkdirSync(SCRATCH, { recursive: true, mode: 0o700 });
-    }
-  }
-}
-
-/** The command with the three files as its standard streams. */
+/** The command with these files as its standard streams. */
 async function throughNumbers(
   program: string,
   args: string[],
-  { files, input, limitMs, done }: { files: ScratchFiles; limitMs: number } & Pick<Command, "input" | "done">,
+  { scratch, limitMs, done }: { scratch: Scratch; limitMs: number } & Pick<Command, "done">,
 ): Promise<Output | undefined> {
   try {
-    const opened = openScratch(files);
-    if (!opened) return await throughPipes(program, args, { input, limitMs });
     let child: Deno.ChildProcess;
     try {
       // The type of Deno.Command knows words only.
-      const [stderr = "null", stdout = "null", stdin = "null"] = opened.map(numberOf) as unknown as "null"[];
+      const numbers = scratch.streams.map(numberOf);
+      const [stderr = "null", stdout = "null", stdin = "null"] = numbers as unknown as "null"[];
       child = new Deno.Command(program, { args, clearEnv: true, env: toolEnv(), stdin, stdout, stderr }).spawn();
     } finally {
-      for (const file of opened) file.close();
+      for (const file of scratch.streams) file.close();
     }
     const status = await within(limitMs, endOf(child, done), () => kill(child));
-    if (!status) return undefined;
-    const { code, signal } = status;
-    return { code, signal, stdout: Deno.readTextFileSync(files.out), stderr: Deno.readTextFileSync(files.err) };
+    return status && { code: status.code, signal: status.signal, ...scratch.read() };
   } finally {
-    removeAll(files);
+    scratch.remove();
   }
 }
 
@@ -281,36 +185,9 @@ async function endOf(child: Deno.ChildProcess, done: Command["done"]): Promise<D
   return ended ?? { success: true, code: 0, signal: null };
 }
 
-function removeAll(files: ScratchFiles): void {
-  for (const path of [files.in, files.out, files.err]) if (path !== "/dev/null") removeScratch(path);
-}
-
-/**
- * Removes the files of commands that nobody waits for any more: their process was killed. Only what is older than any command may
- * be. Returns how many there were.
- */
+/** Removes files of commands that nobody waits for any more, see {@linkcode collect}. */
 export function collectScratch(): number {
-  const latest = Date.now() - 2 * Math.max(toolLimit(), 10 * 60_000);
-  let count = 0;
-  try {
-    for (const { name } of Deno.readDirSync(SCRATCH)) {
-      const path = `${SCRATCH}/${name}`;
-      if ((Deno.lstatSync(path).mtime?.getTime() ?? latest) >= latest) continue;
-      removeScratch(path);
-      count++;
-    }
-  } catch {
-    // No such folder, or another process is collecting.
-  }
-  return count;
-}
-
-function removeScratch(path: string): void {
-  try {
-    Deno.removeSync(path);
-  } catch {
-    // A file that was never made.
-  }
+  return collect(toolLimit());
 }
 
 async function throughPipes(

@@ -1,11 +1,14 @@
 /** Small files of plugins on the node: a runtime may kill a plugin at any instruction, so a file appears whole or not at all. */
 
+import { isForeign, notAlone, RUN_FOLDER } from "./run_folder.ts";
+
 /**
  * Writes a file of mode 0600 in one piece and onto the disk; folders above it are made with mode 0700. Another reader sees
  * the old content or the new. Throws what the system says. `as`: a path in the same folder that drafts are named by instead, for
  * files whose names who cleans up may not know.
  */
 export function replaceFile(path: string, content: string | Uint8Array, as = path): void {
+  if (isForeign(path)) throw new Error(notAlone(RUN_FOLDER));
   Deno.mkdirSync(splitPath(path).folder, { recursive: true, mode: 0o700 });
   const { file, draft } = openDraft(as);
   try {
@@ -52,6 +55,7 @@ function openDraft(path: string): { file: Deno.FsFile; draft: string } {
 
 /** Removes what writers of this file left that were killed. To be called when nobody writes it. */
 export function removeDrafts(path: string): void {
+  if (isForeign(path)) return;
   for (let number = 0; number < MOST_DRAFTS; number++) {
     try {
       Deno.removeSync(draftOf(path, number));
@@ -77,9 +81,19 @@ export function collectDrafts(folder: string): void {
   }
 }
 
-/** Text of a file; undefined when there is none. Throws what the system says otherwise. */
-export function readFileIfThere(path: string): string | undefined {
+/** Largest file that is read, in bytes: more than any of ours ever has. */
+const MAX_SIZE = 16 * 1024 * 1024;
+
+/**
+ * Text of a file; undefined when there is none. Throws what the system says otherwise, and for what is no file: to open a FIFO may
+ * take for ever, and a link leads to what is not ours. `follow`: for files that administrators put there.
+ */
+export function readFileIfThere(path: string, { follow = false } = {}): string | undefined {
+  if (isForeign(path)) return undefined;
   try {
+    const { isFile, size } = follow ? Deno.statSync(path) : Deno.lstatSync(path);
+    if (!isFile) throw new Error(`${path} is not a regular file`);
+    if (size > MAX_SIZE) throw new Error(`${path} has more than ${MAX_SIZE / 1024 / 1024} MiB`);
     return Deno.readTextFileSync(path);
   } catch (error) {
     if (error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory) return undefined;
@@ -89,6 +103,7 @@ export function readFileIfThere(path: string): string | undefined {
 
 /** Removes a file, and its drafts; that it is not there is success. Returns whether it is gone. */
 export function removeFile(path: string): boolean {
+  if (isForeign(path)) return true;
   removeDrafts(path);
   return remove(path);
 }
@@ -104,6 +119,7 @@ function remove(path: string): boolean {
 
 /** Names in a folder; none when there is no such folder. */
 export function namesIn(folder: string): string[] {
+  if (isForeign(folder)) return [];
   try {
     return [...Deno.readDirSync(folder)].filter((entry) => entry.isFile).map((entry) => entry.name);
   } catch (error) {

@@ -35,6 +35,7 @@ export function fakeCall(config: JsonObject, changes: Partial<ContainerCall> = {
     containerId: "ctr1",
     ifName: "eth0",
     netns,
+    heldNetns: "",
     podAlive: true,
     ownNetns: false,
     args: "",

@@ -16,10 +16,13 @@ import {
   type Node,
   PluginFailed,
   type PluginOutput,
+  realTool,
   runPlugin,
   type Snapshot,
   snapshot,
+  standIn,
   testNode,
+  withStandIns,
 } from "../e2e/support/mod.ts";
 
 /** What is attached: a network list, and what the runtime knows. */
@@ -567,16 +570,16 @@ const TOOLS = [
   ...["iptables", "iptables-restore", "iptables-save", "ip6tables", "ip6tables-restore", "ip6tables-save"],
 ];
 
-/** Wrappers for a folder before the real tools' ones: the n-th start of one of them fails as asked. */
+/** Tools of which the n-th start fails as asked. */
 async function wrapTools(node: Node): Promise<void> {
   await node.sh("mkdir -p /run/fault/n");
   for (const tool of TOOLS) {
-    const real = (await node.exec(["/bin/sh", "-c", `command -v ${tool}`])).stdout.trim();
-    if (real === "") continue;
-    await node.write(
-      `/run/fault/${tool}`,
-      `#!/bin/sh
-n=1; until mkdir /run/fault/n/$n 2>/dev/null; do n=$((n+1)); done
+    const real = await realTool(node, tool);
+    if (real === undefined) continue;
+    await standIn(
+      node,
+      tool,
+      `n=1; until mkdir /run/fault/n/$n 2>/dev/null; do n=$((n+1)); done
 if [ "$n" = "$(cat /run/fault/target)" ]; then case $(cat /run/fault/mode) in
   "tool exits 1") echo "something went wrong" >&2; exit 1 ;;
   "tool fails after its work") ${real} "$@"; echo "something went wrong" >&2; exit 1 ;;
@@ -585,9 +588,7 @@ if [ "$n" = "$(cat /run/fault/target)" ]; then case $(cat /run/fault/mode) in
   "tool is missing") exit 127 ;;
   "tool hangs") exec sleep 1000 ;;
 esac; fi
-exec ${real} "$@"
-`,
-      0o755,
+exec ${real} "$@"`,
     );
   }
 }
@@ -599,10 +600,7 @@ export async function tryTools(
   { fault, every = 1, dry = false }: Choice<ToolFault>,
 ): Promise<Outcome> {
   const outcome: Outcome = { operation, setup: trial.setup.name, fault, points: 0, missed: [], leaks: 0, findings: [] };
-  const env = {
-    PATH: "/run/fault:/usr/sbin:/usr/bin:/sbin:/bin",
-    CNIBOX_TOOL_TIMEOUT: fault === "tool hangs" ? "2" : "30",
-  };
+  const extra = { env: { CNIBOX_TOOL_TIMEOUT: fault === "tool hangs" ? "2" : "30" }, wrap: withStandIns };
   const arm = (target: number) =>
     trial.node.sh(
       'rm -rf /run/fault/n; mkdir /run/fault/n; echo "$1" >/run/fault/target; echo "$2" >/run/fault/mode',
@@ -613,7 +611,7 @@ export async function tryTools(
   for (const place of trial.setup.plugins.keys()) {
     const starts = await remembered(trial.starts, `${operation} ${place}`, async () => {
       await arm(0);
-      const { wrong } = await attempt(trial, operation, { place, extra: { env } });
+      const { wrong } = await attempt(trial, operation, { place, extra });
       if (wrong.length > 0) throw new Error(`${operation}, undisturbed: ${wrong.join("\n")}`);
       return (await trial.node.list("/run/fault/n")).length;
     });
@@ -626,7 +624,7 @@ export async function tryTools(
       await arm(target);
       const tried = await attempt(trial, operation, {
         place,
-        extra: { env },
+        extra,
         answers: true,
         lies: fault === "tool prints garbage",
         landed: async () => (await trial.node.list("/run/fault/n")).length >= target,

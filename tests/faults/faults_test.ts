@@ -15,10 +15,12 @@ import {
   type Need,
   type Node,
   nodeTest,
-  PATH,
+  realTool,
   runPlugin,
   snapshot,
+  standIn,
   unmet,
+  withStandIns,
 } from "../e2e/support/mod.ts";
 import {
   diskFaults,
@@ -77,23 +79,19 @@ const conf = (more: Json = {}) => ({
   ...more,
 });
 
-/** A tool before the real one on PATH. */
-async function standIn(node: Node, tool: string, script: string): Promise<void> {
-  await node.write(`/run/standin/${tool}`, `#!/bin/sh\n${script}\n`, 0o755);
-}
-
 nodeTest("a tool that hangs is ended, named, and ADD is undone with code 11", {
   needs: ["bridge", "veth", "iptables"],
 }, async ({ node }) => {
   const pod = await node.container();
   for (const tool of ["iptables-restore", "iptables", "iptables-save"]) await standIn(node, tool, "exec sleep 1000");
-  const env = { PATH: `/run/standin:${PATH}`, CNIBOX_TOOL_TIMEOUT: "2" };
+  const env = { CNIBOX_TOOL_TIMEOUT: "2" };
   const { code, json, stdout } = await runPlugin(node, {
     type: "bridge",
     command: "ADD",
     netns: pod,
     stdin: conf(),
     env,
+    wrap: withStandIns,
   });
   assertEquals([code, json?.code], [1, 11], stdout);
   assertStringIncludes(json.msg, "iptables");
@@ -117,7 +115,8 @@ nodeTest("a held xtables lock ends ADD with code 11 and the process that holds i
     netns: pod,
     stdin: conf({ ipMasqBackend: "iptables" }),
     // The tool waits for two thirds of this.
-    env: { PATH: `/run/standin:${PATH}`, CNIBOX_TOOL_TIMEOUT: "6" },
+    env: { CNIBOX_TOOL_TIMEOUT: "6" },
+    wrap: withStandIns,
   });
   assertEquals([code, json?.code], [1, 11], stdout);
   assertStringIncludes(json.details, "/run/xtables.lock");
@@ -228,21 +227,21 @@ nodeTest(
 );
 
 /** Sends SIGTERM to whoever starts the first tool, once that listens, gives it time to hear, and then does the tool's work. */
-async function interruptsAtFirstTool(node: Node): Promise<Record<string, string>> {
+async function interruptsAtFirstTool(node: Node): Promise<string[]> {
   for (const tool of ["ip", "nft", "iptables", "iptables-restore", "iptables-save"]) {
-    const real = (await node.sh(`command -v ${tool} || true`)).trim();
-    if (real === "") continue;
+    const real = await realTool(node, tool);
+    if (real === undefined) continue;
     await standIn(
       node,
       tool,
-      `if mkdir /run/standin/hit 2>/dev/null; then
+      `if mkdir /run/hit 2>/dev/null; then
   until caught=0x$(sed -n 's/^SigCgt:[[:space:]]*//p' /proc/$PPID/status) && [ $((caught >> 14 & 1)) = 1 ]; do sleep 0.01; done
   kill -TERM $PPID; sleep 1
 fi
 exec ${real} "$@"`,
     );
   }
-  return { PATH: `/run/standin:${PATH}` };
+  return withStandIns;
 }
 
 const interrupted: [verb: "DEL" | "GC" | "CHECK" | "STATUS", type: string, details: string][] = [
@@ -268,7 +267,7 @@ for (const [verb, type, details] of interrupted) {
     await net.del();
     const before = await snapshot(node);
     const previous = await net.add();
-    const env = await interruptsAtFirstTool(node);
+    const wrap = await interruptsAtFirstTool(node);
     const call = () =>
       runPlugin(node, {
         type,
@@ -279,7 +278,7 @@ for (const [verb, type, details] of interrupted) {
           ...net.request(type === "bridge" ? bridge : { ...portmap, type }, previous),
           ...(verb === "GC" && { "cni.dev/valid-attachments": [] }),
         },
-        env,
+        wrap,
       });
     const { code, json, stdout } = await call();
     assertEquals([code, json?.code, json?.msg], [1, 11, "interrupted by SIGTERM"], stdout);

@@ -4,5 +4,6 @@ export * from "./plugins.ts";
 export * from "./needs.ts";
 export * from "./snapshot.ts";
 export * from "./test.ts";
+export * from "./tools.ts";
 export * from "./trace.ts";
 export * from "./traffic.ts";
