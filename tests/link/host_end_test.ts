@@ -1,5 +1,5 @@
 import { assertRejects } from "@std/assert";
-import { collectVeths, deleteHostVeth } from "../../lib/attach/bridge_port.ts";
+import { collectVeths, deleteHostVeth } from "../../lib/link/host_end.ts";
 import { step } from "../../lib/kernel/plan.ts";
 import type { Run } from "../../lib/kernel/run.ts";
 import { fakeCall } from "../fakes/call.ts";
