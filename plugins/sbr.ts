@@ -85,7 +85,7 @@ async function add(call: ContainerCall): Promise<Result> {
     call.warn(`no address of prevResult is on ${call.ifName}: nothing is changed`);
     return previous;
   }
-  const lock = await lockNetns(call.netns);
+  const lock = await lockNetns(call);
   call.undo(() => lock.close());
   const now = await routingNow(call.pod, [addrShow(call.ifName)]);
   if (conf.table === undefined) await move(call, sources, { now, ...conf });
@@ -102,7 +102,7 @@ async function del(call: ContainerCall): Promise<void> {
   if (!call.podAlive) return;
   const { table } = decodeLeniently({ table: keys.table }, call.config, call.warn);
   const known = sourcesOf(call, prevResultLeniently(call) ?? {}).map(({ prefix }) => formatAddress(prefix.address));
-  const lock = await lockNetns(call.netns);
+  const lock = await lockNetns(call);
   try {
     const now = await routingNow(call.pod, [addrShow(call.ifName)]);
     const addresses = new Set([...known, ...now.links.flatMap((link) => link.addr_info ?? []).map((one) => one.local)]);

@@ -48,7 +48,7 @@ async function add(call: ContainerCall): Promise<Result> {
   try {
     openNetns(call);
     checkName(conf.vrfname);
-    const lock = await lockNetns(call.netns);
+    const lock = await lockNetns(call);
     call.undo(() => lock.close());
     await enslave(call, { ...conf, previous });
     lock.close();
@@ -63,7 +63,7 @@ async function add(call: ContainerCall): Promise<Result> {
 async function del(call: ContainerCall): Promise<void> {
   const { vrfname } = decodeLeniently({ vrfname: keys.vrfname }, call.config, call.warn);
   if (!call.podAlive || !isLinkName(vrfname)) return;
-  const lock = await lockNetns(call.netns);
+  const lock = await lockNetns(call);
   try {
     const links = await linksOf(call);
     const vrf = links.find((one) => one.ifname === vrfname);

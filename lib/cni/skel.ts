@@ -267,6 +267,8 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
     chosen: request.chosen,
     meanwhile: request.meanwhile,
     pod: inNetns(host, netns.includes("/") ? netns : `./${netns}`),
+    // Few plugins need one.
+    lock: async (name) => (await import("./own_lock.ts")).ownLock(name, base.warn),
   };
   if (request.held) return { held: await plugin.held?.(call) };
   if (verb === "CHECK") {

@@ -1,12 +1,13 @@
 /** Links on a real kernel: which one is whose, and that nobody else's is touched. */
-import { assertEquals, assertNotEquals } from "@std/assert";
+import { assertEquals, assertNotEquals, assertStringIncludes } from "@std/assert";
 import { portAlias } from "../../lib/link/host_end.ts";
 import { vethName } from "../../lib/net/name.ts";
-import { single } from "./support/main_plugin.ts";
+import { fixed, single } from "./support/main_plugin.ts";
 import {
   assertPings,
   assertSameState,
   Attachment,
+  type By,
   call,
   hostLocalLeftovers,
   type Json,
@@ -14,6 +15,7 @@ import {
   type Need,
   type Node,
   nodeTest,
+  runPlugin,
   snapshot,
 } from "./support/mod.ts";
 
@@ -202,4 +204,115 @@ nodeTest("firewall: GC in a namespace whose /sys is another's keeps the isolatio
   assertEquals(before?.length, 2);
   await gc(node, { ...stdin, name: "net2" }, [], { wrap });
   assertEquals(await rules(), before);
+});
+
+/** Everything but a zero that an alias may hold and that JSON, a terminal or a shell reads in its own way; not UTF-8 at its end. */
+const HOSTILE = String
+  .raw`$'\x01\x02\x03\x04\x05\x06\x07\b\t\n\v\f\r\x0e\x0f\x10\x1b[2J\x1f\x7f"\'"}],[{\\" # $x\xc3\x28\xff'`;
+/** A name may hold all of these but blanks, a slash and a colon. */
+const HOSTILE_NAME = String.raw`$'\x01\x07\x1b[m"\\},{\xff'`;
+
+/** What a container may do to its links, as root in its namespace. */
+async function deface(pod: Namespace, links: string[]): Promise<void> {
+  const { netns = "" } = pod;
+  const lines = [
+    `ip link add name ${HOSTILE_NAME} type veth peer name other`,
+    ...[...links, "other"].map((name) => `ip link set dev ${name} alias ${HOSTILE}`),
+  ];
+  // bash alone reads such characters by number.
+  await pod.node.run("nsenter", `--net=${netns}`, "--", "bash", "-ec", lines.join("\n"));
+}
+
+nodeTest("whatever a container calls its links: CHECK answers and DEL leaves nothing, as with the reference", {
+  needs: [...needs, "reference", "tool:bash"],
+}, async ({ node }) => {
+  for (const by of ["ref", "cnibox"] as By[]) {
+    for (const type of ["bridge", "ptp"]) {
+      const pod = await node.container(`${by}${type}`);
+      const one = new Attachment(node, net(type), pod);
+      await one.add(by);
+      await deface(pod, ["eth0"]);
+      await one.check(by);
+      await one.del(by);
+      assertEquals((await pod.run("ip", "-o", "link")).includes("eth0"), false, `${by} ${type}`);
+    }
+    await node.ip("link add dev0 address 02:00:00:00:00:d0 type veth peer name dev1");
+    const pod = await node.container(`${by}device`);
+    const conf = net("host-device", { type: "host-device", device: "dev0", ipam: fixed(["10.9.0.2/24"]) });
+    const one = new Attachment(node, conf, pod);
+    await one.add(by);
+    await deface(pod, ["lo"]);
+    await one.check(by);
+    await one.del(by);
+    const { stdout } = await node.exec(["ip", "-j", "link", "show", "dev", "dev0"]);
+    assertEquals(JSON.parse(stdout)[0].ifname, "dev0", by);
+    await node.ip("link del dev0");
+  }
+});
+
+nodeTest("host-device gives a device back whose alias the container made unreadable", {
+  needs: [...needs, "tool:bash"],
+}, async ({ node }) => {
+  await node.ip("link add dev0 type veth peer name dev1");
+  const pod = await node.container("a");
+  const one = new Attachment(node, net("", { type: "host-device", device: "dev0", ipam: fixed(["10.9.0.2/24"]) }), pod);
+  await one.add();
+  await deface(pod, ["eth0"]);
+  await one.del();
+  assertEquals((await node.ipJson("link", "show", "dev", "dev0"))[0].ifalias, undefined);
+});
+
+nodeTest("sbr works beside unreadable links, and with a lock that the container holds on its namespace", {
+  needs: [...needs, "tool:bash", "tool:flock"],
+}, async ({ node }) => {
+  const pod = await node.container("a");
+  await pod.ip(
+    "link set lo up",
+    "link add eth0 type veth peer name p",
+    "link set eth0 up",
+    "link set p up",
+    "addr add 10.4.0.2/24 dev eth0",
+  );
+  await deface(pod, ["eth0"]);
+  const holder = await pod.spawn(["flock", "-F", "/proc/self/ns/net", "sh", "-c", "echo held; exec sleep infinity"]);
+  try {
+    await holder.until(/held/);
+    const prevResult = { cniVersion: "1.1.0", ips: [{ address: "10.4.0.2/24", gateway: "10.4.0.1" }] };
+    const stdin = { cniVersion: "1.1.0", name: "net1", prevResult };
+    const rules = async () =>
+      (await pod.run("ip", "rule")).split("\n").filter((line) => line.includes("10.4.0.2")).length;
+    for (const [command, left] of [["ADD", 1], ["CHECK", 1], ["DEL", 0]] as const) {
+      const { code, stdout, stderr } = await runPlugin(node, { type: "sbr", command, netns: pod, stdin });
+      assertEquals([code, await rules()], [0, left], stdout);
+      if (command !== "CHECK") {
+        assertStringIncludes(stderr, "is locked, not by cnibox, for 2 s: going on (held by process");
+      }
+    }
+  } finally {
+    await holder.close();
+  }
+});
+
+nodeTest("a full range takes back dead addresses beside a container with unreadable links", {
+  needs: [...needs, "tool:bash"],
+}, async ({ node }) => {
+  const ask = (command: string, containerId: string) =>
+    runPlugin(node, {
+      type: "host-local",
+      command,
+      containerId,
+      netns: "/none",
+      stdin: {
+        cniVersion: "1.1.0",
+        name: "net1",
+        ipam: { type: "host-local", ranges: [[{ subnet: "10.1.0.0/30" }]] },
+      },
+    });
+  assertEquals((await ask("ADD", "dead")).json.ips[0].address, "10.1.0.2/30");
+  await node.sh("touch -d 2001-02-03 /var/lib/cni/networks/net1/10.*");
+  const pod = await node.container("hostile");
+  await deface(pod, ["lo"]);
+  await node.processIn(pod);
+  const output = await ask("ADD", "new");
+  assertEquals([output.code, output.json.ips?.[0].address], [0, "10.1.0.2/30"], output.stdout);
 });
