@@ -3,7 +3,7 @@ import { CniError, code } from "../cni/error.ts";
 import type { Call, ContainerCall } from "../cni/plugin.ts";
 import { addrDel, type Address, addrShow, type Link, linkUp } from "../kernel/ip.ts";
 import { apply, type Step, step, StepError } from "../kernel/plan.ts";
-import { linkFolder, listKernelFolder, readKernelFile } from "../kernel/proc.ts";
+import { linkExists, linkFolder, listKernelFolder, readKernelFile } from "../kernel/proc.ts";
 import { isAbsent } from "../kernel/run.ts";
 import {
   canonicalAddress,
@@ -167,6 +167,8 @@ function conflicts(one: Address, wanted: string): boolean {
 /** Number of ports of a bridge, whose index may be known; undefined where that cannot be seen. */
 export function portCount(name: string, ifindex?: number): number | undefined {
   try {
+    // One that explain has only announced.
+    if (linkExists(name) === false) return 0;
     const folder = linkFolder(name, ifindex);
     return folder === undefined ? undefined : listKernelFolder(`${folder}/brif`).length;
   } catch {
