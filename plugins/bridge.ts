@@ -37,15 +37,13 @@ import {
 import { readDns } from "../lib/cni/version.ts";
 import {
   addressSteps,
+  type BridgeNow,
   type BridgeWish,
-  collectVeths,
   createBridge,
-  deleteHostVeth,
   ensureBridge,
-  hostLinkExists,
   lookAtBridge,
+  macAfter,
   MAX_PORTS,
-  portAlias,
   portCount,
   portState,
   setPortVlans,
@@ -63,13 +61,22 @@ import {
   removeMasquerade,
   statusMasquerade,
 } from "../lib/attach/masquerade.ts";
-import { addrShow, type Link, linkDel, vethInto } from "../lib/kernel/ip.ts";
+import { addrShow, type Link, vethInto } from "../lib/kernel/ip.ts";
 import { apply, type Step, step, StepError } from "../lib/kernel/plan.ts";
+import { linkExists } from "../lib/kernel/proc.ts";
 import { isAbsent, missingTool, toolPath } from "../lib/kernel/run.ts";
+import {
+  collectVeths,
+  deleteHostEnd,
+  hostEnd,
+  hostEndNames,
+  portAlias,
+  undoHostEnd,
+  withFreeName,
+} from "../lib/link/host_end.ts";
 import { parseAddress, parsePrefix } from "../lib/net/cidr.ts";
 import { isIndexName, isLinkName } from "../lib/net/link_name.ts";
 import { isUnicastMac, macFromIpv4, macFromSeed, macLength, parseMac } from "../lib/net/mac.ts";
-import { vethName } from "../lib/net/name.ts";
 
 const trunk = {
   minID: maybeInteger("first VLAN of a range", { min: 1, max: 4094 }),
@@ -218,8 +225,8 @@ async function add(call: ContainerCall): Promise<Result> {
   const masq = conf.ipMasq && conf.ipamType !== "" ? masqueradeBackend(call, conf.ipMasqBackend) : undefined;
 
   const attachment = attachmentOf(call);
-  let hostEnd: Interface | undefined;
-  const host = () => hostEnd ??= { name: vethName(attachment), mac: macFromSeed(`host:${portAlias(attachment)}`) };
+  let madeEnd: Interface | undefined;
+  const host = () => madeEnd ??= hostEnd(attachment);
   const endsFor = (ips: readonly IPConfig[] | undefined): Ends => ({
     host: host(),
     pod: { name: ifName, mac: podMac || computedMac(portAlias(attachment), ips), sandbox: netns },
@@ -290,7 +297,7 @@ function isFor(links: EarlyLinks, ips: readonly IPConfig[]): boolean {
 /** The answer became another one, see {@linkcode Foresight}: the links have the wrong MAC, and go. */
 async function withdraw(call: ContainerCall, { bridge, host }: EarlyLinks): Promise<undefined> {
   await bridge;
-  await deleteHostVeth(call, host.name);
+  await undoHostEnd(host.name, attachmentOf(call)).job?.(call);
 }
 
 /** What `work` gives, once both have ended: whatever was done is known before it is taken back. The first failure counts. */
@@ -309,6 +316,7 @@ async function attach(
 ): Promise<Result> {
   const { host, pod, masq } = parts;
   let { ipam } = parts;
+  const shown: Interface = { name: conf.bridge };
   const bridge = await (parts.bridge ?? connect(call, conf, parts));
   if (conf.macspoofchk) {
     const { spoofCheckSteps } = await spoofCheck();
@@ -316,13 +324,14 @@ async function attach(
   }
   if (conf.ipamType !== "") ipam ??= await allocate(call, conf.ipamType);
   else await apply([[noRouterAdvertisements(host.name)]], call);
-  const result: Result = { interfaces: [{ name: conf.bridge, mac: bridge.address ?? "" }, host, pod] };
+  shown.mac = bridge.address ?? "";
+  const result: Result = { interfaces: [shown, host, pod] };
   if (call.version === "1.1.0") pod.mtu = conf.mtu > 0 ? conf.mtu : 1500;
   if (ipam) {
     // Before the container's tools get to announce it, the port usually forwards.
     let heard = true;
     const forwards = async () => void (heard = call.explain !== undefined || await portState(call, host.name) === "up");
-    const configured = await beside(configure(call, conf, { bridge, ipam, host, pod, masq }), forwards());
+    const configured = await beside(configure(call, conf, { bridge, shown, ipam, host, pod, masq }), forwards());
     Object.assign(result, configured, { interfaces: result.interfaces });
     if (!heard) {
       await awaitPort(call, conf, host.name);
@@ -373,46 +382,48 @@ async function connect(
   call: ContainerCall,
   conf: Config,
   ends: Ends,
-): Promise<Link> {
+): Promise<BridgeNow> {
   const { host, pod, ips } = ends;
   const wish = bridgeWish(conf, ips);
-  let bridge: Link | undefined;
-  const port = portSteps(call, conf, ends);
   if (call.explain) {
-    bridge = await look(call, conf.bridge);
-    if (!bridge) await createBridge(call, wish);
-    const now = bridge ?? newBridge(conf.bridge);
-    const more = ensureBridge(now, wish, call.warn);
-    await apply([[...more, ...port]], call);
+    const found = await look(call, conf.bridge);
+    if (!found) await createBridge(call, wish);
+    const now = found ?? newBridge(conf.bridge);
+    const more = [...ensureBridge(now, wish, call.warn), ...addressSteps(now, wish, ADDRESS_FAILURE)];
+    await apply([[...more, ...portSteps(call, conf, ends)]], call);
     await setVlans(call, conf, host.name);
     return now;
   }
+  let bridge: BridgeNow | undefined;
   for (let attempt = 0; bridge === undefined; attempt++) {
     try {
-      // Its own answer comes last: a bridge that nobody gave a MAC takes one from its ports.
-      const [, now] = await apply([[
-        step("host", "ip", addrShow(conf.bridge), { read: true }),
-        ...port,
-        step("host", "ip", addrShow(conf.bridge), { read: true }),
-      ]], call);
-      bridge = now?.[0] as Link | undefined;
-      if (!bridge) {
-        throw invalid(
-          `failed to create bridge "${conf.bridge}": could not lookup "${conf.bridge}": Link not found`,
-          "",
-        );
-      }
+      bridge = await withFreeName(call, { owner: attachmentOf(call), end: host }, () => addPort(call, conf, ends));
     } catch (error) {
       if (!(error instanceof StepError)) throw error;
       if (attempt === 0 && isAbsent(error) && error.step.text === addrShow(conf.bridge)) await createBridge(call, wish);
       else throw await explained(call, conf, error, { host, pod });
     }
   }
-  const steps = ensureBridge(bridge, wish, call.warn);
+  const addresses = addressSteps(bridge, wish, ADDRESS_FAILURE);
+  const steps = [...ensureBridge(bridge, wish, call.warn), ...addresses];
   if (steps.length > 0) await apply([steps], call).catch((error) => Promise.reject(withIpv6Hint(error, conf.bridge)));
   await setVlans(call, conf, host.name);
-  return bridge;
+  const mac = macAfter(bridge, addresses);
+  return { ...bridge, ...(mac && { address: mac }) };
 }
+
+/** One process makes the port, and looks at the bridge before and after: one that nobody gave a MAC takes one from its ports. */
+async function addPort(call: ContainerCall, conf: Config, ends: Ends): Promise<BridgeNow> {
+  const show = () => step("host", "ip", addrShow(conf.bridge), { read: true });
+  const [[before] = [], [now] = []] = await apply(
+    [[show(), ...portSteps(call, conf, ends), show()]],
+    call,
+  ) as BridgeNow[][];
+  if (now) return { ...now, macBefore: before?.address };
+  throw invalid(`failed to create bridge "${conf.bridge}": could not lookup "${conf.bridge}": Link not found`, "");
+}
+
+const ADDRESS_FAILURE = "failed to set bridge addr";
 
 async function look(call: ContainerCall, name: string): Promise<Link | undefined> {
   return await lookAtBridge({ ...call, explain: undefined }, name);
@@ -471,7 +482,7 @@ function portSteps(
   const steps = [
     step("host", "ip", pair, {
       failing: "failed to make veth pair",
-      undo: step("host", "ip", linkDel(veth)),
+      undo: undoHostEnd(veth, attachmentOf(call)),
       why: "the container's end is made in its namespace, up from the start",
     }),
     step("host", "ip", `link set dev ${veth} master ${bridge} alias ${portAlias({ ...call })} up`, {
@@ -534,7 +545,7 @@ async function explained(
         `it is ${now.linkinfo?.info_kind ?? "a physical link"}: choose another name in "bridge"`,
       );
     }
-    if (portCount(conf.bridge) >= MAX_PORTS) {
+    if ((portCount(conf.bridge) ?? 0) >= MAX_PORTS) {
       return invalid(error.message, `bridge ${conf.bridge} has ${MAX_PORTS} ports, the kernel's limit`);
     }
   }
@@ -554,7 +565,9 @@ function withIpv6Hint(error: unknown, bridge: string): unknown {
 
 /** What {@linkcode configure} works with. */
 interface Parts {
-  readonly bridge: Link;
+  readonly bridge: BridgeNow;
+  /** The bridge in the result. */
+  readonly shown: Interface;
   readonly ipam: Result;
   readonly host: Interface;
   readonly pod: Interface;
@@ -562,7 +575,8 @@ interface Parts {
 }
 
 /** Layer 3: addresses and routes in the container; beside it forwarding and masquerade on the host. */
-async function configure(call: ContainerCall, conf: Config, { bridge, ipam, host, pod, masq }: Parts): Promise<Result> {
+async function configure(call: ContainerCall, conf: Config, parts: Parts): Promise<Result> {
+  const { bridge, shown, ipam, host, pod, masq } = parts;
   const ips = (ipam.ips ?? []).map((ip) => {
     const gateway = ip.gateway ?? (conf.isGateway ? firstHost(ip.address) : undefined);
     return { ...ip, interface: 2, ...(gateway && { gateway }) };
@@ -575,9 +589,10 @@ async function configure(call: ContainerCall, conf: Config, { bridge, ipam, host
     const steps = addressSteps(
       bridge,
       { addresses: gatewayAddresses(ips), forceAddress: conf.forceAddress },
-      "failed to set bridge addr",
+      ADDRESS_FAILURE,
     );
     if (steps.length > 0) await apply([steps], call);
+    shown.mac = macAfter(bridge, steps) ?? "";
   }
   const beside = [
     noRouterAdvertisements(host.name),
@@ -645,8 +660,8 @@ async function awaitPort(call: ContainerCall, conf: Config, veth: string): Promi
 /** With a VLAN the gateway's addresses are on a link of their own, `BRIDGE.VLAN`. */
 async function gatewayOfVlan(call: ContainerCall, conf: Config, bridge: Link, result: Result): Promise<Interface> {
   const vlans = { vlan: conf.vlan, trunk: [], preserveDefault: conf.preserveDefaultVlan };
-  const peer = vethName({ network: `${conf.bridge}.${conf.vlan}`, containerId: "gateway", ifName: "vlan" });
-  const link = await vlanGateway(call, bridge, vlans, peer);
+  const peers = hostEndNames({ network: `${conf.bridge}.${conf.vlan}`, containerId: "gateway", ifName: "vlan" });
+  const link = await vlanGateway(call, bridge, { vlans, peers });
   const steps = addressSteps(
     link,
     { addresses: gatewayAddresses(result.ips ?? []), forceAddress: conf.forceAddress },
@@ -693,9 +708,8 @@ async function del(call: ContainerCall): Promise<void> {
 
 /** Both ends of the veth pair, found from the host, or else from the container; and what the host knows of `addresses`. */
 async function deleteLinks(call: ContainerCall, bridge: string, addresses: readonly string[]): Promise<void> {
-  const veth = vethName(attachmentOf(call));
   const neighbours = neighbourSteps(bridge, addresses);
-  if (!call.ownNetns && hostLinkExists(veth)) return await deleteHostVeth(call, veth, neighbours);
+  if (!call.ownNetns && await deleteHostEnd(call, attachmentOf(call), neighbours)) return;
   await deleteContainerLink(call);
   if (neighbours.length > 0) await apply([neighbours], call).catch(() => {});
 }
@@ -725,7 +739,7 @@ function distinct(addresses: readonly string[]): string[] {
 
 /** The host drops what it knows of these addresses, so that their next owner is found at once. */
 function neighbourSteps(bridge: string, addresses: readonly string[]): Step[] {
-  if (!isLinkName(bridge) || !hostLinkExists(bridge)) return [];
+  if (!isLinkName(bridge) || linkExists(bridge) === false) return [];
   return addresses.map((cidr) =>
     step("host", "ip", `neigh flush to ${cidr.split("/")[0]} dev ${bridge}`, {
       why: "its next owner may have another MAC",
@@ -774,7 +788,7 @@ async function gc(call: NetworkCall): Promise<void> {
 async function collectSpoofRules(call: NetworkCall, valid: readonly Attachment[]): Promise<void> {
   const { collectSpoofChecks, spoofCheckRef } = await spoofCheck();
   const keep = new Set(valid.map(spoofCheckRef));
-  await collectSpoofChecks(call, (ref, veth) => !keep.has(ref) && !hostLinkExists(veth));
+  await collectSpoofChecks(call, (ref, veth) => !keep.has(ref) && linkExists(veth) === false);
 }
 
 async function status(call: NetworkCall): Promise<void> {
@@ -790,7 +804,7 @@ async function status(call: NetworkCall): Promise<void> {
   }
   if (conf.ipMasq) await statusMasquerade(call, conf.ipMasqBackend);
   const ports = portCount(conf.bridge);
-  if (ports >= MAX_PORTS) {
+  if (ports !== undefined && ports >= MAX_PORTS) {
     throw new CniError(
       code.notAvailable,
       `bridge ${conf.bridge} has ${ports} ports, the kernel's limit`,

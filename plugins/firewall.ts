@@ -57,7 +57,7 @@ import type { Link } from "../lib/kernel/ip.ts";
 import { iptablesTool, iptablesUsable, TableError } from "../lib/kernel/iptables.ts";
 import { NftError, nftUsable } from "../lib/kernel/nft.ts";
 import { apply, type Step, step } from "../lib/kernel/plan.ts";
-import { fileIdentity } from "../lib/kernel/proc.ts";
+import { linkExists } from "../lib/kernel/proc.ts";
 import { isAbsent, must, toolPath } from "../lib/kernel/run.ts";
 import { type Address, type Family, familyBits, formatAddress, parsePrefix } from "../lib/net/cidr.ts";
 import { isLinkName } from "../lib/net/link_name.ts";
@@ -466,7 +466,8 @@ async function gc(call: NetworkCall): Promise<void> {
     valid.some((one) => one.containerID === containerId && one.ifname === ifName);
   const stale = ownedAddresses().filter(({ owner }) => owner.network === call.network && !isValid(owner));
   const free = stale.filter(({ address, owner }) => !isGivenAway(address, owner) && !isRemembered(address, owner));
-  const isGone = (link: string) => !linkExists(link);
+  // Unknown counts as there.
+  const isGone = (link: string) => linkExists(link) === false;
   await all([
     ...removals(call, config, free.map(({ address }) => address)),
     () => byNft(call, () => collectNftForwarding(call, call.network, { valid, isGone })),
@@ -479,15 +480,6 @@ async function gc(call: NetworkCall): Promise<void> {
     }),
   ]);
   await all(stale.map(({ address, owner }) => () => forget(call, address, owner)));
-}
-
-function linkExists(name: string): boolean {
-  try {
-    fileIdentity(`/sys/class/net/${name}`);
-    return true;
-  } catch (error) {
-    return !(error instanceof Deno.errors.NotFound);
-  }
 }
 
 async function status(call: NetworkCall): Promise<void> {

@@ -20,11 +20,11 @@ import {
   type DeviceChoice,
   findDevice,
   isDpdk,
+  isInSysfs,
   moveIn,
   moveOut,
   otherDevice,
   podLinks,
-  sysfsLinks,
 } from "../lib/attach/host_device.ts";
 import {
   collectAddresses,
@@ -36,10 +36,12 @@ import {
   statusTools,
   withDns,
 } from "../lib/attach/ipam.ts";
+import { lockAttachment } from "../lib/attach/netns_lock.ts";
 import { checkMac, requiredPrevResult, together } from "../lib/attach/new_link.ts";
 import { checkAddresses, checkRoutes, containerInterface, podState } from "../lib/attach/verify.ts";
 import { type Link, linkShow, linkUp } from "../lib/kernel/ip.ts";
 import { apply, step } from "../lib/kernel/plan.ts";
+import { isAbsent } from "../lib/kernel/run.ts";
 import { isLinkName } from "../lib/net/link_name.ts";
 import { parseMac } from "../lib/net/mac.ts";
 
@@ -94,6 +96,8 @@ function parse({ config }: { readonly config: JsonObject }) {
 async function add(call: ContainerCall): Promise<Result> {
   const { choice, dpdk, type, dns } = parse(call);
   openNetns(call, `failed to open netns "${call.netns}"`);
+  const lock = await lockAttachment(call);
+  call.undo(() => lock.close());
   const other = otherDevice(choice);
   if (other) call.warn(`device ${choice.device} is used, not ${other}, which runtimeConfig.deviceID names`);
   const addresses = type === "" ? () => Promise.resolve<Result>({}) : () => allocate(call, type);
@@ -107,6 +111,7 @@ async function add(call: ContainerCall): Promise<Result> {
     const link = answers.at(-1)?.[0] as Link | undefined;
     wanted.interfaces = [{ name: call.ifName, ...(link?.address && { mac: link.address }), sandbox: call.netns }];
   }
+  lock.close();
   return withDns(wanted, dns);
 }
 
@@ -129,15 +134,20 @@ async function del(call: ContainerCall): Promise<void> {
   const conf = decodeLeniently(keys, call.config, call.warn);
   const type = ipamTypeLeniently(conf.ipam);
   const device = { ...conf, auxiliary: "" };
-  await release(call, type, { jobs: call.ownNetns ? [] : [() => giveBack(call, device)] });
+  // What an ADD of the attachment that is still at work does comes to its end first, or a DEL beside this one.
+  const lock = await lockAttachment(call);
+  try {
+    await release(call, type, { jobs: call.ownNetns ? [] : [() => giveBack(call, device)] });
+  } finally {
+    lock.close();
+  }
 }
 
 async function giveBack(call: ContainerCall, choice: DeviceChoice): Promise<void> {
   const { ifName, netns } = call;
   const moved = prevResultLeniently(call)?.interfaces?.find((one) => one.name === ifName && one.sandbox === netns);
   const mine = (link: Link) => isChosen(link, choice) || hasMac(link, moved?.mac);
-  // Only the host's links are those that sysfs shows.
-  if (!call.podAlive) return await adopt(call, (link) => mine(link) || sysfsLinks(choice).includes(link.ifname));
+  if (!call.podAlive) return await adopt(call, (link) => mine(link) || isInSysfs(choice, link));
   const links = await podLinks(call);
   const named = links.find((link) => link.ifname === ifName);
   // The container may have renamed it.
@@ -145,8 +155,17 @@ async function giveBack(call: ContainerCall, choice: DeviceChoice): Promise<void
   const link = named ?? (alike.length === 1 ? alike[0] : undefined);
   if (!link) return;
   const name = originalName(link, moved ? choice.device : "");
-  if (name !== undefined) await moveOut(call, link.ifname, { name });
+  if (name !== undefined) await giveBackLink(call, link, name);
   else call.warn(`failed to find original ifname for "${link.ifname}" (alias is not set): left alone`);
+}
+
+/** A call of another implementation may do the same at this moment: what has left the container is done. */
+async function giveBackLink(call: ContainerCall, link: Link, name: string): Promise<void> {
+  try {
+    await moveOut(call, link.ifname, { name });
+  } catch (error) {
+    if (!isAbsent(error) || (await podLinks(call)).some(({ ifindex }) => ifindex === link.ifindex)) throw error;
+  }
 }
 
 /** The alias, if it can be a name: the container may have changed it. Else what the configuration says. */

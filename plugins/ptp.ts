@@ -13,7 +13,6 @@ import type { ContainerCall, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
 import { prevResultLeniently } from "../lib/cni/prev_result.ts";
 import { type Interface, type IPConfig, type JsonObject, type Result, since } from "../lib/cni/types.ts";
 import { readDns } from "../lib/cni/version.ts";
-import { collectVeths, deleteHostVeth, hostLinkExists, portAlias } from "../lib/attach/bridge_port.ts";
 import { allocate } from "../lib/attach/container_link.ts";
 import {
   collectAddresses,
@@ -39,11 +38,21 @@ import {
 import { checkKind, checkMac, detachLink, requiredPrevResult } from "../lib/attach/new_link.ts";
 import { hostSteps, isSix, plain, podSteps, single } from "../lib/attach/routed_veth.ts";
 import { checkAddresses, checkRoutes, containerInterface, podState } from "../lib/attach/verify.ts";
-import { type Link, linkShow, type RouteEntry } from "../lib/kernel/ip.ts";
+import type { RouteEntry } from "../lib/kernel/ip.ts";
 import { apply, type Step, step, StepError } from "../lib/kernel/plan.ts";
 import { isAbsent } from "../lib/kernel/run.ts";
+import { linkExists } from "../lib/kernel/proc.ts";
+import {
+  collectVeths,
+  deleteHostEnd,
+  deleteHostVeth,
+  hostEnd,
+  look,
+  portAlias,
+  withFreeName,
+} from "../lib/link/host_end.ts";
 import { macFromSeed } from "../lib/net/mac.ts";
-import { type Attachment, vethName } from "../lib/net/name.ts";
+import type { Attachment } from "../lib/net/name.ts";
 
 const keys = {
   ipMasq: flag(false, "masquerade traffic that leaves the container's subnet"),
@@ -81,14 +90,21 @@ async function add(call: ContainerCall): Promise<Result> {
   const ipam = await allocate(call, ipamType(conf.ipam));
   const ips = (ipam.ips ?? []).map((ip) => ({ ...ip, interface: 1, gateway: gatewayOf(ip) }));
   checkMtu(call, conf.mtu, ips);
-  const alias = portAlias(owner(call));
-  const host: Interface = { name: vethName(owner(call)), mac: macFromSeed(`host:${alias}`) };
-  const pod: Interface = { name: call.ifName, mac: macFromSeed(`pod:${alias}`), sandbox: call.netns };
+  const host = hostEnd(owner(call));
+  const pod: Interface = {
+    name: call.ifName,
+    mac: macFromSeed(`pod:${portAlias(owner(call))}`),
+    sandbox: call.netns,
+  };
   const { cniVersion: _, ...rest } = ipam;
   const result: Result = { ...rest, interfaces: [host, pod], ips };
   try {
+    await withFreeName(
+      call,
+      { owner: owner(call), end: host },
+      () => apply([[...forwarding(ips), ...hostSteps(call, { host, pod, ips, mtu: conf.mtu })]], call),
+    );
     await apply([
-      [...forwarding(ips), ...hostSteps(call, { host, pod, ips, mtu: conf.mtu })],
       [
         step("host", "sysctl", `net/ipv6/conf/${host.name}/accept_ra=0`, {
           optional: true,
@@ -172,15 +188,15 @@ async function del(call: ContainerCall): Promise<void> {
 
 /** By the host's end where its name is known: that needs no container. Either end takes the other with it. */
 async function deletePair(call: ContainerCall, previous: Result | undefined): Promise<void> {
-  const veth = vethName(owner(call));
-  if (!call.ownNetns && hostLinkExists(veth)) return await deleteHostVeth(call, veth);
+  if (!call.ownNetns && await deleteHostEnd(call, owner(call))) return;
   if (call.podAlive || call.ownNetns) return await detachLink(call, words.kinds);
   // The reference draws names; its result tells which, and the MAC whether that link is still the one.
   const drawn = previous?.interfaces?.find((one) => !one.sandbox && /^veth[0-9a-f]{8}$/.test(one.name));
-  if (!drawn || !hostLinkExists(drawn.name)) return;
-  const [shown] = await apply([[step("host", "ip", linkShow(drawn.name), { read: true })]], call);
-  const link = shown?.[0] as Link | undefined;
-  if (link?.linkinfo?.info_kind === "veth" && link.address === drawn.mac) await deleteHostVeth(call, drawn.name);
+  if (!drawn || linkExists(drawn.name) === false) return;
+  const link = await look(call, drawn.name);
+  if (link?.linkinfo?.info_kind === "veth" && link.address === drawn.mac && !link.ifalias) {
+    await deleteHostVeth(call, drawn.name);
+  }
 }
 
 async function check(call: ContainerCall): Promise<void> {

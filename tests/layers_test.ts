@@ -8,8 +8,9 @@ const root = dirname(dirname(fromFileUrl(import.meta.url)));
 const MAY: readonly [folder: string, may: readonly string[]][] = [
   ["lib/cli/", ["lib/"]],
   ["plugins/mod.ts", ["plugins/", "lib/"]],
-  ["plugins/", ["lib/attach/", "lib/ipam/", "lib/cni/", "lib/kernel/", "lib/net/"]],
-  ["lib/attach/", ["lib/attach/", "lib/ipam/", "lib/cni/", "lib/kernel/", "lib/net/"]],
+  ["plugins/", ["lib/link/", "lib/attach/", "lib/ipam/", "lib/cni/", "lib/kernel/", "lib/net/"]],
+  ["lib/attach/", ["lib/link/", "lib/attach/", "lib/ipam/", "lib/cni/", "lib/kernel/", "lib/net/"]],
+  ["lib/link/", ["lib/link/", "lib/cni/", "lib/kernel/", "lib/net/"]],
   ["lib/ipam/", ["lib/ipam/", "lib/cni/", "lib/kernel/", "lib/net/"]],
   ["lib/cni/", ["lib/cni/", "lib/kernel/", "lib/net/"]],
   ["lib/kernel/", ["lib/kernel/", "lib/net/"]],

@@ -157,12 +157,21 @@ function link(ifname: string): Record<string, unknown> {
   };
 }
 
+function put(path: string, text = "", mode = 0o644): void {
+  machine.mkdirSync(`${scratch}${path.slice(0, path.lastIndexOf("/"))}`, { recursive: true });
+  machine.writeTextFileSync(`${scratch}${path}`, text, { mode });
+}
+
+/** A link of the host, as /proc and /sys show it. */
+function putLink(name: string, alias = ""): void {
+  put(`/proc/sys/net/ipv4/conf/${name}/tag`, "0\n");
+  put(`/proc/self/net/dev_snmp6/${name}`, "ifIndex                         \t2\n");
+  put(`/sys/class/net/${name}/ifindex`, "2\n");
+  put(`/sys/class/net/${name}/ifalias`, `${alias}\n`);
+}
+
 /** Files of the machine: tools, namespaces, settings. */
 function furnish(): void {
-  const put = (path: string, text = "", mode = 0o644) => {
-    machine.mkdirSync(`${scratch}${path.slice(0, path.lastIndexOf("/"))}`, { recursive: true });
-    machine.writeTextFileSync(`${scratch}${path}`, text, { mode });
-  };
   const tools = ["ip", "bridge", "tc", "nsenter", "sh", "sysctl", "conntrack", "nft", "ss", "busctl", "modprobe"];
   for (
     const tool of [...tools, ...["", "6"].flatMap((n) => [`ip${n}tables`, `ip${n}tables-save`, `ip${n}tables-restore`])]
@@ -183,6 +192,7 @@ function furnish(): void {
   // What is open for the runtime, the namespace, and the listing of these itself.
   for (const number of [21, 23]) put(`/proc/self/fd/${number}`);
   machine.symlinkSync(`${scratch}/run/netns/c1`, `${scratch}/proc/self/fd/22`);
+  for (const name of ["all", "br0"]) putLink(name);
   put("/etc/cni/net.d/all.conflist", JSON.stringify({ cniVersion: "1.0.0", name: "all", plugins: CHAIN }));
 }
 
@@ -233,6 +243,9 @@ for (const [index, network] of NETWORKS.entries()) {
   await plugin("VERSION", undefined);
   const prevResult = JSON.parse(await plugin("ADD", conf));
   first ??= prevResult;
+  for (const { name, sandbox } of prevResult.interfaces ?? []) {
+    if (!sandbox && name.startsWith("veth")) putLink(name, `cni:net${index}:c1:eth0`);
+  }
   await plugin("DEL", { ...conf, prevResult });
 }
 for (const word of ["add", "del"]) {

@@ -6,7 +6,7 @@
 import { isObject } from "../cni/decode.ts";
 import { namesIn, readFileIfThere, removeDrafts, removeFile, replaceFile } from "../kernel/state_file.ts";
 import { type Address, formatAddress, parseAddress } from "../net/cidr.ts";
-import { type Attachment, vethName } from "../net/name.ts";
+import { type Attachment, nftAttachmentHash } from "../net/name.ts";
 import { leaseHolder } from "./port_conflict.ts";
 
 const FOLDER = "/run/cnibox/firewall";
@@ -24,7 +24,7 @@ export function ownerText({ network, containerId, ifName }: Attachment): string 
 }
 
 /** Drafts of notes go by their owner: a DEL without a result does not know the address that its ADD was killed with. */
-const draftsOf = (owner: Attachment) => `${FOLDER}/${vethName(owner)}`;
+const draftsOf = (owner: Attachment) => `${FOLDER}/${nftAttachmentHash(owner)}`;
 
 /** Removes what an ADD of this attachment left that was killed while it wrote a note. */
 export function dropOwnerDrafts(owner: Attachment): void {

@@ -4,7 +4,7 @@ import type { ContainerCall } from "../cni/plugin.ts";
 import type { Interface, Result } from "../cni/types.ts";
 import { type Link, linkShow } from "../kernel/ip.ts";
 import { apply, step } from "../kernel/plan.ts";
-import { readKernelFile } from "../kernel/proc.ts";
+import { linkFolder, readKernelFile } from "../kernel/proc.ts";
 import { isAbsent } from "../kernel/run.ts";
 import { isLinkName } from "../net/link_name.ts";
 import type { PodState } from "./verify.ts";
@@ -32,7 +32,7 @@ export function checkBridge(conf: BridgeConf, previous: Result, bridge: Link | u
       `it is ${bridge.linkinfo?.info_kind ?? "a physical link"}`,
     );
   }
-  if (shown.mac && shown.mac !== bridge.address && isPinned(name)) {
+  if (shown.mac && shown.mac !== bridge.address && isPinned(bridge)) {
     throw invalid(`Bridge interface ${name} Mac doesn't match: ${shown.mac}`, `it is ${bridge.address}`);
   }
   const promisc = (bridge.promiscuity ?? 0) !== 0;
@@ -45,9 +45,10 @@ export function checkBridge(conf: BridgeConf, previous: Result, bridge: Link | u
 }
 
 /** Was the link's MAC set by somebody? A bridge whose MAC was not follows its ports, which is no fault. */
-function isPinned(name: string): boolean {
+function isPinned({ ifname, ifindex }: Link): boolean {
   try {
-    return readKernelFile(`/sys/class/net/${name}/addr_assign_type`).trim() === "3";
+    const folder = linkFolder(ifname, ifindex);
+    return folder !== undefined && readKernelFile(`${folder}/addr_assign_type`).trim() === "3";
   } catch {
     return false;
   }

@@ -1,11 +1,10 @@
 /** A Linux bridge and a container's port on it: what the bridge plugin needs, short of the container itself. */
 import { CniError, code } from "../cni/error.ts";
 import type { Call, ContainerCall } from "../cni/plugin.ts";
-import type { Attachment } from "../cni/types.ts";
-import { addrDel, type Address, addrShow, type Link, linkDel, linkUp } from "../kernel/ip.ts";
+import { addrDel, type Address, addrShow, type Link, linkUp } from "../kernel/ip.ts";
 import { apply, type Step, step, StepError } from "../kernel/plan.ts";
-import { kernelFileExists, listKernelFolder, readKernelFile } from "../kernel/proc.ts";
-import { isAbsent, must } from "../kernel/run.ts";
+import { linkExists, linkFolder, listKernelFolder, readKernelFile } from "../kernel/proc.ts";
+import { isAbsent } from "../kernel/run.ts";
 import {
   canonicalAddress,
   formatPrefix,
@@ -41,7 +40,15 @@ export interface BridgeWish {
   readonly forceAddress: boolean;
 }
 
-/** Steps that bring an existing bridge to what is wished; none in the usual case. Throws when that must not be done. */
+/** A link, and the MAC that it had before it got a port: a bridge whose MAC nobody set takes one of a port's. */
+export interface BridgeNow extends Link {
+  readonly macBefore?: string | undefined;
+}
+
+/**
+ * Steps that bring an existing bridge to what is wished, but for its addresses; none in the usual case. Throws when that
+ * must not be done.
+ */
 export function ensureBridge(now: Link, wish: BridgeWish, warn: (note: string) => void): Step[] {
   const { name } = wish;
   const front = `failed to create bridge "${name}"`;
@@ -76,11 +83,18 @@ export function ensureBridge(now: Link, wish: BridgeWish, warn: (note: string) =
       `mtu ${wish.mtu} is larger than that of the existing bridge ${name}, ${now.mtu}: larger packets between them are lost`,
     );
   }
-  return [...steps, ...addressSteps(now, wish, "failed to set bridge addr")];
+  return steps;
 }
 
-/** Steps that put the wished addresses on a link; a conflict is an error, or with forceAddress removed. */
-export function addressSteps(now: Link, wish: Pick<BridgeWish, "addresses" | "forceAddress">, front: string): Step[] {
+/**
+ * Steps that put the wished addresses on a link; a conflict is an error, or with forceAddress removed. With them the link
+ * gets the MAC for good that it had before it got a port, see {@linkcode macAfter}.
+ */
+export function addressSteps(
+  now: BridgeNow,
+  wish: Pick<BridgeWish, "addresses" | "forceAddress">,
+  front: string,
+): Step[] {
   const name = now.ifname;
   const there = now.addr_info ?? [];
   const steps: Step[] = [];
@@ -98,7 +112,7 @@ export function addressSteps(now: Link, wish: Pick<BridgeWish, "addresses" | "fo
           code.internal,
           `${front}: "${name}" already has an IP address different from ${wanted}`,
           `addresses of ${name}: ${all}; wanted: ${wanted}; ports: ${
-            portCount(name)
+            portCount(name, now.ifindex) ?? "unknown"
           }. If nothing uses ${cidr} any more: ip addr del ${cidr} dev ${name}; or set "forceAddress"`,
         );
       }
@@ -112,22 +126,28 @@ export function addressSteps(now: Link, wish: Pick<BridgeWish, "addresses" | "fo
     const six = wanted.includes(":");
     const brd = !six && Number(wanted.split("/")[1]) <= 30 ? " brd +" : "";
     // A bridge with no port but the new one has nobody who could hold a duplicate.
-    const nodad = six && portCount(name) <= 1 ? " nodad" : "";
+    const nodad = six && (portCount(name, now.ifindex) ?? 2) <= 1 ? " nodad" : "";
     steps.push(step("host", "ip", `addr replace ${wanted}${brd} dev ${name}${nodad}`, {
       failing: `${front}: could not add IP address ${wanted} to "${name}"`,
       why: "the containers' gateway",
     }));
   }
   // Naming the MAC pins it: otherwise the kernel gives the bridge the lowest MAC of its ports.
-  if (steps.length > 0 && now.address && !/^[0:]+$/.test(now.address)) {
+  const mac = macAfter(now, steps);
+  if (steps.length > 0 && mac && !/^[0:]+$/.test(mac)) {
     steps.push(
-      step("host", "ip", `link set dev ${name} address ${now.address}`, {
-        failing: `${front}: could not set bridge's mac ${now.address}`,
+      step("host", "ip", `link set dev ${name} address ${mac}`, {
+        failing: `${front}: could not set bridge's mac ${mac}`,
         why: "pin the MAC: the kernel would change it with the ports",
       }),
     );
   }
   return steps;
+}
+
+/** The link's MAC once these {@linkcode addressSteps} are carried out. */
+export function macAfter({ address, macBefore = address }: BridgeNow, steps: readonly Step[]): string | undefined {
+  return steps.length > 0 ? macBefore : address;
 }
 
 function sameAddress(one: Address, cidr: string): boolean {
@@ -144,12 +164,15 @@ function conflicts(one: Address, wanted: string): boolean {
   return address !== undefined && !isLinkLocal(address) && a !== undefined && b !== undefined && prefixesOverlap(a, b);
 }
 
-/** Number of ports of a bridge, 0 where that cannot be seen. */
-export function portCount(name: string): number {
+/** Number of ports of a bridge, whose index may be known; undefined where that cannot be seen. */
+export function portCount(name: string, ifindex?: number): number | undefined {
   try {
-    return listKernelFolder(`/sys/class/net/${name}/brif`).length;
+    // One that explain has only announced.
+    if (linkExists(name) === false) return 0;
+    const folder = linkFolder(name, ifindex);
+    return folder === undefined ? undefined : listKernelFolder(`${folder}/brif`).length;
   } catch {
-    return 0;
+    return undefined;
   }
 }
 
@@ -190,29 +213,6 @@ export async function lookAtBridge(call: Call & ContainerCall, name: string): Pr
   } catch (error) {
     if (isAbsent(error)) return undefined;
     throw error;
-  }
-}
-
-/** The alias that a host veth carries: `show`, `graph` and GC find its owner by it. */
-export function portAlias(
-  { network, containerId, ifName }: { network: string; containerId: string; ifName: string },
-): string {
-  return `cni:${network}:${containerId}:${ifName}`.slice(0, 255);
-}
-
-/** Deletes host veths of this network whose alias names no valid attachment. Those without an alias are not ours to judge. */
-export async function collectVeths(call: Call, network: string, valid: readonly Attachment[]): Promise<void> {
-  const shown = await must(call.host, { argv: ["ip", "-j", "-d", "link", "show", "type", "veth"] });
-  const keep = new Set(
-    valid.map(({ containerID, ifname }) => portAlias({ network, containerId: containerID, ifName: ifname })),
-  );
-  const links = JSON.parse(shown || "[]") as Partial<Link>[];
-  const stale = links.filter(({ ifalias }) => ifalias?.startsWith(`cni:${network}:`) && !keep.has(ifalias));
-  for (const { ifname } of stale) {
-    const { code: status, stderr } = await call.host({ argv: ["ip", "link", "del", "dev", ifname ?? ""] });
-    if (status !== 0 && !/Cannot find device/.test(stderr)) {
-      throw new CniError(code.internal, `failed to delete "${ifname}": ${stderr.trim()}`);
-    }
   }
 }
 
@@ -291,23 +291,32 @@ export async function waitForPort(call: ContainerCall, port: string): Promise<st
 
 /** A port's operational state: from sysfs when that shows our namespace, which costs no process; else from `ip`. */
 export async function portState(call: ContainerCall, port: string): Promise<string> {
-  try {
-    return readKernelFile(`/sys/class/net/${port}/operstate`).trim();
-  } catch {
-    const { stdout } = await call.host({ argv: ["ip", "-j", "link", "show", "dev", port] });
-    const [link] = JSON.parse(stdout || "[]") as Link[];
-    return (link?.operstate ?? "not-present").toLowerCase().replace("lowerlayerdown", "lower-layer-down").replace(
-      "notpresent",
-      "not-present",
-    );
+  const folder = linkFolder(port);
+  if (folder !== undefined) {
+    try {
+      return readKernelFile(`${folder}/operstate`).trim();
+    } catch {
+      // It has just gone; the kernel says so below.
+    }
   }
+  const { stdout } = await call.host({ argv: ["ip", "-j", "link", "show", "dev", port] });
+  const [link] = JSON.parse(stdout || "[]") as Link[];
+  return (link?.operstate ?? "not-present").toLowerCase().replace("lowerlayerdown", "lower-layer-down").replace(
+    "notpresent",
+    "not-present",
+  );
 }
 
 /**
  * The gateway's own link for a VLAN, `BRIDGE.VLAN`: one end of a veth pair whose other end is a port in that VLAN. Shared by the
- * VLAN's containers and never removed. Returns the link as it is now.
+ * VLAN's containers and never removed. Returns the link as it is now. `peers`: names for the other end, of which the first is taken
+ * that no other link has.
  */
-export async function vlanGateway(call: ContainerCall, bridge: Link, vlans: PortVlans, peer: string): Promise<Link> {
+export async function vlanGateway(
+  call: ContainerCall,
+  bridge: Link,
+  { vlans, peers }: { vlans: PortVlans; peers: readonly string[] },
+): Promise<Link> {
   const name = `${bridge.ifname}.${vlans.vlan}`;
   const front = `failed to create vlan interface: faild to create vlan gateway "${name}"`;
   if (name.length > 15) {
@@ -318,7 +327,32 @@ export async function vlanGateway(call: ContainerCall, bridge: Link, vlans: Port
     );
   }
   let link = await lookAtBridge(call, name);
+  for (const peer of peers) {
+    if (link) return link;
+    if (await makeVlanGateway(call, { name, peer, bridge, vlans, front }) && call.explain) {
+      return { ...bridge, ifname: name, addr_info: [] };
+    }
+    link = await lookAtBridge(call, name);
+  }
   if (link) return link;
+  throw new CniError(
+    code.internal,
+    `failed to create vlan interface: failed to find interface "${name}": Link not found`,
+    `links called ${peers.join(", ")} are in the way`,
+  );
+}
+
+/** False when there is a link of one of the two names already. */
+async function makeVlanGateway(
+  call: ContainerCall,
+  { name, peer, bridge, vlans, front }: {
+    name: string;
+    peer: string;
+    bridge: Link;
+    vlans: PortVlans;
+    front: string;
+  },
+): Promise<boolean> {
   try {
     await apply([[
       step("host", "ip", `link add name ${name} mtu ${bridge.mtu} type veth peer name ${peer} mtu ${bridge.mtu}`, {
@@ -331,47 +365,10 @@ export async function vlanGateway(call: ContainerCall, bridge: Link, vlans: Port
       step("host", "ip", linkUp(name), { failing: `failed to create vlan interface: failed to up "${name}"` }),
     ]], call);
     await setPortVlans(call, peer, { ...vlans, trunk: [] });
-  } catch (error) {
-    if (!(error instanceof StepError) || !/File exists/.test(error.output.stderr)) throw error;
-  }
-  if (call.explain) return { ...bridge, ifname: name, addr_info: [] };
-  link = await lookAtBridge(call, name);
-  if (!link) {
-    throw new CniError(
-      code.internal,
-      `failed to create vlan interface: failed to find interface "${name}": Link not found`,
-    );
-  }
-  return link;
-}
-
-/**
- * Deletes a host veth by name, and does `after` in the same process; not there counts as done. Once nobody sees the link any more,
- * nothing is waited for: the kernel keeps who deleted it until its own last traces are gone, some 15 ms.
- */
-export async function deleteHostVeth(call: ContainerCall, name: string, after: readonly Step[] = []): Promise<void> {
-  const path = `/sys/class/net/${name}`;
-  const visible = kernelFileExists(path) === true;
-  const gone = step("host", "ip", linkDel(name), {
-    failing: `failed to delete "${name}"`,
-    why: "the container's end goes with it",
-    ...(visible && { done: () => kernelFileExists(path) === false }),
-  });
-  try {
-    await apply([[gone, ...after]], call);
-  } catch (error) {
-    // A step after it that failed tells that the link is gone; a process that did not get so far tells nothing.
-    if (!isAbsent(error) && !(error instanceof StepError && after.includes(error.step))) throw error;
-  }
-}
-
-/** Is there a link of this name in the host's namespace, as far as sysfs shows it? */
-export function hostLinkExists(name: string): boolean {
-  try {
-    readKernelFile(`/sys/class/net/${name}/ifindex`);
     return true;
-  } catch {
-    return false;
+  } catch (error) {
+    if (error instanceof StepError && /File exists/.test(error.output.stderr)) return false;
+    throw error;
   }
 }
 

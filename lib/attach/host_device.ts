@@ -92,7 +92,22 @@ export async function findDevice(call: ContainerCall, choice: DeviceChoice): Pro
       `${key}: the device has no link here; one that is in another network namespace is not shown`,
     );
   }
-  return await byName(call, name, { key });
+  const link = await byName(call, name, { key });
+  if (isSame(link, `${dir}/${name}`)) return link;
+  throw new CniError(
+    code.internal,
+    `${NOT_FOUND}: failed to find network device in path ${dir}`,
+    `${key}: /sys shows the links of another network namespace, where ${name} is another link than here: mount sysfs anew`,
+  );
+}
+
+/** Is it this link that a folder in sysfs shows? A /sys that was mounted in another namespace shows links of the same names. */
+function isSame({ ifindex, address = "" }: Link, dir: string): boolean {
+  try {
+    return Number(readKernelFile(`${dir}/ifindex`)) === ifindex && readKernelFile(`${dir}/address`).trim() === address;
+  } catch {
+    return false;
+  }
 }
 
 async function byName(call: ContainerCall, name: string, { key }: { key: string }): Promise<Link> {
@@ -352,12 +367,12 @@ export async function adopt(call: Call & ContainerCall, mine: (link: Link) => bo
   ]], call);
 }
 
-/** Links of a device that is chosen by its place in sysfs, as shown in the host's namespace; [] for one that is not. */
-export function sysfsLinks(choice: DeviceChoice): string[] {
-  if (choice.device !== "" || choice.hwaddr !== "") return [];
+/** Is it a link of the device that is chosen by its place in sysfs? */
+export function isInSysfs(choice: DeviceChoice, link: Link): boolean {
+  if (choice.device !== "" || choice.hwaddr !== "") return false;
   try {
-    return folder(netFolder(choice)[1]) ?? [];
+    return isSame(link, `${netFolder(choice)[1]}/${link.ifname}`);
   } catch {
-    return [];
+    return false;
   }
 }

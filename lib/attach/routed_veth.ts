@@ -5,9 +5,10 @@
 import { netnsWord } from "../cni/netns.ts";
 import type { ContainerCall } from "../cni/plugin.ts";
 import type { Interface, IPConfig, Result, Route } from "../cni/types.ts";
-import { linkDel, vethAdd } from "../kernel/ip.ts";
+import { vethAdd } from "../kernel/ip.ts";
 import { type Step, step } from "../kernel/plan.ts";
-import { networkOf, portAlias } from "./bridge_port.ts";
+import { portAlias, undoHostEnd } from "../link/host_end.ts";
+import { networkOf } from "./bridge_port.ts";
 import { addressSteps, linkSettings, routeSteps } from "./container_link.ts";
 
 /** Is it of IPv6? */
@@ -39,7 +40,7 @@ export function hostSteps(
     step("host", "ip", pair, {
       failing: "failed to make veth pair",
       why: "the container's end is made in its namespace",
-      undo: step("host", "ip", linkDel(veth)),
+      undo: undoHostEnd(veth, call),
     }),
     ...(ips.some((ip) => isSix(ip.address)) ? [linkLocalStep(host)] : []),
     step("host", "ip", `link set dev ${veth} alias ${portAlias(call)} up`, {

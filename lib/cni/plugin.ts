@@ -1,5 +1,6 @@
 /** What a plugin is: one object with five functions, and the calls that these get. */
 import type { Keys } from "./decode.ts";
+import type { Lock } from "./own_lock.ts";
 import type { Attachment, IPConfig, JsonObject, Result } from "./types.ts";
 import type { Applier, Explainer } from "../kernel/plan.ts";
 import type { Run } from "../kernel/run.ts";
@@ -118,6 +119,8 @@ export interface ContainerCall extends Call, Applier, Foresight {
   readonly args: string;
   /** Runs commands in the container's network namespace. */
   readonly pod: Run;
+  /** Takes a lock from other calls of this program, by its name; see own_lock.ts. */
+  lock(name: string): Promise<Lock>;
 }
 
 /** GC and STATUS: about a whole network. */

@@ -325,6 +325,8 @@ async function callForContainer(
     pod: podAlive || request.explain
       ? inNetns(base.host, held || (given.includes("/") ? given : `./${given}`))
       : inNoNetns(given),
+    // Few plugins need one.
+    lock: async (name) => (await import("./own_lock.ts")).ownLock(name, base.warn),
   };
   if (request.held) return { held: await plugin.held?.(call) };
   if (verb === "ADD") return await added(plugin, call, { request, undos });

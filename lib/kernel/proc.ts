@@ -15,6 +15,43 @@ export function kernelFileExists(path: string): boolean | undefined {
   }
 }
 
+/**
+ * Whether this process's network namespace has a link of this name, as /proc tells, which always shows the namespace of whoever reads it;
+ * undefined where it does not tell.
+ */
+export function linkExists(name: string): boolean | undefined {
+  // These two are no links, and the kernel makes no folder for a link that is called so.
+  if (name === "all" || name === "default") return undefined;
+  if (/^\.{0,2}$|\//.test(name)) return false;
+  const folder = "/proc/sys/net/ipv4/conf";
+  const found = kernelFileExists(`${folder}/${name}`);
+  return found === false && kernelFileExists(`${folder}/all`) !== true ? undefined : found;
+}
+
+/**
+ * Folder of a link of this process's network namespace in sysfs; undefined unless it is proved to be that link's. A /sys that was mounted
+ * in another namespace (as after `nsenter --net`) shows the links of that one: the link's index there has to be the one that the
+ * kernel knows it by here, `ifindex`, or what /proc says.
+ */
+export function linkFolder(name: string, ifindex = linkIndex(name)): string | undefined {
+  const folder = `/sys/class/net/${name}`;
+  try {
+    return ifindex !== undefined && Number(readKernelFile(`${folder}/ifindex`)) === ifindex ? folder : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** Index of a link of this process's network namespace, where its IPv6 counters tell. */
+function linkIndex(name: string): number | undefined {
+  try {
+    const index = /^ifIndex\s+(\d+)$/m.exec(readKernelFile(`/proc/self/net/dev_snmp6/${name}`))?.[1];
+    return index === undefined ? undefined : Number(index);
+  } catch {
+    return undefined;
+  }
+}
+
 /** Writes a setting in one piece; creates nothing. */
 export function writeKernelFile(path: string, text: string): void {
   // No `create`, no `truncate`: these are not files.

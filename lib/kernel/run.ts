@@ -86,11 +86,28 @@ export function systemRun(hooks: RunHooks = {}): Run {
   return async (command) => {
     hooks.before?.(command);
     const started = performance.now();
-    const output = await start(command);
+    const output = legible(command, await start(command));
     hooks.after?.(command, output, performance.now() - started);
     if (output.code === -1 && output.signal === null) throw new CommandError(command, output, output.stderr);
     return output;
   };
+}
+
+/** Tools that print JSON by iproute2's writer, and the shell that becomes one of them. */
+const IPROUTE2 = ["ip", "bridge", "tc", "sh"];
+/** What that writer (iproute2 6.1) does not escape and JSON does not allow. It escapes \b, \t, \n, \f and \r, quotes and backslashes. */
+// deno-lint-ignore no-control-regex
+const RAW_CONTROL = /[\0-\x07\x0b\x0e-\x1f]/g;
+
+/**
+ * What `ip`, `bridge` and `tc` printed, as JSON can have it: whoever owns a namespace may give a link a name or an alias with any control
+ * character, and one such link must not make the whole answer unreadable.
+ */
+function legible({ argv }: Command, output: Output): Output {
+  const tool = argv[argv[0] === "nsenter" ? 3 : 0] ?? "";
+  if (!IPROUTE2.includes(tool) || output.stdout.search(RAW_CONTROL) < 0) return output;
+  const escape = (raw: string) => `\\u${raw.charCodeAt(0).toString(16).padStart(4, "0")}`;
+  return { ...output, stdout: output.stdout.replace(RAW_CONTROL, escape) };
 }
 
 async function start(command: Command): Promise<Output> {

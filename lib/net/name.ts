@@ -98,11 +98,12 @@ export function nftRuleComment(attachment: Attachment): string {
 
 /**
  * Name of the host end of an attachment's veth pair: `veth` and 8 hexadecimal digits, the reference's pattern. Computed where the
- * reference draws it, so that DEL finds the link when the container's namespace is gone.
+ * reference draws it, so that DEL finds the link when the container's namespace is gone. 32 bits are not enough to tell attachments
+ * apart: it is a place to look, and another `attempt` gives the next place when a link of somebody else is there.
  */
-export function vethName({ network, containerId, ifName }: Attachment): string {
+export function vethName({ network, containerId, ifName }: Attachment, attempt = 0): string {
   // ":" occurs in none of the three, so no two attachments share a seed.
-  return `veth${sha512(`${network}:${containerId}:${ifName}`).slice(0, 8)}`;
+  return `veth${sha512(`${network}:${containerId}:${ifName}${attempt === 0 ? "" : `:${attempt}`}`).slice(0, 8)}`;
 }
 
 function utf8Length(text: string): number {

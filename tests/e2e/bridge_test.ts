@@ -104,7 +104,7 @@ nodeTest("a container behind the bridge reaches the outside masqueraded, and ans
   }
 });
 
-nodeTest("bridge starts at most three processes for ADD and DEL, and opens nothing that others may write", {
+nodeTest("bridge starts at most three processes for ADD and two for DEL, and opens nothing that others may write", {
   needs: ["bridge", "veth", "iptables", "tool:strace"],
 }, async ({ node }) => {
   const [a, b] = [await node.container("a"), await node.container("b")];
@@ -117,7 +117,7 @@ nodeTest("bridge starts at most three processes for ADD and DEL, and opens nothi
   const prevResult = add.output.json;
   const del = await tracePlugin(node, { ...request, command: "DEL", stdin: { ...net(), prevResult } });
   assertEquals(del.output.code, 0, del.output.stdout);
-  assert(del.children <= 3, `DEL started ${childPrograms(del)}`);
+  assert(del.children <= 2, `DEL started ${childPrograms(del)}`);
   assertEquals(temporaryFiles(del), []);
 });
 

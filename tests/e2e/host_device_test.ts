@@ -10,6 +10,7 @@ import {
   Attachment,
   call,
   childPrograms,
+  eventually,
   hostLocalLeftovers,
   interopTest,
   type Json,
@@ -180,6 +181,12 @@ nodeTest(
     ln -s $bus/drivers/vfio-pci $bus/pci/devices/0000:00:1f.7/driver
     mkdir -p $bus/pci/devices/0000:00:1f.8 $bus/pci/devices/0000:00:1f.9/net; ln -s $bus/drivers/virtio_net $bus/pci/devices/0000:00:1f.9/driver
     mkdir -p $bus/auxiliary/devices/mlx5_core.sf.4/net/dev0
+    for link in $bus/pci/devices/0000:00:1f.6/virtio3/net/dev0 $bus/auxiliary/devices/mlx5_core.sf.4/net/dev0; do
+      cp /sys/class/net/dev0/ifindex /sys/class/net/dev0/address $link/
+    done
+    # The link of that name in another network namespace, as a /sys shows it that was mounted there.
+    mkdir -p $bus/pci/devices/0000:00:1f.a/net/dev0; ln -s $bus/drivers/virtio_net $bus/pci/devices/0000:00:1f.a/driver
+    echo 4711 >$bus/pci/devices/0000:00:1f.a/net/dev0/ifindex; cp /sys/class/net/dev0/address $bus/pci/devices/0000:00:1f.a/net/dev0/
     mount --bind $bus /sys/bus
   `);
     const ways: Json[] = [
@@ -210,6 +217,10 @@ nodeTest(
         [
           "0000:00:1f.9",
           "failed to find host device: failed to find network device in path /sys/bus/pci/devices/0000:00:1f.9/net",
+        ],
+        [
+          "0000:00:1f.a",
+          "failed to find host device: failed to find network device in path /sys/bus/pci/devices/0000:00:1f.a/net",
         ],
       ]
     ) assertEquals((await failure(node, asked("ADD", pod, { device: "", pciBusID: id }))).msg, msg);
@@ -428,6 +439,50 @@ nodeTest(
     assertEquals(await links(node), ["dev0"]);
   },
 );
+
+nodeTest("host-device: DELs at once, and a DEL during ADD, end well and leave nothing", { needs }, async ({ node }) => {
+  await device(node);
+  const pod = await node.container("a");
+  const before = await snapshot(node);
+  const del = (netns: Namespace | null) =>
+    runPlugin(node, { ...asked("DEL", netns, { ipam: { type: "slow" } }), containerId: "a" });
+  const home = async (what: string) => {
+    assertEquals([await links(node), await links(pod)], [["dev0"], []], what);
+    assertSameState(before, await snapshot(node), { allow: [/dev0/, /slow|\/run\//] });
+    assertEquals((await node.ipJson("link", "show", "dev0"))[0].ifalias, undefined, what);
+  };
+  await badIpam(node);
+  await node.write(
+    "/opt/cni/bin/slow",
+    `#!/bin/sh
+[ "$CNI_COMMAND" = ADD ] || exit 0
+: >/run/slow.asked; until [ -e /run/slow.go ]; do sleep 0.02; done
+echo '{"cniVersion":"1.1.0","ips":[{"address":"10.22.0.2/24"}]}'
+`,
+    0o755,
+  );
+  for (let round = 0; round < 4; round++) {
+    await node.sh("rm -f /run/slow.*");
+    const add = runPlugin(node, asked("ADD", pod, { ipam: { type: "slow" } }));
+    await eventually(
+      "the device is in, and ADD still at work",
+      async () => (await links(pod)).includes("eth0") && (await node.list("/run")).includes("slow.asked"),
+    );
+    const dels = [del(pod), del(pod)];
+    // Nothing depends on how long: a DEL that starts later only has less to wait for.
+    await new Promise((done) => setTimeout(done, 200));
+    await node.write("/run/slow.go", "");
+    const ends = await Promise.all([add, ...dels]);
+    assertEquals(ends.map(({ code }) => code), [0, 0, 0], ends.map(({ stdout }) => stdout).join());
+    await home(`DEL during ADD, round ${round}`);
+  }
+  for (let round = 0; round < 4; round++) {
+    await call(node, asked("ADD", pod, { ipam: { type: "slow" } }));
+    const ends = await Promise.all([del(pod), del(pod), del(pod)]);
+    assertEquals(ends.map(({ code }) => code), [0, 0, 0], ends.map(({ stdout }) => stdout).join());
+    await home(`DELs at once, round ${round}`);
+  }
+});
 
 nodeTest("host-device starts few processes, and opens nothing that others may write", {
   needs: [...needs, "tool:strace"],

@@ -40,6 +40,7 @@ export function fakeCall(config: JsonObject, changes: Partial<ContainerCall> = {
     ownNetns: false,
     args: "",
     pod: inNetns(host, netns),
+    lock: () => Promise.resolve({ close: () => {} }),
     ...changes,
     warnings,
     undos,

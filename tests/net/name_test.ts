@@ -108,4 +108,5 @@ Deno.test("vethName is a link name that the attachment alone decides", () => {
     vethName({ network: "ab", containerId: "c", ifName: "eth0" }),
     vethName({ network: "a", containerId: "bc", ifName: "eth0" }),
   );
+  assertEquals(new Set([0, 1, 2, 3].map((attempt) => vethName(attachment, attempt))).size, 4);
 });

@@ -12,9 +12,13 @@ import { noted } from "../fakes/kernel.ts";
 const CONF = { type: "bridge", bridge: "br9", ipam: { type: "host-local" } };
 const VETH = vethName({ network: "net1", containerId: "ctr1", ifName: "eth0" });
 const BRIDGE = { ifname: "br9", flags: ["UP"], mtu: 1500, address: "0a:00:00:00:00:01", addr_info: [] };
+const SHOW_VETH = `addr show dev ${VETH}`;
+/** What takes a link back: a look whose it is, then its end. */
+const TAKE_BACK = [`host ip: ${SHOW_VETH}`, `host ip: link del dev ${VETH}`];
 const IS_UP = `ip -j link show dev ${VETH}`;
 const answers = (state = "UP") => ({
   "addr show dev br9": [{ ...BRIDGE, linkinfo: { info_kind: "bridge" } }],
+  [SHOW_VETH]: [{ ifname: VETH, linkinfo: { info_kind: "veth" }, ifalias: "cni:net1:ctr1:eth0" }],
   [IS_UP]: [{ ifname: VETH, operstate: state }],
 });
 const mac = (ip: string) => macFromIpv4(parseAddress(ip)!.value);
@@ -42,7 +46,7 @@ function adding(told: IPConfig[], answer = told, options: { reached?: () => void
   const delegate = ipam(log, { told, answer, ...(options.reached && { reached: options.reached }) });
   const short = () =>
     log.map((entry) =>
-      entry.startsWith("host ip: addr show")
+      entry.startsWith("host ip: addr show dev br9")
         ? `host: ${/ address (\S+) up netns/.exec(entry)?.[1]?.replace(/^/, "link ") ?? "a look at the bridge"}`
         : entry.startsWith("pod ip: ?")
         ? "pod: configured"
@@ -73,7 +77,7 @@ Deno.test("bridge takes the links back before the addresses, whichever was done 
   await plugin.add(call);
   const done = log().length;
   for (const undo of call.undos.reverse()) await undo();
-  assertEquals(log().slice(done), [`host ip: link del dev ${VETH}`, "host-local DEL"]);
+  assertEquals(log().slice(done), [...TAKE_BACK, "host-local DEL"]);
 });
 
 Deno.test("bridge takes the links back when no lease could be written after all", async () => {
@@ -87,7 +91,7 @@ Deno.test("bridge takes the links back when no lease could be written after all"
   assertEquals(log(), [
     "host-local ADD",
     `host: link ${mac("10.9.0.2")}`,
-    `host ip: link del dev ${VETH}`,
+    ...TAKE_BACK,
   ]);
 });
 
@@ -98,7 +102,7 @@ Deno.test("bridge makes the links anew when the answer became another one", asyn
     "host-local ADD",
     `host: link ${mac("10.9.0.2")}`,
     "lease is safe",
-    `host ip: link del dev ${VETH}`,
+    ...TAKE_BACK,
     `host: link ${mac("10.9.0.3")}`,
     "pod: configured",
     `host ${IS_UP}`,
