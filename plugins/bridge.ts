@@ -147,7 +147,7 @@ function parse(call: ContainerCall): Config {
   if (new TextEncoder().encode(conf.bridge).length > 15) {
     throw invalid(`${front}: numerical result out of range`, '"bridge" may have 15 characters at most');
   }
-  if (!isLinkName(conf.bridge) || isIndexName(conf.bridge)) {
+  if (!isLinkName(conf.bridge)) {
     throw invalid(`${front}: invalid argument`, '"bridge" has characters that no link name may have');
   }
   return { ...conf, isGateway: conf.isGateway || conf.isDefaultGateway, ipamType: ipamType(conf.ipam), trunk, mac };
@@ -316,7 +316,7 @@ async function attach(
   }
   if (conf.ipamType !== "") ipam ??= await allocate(call, conf.ipamType);
   else await apply([[noRouterAdvertisements(host.name)]], call);
-  const result: Result = { interfaces: [{ name: conf.bridge, mac: bridge.address ?? "" }, host, pod] };
+  const result: Result = { interfaces: [{ name: bridge.ifname, mac: bridge.address ?? "" }, host, pod] };
   if (call.version === "1.1.0") pod.mtu = conf.mtu > 0 ? conf.mtu : 1500;
   if (ipam) {
     // Before the container's tools get to announce it, the port usually forwards.
@@ -387,6 +387,8 @@ async function connect(
     await setVlans(call, conf, host.name);
     return now;
   }
+  // By such a name iproute2 would show another link when there is none of this name.
+  if (isIndexName(conf.bridge) && !await look(call, conf.bridge)) await createBridge(call, wish);
   for (let attempt = 0; bridge === undefined; attempt++) {
     try {
       // Its own answer comes last: a bridge that nobody gave a MAC takes one from its ports.
@@ -409,7 +411,7 @@ async function connect(
     }
   }
   const steps = ensureBridge(bridge, wish, call.warn);
-  if (steps.length > 0) await apply([steps], call).catch((error) => Promise.reject(withIpv6Hint(error, conf.bridge)));
+  if (steps.length > 0) await apply([steps], call).catch((error) => Promise.reject(withIpv6Hint(error, bridge.ifname)));
   await setVlans(call, conf, host.name);
   return bridge;
 }
@@ -534,7 +536,7 @@ async function explained(
         `it is ${now.linkinfo?.info_kind ?? "a physical link"}: choose another name in "bridge"`,
       );
     }
-    if (portCount(conf.bridge) >= MAX_PORTS) {
+    if (now && portCount(now.ifname) >= MAX_PORTS) {
       return invalid(error.message, `bridge ${conf.bridge} has ${MAX_PORTS} ports, the kernel's limit`);
     }
   }
@@ -570,7 +572,7 @@ async function configure(call: ContainerCall, conf: Config, { bridge, ipam, host
   const routes = [...(ipam.routes ?? [])];
   if (conf.isDefaultGateway) routes.push(...defaultRoutes(ips, routes));
   const attachment = attachmentOf(call);
-  const result: Result = { ...ipam, ips, routes, interfaces: [{ name: conf.bridge }, host, pod] };
+  const result: Result = { ...ipam, ips, routes, interfaces: [{ name: bridge.ifname }, host, pod] };
   if (conf.isGateway && conf.vlan === 0 && !ADDRESS_FIRST.includes(conf.ipamType)) {
     const steps = addressSteps(
       bridge,
@@ -645,7 +647,7 @@ async function awaitPort(call: ContainerCall, conf: Config, veth: string): Promi
 /** With a VLAN the gateway's addresses are on a link of their own, `BRIDGE.VLAN`. */
 async function gatewayOfVlan(call: ContainerCall, conf: Config, bridge: Link, result: Result): Promise<Interface> {
   const vlans = { vlan: conf.vlan, trunk: [], preserveDefault: conf.preserveDefaultVlan };
-  const peer = vethName({ network: `${conf.bridge}.${conf.vlan}`, containerId: "gateway", ifName: "vlan" });
+  const peer = vethName({ network: `${bridge.ifname}.${conf.vlan}`, containerId: "gateway", ifName: "vlan" });
   const link = await vlanGateway(call, bridge, vlans, peer);
   const steps = addressSteps(
     link,
@@ -662,6 +664,9 @@ async function del(call: ContainerCall): Promise<void> {
   const attachment = attachmentOf(call);
   const previous = prevResultLeniently(call);
   const known = ownAddresses(call, previous);
+  // The result says the kernel's name where the configuration has an alternative one.
+  const names = [conf.bridge, previous?.interfaces?.find((one) => !one.sandbox)?.name ?? ""];
+  const bridge = names.find((name) => isLinkName(name) && hostLinkExists(name)) ?? "";
   const unmasquerade = async (addresses: readonly string[]) => {
     if (conf.ipMasq) await removeMasquerade(call, attachment, distinct(addresses), conf.ipMasqBackend);
   };
@@ -669,7 +674,7 @@ async function del(call: ContainerCall): Promise<void> {
   const rest = async () => {
     const held = await heldAddresses(call, ipam);
     const unknown = distinct(held.filter((one) => !known.some((cidr) => cidr.split("/")[0] === one.split("/")[0])));
-    const neighbours = neighbourSteps(conf.bridge, unknown);
+    const neighbours = neighbourSteps(bridge, unknown);
     // One transaction at a time on the container's chain.
     await first?.catch(() => {});
     await all([
@@ -681,7 +686,7 @@ async function del(call: ContainerCall): Promise<void> {
   // done beside them.
   const jobs = [
     ...(ipam !== "" && known.length > 0 ? [() => first = unmasquerade(known)] : []),
-    () => deleteLinks(call, conf.bridge, distinct(known)),
+    () => deleteLinks(call, bridge, distinct(known)),
     ...(ipam !== "" ? [rest] : []),
     ...(conf.macspoofchk ? [() => removeSpoofRules(call)] : []),
   ];
@@ -725,7 +730,7 @@ function distinct(addresses: readonly string[]): string[] {
 
 /** The host drops what it knows of these addresses, so that their next owner is found at once. */
 function neighbourSteps(bridge: string, addresses: readonly string[]): Step[] {
-  if (!isLinkName(bridge) || !hostLinkExists(bridge)) return [];
+  if (bridge === "") return [];
   return addresses.map((cidr) =>
     step("host", "ip", `neigh flush to ${cidr.split("/")[0]} dev ${bridge}`, {
       why: "its next owner may have another MAC",
@@ -743,10 +748,11 @@ async function check(call: ContainerCall): Promise<void> {
   const { checkAddresses, checkRoutes, containerInterface, podState } = await import("../lib/attach/verify.ts");
   const { checkBridge, checkContainer, checkHostEnd } = await import("../lib/attach/bridge_check.ts");
   const [pod, bridge] = await Promise.all([podState(call), lookAtBridge(call, name)]);
-  checkBridge(conf, previous, bridge);
+  const seen = { ...conf, bridge: bridge?.ifname ?? name };
+  checkBridge(seen, previous, bridge);
   const container = containerInterface(call, previous);
   checkContainer(container, pod);
-  await checkHostEnd(call, conf, previous, { pod, bridge, container });
+  await checkHostEnd(call, seen, previous, { pod, bridge, container });
   checkAddresses(call.ifName, pod, previous);
   checkRoutes(pod, previous);
   if (conf.ipMasq && ipamType !== "") {
