@@ -24,6 +24,7 @@ import { openNetns } from "../lib/cni/netns.ts";
 import { type Call, type ContainerCall, type NetworkCall, type Plugin } from "../lib/cni/plugin.ts";
 import { prevResult, prevResultLeniently } from "../lib/cni/prev_result.ts";
 import { type Result, since } from "../lib/cni/types.ts";
+import { oneWord, runLines } from "../lib/kernel/batch.ts";
 import { type Link, linkDel } from "../lib/kernel/ip.ts";
 import { apply, type Step, step } from "../lib/kernel/plan.ts";
 import { linkNames } from "../lib/kernel/proc.ts";
@@ -141,8 +142,7 @@ async function gc(call: NetworkCall): Promise<void> {
   };
   const names = await stale();
   if (names.length === 0) return;
-  const input = [names.map((name) => `${linkDel(name)}\n`).join("")];
-  const { stderr } = await call.host({ argv: ["ip", "-force", "-batch", "-"], input });
+  const { stderr } = await runLines(call.host, ["ip", "-force"], names.map(linkDel));
   const left = await stale();
   if (left.length > 0) throw new CniError(code.internal, `failed to delete ${left.join(", ")}`, stderr.trim());
 }
@@ -210,7 +210,7 @@ function ifbSteps(call: ContainerCall, ifb: string, how: { mac: string; mtu: num
       failing: "adding link",
       undo: step("host", "ip", linkDel(ifb)),
     }),
-    step("host", "ip", `link set dev ${ifb} alias "${mark}"`, { why: "tells GC whose it is" }),
+    step("host", "ip", `link set dev ${ifb} alias ${oneWord(mark)}`, { why: "tells GC whose it is" }),
   ];
 }
 
@@ -227,7 +227,7 @@ async function clear(call: ContainerCall, { veth }: HostVeth, redirected: boolea
     ...(veth.qdisc === "tbf" ? [`${rootDel(veth.ifname)} handle 1:`] : []),
   ];
   call.explain?.because("the container's traffic flows again");
-  if (lines.length > 0) await call.host({ argv: ["tc", "-force", "-batch", "-"], input: [`${lines.join("\n")}\n`] });
+  if (lines.length > 0) await runLines(call.host, ["tc", "-force"], lines);
   call.explain?.because("");
 }
 

@@ -154,7 +154,7 @@ function parse(call: ContainerCall): Config {
   if (new TextEncoder().encode(conf.bridge).length > 15) {
     throw invalid(`${front}: numerical result out of range`, '"bridge" may have 15 characters at most');
   }
-  if (!isLinkName(conf.bridge) || isIndexName(conf.bridge)) {
+  if (!isLinkName(conf.bridge)) {
     throw invalid(`${front}: invalid argument`, '"bridge" has characters that no link name may have');
   }
   return { ...conf, isGateway: conf.isGateway || conf.isDefaultGateway, ipamType: ipamType(conf.ipam), trunk, mac };
@@ -324,7 +324,7 @@ async function attach(
   }
   if (conf.ipamType !== "") ipam ??= await allocate(call, conf.ipamType);
   else await apply([[noRouterAdvertisements(host.name)]], call);
-  shown.mac = bridge.address ?? "";
+  Object.assign(shown, { name: bridge.ifname, mac: bridge.address ?? "" });
   const result: Result = { interfaces: [shown, host, pod] };
   if (call.version === "1.1.0") pod.mtu = conf.mtu > 0 ? conf.mtu : 1500;
   if (ipam) {
@@ -394,6 +394,8 @@ async function connect(
     await setVlans(call, conf, host.name);
     return now;
   }
+  // By such a name iproute2 would show another link when there is none of this name.
+  if (isIndexName(conf.bridge) && !await look(call, conf.bridge)) await createBridge(call, wish);
   let bridge: BridgeNow | undefined;
   for (let attempt = 0; bridge === undefined; attempt++) {
     try {
@@ -404,9 +406,10 @@ async function connect(
       else throw await explained(call, conf, error, { host, pod });
     }
   }
-  const addresses = addressSteps(bridge, wish, ADDRESS_FAILURE);
-  const steps = [...ensureBridge(bridge, wish, call.warn), ...addresses];
-  if (steps.length > 0) await apply([steps], call).catch((error) => Promise.reject(withIpv6Hint(error, conf.bridge)));
+  const now = bridge;
+  const addresses = addressSteps(now, wish, ADDRESS_FAILURE);
+  const steps = [...ensureBridge(now, wish, call.warn), ...addresses];
+  if (steps.length > 0) await apply([steps], call).catch((error) => Promise.reject(withIpv6Hint(error, now.ifname)));
   await setVlans(call, conf, host.name);
   const mac = macAfter(bridge, addresses);
   return { ...bridge, ...(mac && { address: mac }) };
@@ -545,7 +548,7 @@ async function explained(
         `it is ${now.linkinfo?.info_kind ?? "a physical link"}: choose another name in "bridge"`,
       );
     }
-    if ((portCount(conf.bridge) ?? 0) >= MAX_PORTS) {
+    if (now && (portCount(now.ifname, now.ifindex) ?? 0) >= MAX_PORTS) {
       return invalid(error.message, `bridge ${conf.bridge} has ${MAX_PORTS} ports, the kernel's limit`);
     }
   }
@@ -584,7 +587,7 @@ async function configure(call: ContainerCall, conf: Config, parts: Parts): Promi
   const routes = [...(ipam.routes ?? [])];
   if (conf.isDefaultGateway) routes.push(...defaultRoutes(ips, routes));
   const attachment = attachmentOf(call);
-  const result: Result = { ...ipam, ips, routes, interfaces: [{ name: conf.bridge }, host, pod] };
+  const result: Result = { ...ipam, ips, routes, interfaces: [{ name: bridge.ifname }, host, pod] };
   if (conf.isGateway && conf.vlan === 0 && !ADDRESS_FIRST.includes(conf.ipamType)) {
     const steps = addressSteps(
       bridge,
@@ -660,7 +663,7 @@ async function awaitPort(call: ContainerCall, conf: Config, veth: string): Promi
 /** With a VLAN the gateway's addresses are on a link of their own, `BRIDGE.VLAN`. */
 async function gatewayOfVlan(call: ContainerCall, conf: Config, bridge: Link, result: Result): Promise<Interface> {
   const vlans = { vlan: conf.vlan, trunk: [], preserveDefault: conf.preserveDefaultVlan };
-  const peers = hostEndNames({ network: `${conf.bridge}.${conf.vlan}`, containerId: "gateway", ifName: "vlan" });
+  const peers = hostEndNames({ network: `${bridge.ifname}.${conf.vlan}`, containerId: "gateway", ifName: "vlan" });
   const link = await vlanGateway(call, bridge, { vlans, peers });
   const steps = addressSteps(
     link,
@@ -677,6 +680,9 @@ async function del(call: ContainerCall): Promise<void> {
   const attachment = attachmentOf(call);
   const previous = prevResultLeniently(call);
   const known = ownAddresses(call, previous);
+  // The result says the kernel's name where the configuration has an alternative one.
+  const names = [conf.bridge, previous?.interfaces?.find((one) => !one.sandbox)?.name ?? ""];
+  const bridge = names.find((name) => isLinkName(name) && linkExists(name) !== false) ?? "";
   const unmasquerade = async (addresses: readonly string[]) => {
     if (conf.ipMasq) await removeMasquerade(call, attachment, distinct(addresses), conf.ipMasqBackend);
   };
@@ -684,7 +690,7 @@ async function del(call: ContainerCall): Promise<void> {
   const rest = async () => {
     const held = await heldAddresses(call, ipam);
     const unknown = distinct(held.filter((one) => !known.some((cidr) => cidr.split("/")[0] === one.split("/")[0])));
-    const neighbours = neighbourSteps(conf.bridge, unknown);
+    const neighbours = neighbourSteps(bridge, unknown);
     // One transaction at a time on the container's chain.
     await first?.catch(() => {});
     await all([
@@ -696,7 +702,7 @@ async function del(call: ContainerCall): Promise<void> {
   // done beside them.
   const jobs = [
     ...(ipam !== "" && known.length > 0 ? [() => first = unmasquerade(known)] : []),
-    () => deleteLinks(call, conf.bridge, distinct(known)),
+    () => deleteLinks(call, bridge, distinct(known)),
     ...(ipam !== "" ? [rest] : []),
     ...(conf.macspoofchk ? [() => removeSpoofRules(call)] : []),
   ];
@@ -739,7 +745,7 @@ function distinct(addresses: readonly string[]): string[] {
 
 /** The host drops what it knows of these addresses, so that their next owner is found at once. */
 function neighbourSteps(bridge: string, addresses: readonly string[]): Step[] {
-  if (!isLinkName(bridge) || linkExists(bridge) === false) return [];
+  if (bridge === "" || linkExists(bridge) === false) return [];
   return addresses.map((cidr) =>
     step("host", "ip", `neigh flush to ${cidr.split("/")[0]} dev ${bridge}`, {
       why: "its next owner may have another MAC",
@@ -757,10 +763,11 @@ async function check(call: ContainerCall): Promise<void> {
   const { checkAddresses, checkRoutes, containerInterface, podState } = await import("../lib/attach/verify.ts");
   const { checkBridge, checkContainer, checkHostEnd } = await import("../lib/attach/bridge_check.ts");
   const [pod, bridge] = await Promise.all([podState(call), lookAtBridge(call, name)]);
-  checkBridge(conf, previous, bridge);
+  const seen = { ...conf, bridge: bridge?.ifname ?? name };
+  checkBridge(seen, previous, bridge);
   const container = containerInterface(call, previous);
   checkContainer(container, pod);
-  await checkHostEnd(call, conf, previous, { pod, bridge, container });
+  await checkHostEnd(call, seen, previous, { pod, bridge, container });
   checkAddresses(call.ifName, pod, previous);
   checkRoutes(pod, previous);
   if (conf.ipMasq && ipamType !== "") {

@@ -39,6 +39,7 @@ import {
   removeNftForwarding,
   removeNftIsolation,
 } from "../lib/attach/forward_rules_nft.ts";
+import { linkNow } from "../lib/attach/container_link.ts";
 import { ruleError } from "../lib/attach/rule_error.ts";
 import { decode, decodeLeniently, type Fields, text } from "../lib/cni/decode.ts";
 import { all, CniError, code } from "../lib/cni/error.ts";
@@ -53,14 +54,13 @@ import {
   isTrue,
   zoneSource,
 } from "../lib/kernel/firewalld.ts";
-import type { Link } from "../lib/kernel/ip.ts";
 import { iptablesTool, iptablesUsable, TableError } from "../lib/kernel/iptables.ts";
 import { NftError, nftUsable } from "../lib/kernel/nft.ts";
 import { apply, type Step, step } from "../lib/kernel/plan.ts";
 import { linkExists } from "../lib/kernel/proc.ts";
-import { isAbsent, must, toolPath } from "../lib/kernel/run.ts";
+import { toolPath } from "../lib/kernel/run.ts";
 import { type Address, type Family, familyBits, formatAddress, parsePrefix } from "../lib/net/cidr.ts";
-import { isLinkName } from "../lib/net/link_name.ts";
+import { isAnyName, isIndexName, isLinkName } from "../lib/net/link_name.ts";
 
 const keys = {
   backend: text("", "iptables, firewalld or nftables; without it firewalld if it runs, else iptables, else nftables", {
@@ -169,10 +169,18 @@ function bridgeOf({ interfaces = [] }: Result, policy: string): string {
   if (first.name === "") {
     throw new CniError(code.config, "got empty bridge name", "the first interface of prevResult has to be the bridge");
   }
-  if (!isLinkName(first.name)) {
+  if (!isAnyName(first.name)) {
     throw new CniError(code.config, `prevResult: "${first.name}" cannot be the name of a bridge`);
   }
   return first.name;
+}
+
+/** The same, about the bridge's own name: packet filters know no other. A process only where prevResult has an alternative one. */
+async function withKernelName(call: ContainerCall, forwarding: Forwarding): Promise<Forwarding> {
+  const { bridge } = forwarding;
+  if (bridge === "" || (isLinkName(bridge) && linkExists(bridge))) return forwarding;
+  const now = await linkNow({ ...call, explain: undefined }, "host", bridge);
+  return { ...forwarding, bridge: now?.ifname ?? bridge };
 }
 
 const ofFamily = (addresses: readonly Address[], family: Family) => addresses.filter((one) => one.family === family);
@@ -181,9 +189,10 @@ const familiesOf = (addresses: readonly Address[]) =>
 const sourceOf = (address: Address) => `${formatAddress(address)}/${familyBits(address.family)}`;
 
 async function add(call: ContainerCall): Promise<Result> {
-  const { config, previous, forwarding } = parse(call);
-  if (forwarding.addresses.length === 0) return previous;
+  const { config, previous, forwarding: configured } = parse(call);
+  if (configured.addresses.length === 0) return previous;
   const backend = await chosenBackend(call, config);
+  const forwarding = await withKernelName(call, configured);
   const accept = backend !== "firewalld";
   const steps: Step[] = [];
   if (!accept) {
@@ -192,7 +201,7 @@ async function add(call: ContainerCall): Promise<Result> {
       steps.push(...ruleSteps(call, forwarding, { accept, backend: await ruleBackend(call) }));
     }
   } else steps.push(...ruleSteps(call, forwarding, { accept, backend, configured: config.backend }));
-  if (config.policy === "isolated") steps.push(...portSteps(previous, forwarding.bridge));
+  if (config.policy === "isolated") steps.push(...portSteps(previous));
   noteOwners(call, forwarding.addresses);
   await apply([steps], call);
   return previous;
@@ -292,8 +301,10 @@ function sourceStep(call: ContainerCall, zone: string, address: Address): Step {
 }
 
 /** Neighbours on one bridge never meet the packet filter, unless br_netfilter is loaded: the ports are kept apart too. */
-function portSteps({ interfaces = [] }: Result, bridge: string): Step[] {
-  return interfaces.filter(({ name, sandbox }) => !sandbox && name !== bridge && isLinkName(name)).map(({ name }) =>
+function portSteps({ interfaces = [] }: Result): Step[] {
+  const [bridge, ...others] = interfaces;
+  const ports = others.filter(({ name, sandbox }) => !sandbox && name !== bridge?.name && isLinkName(name));
+  return ports.filter(({ name }) => !isIndexName(name) || linkExists(name)).map(({ name }) =>
     step("host", "command", `ip link set dev ${name} type bridge_slave isolated on`, {
       optional: true,
       why: "no frame passes between isolated ports of a bridge",
@@ -330,7 +341,7 @@ async function del(call: ContainerCall): Promise<void> {
   await all(
     [
       ...inIptables,
-      ...(config.policy !== "open" && isLinkName(bridge) ? [() => dropOwnIsolation(call, bridge)] : []),
+      ...(config.policy !== "open" && isAnyName(bridge) ? [() => dropOwnIsolation(call, bridge)] : []),
     ],
     // Rules of one backend are proof that the other was not asked, in that family.
     [async () => addresses.length > 0 && familiesOf(addresses).every((one) => found.has(one)) || await inNft()],
@@ -385,13 +396,9 @@ async function byNft(call: Call, work: () => Promise<void>): Promise<void> {
 
 /** Rules about a link that goes with the container, as ptp's, go with it too; a bridge's stay. */
 async function dropOwnIsolation(call: ContainerCall, link: string): Promise<void> {
-  try {
-    const shown = await must(call.host, { argv: ["ip", "-j", "-d", "link", "show", "dev", link] });
-    if ((JSON.parse(shown) as Link[])[0]?.linkinfo?.info_kind !== "veth") return;
-  } catch (error) {
-    // It has gone with the container. A tool that failed otherwise tells nothing: a bridge keeps its rules.
-    if (!isAbsent(error)) throw error;
-  }
+  // It may have gone with the container. A tool that failed tells nothing: a bridge keeps its rules.
+  const now = await linkNow({ ...call, explain: undefined }, "host", link);
+  if (now && now.linkinfo?.info_kind !== "veth") return;
   await dropIsolation(call, (name) => name === link);
 }
 
@@ -409,9 +416,10 @@ async function dropIsolation(call: Call, gone: (link: string) => boolean): Promi
 }
 
 async function check(call: ContainerCall): Promise<void> {
-  const { config, forwarding } = parse(call);
-  if (forwarding.addresses.length === 0) return;
+  const { config, forwarding: configured } = parse(call);
+  if (configured.addresses.length === 0) return;
   const backend = await chosenBackend(call, config);
+  const forwarding = await withKernelName(call, configured);
   if (backend === "firewalld") {
     for (const address of forwarding.addresses) await checkSource(call, config.zone, address);
     if (config.policy !== "open") {

@@ -39,7 +39,7 @@ import {
 import { lockAttachment } from "../lib/attach/netns_lock.ts";
 import { checkMac, requiredPrevResult, together } from "../lib/attach/new_link.ts";
 import { checkAddresses, checkRoutes, containerInterface, podState } from "../lib/attach/verify.ts";
-import { type Link, linkShow, linkUp } from "../lib/kernel/ip.ts";
+import { isNamed, type Link, linkShow, linkUp } from "../lib/kernel/ip.ts";
 import { apply, step } from "../lib/kernel/plan.ts";
 import { isAbsent } from "../lib/kernel/run.ts";
 import { isLinkName } from "../lib/net/link_name.ts";
@@ -174,7 +174,7 @@ function originalName({ ifalias = "" }: Link, device: string): string | undefine
 }
 
 function isChosen(link: Link, choice: DeviceChoice): boolean {
-  if (choice.device !== "") return link.ifalias === choice.device;
+  if (choice.device !== "") return link.ifalias === choice.device || isNamed(link, choice.device);
   return choice.hwaddr !== "" && hasMac(link, parseMac(choice.hwaddr));
 }
 

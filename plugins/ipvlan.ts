@@ -108,7 +108,11 @@ async function add(call: ContainerCall): Promise<Result> {
       step(sub.place, "ip", "link show type ipvlan", { read: true, why: "other links of this master" }),
       ...await subLinkSteps(call, sub, temp),
     ],
-    created: ([links = []]) => warnOfOthers(call, sub, { mode: conf.mode, links: links as Link[] }),
+    created: ([links = [], [master] = [] as unknown[]]) =>
+      warnOfOthers(call, (master as Link | undefined)?.ifname ?? sub.master, {
+        mode: conf.mode,
+        links: links as Link[],
+      }),
     temp,
     explain: (error) => explained(call, sub, error),
     addresses: () => chained ? Promise.resolve(chained) : allocate(call, conf.type),
@@ -138,7 +142,7 @@ async function chooseMaster(call: ContainerCall, conf: Config, previous: Result 
  */
 function warnOfOthers(
   call: ContainerCall,
-  { master }: SubLink,
+  master: string,
   { mode, links }: { mode: string; links: Link[] },
 ): void {
   const others = links.filter((one) => one.link === master && one.linkinfo?.info_data?.["mode"] !== mode);

@@ -23,7 +23,8 @@ import { openNetns } from "../lib/cni/netns.ts";
 import { type Call, type ContainerCall, type NetworkCall, nothing, type Plugin } from "../lib/cni/plugin.ts";
 import { prevResult, prevResultLeniently } from "../lib/cni/prev_result.ts";
 import { type Result, since } from "../lib/cni/types.ts";
-import { addrShow } from "../lib/kernel/ip.ts";
+import { runLines } from "../lib/kernel/batch.ts";
+import { addrShow, isNamed } from "../lib/kernel/ip.ts";
 import { apply, type Step, step, type StepOptions } from "../lib/kernel/plan.ts";
 import {
   gatewaysOf,
@@ -105,7 +106,9 @@ async function del(call: ContainerCall): Promise<void> {
   const lock = await lockNetns(call);
   try {
     const now = await routingNow(call.pod, [addrShow(call.ifName)]);
-    const addresses = new Set([...known, ...now.links.flatMap((link) => link.addr_info ?? []).map((one) => one.local)]);
+    // By a name like if7 iproute2 shows another link when there is none of this name.
+    const own = now.links.filter((link) => isNamed(link, call.ifName));
+    const addresses = new Set([...known, ...own.flatMap((link) => link.addr_info ?? []).map((one) => one.local)]);
     const isOwn = (rule: KernelRule) => [...addresses].some((address) => leadsFrom(rule, address, table));
     const rules = now.rules.filter(isOwn);
     const others = new Set(now.rules.filter((rule) => !isOwn(rule)).map(tableOf));
@@ -306,9 +309,10 @@ function ipStep(family: Family, text: string, options?: StepOptions): Step {
 /** Does every step whatever becomes of the others; returns what the tools complained about. */
 async function force(call: ContainerCall, steps: readonly Step[]): Promise<string> {
   const outputs = await Promise.all((["ip", "ip6"] as const).map((tool) => {
-    const lines = steps.filter((one) => one.tool === tool).map(({ text }) => `${text}\n`);
-    const argv = ["ip", ...(tool === "ip6" ? ["-6"] : []), "-force", "-batch", "-"];
-    return lines.length > 0 ? call.pod({ argv, input: [lines.join("")] }) : undefined;
+    const lines = steps.filter((one) => one.tool === tool).map(({ text }) => text);
+    return lines.length > 0
+      ? runLines(call.pod, ["ip", ...(tool === "ip6" ? ["-6"] : []), "-force"], lines)
+      : undefined;
   }));
   return outputs.map((output) => output && output.code !== 0 ? output.stderr.trim() : "").filter(Boolean).join("\n");
 }

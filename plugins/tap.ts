@@ -11,7 +11,7 @@ import { CniError, code } from "../lib/cni/error.ts";
 import { openNetns } from "../lib/cni/netns.ts";
 import type { ContainerCall, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
 import { type Interface, type JsonObject, type Result, since } from "../lib/cni/types.ts";
-import { allocate } from "../lib/attach/container_link.ts";
+import { allocate, linkNow } from "../lib/attach/container_link.ts";
 import {
   collectAddresses,
   ipamKeys,
@@ -83,14 +83,18 @@ async function add(call: ContainerCall): Promise<Result> {
       least,
     );
   }
-  if (conf.bridge !== "" && (!isLinkName(conf.bridge) || isIndexName(conf.bridge))) throw noBridge(call, conf.bridge);
   openNetns(call, `failed to open netns "${call.netns}"`);
+  const { bridge } = conf;
+  // What cannot be the kernel's own name, or may be read as a number, costs one more look.
+  const usual = bridge === "" || (isLinkName(bridge) && !isIndexName(bridge));
+  const port = usual ? bridge : (await linkNow(call, "pod", bridge))?.ifname;
+  if (port === undefined) throw noBridge(call, bridge);
   const temp = passingName(call);
   const result = await attachLink(call, {
     noun: "tap",
     create: [createStep(conf, temp)],
     temp,
-    join: [...attributeSteps(call, conf.mtu, mac), ...bridgeSteps(call, conf.bridge)],
+    join: [...attributeSteps(call, conf.mtu, mac), ...bridgeSteps(call, port)],
     explain: (error) => explained(call, conf, error),
     addresses: conf.type === "" ? undefined : () => allocate(call, conf.type),
     early: !needsLink(conf.type),
@@ -196,15 +200,19 @@ async function check(call: ContainerCall): Promise<void> {
   if (!pod.link) {
     throw new CniError(code.internal, `Cannot find container link ${call.ifName}`, "the tap device is gone");
   }
-  checkLink(container, pod, conf);
+  await checkLink(call, { container, pod, conf });
   checkAddresses(call.ifName, pod, previous);
   checkRoutes(pod, previous);
 }
 
-function checkLink(container: Interface, pod: PodState, { bridge }: Config): void {
+async function checkLink(
+  call: ContainerCall,
+  { container, pod, conf: { bridge } }: { container: Interface; pod: PodState; conf: Config },
+): Promise<void> {
   const link = checkKind(container, pod, words);
   checkMac(container, link, words);
   if (bridge === "" || link.master === bridge) return;
+  if (link.master !== undefined && link.master === (await linkNow(call, "pod", bridge))?.ifname) return;
   throw new CniError(
     code.internal,
     `tap ${link.ifname} is not a port of bridge ${bridge}`,

@@ -35,7 +35,10 @@ import { openNetns } from "../lib/cni/netns.ts";
 import type { Call, ContainerCall, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
 import { prevResult } from "../lib/cni/prev_result.ts";
 import { type Result, since } from "../lib/cni/types.ts";
-import { type Link } from "../lib/kernel/ip.ts";
+import { runLines } from "../lib/kernel/batch.ts";
+import type { Link } from "../lib/kernel/ip.ts";
+import { linkNow } from "../lib/attach/container_link.ts";
+import { isIndexName } from "../lib/net/link_name.ts";
 import { apply, type Plan, type Step, step, StepError } from "../lib/kernel/plan.ts";
 import { CommandError, failureText, isAbsent } from "../lib/kernel/run.ts";
 import { removeDrafts, removeFile } from "../lib/kernel/state_file.ts";
@@ -307,18 +310,18 @@ async function restore(call: ContainerCall, backup: Backup): Promise<boolean> {
   const { ifName } = call;
   const lines = (["mtu", "mac", "promisc", "allmulti", "txQLen"] as const).flatMap((name) => {
     const value = name === "mac" ? parseMac(backup.mac ?? "") : backup[name];
-    return value === undefined ? [] : [`${linkSet(ifName, name, value)}\n`];
+    return value === undefined ? [] : [linkSet(ifName, name, value)];
   });
   const settings = Object.entries(backup.sysctl ?? {}).map(([path, value]) =>
     step("pod", "sysctl", `${path}=${value}`, { optional: true })
   );
   let done = true;
-  if (lines.length > 0) {
-    const command = { argv: ["ip", "-force", "-batch", "-"], input: lines };
+  // By a name like if7 iproute2 changes another link when there is none of this name.
+  if (lines.length > 0 && (!isIndexName(ifName) || await linkNow(call, "pod", ifName))) {
     call.explain?.because("as ADD found it");
-    const output = await call.pod(command);
+    const output = await runLines(call.pod, ["ip", "-force"], lines);
     call.explain?.because("");
-    const failure = new CommandError(command, output, failureText(output));
+    const failure = new CommandError({ argv: ["ip", "-force"], input: lines }, output, failureText(output));
     // Settings of a link that is gone went with it.
     done = output.code === 0 || isAbsent(failure);
     // What the kernel refuses now it refuses again; a tool that did not get so far is worth another DEL.

@@ -14,7 +14,8 @@ import { openNetns } from "../lib/cni/netns.ts";
 import { type Call, type ContainerCall, type NetworkCall, nothing, type Plugin } from "../lib/cni/plugin.ts";
 import { prevResult } from "../lib/cni/prev_result.ts";
 import { type Result, since } from "../lib/cni/types.ts";
-import type { Link } from "../lib/kernel/ip.ts";
+import { runLines } from "../lib/kernel/batch.ts";
+import { isNamed, type Link } from "../lib/kernel/ip.ts";
 import { apply, type Step, step, StepError } from "../lib/kernel/plan.ts";
 import { type Routing, routingNow, TABLE, tableOf } from "../lib/kernel/routing.ts";
 import { canonicalAddress } from "../lib/net/cidr.ts";
@@ -61,13 +62,14 @@ async function add(call: ContainerCall): Promise<Result> {
 
 /** Takes the interface out of this VRF, and the VRF away when it was the last one in it. */
 async function del(call: ContainerCall): Promise<void> {
-  const { vrfname } = decodeLeniently({ vrfname: keys.vrfname }, call.config, call.warn);
-  if (!call.podAlive || !isLinkName(vrfname)) return;
+  const { vrfname: configured } = decodeLeniently({ vrfname: keys.vrfname }, call.config, call.warn);
+  if (!call.podAlive || configured === "") return;
   const lock = await lockNetns(call);
   try {
     const links = await linksOf(call);
-    const vrf = links.find((one) => one.ifname === vrfname);
+    const vrf = links.find((one) => isNamed(one, configured));
     if (!vrf) return;
+    const vrfname = vrf.ifname;
     if (!isVrf(vrf)) return call.warn(`Netlink ${vrfname} is not a VRF: it is left alone`);
     const members = links.filter((one) => one.master === vrfname).map((one) => one.ifname);
     const lines = [
@@ -90,12 +92,13 @@ async function del(call: ContainerCall): Promise<void> {
 }
 
 async function check(call: ContainerCall): Promise<void> {
-  const { vrfname, table } = settings(call);
+  const { vrfname: configured, table } = settings(call);
   const previous = previousOf(call);
   openNetns(call);
   const links = await linksOf(call);
-  const vrf = links.find((one) => one.ifname === vrfname);
-  if (!vrf) throw new CniError(code.internal, "Link not found", `there is no VRF ${vrfname} in ${call.netns}`);
+  const vrf = links.find((one) => isNamed(one, configured));
+  if (!vrf) throw new CniError(code.internal, "Link not found", `there is no VRF ${configured} in ${call.netns}`);
+  const vrfname = vrf.ifname;
   checkVrf(vrf, table);
   const link = links.find((one) => one.ifname === call.ifName);
   if (link?.master !== vrfname) {
@@ -195,11 +198,12 @@ function freeTable({ links, rules, routes }: Routing): number {
 /** Makes the VRF if need be, and puts the interface into it with all it has. */
 async function enslave(
   call: ContainerCall,
-  { vrfname, table: wanted, previous }: { vrfname: string; table: number; previous: Result },
+  { vrfname: configured, table: wanted, previous }: { vrfname: string; table: number; previous: Result },
 ): Promise<void> {
   const { ifName } = call;
   const now = await routingNow(call.pod, ["addr show"]);
-  const vrf = now.links.find((one) => one.ifname === vrfname);
+  const vrf = now.links.find((one) => isNamed(one, configured));
+  const vrfname = vrf?.ifname ?? configured;
   if (vrf) checkVrf(vrf, wanted);
   const link = now.links.find((one) => one.ifname === ifName);
   if (!link) {
@@ -302,6 +306,6 @@ async function linksOf(call: ContainerCall): Promise<Link[]> {
 
 /** Says every line whatever becomes of the others; returns what the tool complained about. */
 async function force(call: ContainerCall, lines: readonly string[]): Promise<string> {
-  const { code, stderr } = await call.pod({ argv: ["ip", "-force", "-batch", "-"], input: [`${lines.join("\n")}\n`] });
+  const { code, stderr } = await runLines(call.pod, ["ip", "-force"], lines);
   return code === 0 ? "" : stderr.trim();
 }

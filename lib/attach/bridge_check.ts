@@ -2,7 +2,7 @@
 import { CniError, code } from "../cni/error.ts";
 import type { ContainerCall } from "../cni/plugin.ts";
 import type { Interface, Result } from "../cni/types.ts";
-import { type Link, linkShow } from "../kernel/ip.ts";
+import { isNamed, type Link, linkShow } from "../kernel/ip.ts";
 import { apply, step } from "../kernel/plan.ts";
 import { linkFolder, readKernelFile } from "../kernel/proc.ts";
 import { isAbsent } from "../kernel/run.ts";
@@ -22,7 +22,7 @@ export interface BridgeConf {
 /** prevResult's bridge is there, is one, and is as configured. */
 export function checkBridge(conf: BridgeConf, previous: Result, bridge: Link | undefined): void {
   const name = conf.bridge;
-  const shown = previous.interfaces?.findLast((one) => one.name === name);
+  const shown = previous.interfaces?.findLast((one) => bridge ? isNamed(bridge, one.name) : one.name === name);
   if (!shown) throw invalid("Interface name missing ", `prevResult has no interface "${name}"`);
   if (!bridge) throw invalid(`Interface name ${name} not found`, `the bridge is gone: ADD makes it again`);
   if (shown.sandbox) throw invalid(`Interface ${name} should not be in sandbox`, shown.sandbox);

@@ -1,7 +1,7 @@
 /** A Linux bridge and a container's port on it: what the bridge plugin needs, short of the container itself. */
 import { CniError, code } from "../cni/error.ts";
 import type { Call, ContainerCall } from "../cni/plugin.ts";
-import { addrDel, type Address, addrShow, type Link, linkUp } from "../kernel/ip.ts";
+import { addrDel, type Address, addrShow, isNamed, type Link, linkUp } from "../kernel/ip.ts";
 import { apply, type Step, step, StepError } from "../kernel/plan.ts";
 import { linkExists, linkFolder, listKernelFolder, readKernelFile } from "../kernel/proc.ts";
 import { isAbsent } from "../kernel/run.ts";
@@ -50,12 +50,12 @@ export interface BridgeNow extends Link {
  * must not be done.
  */
 export function ensureBridge(now: Link, wish: BridgeWish, warn: (note: string) => void): Step[] {
-  const { name } = wish;
-  const front = `failed to create bridge "${name}"`;
+  const name = now.ifname;
+  const front = `failed to create bridge "${wish.name}"`;
   if (now.linkinfo?.info_kind !== "bridge") {
     throw new CniError(
       code.internal,
-      `${front}: "${name}" already exists but is not a bridge`,
+      `${front}: "${wish.name}" already exists but is not a bridge`,
       `it is ${now.linkinfo?.info_kind ?? "a physical link"}: choose another name in "bridge"`,
     );
   }
@@ -209,7 +209,8 @@ function withHint(error: unknown): unknown {
 export async function lookAtBridge(call: Call & ContainerCall, name: string): Promise<Link | undefined> {
   try {
     const [shown] = await apply([[step("host", "ip", addrShow(name), { read: true })]], call);
-    return shown?.[0] as Link | undefined;
+    const link = shown?.[0] as Link | undefined;
+    return link && isNamed(link, name) ? link : undefined;
   } catch (error) {
     if (isAbsent(error)) return undefined;
     throw error;

@@ -1,11 +1,11 @@
 /** What every main plugin does to the container's link: settings, addresses, up, routes; and taking it away again. */
 import { formatAddress, networkAddress, nextAddress, parsePrefix } from "../net/cidr.ts";
-import { isIndexName } from "../net/link_name.ts";
+import { isAnyName, isIndexName } from "../net/link_name.ts";
 import { CniError, code, during } from "../cni/error.ts";
 import type { ContainerCall, Foresight } from "../cni/plugin.ts";
 import type { Result, Route } from "../cni/types.ts";
-import { addrAdd, type Address, type Link, linkDel, linkUp } from "../kernel/ip.ts";
-import { apply, type Step, step } from "../kernel/plan.ts";
+import { addrAdd, type Address, addrShow, isNamed, type Link, linkDel, linkUp } from "../kernel/ip.ts";
+import { apply, type Place, type Step, step } from "../kernel/plan.ts";
 import { isAbsent } from "../kernel/run.ts";
 
 /** How a container's link is to be set up. */
@@ -75,6 +75,8 @@ function ownIps(ifName: string, { interfaces = [], ips = [] }: Result): NonNulla
   });
 }
 
+const U32 = 2 ** 32 - 1;
+
 /** Routes of the result through the container's link, in order; a route that is there twice is set once. */
 export function routeSteps(ifName: string, result: Result): Step[] {
   const gateways = (result.ips ?? []).filter((ip) => ip.interface !== undefined).map((ip) => ip.gateway ?? "");
@@ -88,13 +90,36 @@ export function routeSteps(ifName: string, result: Result): Step[] {
     // A route with a scope below the gateway's (link, host) cannot go through one.
     const inherited = (route.scope ?? 0) >= 253 ? undefined : six ? first.v6 : first.v4;
     const gw = route.gw ?? inherited;
+    const failing = routeFailure(ifName, route, gw);
+    checkRoute(route, gw, failing);
     const text = routeText(ifName, route, gw);
-    texts.set(
-      text,
-      step("pod", "ip", text, { failing: routeFailure(ifName, route, gw), why: "route from the configuration" }),
-    );
+    texts.set(text, step("pod", "ip", text, { failing, why: "route from the configuration" }));
   }
   return [...texts.values()];
+}
+
+/** Numbers of a route, and the largest that the kernel takes. */
+const ROUTE_NUMBERS = [["mtu", U32], ["advmss", U32], ["priority", U32], ["table", U32], ["scope", 255]] as const;
+
+/** Refuses what iproute2's parser would refuse without a word about which route it was. */
+function checkRoute(route: Route, gw: string | undefined, failing: string): void {
+  const { dst } = route;
+  if (gw && gw.includes(":") !== dst.includes(":")) {
+    throw new CniError(
+      code.internal,
+      `${failing}: gateway, source, and destination ip are not the same IP family`,
+      `the route to ${dst}: "gw" is ${gw}; IPv4 and IPv6 do not mix`,
+    );
+  }
+  for (const [key, most] of ROUTE_NUMBERS) {
+    const value = route[key] ?? 0;
+    if (value >= 0 && value <= most) continue;
+    throw new CniError(
+      code.internal,
+      `${failing}: numerical result out of range`,
+      `the route to ${dst}: "${key}" is ${value}: 0 to ${most}`,
+    );
+  }
 }
 
 function routeText(dev: string, route: Route, gw: string | undefined): string {
@@ -208,7 +233,7 @@ export async function settle(call: ContainerCall): Promise<void> {
 export async function deleteContainerLink(call: ContainerCall): Promise<void> {
   if (!call.podAlive) return;
   try {
-    if (isIndexName(call.ifName) && !(await hasLink(call, call.ifName))) return;
+    if (isIndexName(call.ifName) && !await linkNow(call, "pod", call.ifName)) return;
     await apply([[
       step("pod", "ip", linkDel(call.ifName), {
         failing: `failed to delete "${call.ifName}"`,
@@ -220,9 +245,17 @@ export async function deleteContainerLink(call: ContainerCall): Promise<void> {
   }
 }
 
-async function hasLink(call: ContainerCall, name: string): Promise<boolean> {
-  const [links = []] = await apply([[step("pod", "ip", "link show", { read: true })]], call) as Link[][];
-  return links.some((link) => link.ifname === name);
+/** The link with this name or alternative name, with its addresses; undefined when there is none. One process. */
+export async function linkNow(call: ContainerCall, place: Place, name: string): Promise<Link | undefined> {
+  if (!isAnyName(name)) return undefined;
+  try {
+    const [shown] = await apply([[step(place, "ip", addrShow(name), { read: true })]], call);
+    const link = shown?.[0] as Link | undefined;
+    return link && isNamed(link, name) ? link : undefined;
+  } catch (error) {
+    if (isAbsent(error)) return undefined;
+    throw error;
+  }
 }
 
 /** ADD of the IPAM plugin, given back when this call fails later; an answer without addresses is an error. */

@@ -66,7 +66,7 @@ function sharedRules({ admin }: Forwarding): WantedRule[] {
 /** Rules that keep the bridge apart, in the order in which the reference makes them. */
 function isolationRules({ policy, bridge }: Forwarding): WantedRule[] {
   if (policy === "open") return [];
-  const name = quoteWord(bridge);
+  const name = linkWord(bridge, policy);
   const shared = comment("CNI firewall plugin rules (ingressPolicy: same-bridge|isolated)");
   const own = comment(`CNI firewall plugin rules (ingressPolicy: ${policy})`);
   return [
@@ -77,6 +77,28 @@ function isolationRules({ policy, bridge }: Forwarding): WantedRule[] {
     { chain: STAGE_2, rule: `-o ${name} ${shared} -j DROP`, first: true },
     { chain: STAGE_2, rule: `${shared} -j RETURN` },
   ];
+}
+
+/**
+ * Can a rule be about this link, and be read back? At the end of a name iptables takes "+" and nft "*" for any text;
+ * iptables-save prints names without quotes, and nft has nothing that escapes one.
+ */
+export function canBeInRule(name: string, tool: "iptables" | "nftables"): boolean {
+  return !(tool === "iptables" ? /["\\]|\+$|^!$/ : /["\\]|\*$/).test(name);
+}
+
+function linkWord(name: string, policy: string): string {
+  if (canBeInRule(name, "iptables")) return quoteWord(name);
+  throw unsaid(name, policy, "iptables");
+}
+
+/** The error for a bridge that a packet filter has no way to name. */
+export function unsaid(name: string, policy: string, tool: string): CniError {
+  return new CniError(
+    code.config,
+    `ingressPolicy "${policy}": no rule of ${tool} can be about a bridge called "${name}"`,
+    'choose another name in "bridge"',
+  );
 }
 
 /** The container's rules for one address. */

@@ -15,7 +15,7 @@ import { nft, type NftChain, nftComment, NftError, nftList, type NftListing, set
 import type { Run } from "../kernel/run.ts";
 import { type Address, formatAddress } from "../net/cidr.ts";
 import { type Attachment, nftAttachmentHash, nftNetworkHash, nftRuleComment } from "../net/name.ts";
-import type { Forwarding, Parts } from "./forward_rules.ts";
+import { canBeInRule, type Forwarding, type Parts, unsaid } from "./forward_rules.ts";
 
 const TABLE = "inet cni_firewall";
 const STAGE_1 = "CNI-ISOLATION-STAGE-1";
@@ -106,10 +106,16 @@ function ownText(
     ...(there.has(admin) ? [] : [`create chain ${TABLE} ${admin}`]),
     ...(there.has(admin) && whole ? [] : [`insert rule ${TABLE} ${FORWARD} jump ${admin}`]),
     ...(accept ? elementsText(TABLE, owner, addresses) : []),
-    ...(policy === "open" ? [] : [
-      `add element ${TABLE} same { "${bridge}" . "${bridge}" }`,
-      `add element ${TABLE} restricted { "${bridge}" }`,
-    ]),
+    ...isolationText({ policy, bridge }),
+  ];
+}
+
+function isolationText({ policy, bridge }: Pick<Forwarding, "policy" | "bridge">): string[] {
+  if (policy === "open") return [];
+  if (!canBeInRule(bridge, "nftables")) throw unsaid(bridge, policy, "nftables");
+  return [
+    `add element ${TABLE} same { "${bridge}" . "${bridge}" }`,
+    `add element ${TABLE} restricted { "${bridge}" }`,
     ...(policy === "isolated" ? [`add element ${TABLE} isolated { "${bridge}" . "${bridge}" }`] : []),
   ];
 }

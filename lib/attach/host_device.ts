@@ -2,11 +2,11 @@
 import { CniError, code } from "../cni/error.ts";
 import { netnsWord } from "../cni/netns.ts";
 import type { Call, ContainerCall } from "../cni/plugin.ts";
-import { type Link, linkDown, linkShow, linkUp } from "../kernel/ip.ts";
+import { isNamed, type Link, linkDown, linkShow, linkUp } from "../kernel/ip.ts";
 import { apply, step, StepError } from "../kernel/plan.ts";
 import { linkNames, listKernelFolder, readKernelFile } from "../kernel/proc.ts";
 import { CommandError, isAbsent, must } from "../kernel/run.ts";
-import { isLinkName, isNameInBatch } from "../net/link_name.ts";
+import { isAnyName, isLinkName } from "../net/link_name.ts";
 import { parseMac } from "../net/mac.ts";
 import { similarNames } from "../net/similar.ts";
 
@@ -112,11 +112,11 @@ function isSame({ ifindex, address = "" }: Link, dir: string): boolean {
 
 async function byName(call: ContainerCall, name: string, { key }: { key: string }): Promise<Link> {
   // An alternative name may be longer than a name.
-  if (isNameInBatch(name)) {
+  if (isAnyName(name)) {
     try {
       const [shown] = await apply([[step("host", "ip", linkShow(name), { read: true })]], call);
-      const link = shown?.[0] as Link & { altnames?: string[] } | undefined;
-      if (link && (link.ifname === name || link.altnames?.includes(name))) return link;
+      const link = shown?.[0] as Link | undefined;
+      if (link && isNamed(link, name)) return link;
     } catch (error) {
       if (!isAbsent(error)) throw error;
     }
@@ -313,7 +313,7 @@ export async function moveOut(
     else await stay(call, { from, name });
   }
   if (keepAlias) return;
-  const forget = step("host", "ip", `link set dev ${name} alias ""`, { failing: `failed to unset alias of "${name}"` });
+  const forget = step("host", "ip", `link set dev ${name} alias `, { failing: `failed to unset alias of "${name}"` });
   await apply([[forget]], call);
 }
 
@@ -363,7 +363,7 @@ export async function adopt(call: Call & ContainerCall, mine: (link: Link) => bo
       failing: `failed to rename device "${link.ifname}" to "${name}"`,
       why: "the container is gone, and the kernel gave it back under another name",
     }),
-    step("host", "ip", `link set dev ${name} alias ""`, { failing: `failed to unset alias of "${name}"` }),
+    step("host", "ip", `link set dev ${name} alias `, { failing: `failed to unset alias of "${name}"` }),
   ]], call);
 }
 

@@ -2,7 +2,8 @@
 import { CniError, code, goQuote } from "../cni/error.ts";
 import type { ContainerCall } from "../cni/plugin.ts";
 import type { Result } from "../cni/types.ts";
-import { type Link, linkShow } from "../kernel/ip.ts";
+import { runLines } from "../kernel/batch.ts";
+import { isNamed, type Link, linkShow } from "../kernel/ip.ts";
 import { apply, step } from "../kernel/plan.ts";
 import { isAbsent, must, type Run } from "../kernel/run.ts";
 import { isLinkName } from "../net/link_name.ts";
@@ -12,8 +13,7 @@ export async function linksNow(run: Run, names: readonly string[]): Promise<Map<
   const links = new Map<string, Link>();
   if (names.length === 0) return links;
   // One that is missing must not end the others: -force.
-  const input = [names.map((name) => `${linkShow(name)}\n`).join("")];
-  const { stdout } = await run({ argv: ["ip", "-j", "-d", "-force", "-batch", "-"], input });
+  const { stdout } = await runLines(run, ["ip", "-j", "-d", "-force"], names.map(linkShow));
   for (const line of stdout.split("\n").filter((line) => line.startsWith("["))) {
     for (const link of JSON.parse(line) as Link[]) if (link.ifname) links.set(link.ifname, link);
   }
@@ -60,7 +60,8 @@ export async function hostVeth(call: ContainerCall, { interfaces = [] }: Result,
 async function podLink(call: ContainerCall): Promise<Link | undefined> {
   try {
     const [shown] = await apply([[step("pod", "ip", linkShow(call.ifName), { read: true })]], call);
-    return shown?.[0] as Link | undefined;
+    const link = shown?.[0] as Link | undefined;
+    return link && isNamed(link, call.ifName) ? link : undefined;
   } catch (error) {
     if (isAbsent(error)) return undefined;
     throw error;

@@ -4,10 +4,10 @@
 import { CniError, code } from "../cni/error.ts";
 import { netnsWord } from "../cni/netns.ts";
 import type { ContainerCall } from "../cni/plugin.ts";
-import { type Link, linkDel, linkShow, type RouteEntry } from "../kernel/ip.ts";
+import { isNamed, type Link, linkDel, linkShow, type RouteEntry } from "../kernel/ip.ts";
 import { type Place, type Step, step, StepError } from "../kernel/plan.ts";
 import { CommandError, failureText, isAbsent, must, type Run } from "../kernel/run.ts";
-import { isIndexName, isNameInBatch } from "../net/link_name.ts";
+import { isAnyName, isIndexName, isLinkName } from "../net/link_name.ts";
 import { similarNames } from "../net/similar.ts";
 
 /** A link that hangs on another one. */
@@ -44,14 +44,9 @@ export async function defaultRouteLink(run: Run): Promise<string> {
   );
 }
 
-/** Can this be the name of a link, or an alternative name of up to 127 bytes, and be written into a batch line? */
-function isMasterName(name: string): boolean {
-  return isNameInBatch(name) && new TextEncoder().encode(name).length <= 127;
-}
-
 /** The master as it is now. Throws `failed to lookup master "M": Link not found`, with the names that are alike. */
 export async function lookupMaster(run: Run, { name, where }: { name: string; where: string }): Promise<Link> {
-  if (!isMasterName(name)) throw await masterMissing(run, { name, where });
+  if (!isAnyName(name)) throw await masterMissing(run, { name, where });
   const command = { argv: ["ip", "-j", "-d", "link", "show", "dev", name] };
   const output = await run(command);
   if (output.code === 0) {
@@ -63,10 +58,6 @@ export async function lookupMaster(run: Run, { name, where }: { name: string; wh
     if (!isAbsent(error)) throw new CniError(code.internal, `failed to lookup master "${name}": ${error.message}`);
   }
   throw await masterMissing(run, { name, where });
-}
-
-function isNamed(link: Link & { altnames?: readonly string[] }, name: string): boolean {
-  return link.ifname === name || (link.altnames?.includes(name) ?? false);
 }
 
 /** Where the master is looked for, in words. */
@@ -97,10 +88,12 @@ async function links(run: Run): Promise<Link[]> {
  * new link's name with those of the namespace in which the command runs. The first step is a question: the master.
  */
 export async function subLinkSteps(call: ContainerCall, sub: SubLink, temp: string): Promise<Step[]> {
-  const { kind, master, place, mtu, mac, options } = sub;
+  const { kind, place, mtu, mac, options } = sub;
   const where = masterPlace(place, call.netns);
-  if (!isMasterName(master)) throw await masterMissing(call[place], { name: master, where });
-  if (isIndexName(master)) await lookupMaster(call[place], { name: master, where });
+  // What cannot be the kernel's own name, or may be read as a number, costs one more look.
+  const master = isLinkName(sub.master) && !isIndexName(sub.master)
+    ? sub.master
+    : (await lookupMaster(call[place], { name: sub.master, where })).ifname;
   const parts = [`link add link ${master} name ${temp}`];
   if (mtu > 0) parts.push(`mtu ${mtu}`);
   if (mac) parts.push(`address ${mac}`);

@@ -4,7 +4,8 @@
  */
 import { CniError, code, goQuote } from "../cni/error.ts";
 import type { ContainerCall } from "../cni/plugin.ts";
-import { type Link, linkShow } from "../kernel/ip.ts";
+import { aloneArgv } from "../kernel/batch.ts";
+import { isNamed, type Link, linkShow } from "../kernel/ip.ts";
 import { CommandError, failureText, isAbsent } from "../kernel/run.ts";
 
 /** One setting: the key as configured, and its path below /proc/sys. */
@@ -17,7 +18,7 @@ export interface Setting {
 /** Is this a path below /proc/sys/net that may be written to? */
 export function isSetting(path: string): boolean {
   // deno-lint-ignore no-control-regex
-  return /^net\/[^=\x00-\x1f\x7f]+$/.test(path) && !path.split("/").includes("..");
+  return /^net\/[^\x00-\x1f\x7f]*[^=\x00-\x1f\x7f/]$/.test(path) && !/(^|\/)\.\.(\/|$)|=[^/]*$/.test(path);
 }
 
 /** As the reference finds the file: every dot is a slash, so there is no `..`; then the first IFNAME is the interface. */
@@ -44,20 +45,21 @@ type Unreadable = { readonly not: "there" | "a file" | "readable" };
 
 /**
  * Constant text, run by /bin/sh in the container's namespace: says what kind of file each setting is, what they hold, then
- * becomes `ip`, if that is the first argument. The shell's own `read` gets no more than the first letter, since it asks for one at a time.
+ * shows the interface that the first argument names, if any. The shell's own `read` gets no more than the first letter, since it asks for one at a time.
  */
 const LOOK_SCRIPT = [
-  'ip=$1; shift; for f; do if [ -d "$f" ]; then echo d; elif [ -e "$f" ]; then echo f; else echo n; fi; done',
-  'grep -sH "" /dev/null "$@"; [ -n "$ip" ] || exit 0; exec "$ip" -j -d -batch -',
+  'link=$1; shift; for f; do if [ -d "$f" ]; then echo d; elif [ -e "$f" ]; then echo f; else echo n; fi; done',
+  'grep -sH "" /dev/null "$@"; [ -n "$link" ] || exit 0; exec ip -j -d addr show dev "$link"',
 ].join("\n");
 
 /** Reads these settings and, if asked to, the interface. A missing interface is none, other failures are thrown. */
 export async function look(call: ContainerCall, settings: readonly Setting[], withLink: boolean): Promise<Now> {
   if (settings.length === 0 && !withLink) return { link: undefined, values: new Map() };
   const files = settings.map(({ path }) => `/proc/sys/${path}`);
-  const batch = ["ip", "-j", "-d", "-batch", "-"];
-  const argv = settings.length === 0 ? batch : ["sh", "-c", LOOK_SCRIPT, "sh", withLink ? "ip" : "", ...files];
-  const command = { argv, input: [withLink ? `${linkShow(call.ifName)}\n` : ""], question: true };
+  const argv = settings.length === 0
+    ? aloneArgv(["ip", "-j", "-d"], linkShow(call.ifName))
+    : ["sh", "-c", LOOK_SCRIPT, "sh", withLink ? call.ifName : "", ...files];
+  const command = { argv, question: true };
   const output = await call.pod(command);
   const failure = new CommandError(command, output, failureText(output));
   if (output.code !== 0 && !isAbsent(failure)) throw failure;
@@ -70,7 +72,9 @@ export async function look(call: ContainerCall, settings: readonly Setting[], wi
     const kind = kinds[index];
     return [path, held.length > 0 ? text : { not: kind === "d" ? "a file" : kind === "f" ? "readable" : "there" }];
   });
-  return { link: shown === undefined ? undefined : (JSON.parse(shown) as Link[])[0], values: new Map(values) };
+  const link = shown === undefined ? undefined : (JSON.parse(shown) as Link[])[0];
+  // By a name like if7 iproute2 shows another link when there is none of this name.
+  return { link: link && isNamed(link, call.ifName) ? link : undefined, values: new Map(values) };
 }
 
 /** Value of a setting; undefined when it can only be written. Throws when there is none. */

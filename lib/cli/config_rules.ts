@@ -2,7 +2,8 @@
 import { isObject } from "../cni/decode.ts";
 import { CniError } from "../cni/error.ts";
 import { type RangeConf, rangeSets } from "../ipam/range.ts";
-import { isLinkName } from "../net/link_name.ts";
+import { isAnyName, isLinkName } from "../net/link_name.ts";
+import { canBeInRule } from "../attach/forward_rules.ts";
 import { parseMac } from "../net/mac.ts";
 import { formatPrefix, networkPrefix, parseAddress, parsePrefix, type Prefix, prefixContains } from "../net/cidr.ts";
 import { Section, shown } from "./config_source.ts";
@@ -34,10 +35,25 @@ type Rule = (view: MemberView) => void;
 export const RULES: Readonly<Record<string, Rule>> = {
   bridge,
   ptp: (view) => needsIpam(view),
-  vlan: (view) => needs(view, "master", "vlanId"),
-  macvlan: linkMac,
-  tap: linkMac,
-  vrf: (view) => needs(view, "vrfname"),
+  vlan: (view) => {
+    needs(view, "master", "vlanId");
+    anyName(view, "master");
+  },
+  macvlan: (view) => {
+    linkMac(view);
+    anyName(view, "master");
+  },
+  ipvlan: (view) => anyName(view, "master"),
+  tap: (view) => {
+    linkMac(view);
+    anyName(view, "bridge");
+  },
+  vrf: (view) => {
+    needs(view, "vrfname");
+    const name = view.member.text("vrfname");
+    if (name) linkName(view.member, "vrfname", name);
+  },
+  firewall,
   "host-device": hostDevice,
   portmap,
   bandwidth,
@@ -136,6 +152,29 @@ function linkName(member: Section, key: string, name: string): void {
   }
 }
 
+/** The name of a link that is there already; an alternative one will do. */
+function anyName({ member }: MemberView, key: string): void {
+  const name = member.text(key);
+  if (!name || isAnyName(name)) return;
+  member.source.error("link-name", member.valueAt(key), `"${key}" is ${shown(name)}, which no interface may be called`);
+}
+
+/** A rule that keeps a bridge apart has to name it. */
+function firewall({ member, index, members }: MemberView): void {
+  const policy = member.text("ingressPolicy") ?? "";
+  const first = members[0];
+  const bridge = first?.text("type") === "bridge" ? first.text("bridge") ?? "" : "";
+  if (index === 0 || !["same-bridge", "isolated"].includes(policy) || bridge === "") return;
+  const tool = member.text("backend") === "nftables" ? "nftables" : "iptables";
+  if (canBeInRule(bridge, tool)) return;
+  member.source.error(
+    "link-name",
+    member.valueAt("ingressPolicy"),
+    `"ingressPolicy": no rule of ${tool} can be about a bridge called ${shown(bridge)}`,
+    'choose another name in "bridge"',
+  );
+}
+
 function linkMac({ member }: MemberView): void {
   const mac = member.text("mac");
   if (mac && parseMac(mac) === undefined) {
@@ -143,7 +182,9 @@ function linkMac({ member }: MemberView): void {
   }
 }
 
-function hostDevice({ member, capabilities }: MemberView): void {
+function hostDevice(view: MemberView): void {
+  const { member, capabilities } = view;
+  anyName(view, "device");
   const ways = ["device", "hwaddr", "kernelpath", "pciBusID"].filter((key) => member.text(key));
   if (ways.length === 0 && !capabilities.includes("deviceID")) {
     member.source.error(

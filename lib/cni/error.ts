@@ -1,5 +1,5 @@
 /** Errors of the protocol: what a runtime gets on standard output when a call fails. */
-import { CommandError, isOverdue } from "../kernel/run.ts";
+import { type Command, CommandError, isOverdue } from "../kernel/run.ts";
 
 /** Error codes of the CNI specification 1.1.0, and those of the reference library. */
 export const code = {
@@ -55,14 +55,20 @@ export function failing(doing: string, error: unknown): CniError {
   return new CniError(plain.code, `${doing}: ${plain.msg}`, plain.details);
 }
 
+/** A command line without the text of a script: those are ours, and tell an operator nothing. */
+function shownCommand({ argv }: Command): string {
+  const at = argv.findIndex((word, index) => word === "-c" && /^(.*\/)?sh$/.test(argv[index - 1] ?? ""));
+  return (at < 0 ? argv : argv.slice(0, at)).join(" ");
+}
+
 function commandDetails(error: CommandError): string {
   const { command, output } = error;
   if (isOverdue(error)) {
-    return `${command.argv.join(" ")}: it was killed; CNIBOX_TOOL_TIMEOUT sets another limit, in seconds`;
+    return `${shownCommand(command)}: it was killed; CNIBOX_TOOL_TIMEOUT sets another limit, in seconds`;
   }
   const how = output.signal ? `killed by ${output.signal}` : output.code < 0 ? "not run" : `exit status ${output.code}`;
   const words = output.stderr.trim().split("\n").slice(0, 6).join("; ");
-  return `${command.argv.join(" ")}: ${how}${words === "" ? "" : `: ${words}`}`;
+  return `${shownCommand(command)}: ${how}${words === "" ? "" : `: ${words}`}`;
 }
 
 /**

@@ -1,4 +1,5 @@
 /** The container's namespace as a plugin opens it. */
+import { oneWord } from "../kernel/batch.ts";
 import { netnsState } from "../kernel/netns.ts";
 import { CniError, code } from "./error.ts";
 import type { ContainerCall } from "./plugin.ts";
@@ -44,20 +45,10 @@ function magicOf(path: string): string {
 }
 
 /**
- * The container's namespace as one word of an `ip -batch` line, with a slash in it, so that iproute2 takes it for a path and not for
- * a name. Throws for a path that cannot be written there.
+ * The container's namespace as one word of a line of `ip`, with a slash in it, so that iproute2 takes it for a path and not for a
+ * name.
  */
 export function netnsWord({ netns, heldNetns }: Pick<ContainerCall, "netns" | "heldNetns">): string {
   if (heldNetns !== "") return heldNetns;
-  const path = netns.includes("/") ? netns : `./${netns}`;
-  // deno-lint-ignore no-control-regex
-  if (/^[^\s'"#\\\0-\x1f\x7f-\x9f]+$/.test(path)) return path;
-  const quote = path.includes("'") ? '"' : "'";
-  // A batch line ends at a line feed or "#", and a backslash may join it with the next, in quotes too.
-  if (!path.includes(quote) && !/[#\\\p{Cc}]/u.test(path)) return `${quote}${path}${quote}`;
-  throw new CniError(
-    code.environment,
-    `failed to open netns "${netns}": the path has characters that iproute2 cannot be told`,
-    'CNI_NETNS may not hold line feeds, "#", backslashes, or both kinds of quotes',
-  );
+  return oneWord(netns.includes("/") ? netns : `./${netns}`);
 }

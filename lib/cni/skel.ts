@@ -19,6 +19,7 @@ import { foreignFolders, notAlone } from "../kernel/run_folder.ts";
 import { leftovers } from "../kernel/scratch.ts";
 import type { Explainer } from "../kernel/plan.ts";
 import { isObject, lookup } from "./decode.ts";
+import { isLinkName } from "../net/link_name.ts";
 import { lookUp, runForeign } from "./delegate.ts";
 import { CniError, code, goQuote, toCniError } from "./error.ts";
 import type { Call, ContainerCall, DelegateAnswer, Foresight, NetworkCall, Plugin, Released, Verb } from "./plugin.ts";
@@ -78,8 +79,11 @@ export function isName(text: string): boolean {
   return ID.test(text) && !text.endsWith("\n");
 }
 
-/** Refuses what cannot be an interface name; the reference library's checks in their order, and NUL. */
-export function checkIfName(name: string): void {
+/**
+ * Refuses what cannot be an interface name: the reference library's checks in their order. What no link can be made with is
+ * refused only by who makes one: what has been made some other way can be deleted.
+ */
+export function checkIfName(name: string, verb = "ADD"): void {
   if (new TextEncoder().encode(name).length > 15) {
     throw new CniError(
       code.environment,
@@ -91,15 +95,12 @@ export function checkIfName(name: string): void {
   if (BAD_IFNAME.test(name)) {
     throw new CniError(code.environment, "interface name contains / or : or whitespace characters");
   }
-  // iproute2 reads a leading dash as an option, quotes and backslashes as its batch syntax, % as a pattern.
-  // deno-lint-ignore no-control-regex
-  if (/^-|[\x00-\x1f\x7f"'\\%]/.test(name)) {
-    throw new CniError(
-      code.environment,
-      "interface name contains characters that no tool accepts",
-      `CNI_IFNAME is ${goQuote(name)}`,
-    );
-  }
+  if (verb !== "ADD" || isLinkName(name)) return;
+  throw new CniError(
+    code.environment,
+    "interface name contains characters that no link can be made with",
+    `CNI_IFNAME is ${goQuote(name)}: the kernel takes % for a pattern, and iproute2 cannot say control characters`,
+  );
 }
 
 const VERBS: readonly string[] = ["ADD", "DEL", "CHECK", "GC", "STATUS"];
@@ -121,7 +122,7 @@ function checkEnvironment(env: Request["env"]): void {
     if (value === "") missing.push(name);
     else if (name === "CNI_CONTAINERID" && !isName(value)) {
       throw new CniError(code.environment, "invalid characters in containerID", value);
-    } else if (name === "CNI_IFNAME") checkIfName(value);
+    } else if (name === "CNI_IFNAME") checkIfName(value, command);
   }
   if (missing.length > 0) throw new CniError(code.environment, `required env variables [${missing.join(",")}] missing`);
 }

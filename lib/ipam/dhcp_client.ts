@@ -16,6 +16,7 @@
  */
 import { CniError, code } from "../cni/error.ts";
 import { isObject } from "../cni/decode.ts";
+import { runLines } from "../kernel/batch.ts";
 import { commandLine, signal, startBackground } from "../kernel/background.ts";
 import { addrAdd, addrDel, addrShow, type Link, linkUp } from "../kernel/ip.ts";
 import { fileIdentity, readKernelFile } from "../kernel/proc.ts";
@@ -338,10 +339,7 @@ export async function ip(
   lines: readonly string[],
 ): Promise<{ readonly failure: string; readonly answers: unknown[][] }> {
   try {
-    const output = await inNetns(host, netns)({
-      argv: ["ip", "-j", "-d", "-batch", "-"],
-      input: [lines.map((line) => `${line}\n`).join("")],
-    });
+    const output = await runLines(inNetns(host, netns), ["ip", "-j", "-d"], lines);
     const answers = output.stdout.split("\n").filter((line) => line.startsWith("["))
       .map((line) => (JSON.parse(line) as unknown[]).filter((one) => Object.keys(one as object).length > 0));
     return { failure: output.code === 0 ? "" : failureText(output), answers };

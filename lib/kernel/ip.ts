@@ -7,6 +7,8 @@
 export interface Link {
   readonly ifindex: number;
   readonly ifname: string;
+  /** Other names that the kernel finds it by. */
+  readonly altnames?: readonly string[];
   readonly flags: readonly string[];
   readonly mtu: number;
   readonly min_mtu?: number;
@@ -31,6 +33,11 @@ export interface Link {
     readonly info_slave_data?: Readonly<Record<string, unknown>>;
   };
   readonly addr_info?: readonly Address[];
+}
+
+/** Is this the link that was asked for by that name? iproute2 shows link 7 for `if7` when no link is called so. */
+export function isNamed(link: Link, name: string): boolean {
+  return link.ifname === name || (link.altnames?.includes(name) ?? false);
 }
 
 /** An address of a link as `ip -j addr` prints it. */

@@ -3,6 +3,7 @@
  * tool is one child process, and those run side by side. The same plan is applied by ADD, printed by `cnibox explain`,
  * compared by tests, and walked back when something fails.
  */
+import { aloneArgv, batchOf, wordsOf } from "./batch.ts";
 import { type Command, CommandError, failureText, type Output, type Run, xtablesWait } from "./run.ts";
 import { readSysctl, writeSysctl } from "./sysctl.ts";
 
@@ -11,9 +12,9 @@ export type Place = "host" | "pod";
 
 /**
  * What executes a step's text.
- * - `ip`, `bridge`, `tc`: one line of the tool's batch language
+ * - `ip`, `bridge`, `tc`: one line of literal words with single blanks between them, see {@linkcode wordsOf}
  * - `ip6`: one line for `ip -6`, which alone takes IPv6 rules
- * - `sysctl`: `key=value`, key with slashes; in the host's namespace a plain file write, no child process
+ * - `sysctl`: `key=value`, see {@linkcode settingOf}; in the host's namespace a plain file write, no child process
  * - `iptables`, `ip6tables`: lines for `…-restore --noflush`, complete with `*table` and `COMMIT`
  * - `nft`: commands for `nft -f -`
  * - `command`: a whole command line, its words separated by single blanks (no quoting; for conntrack and the like)
@@ -106,7 +107,8 @@ export interface Explainer {
 
 /** A step that failed, with the words that its plan has for it. */
 export class StepError extends CommandError {
-  constructor(readonly step: Step, cause: CommandError) {
+  /** `guessed`: what failed is known by its words alone, so what comes after it may be done as well. */
+  constructor(readonly step: Step, cause: CommandError, readonly guessed = false) {
     super(ownCommand(step) ?? cause.command, cause.output, text(step.failing, cause.message));
   }
 }
@@ -116,7 +118,8 @@ const text = (failing: string, message: string) => failing === "" ? message : `$
 /** The one line of a batch that failed, as a command of its own. */
 function ownCommand({ tool, text, failing }: Step): Command | undefined {
   const isLine = tool === "ip" || tool === "bridge" || tool === "tc";
-  return isLine && failing !== "" ? { argv: [tool, ...text.split(" ")] } : undefined;
+  if (tool === "sysctl" && failing !== "") return { argv: ["sysctl", "-w", text] };
+  return isLine && failing !== "" ? { argv: [tool, ...wordsOf(text)] } : undefined;
 }
 
 /**
@@ -143,7 +146,7 @@ export async function apply(plan: Plan, call: Applier): Promise<unknown[][]> {
       else {
         failure ??= end.reason;
         // A batch stops at the failing line: what came before is done. Where we can't tell, all of it may be.
-        const at = end.reason instanceof StepError ? group.indexOf(end.reason.step) : -1;
+        const at = end.reason instanceof StepError && !end.reason.guessed ? group.indexOf(end.reason.step) : -1;
         if (at >= 0 && isBatch(group)) done = group.slice(0, at);
       }
       for (const one of done) for (const back of one.undo) call.undo(() => applyUndo(back, call));
@@ -189,20 +192,35 @@ export function grouped(stage: readonly Step[]): Step[][] {
 }
 
 /**
- * Constant text, run by /bin/sh in the container's namespace: writes settings given as arguments (a mark, then
- * key=value), then becomes `ip`, if that is the first argument. Marks: `!` must work, `?` may fail, `~` only when different (`read` fails here also when
+ * Key and value of a `sysctl` step, the key with slashes: interface names may hold dots. They may hold `=` as well, but no
+ * setting's own name does: what separates is the first `=` behind the last slash that a key can have.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * assertEquals(settingOf("net/ipv4/conf/a=b/arp_notify=1"), ["net/ipv4/conf/a=b/arp_notify", "1"]);
+ * ```
+ */
+export function settingOf(text: string): [key: string, value: string] {
+  const [, key = "", value = ""] = /^(.*\/[^\/=]+)=(.*)$/s.exec(text) ?? /^([^=]*)=(.*)$/s.exec(text) ?? [];
+  return [key, value];
+}
+
+/**
+ * Constant text, run by /bin/sh in the container's namespace: writes settings given as pairs of arguments (mark and key, value),
+ * then becomes `ip`, if that is the first argument. Marks: `!` must work, `?` may fail, `~` only when different (`read` fails here also when
  * it has read: these files give nothing after the first byte to who reads byte by byte). A refused setting is written
  * once more by `tee`, since the shell's own `printf` does not say why.
  */
 export const SETTINGS_SCRIPT = [
-  'ip=$1; shift; for a; do m=${a%"${a#?}"}; a=${a#?}; f=/proc/sys/${a%%=*}; v=${a#*=}',
+  'ip=$1; shift; while [ $# -gt 0 ]; do m=${1%"${1#?}"}; k=${1#?}; f=/proc/sys/$k; v=$2; shift 2',
   'if [ "$m" = "~" ]; then [ -e "$f" ] || continue; o=; { read -r o <"$f"; } 2>/dev/null; [ "$o" = "$v" ] && continue; fi',
-  '{ printf %s "$v" >"$f"; } 2>/dev/null || [ "$m" = "?" ] || { echo "sysctl $a:" >&2; printf %s "$v" | tee "$f" >/dev/null; exit 97; }',
+  '{ printf %s "$v" >"$f"; } 2>/dev/null || [ "$m" = "?" ] || { echo "sysctl $k=$v:" >&2; printf %s "$v" | tee "$f" >/dev/null; exit 97; }',
   'done; [ -n "$ip" ] || exit 0; exec "$ip" -j -d -batch -',
 ].join("\n");
 
-/** Constant text, run by /bin/sh in the shadow of the host: writes settings given as key=value. */
-const SHADOW_SETTINGS = 'for a; do printf %s "${a#*=}" >"/proc/sys/${a%%=*}"; done 2>/dev/null; :';
+/** Constant text, run by /bin/sh in the shadow of the host: writes settings given as pairs of arguments, key and value. */
+const SHADOW_SETTINGS = 'while [ $# -gt 0 ]; do printf %s "$2" >"/proc/sys/$1"; shift 2; done 2>/dev/null; :';
 
 async function runGroup(group: readonly Step[], call: Applier): Promise<Map<Step, unknown[]>> {
   const [first] = group;
@@ -216,10 +234,15 @@ async function runGroup(group: readonly Step[], call: Applier): Promise<Map<Step
   const run = first.place === "host" ? call.host : call.pod;
   if (first.tool === "sysctl" && first.place === "host") {
     if (!call.explain) group.forEach(hostSysctl);
-    else await run({ argv: ["sh", "-c", SHADOW_SETTINGS, "sh", ...group.map(({ text }) => text)], planned: true });
+    else {
+      const pairs = group.flatMap(({ text }) => settingOf(text));
+      await run({ argv: ["sh", "-c", SHADOW_SETTINGS, "sh", ...pairs], planned: true });
+    }
     return answers;
   }
-  const { argv, input } = processOf(group);
+  const process = processOf(group);
+  if (!process) return await runAlone(group, call);
+  const { argv, input } = process;
   const done = group.find((one) => one.done)?.done;
   const output = await run({
     argv,
@@ -232,12 +255,22 @@ async function runGroup(group: readonly Step[], call: Applier): Promise<Map<Step
     return answers;
   }
   const cause = new CommandError({ argv, ...(input && { input }) }, output, failureText(output));
-  throw new StepError(failedStep(group, output.stderr) ?? { ...first, failing: "" }, cause);
+  const known = failedStep(group, output.stderr);
+  const guess = known ? undefined : unparsed(group, output.stderr);
+  throw new StepError(known ?? guess ?? { ...first, failing: "" }, cause, guess !== undefined);
+}
+
+/** Steps that no batch can hold: a process each, in order. Settings come first, as in a batch. */
+async function runAlone(group: readonly Step[], call: Applier): Promise<Map<Step, unknown[]>> {
+  const settings = group.filter((one) => one.tool === "sysctl");
+  const parts = [settings, ...group.filter((one) => one.tool !== "sysctl").map((one) => [one])];
+  const answers = new Map<Step, unknown[]>();
+  for (const part of parts) for (const [one, answer] of await runGroup(part, call)) answers.set(one, answer);
+  return answers;
 }
 
 function hostSysctl(one: Step): void {
-  const at = one.text.indexOf("=");
-  const [key, value] = [one.text.slice(0, at), one.text.slice(at + 1)];
+  const [key, value] = settingOf(one.text);
   try {
     if (one.ifDifferent && readSysctl(key) === value) return;
     writeSysctl(key, value);
@@ -255,23 +288,31 @@ function reason(error: unknown): string {
   return (error as Error).message.replace(/ \(os error .*$/, "").toLowerCase();
 }
 
-/** The one process that does all the steps of a group. */
-export function processOf(group: readonly Step[]): { argv: string[]; input?: string[] } {
+/** The one process that does all the steps of a group; undefined when they need one each. */
+export function processOf(group: readonly Step[]): { argv: string[]; input?: string[] } | undefined {
   const tool = group[0]?.tool;
   if (tool === "command") return { argv: (group[0]?.text ?? "").split(" ") };
   if (tool === "nft") return { argv: ["nft", "-f", "-"], input: [lines(group)] };
   if (tool === "iptables" || tool === "ip6tables") {
     return { argv: [`${tool}-restore`, "--noflush", "-w", `${xtablesWait()}`], input: [lines(group)] };
   }
-  if (tool === "ip6") return { argv: ["ip", "-6", "-j", "-d", "-batch", "-"], input: [lines(group)] };
-  if (tool === "bridge" || tool === "tc") return { argv: [tool, "-batch", "-"], input: [lines(group)] };
   const settings = group.filter((one) => one.tool === "sysctl");
-  const input = [group.filter((one) => one.tool === "ip").map((one) => `${one.text}\n`).join("")];
-  if (settings.length === 0) return { argv: ["ip", "-j", "-d", "-batch", "-"], input };
-  const args = settings.map((one) => `${one.ifDifferent ? "~" : one.optional ? "?" : "!"}${one.text}`);
-  const ip = settings.length < group.length ? "ip" : "";
-  return { argv: ["sh", "-c", SETTINGS_SCRIPT, "sh", ip, ...args], input };
+  const texts = group.filter((one) => one.tool !== "sysctl").map(({ text }) => text);
+  const front = tool === "ip6" ? ["ip", "-6", "-j", "-d"] : tool === "bridge" || tool === "tc" ? [tool] : IP;
+  const batch = batchOf(front, texts);
+  if (settings.length > 0) {
+    const pairs = settings.flatMap((one) => {
+      const [key, value] = settingOf(one.text);
+      return [`${one.ifDifferent ? "~" : one.optional ? "?" : "!"}${key}`, value];
+    });
+    return batch &&
+      { argv: ["sh", "-c", SETTINGS_SCRIPT, "sh", texts.length > 0 ? "ip" : "", ...pairs], input: batch.input };
+  }
+  const [text = "", ...more] = texts;
+  return batch ?? (more.length > 0 ? undefined : { argv: aloneArgv(front, text) });
 }
+
+const IP = ["ip", "-j", "-d"];
 
 function lines(group: readonly Step[]): string {
   return group.map((one) => one.text.endsWith("\n") ? one.text : `${one.text}\n`).join("");
@@ -279,11 +320,21 @@ function lines(group: readonly Step[]): string {
 
 /** Which step a batch stopped at; undefined when the process itself could not do its work. */
 function failedStep(group: readonly Step[], stderr: string): Step | undefined {
-  const setting = /^sysctl ([^=]+)=/m.exec(stderr)?.[1];
-  if (setting) return group.find((one) => one.tool === "sysctl" && one.text.startsWith(`${setting}=`));
+  const setting = group.find((one) => one.tool === "sysctl" && stderr.includes(`sysctl ${one.text}:\n`));
+  if (setting) return setting;
   const line = /Command failed -:(\d+)/.exec(stderr)?.[1];
+  const [first] = group;
   if (line) return group.filter((one) => one.tool !== "sysctl")[Number(line) - 1];
-  return isBatch(group) && group[0]?.tool !== "command" ? undefined : group[0];
+  if (!isBatch(group) || first?.tool === "command") return first;
+  // A line that was a process of its own.
+  return processOf(group)?.input === undefined && !/^nsenter: /.test(stderr) ? first : undefined;
+}
+
+/** The first step with the word that a tool's parser has refused: it ends the whole batch then, and names no line. */
+function unparsed(group: readonly Step[], stderr: string): Step | undefined {
+  const word = /^Error: .*(?:rather than|argument) "([^"]*)"/m.exec(stderr)?.[1];
+  if (word === undefined || !isBatch(group)) return undefined;
+  return group.find((one) => one.tool !== "sysctl" && wordsOf(one.text).includes(word));
 }
 
 function readAnswers(group: readonly Step[], stdout: string, answers: Map<Step, unknown[]>): void {

@@ -2,6 +2,7 @@
  * Routes and rules of a network namespace, as numbers: what `ip -N -j` answers, and the words that make the same route
  * again somewhere else. Names of tables and protocols are those of a file on the node, so none are used here.
  */
+import { runLines } from "./batch.ts";
 import type { Run } from "./run.ts";
 import type { Link } from "./ip.ts";
 
@@ -66,9 +67,8 @@ export interface Routing {
  */
 export async function routingNow(run: Run, questions: readonly string[] = []): Promise<Routing> {
   const lines = ["rule show", "route show table all root 0.0.0.0/0", ...questions, "route show table all root ::/0"];
-  const argv = ["ip", "-j", "-N", "-d", "-force", "-batch", "-"];
   const [all, six] = await Promise.all([
-    run({ argv, input: [lines.map((line) => `${line}\n`).join("")] }),
+    runLines(run, ["ip", "-j", "-N", "-d", "-force"], lines),
     run({ argv: ["ip", "-6", "-j", "-N", "rule", "show"] }),
   ]);
   const [rules4 = [], routes4 = [], ...rest] = arrays(all.stdout);

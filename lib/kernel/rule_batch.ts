@@ -6,7 +6,7 @@
 import type { Family } from "../net/cidr.ts";
 import { restore, transaction } from "./iptables.ts";
 import { nft, nftList, type NftListing } from "./nft.ts";
-import type { Explainer, Plan, Step } from "./plan.ts";
+import { type Explainer, type Plan, settingOf, type Step } from "./plan.ts";
 import type { Command, Output, Run } from "./run.ts";
 import { makeShadow, type Shadow } from "./shadow.ts";
 import { isQuestion } from "./shell.ts";
@@ -71,8 +71,8 @@ export class RuleBatch implements Explainer {
   }
 
   private setting({ text }: Step): void {
-    const at = text.indexOf("=");
-    this.later.push(() => writeSysctl(text.slice(0, at), text.slice(at + 1)));
+    const [key, value] = settingOf(text);
+    this.later.push(() => writeSysctl(key, value));
   }
 
   note(): void {}

@@ -3,6 +3,7 @@
  * host's links, with the same names, numbers and addresses, its routes and its rules, and an empty namespace in place of
  * the container's. The kernel takes what is tried there as it would take it here, and nothing here changes.
  */
+import { runLines } from "./batch.ts";
 import type { Link, RouteEntry } from "./ip.ts";
 import { type Command, CommandError, must, type Run, toolPath } from "./run.ts";
 
@@ -125,7 +126,7 @@ async function copyHost(real: Run, shadow: Run, { away, rootless, rulesOnly }: C
     ...(rulesOnly ? [] : [...routes, ...routes6].flatMap((route) => routeLine(route, names))),
   ];
   // A stand-in that this kernel cannot have is left out.
-  await shadow({ argv: ["ip", "-force", "-batch", "-"], input: [lines.map((line) => `${line}\n`).join("")] });
+  await runLines(shadow, ["ip", "-force"], lines);
   if (rootless) return [];
   const [missing] = await Promise.all([
     copyNft(real, shadow),

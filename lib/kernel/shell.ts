@@ -2,7 +2,8 @@
  * Plans as shell: what a plan does, for reading and for copying. Steps become plain commands, grouped by the namespace
  * that they work in, each with its reason above it.
  */
-import { grouped, type Plan, type Step } from "./plan.ts";
+import { wordsOf } from "./batch.ts";
+import { grouped, type Plan, settingOf, type Step } from "./plan.ts";
 import type { Command } from "./run.ts";
 
 /** Where a block of commands is run: the host's namespace, or the one at a path. */
@@ -67,12 +68,13 @@ function commandLines({ tool, text }: Step): string[] {
   if (tool === "command") return [quotedWords(text.split(" "))];
   if (tool === "nft") return withInput("nft -f -", text);
   if (tool === "iptables" || tool === "ip6tables") return withInput(`${tool}-restore --noflush -w 20`, text);
-  return [`${tool === "ip6" ? "ip -6" : tool} ${quotedWords(batchWords(text))}`];
+  return [`${tool === "ip6" ? "ip -6" : tool} ${quotedWords(wordsOf(text))}`];
 }
 
 function sysctlLines(text: string): string[] {
-  const at = text.indexOf("=");
-  return [`echo ${quotedWord(text.slice(at + 1))} >${quotedWord(`/proc/sys/${text.slice(0, at)}`)}`];
+  const [key, value] = settingOf(text);
+  const print = /^-|\\/.test(value) ? "printf %s" : "echo";
+  return [`${print} ${quotedWord(value)} >${quotedWord(`/proc/sys/${key}`)}`];
 }
 
 /** A command with a document on its standard input. */

@@ -2,6 +2,7 @@
  * Lines of `tc -batch` for rate limits, the arithmetic of token buckets, and what `tc -j` answers. Every function takes
  * values that are already checked.
  */
+import { runLines } from "./batch.ts";
 import { CommandError, failureText, type Run } from "./run.ts";
 
 /** A token bucket as it is handed to tc. */
@@ -133,12 +134,9 @@ export type Shown = readonly unknown[] | undefined;
 
 /** Asks several things in one process, such as `qdisc show dev veth0`. A question that fails fails those after it too. */
 export async function tcShow(run: Run, questions: readonly string[]): Promise<Shown[]> {
-  const command = {
-    argv: ["tc", "-raw", "-d", "-j", "-batch", "-"],
-    input: [questions.map((one) => `${one}\n`).join("")],
-  };
-  const output = await run(command);
-  if (output.code < 0) throw new CommandError(command, output, failureText(output));
+  const tool = ["tc", "-raw", "-d", "-j"];
+  const output = await runLines(run, tool, questions);
+  if (output.code < 0) throw new CommandError({ argv: tool, input: questions }, output, failureText(output));
   const lines = output.stdout.split("\n").filter((line) => line.startsWith("["));
   return questions.map((_, index) => lines[index] === undefined ? undefined : JSON.parse(lines[index]) as unknown[]);
 }

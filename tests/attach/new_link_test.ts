@@ -1,4 +1,5 @@
 /** A link made in the container: which commands, in which order, what is taken back, and what DEL leaves alone. */
+import { settingsIn } from "../fakes/run.ts";
 import { assertEquals, assertRejects } from "@std/assert";
 import { attachLink, checkKind, checkMac, detachLink, type NewLink, passingName } from "../../lib/attach/new_link.ts";
 import { CniError } from "../../lib/cni/error.ts";
@@ -18,13 +19,17 @@ function notes(fails?: { line: RegExp; stderr: string }) {
   const log: string[] = [];
   const run: Run = (command) => {
     const [tool, ...lines] = [
-      command.argv.filter((word) => word !== SETTINGS_SCRIPT).join(" "),
+      [
+        ...command.argv.filter((_, at, all) => !all.slice(0, at + 1).includes(SETTINGS_SCRIPT)),
+        ...settingsIn(command.argv),
+      ]
+        .join(" "),
       ...(command.input?.join("") ?? "").trim().split("\n"),
     ];
     log.push(
       [
         tool.replace("nsenter --net=/run/netns/pod --", "POD").replace("ip -j -d -batch -", "ip").replace(
-          /sh -c sh ip/,
+          /sh -c(?= [?!~])/,
           "set",
         ),
         ...lines,

@@ -1,6 +1,7 @@
 /** `validate` on a folder of broken configurations: tests/cli/broken/, what is expected in tests/cli/broken/expected.txt. */
 import { assert, assertEquals } from "@std/assert";
 import { fromFileUrl } from "@std/path";
+import { PRINTABLE } from "../fakes/iproute2.ts";
 import type { Runtime } from "../../lib/cni/chain.ts";
 import type { Finding } from "../../lib/cli/config_source.ts";
 import { examine, type Report } from "../../lib/cli/validate.ts";
@@ -101,5 +102,50 @@ Deno.test("a foreign plugin is asked which versions it speaks", async () => {
     ]);
   } finally {
     await Deno.remove(bin, { recursive: true });
+  }
+});
+
+Deno.test("validate says of every printable character whether ADD refuses it in a name", async () => {
+  const file = Deno.makeTempFileSync({ suffix: ".conflist" });
+  const ipam = { type: "static", addresses: [{ address: "10.1.0.2/24", gateway: "10.1.0.1" }] };
+  const signs = PRINTABLE.filter((char) => /\W/.test(char));
+  const names = [
+    ...signs.filter((sign) => sign !== ".").flatMap((sign) => [sign, `x${sign}y`, `x${sign}`]),
+    ...PRINTABLE.filter((char) => /\w/.test(char)).join("").match(/.{1,13}/g) ?? [],
+  ];
+  const fields: [plugins: (name: string) => unknown[], refused: RegExp][] = [
+    [(bridge) => [{ type: "bridge", bridge, ipam }], /[/:%]/],
+    [
+      (bridge) => [{ type: "bridge", bridge, ipam }, { type: "firewall", ingressPolicy: "isolated" }],
+      /[/:%"\\]|\+$|^!$/,
+    ],
+    [
+      (bridge) => [{ type: "bridge", bridge, ipam }, {
+        type: "firewall",
+        ingressPolicy: "isolated",
+        backend: "nftables",
+      }],
+      /[/:%"\\]|\*$/,
+    ],
+    // These may be alternative names.
+    ...["macvlan", "ipvlan", "vlan"].map((type): [(name: string) => unknown[], RegExp] => [
+      (master) => [{ type, master, ...(type === "vlan" && { vlanId: 5 }), ipam }],
+      /\//,
+    ]),
+    [(device) => [{ type: "host-device", device, ipam }], /\//],
+    [(bridge) => [{ type: "tap", bridge, ipam }], /\//],
+    [(vrfname) => [{ type: "ptp", ipam }, { type: "vrf", vrfname }], /[/:%]/],
+  ];
+  try {
+    for (const [plugins, refused] of fields) {
+      for (const name of names) {
+        Deno.writeTextFileSync(file, JSON.stringify({ cniVersion: "1.0.0", name: "net1", plugins: plugins(name) }));
+        const { findings } = await reportOf([file]);
+        const errors = findings.filter(({ severity }) => severity === "error").map(({ message }) => message);
+        assertEquals(errors.length > 0, refused.test(name), `${JSON.stringify(plugins(name))}: ${errors}`);
+      }
+    }
+  } finally {
+    Deno.removeSync(file);
   }
 });

@@ -1,9 +1,9 @@
 /** A kernel that does what it is told and notes it: for tests of what a plugin asks for, and in which order. */
 import type { DelegateVerb } from "../../lib/cni/plugin.ts";
 import type { JsonObject, Result } from "../../lib/cni/types.ts";
-import { SETTINGS_SCRIPT } from "../../lib/kernel/plan.ts";
 import type { Run } from "../../lib/kernel/run.ts";
 import { type Fake, fakeCall } from "./call.ts";
+import { settingsIn } from "./run.ts";
 import type { ContainerCall } from "../../lib/cni/plugin.ts";
 
 /** What the noting kernel answers and where it fails. */
@@ -28,9 +28,9 @@ export function noted(config: JsonObject, options: KernelOptions = {}): { call: 
   const { answers = {}, fails, ipam = {}, changes = {} } = options;
   const log: string[] = [];
   const runAt = (place: string): Run => (command) => {
-    const argv = command.argv.filter((word) => word !== SETTINGS_SCRIPT);
-    const settings = argv[0] === "sh" ? argv.slice(4) : [];
-    const tool = argv[0] === "sh" || (argv[0] === "ip" && argv.includes("-batch")) ? "ip" : argv.join(" ");
+    const { argv } = command;
+    const settings = settingsIn(argv);
+    const tool = settings.length > 0 || (argv[0] === "ip" && argv.includes("-batch")) ? "ip" : argv.join(" ");
     const text = (command.input?.join("") ?? "").trim();
     const lines = text === "" ? [] : text.split("\n");
     log.push(`${place} ${[tool, [...settings, ...lines].join("; ")].filter(Boolean).join(": ")}`);

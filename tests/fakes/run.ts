@@ -1,5 +1,13 @@
 /** A `Run` that answers from a transcript: `$` a command, `<` its standard input, `>` its answer, `!` its failure. */
+import { SETTINGS_SCRIPT } from "../../lib/kernel/plan.ts";
 import type { Command, Output, Run } from "../../lib/kernel/run.ts";
+
+/** The settings that a process of a plan writes, as `MARKkey=value`; none for other processes. */
+export function settingsIn(argv: readonly string[]): string[] {
+  const at = argv.indexOf(SETTINGS_SCRIPT);
+  const words = at < 0 ? [] : argv.slice(at + 3);
+  return words.flatMap((word, index) => index % 2 === 0 ? [`${word}=${words[index + 1]}`] : []);
+}
 
 /** A recorded run: refuses what the transcript does not have, and tells what was not asked for. */
 export interface RecordedRun extends Run {

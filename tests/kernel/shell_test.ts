@@ -1,4 +1,5 @@
 import { assertEquals } from "@std/assert";
+import { oneWord } from "../../lib/kernel/batch.ts";
 import { step } from "../../lib/kernel/plan.ts";
 import type { Command } from "../../lib/kernel/run.ts";
 import { batchWords, blockOfCommand, blocksOf, isQuestion, quotedWord, withInput } from "../../lib/kernel/shell.ts";
@@ -6,7 +7,7 @@ import { batchWords, blockOfCommand, blocksOf, isQuestion, quotedWord, withInput
 Deno.test("a plan becomes plain commands, by namespace, reasons above them, settings first", () => {
   const blocks = blocksOf([
     [
-      step("host", "ip", 'link set dev v0 alias "a b" up', { why: "whose it is" }),
+      step("host", "ip", `link set dev v0 alias ${oneWord("a b")} up`, { why: "whose it is" }),
       step("pod", "ip", "link set dev eth0 up"),
       step("pod", "sysctl", "net/ipv4/conf/eth0.1/arp_notify=1", { optional: true, why: "tell" }),
       step("host", "ip", "link show dev v0", { read: true }),
@@ -118,4 +119,14 @@ const CHANGES: Command[] = [
 Deno.test("what only looks is told from what changes something; the unknown counts as a change", () => {
   for (const command of QUESTIONS) assertEquals(isQuestion(command), true, command.argv.join(" "));
   for (const command of CHANGES) assertEquals(isQuestion(command), false, command.argv.join(" "));
+});
+
+Deno.test("names are literal words to the shell, whatever they are made of", async () => {
+  const signs = [...`!"#$&'()*+,;<=>?@[\\]^\`{|}~`];
+  for (const name of [...signs.map((sign) => `a${sign}b`), ...signs, "-x", "$(id)", "a b"]) {
+    const [block] = blocksOf([[step("host", "ip", `link set dev ${oneWord(name)} up`, { why: `about ${name}` })]], "");
+    const script = `ip() { printf '%s|' "$@"; }\n${block!.lines.join("\n")}`;
+    const { stdout } = await new Deno.Command("/bin/sh", { args: ["-euc", script] }).output();
+    assertEquals(new TextDecoder().decode(stdout), `link|set|dev|${name}|up|`);
+  }
 });

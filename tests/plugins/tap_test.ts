@@ -52,7 +52,6 @@ const REFUSED: readonly (readonly [config: JsonObject, msg: string])[] = [
   ],
   [{ mtu: -10 }, "failed to run command Error: mtu less than device minimum.\n: exit status 2"],
   [{ bridge: "a b" }, "failed to get bridge a b: Link not found"],
-  [{ bridge: "if3" }, "failed to get bridge if3: Link not found"],
   [{ selinuxContext: "-x" }, "failed set socket label: invalid argument"],
   [{ selinuxContext: "a b" }, "failed set socket label: invalid argument"],
   [
@@ -68,6 +67,12 @@ for (const [config, msg] of REFUSED) {
     assertEquals([error.msg, log], [msg, []]);
   });
 }
+
+Deno.test("tap does not take a bridge that is shown for another name", async () => {
+  const { call, log } = noted({ bridge: "if3" }, { answers: { "addr show dev if3": [{ ifname: "br0" }] } });
+  const error = await assertRejects(() => plugin.add(call), CniError);
+  assertEquals([error.msg, log], ["failed to get bridge if3: Link not found", ["pod ip: addr show dev if3"]]);
+});
 
 Deno.test("tap DEL does not read CNI_ARGS", async () => {
   const { call, log } = noted({}, {

@@ -1,3 +1,4 @@
+import { settingsIn } from "../fakes/run.ts";
 import { assertEquals, assertRejects } from "@std/assert";
 import { plugin } from "../../plugins/tuning.ts";
 import { CniError } from "../../lib/cni/error.ts";
@@ -31,20 +32,28 @@ function pod(values: Record<string, string>, link: JsonObject | undefined, refus
     const input = (command.input ?? []).join("");
     const output = { code: 0, signal: null, stdout: "", stderr: "" };
     const answer = (more: Partial<Output>) => Promise.resolve({ ...output, ...more });
-    const settings = command.argv.slice(5);
     if (command.argv[0] === "sh" && command.argv[2]!.includes("grep ")) {
+      const settings = command.argv.slice(5);
       const held = settings.map((file) => values[file.slice("/proc/sys/".length)]);
       output.stdout = held.map((value) => `${value === undefined ? "n" : value.replace(/^(=.*|u)$/s, "f")}\n`).join("");
       settings.forEach((file, index) => {
         if (held[index]?.startsWith("=")) output.stdout += `${file}:${held[index].slice(1)}\n`;
       });
+      if (command.argv[4] !== "") {
+        if (!link) return answer({ ...output, code: 1, stderr: 'Device "eth0" does not exist.\n' });
+        output.stdout += `${JSON.stringify([link])}\n`;
+      }
     } else if (command.argv[0] === "sh") {
-      for (const setting of settings) {
+      for (const setting of settingsIn(command.argv)) {
         changes.push(setting.slice(1));
         if (refused?.test(setting)) {
           return answer({ code: 97, stderr: `sysctl ${setting.slice(1)}:\ntee: /proc/sys/net/x: Invalid argument\n` });
         }
       }
+    }
+    if (command.argv.join(" ") === `ip -j -d ${linkShow("eth0")}`) {
+      if (!link) return answer({ code: 1, stderr: 'Device "eth0" does not exist.\n' });
+      output.stdout += `${JSON.stringify([link])}\n`;
     }
     for (const [index, line] of input.split("\n").filter(Boolean).entries()) {
       if (!link) return answer({ code: 1, stderr: `Device "eth0" does not exist.\nCommand failed -:${index + 1}\n` });

@@ -148,12 +148,12 @@ export interface AttachmentOptions {
 export class Attachment {
   /** Result of the last ADD, as the last plugin printed it. */
   result: Json = undefined;
-  readonly #network: Network;
+  readonly network: Network;
   readonly #netns: Namespace | string | null;
   readonly #options: AttachmentOptions;
 
   constructor(readonly node: Node, conf: Json, netns: Namespace | string, options: AttachmentOptions = {}) {
-    this.#network = network(conf);
+    this.network = network(conf);
     this.#netns = netns;
     this.#options = options;
   }
@@ -161,13 +161,13 @@ export class Attachment {
   /** ADD through the list. Throws PluginFailed; what went before stays, as libcni leaves it to a later DEL. */
   async add(by: By = "cnibox"): Promise<Json> {
     let previous: Json = undefined;
-    for (const plugin of this.#network.plugins) previous = await this.#call("ADD", plugin, previous, by);
+    for (const plugin of this.network.plugins) previous = await this.#call("ADD", plugin, previous, by);
     return this.result = previous;
   }
 
   /** CHECK through the list, with the last result. Throws PluginFailed. */
   async check(by: By = "cnibox"): Promise<void> {
-    for (const plugin of this.#network.plugins) await this.#call("CHECK", plugin, this.result, by);
+    for (const plugin of this.network.plugins) await this.#call("CHECK", plugin, this.result, by);
   }
 
   /**
@@ -175,8 +175,8 @@ export class Attachment {
    * @param withoutNetns true leaves CNI_NETNS out, as for a namespace that is gone
    */
   async del(by: By = "cnibox", { withoutNetns = false } = {}): Promise<void> {
-    const previous = versionAtLeast(this.#network.cniVersion, [0, 4, 0]) ? this.result : undefined;
-    for (const plugin of this.#network.plugins.toReversed()) {
+    const previous = versionAtLeast(this.network.cniVersion, [0, 4, 0]) ? this.result : undefined;
+    for (const plugin of this.network.plugins.toReversed()) {
       await this.#call("DEL", plugin, previous, by, withoutNetns ? null : this.#netns);
     }
   }
@@ -189,8 +189,8 @@ export class Attachment {
     );
     return {
       ...rest,
-      name: this.#network.name,
-      cniVersion: this.#network.cniVersion,
+      name: this.network.name,
+      cniVersion: this.network.cniVersion,
       ...(Object.keys(runtimeConfig).length > 0 ? { runtimeConfig } : {}),
       ...(previous === undefined ? {} : { prevResult: previous }),
     };
