@@ -29,7 +29,6 @@ import {
   text,
   textMap,
 } from "../lib/cni/decode.ts";
-import { duplicateKey } from "../lib/cni/duplicate_key.ts";
 import { CniError, code, goQuote, toCniError } from "../lib/cni/error.ts";
 import { openNetns } from "../lib/cni/netns.ts";
 import type { Call, ContainerCall, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
@@ -185,9 +184,9 @@ interface Wanted {
 }
 
 function settings(call: Call & Pick<ContainerCall, "ifName" | "args">): Wanted {
-  const twice = duplicateKey(new TextDecoder().decode(call.stdin), "sysctl");
-  if (twice !== undefined) {
-    throw new CniError(code.internal, "duplicated sysctl keys are not allowed", `${goQuote(twice)} is written twice`);
+  for (const [place, key, ...below] of call.repeated ?? []) {
+    if (place?.toLowerCase() !== "sysctl" || key === undefined || below.length > 0) continue;
+    throw new CniError(code.internal, "duplicated sysctl keys are not allowed", `${goQuote(key)} is written twice`);
   }
   const conf = decode(keys, call.config, "failed to load netconf");
   const { MAC = "" } = parseArgs(call.args, ["MAC"]);

@@ -28,7 +28,7 @@ export function checkKeys(section: Section, keys: Keys, surroundings: Surroundin
     if (name === undefined) {
       const known = [...besides, ...EVERYWHERE].find((one) => one.toLowerCase() === key.toLowerCase());
       if (known === undefined && !key.startsWith("cni.dev/")) {
-        unknownKey(section, property.at, { key, names, surroundings });
+        unknownKey(section, property.at, { key, names: names.filter((one) => !keys[one]?.hidden), surroundings });
       }
       continue;
     }

@@ -5,9 +5,10 @@
 import { collectScratch, inNetns, isAbsent, readable, type Run, type RunHooks, systemRun } from "../kernel/run.ts";
 import { netnsState } from "../kernel/netns.ts";
 import type { Explainer } from "../kernel/plan.ts";
-import { isObject, lookup } from "./decode.ts";
+import { goKind, isObject, lookup } from "./decode.ts";
 import { lookUp, runForeign } from "./delegate.ts";
 import { CniError, code, goQuote, toCniError } from "./error.ts";
+import { isOrdinary } from "./ordinary_json.ts";
 import type { Call, ContainerCall, DelegateAnswer, Foresight, NetworkCall, Plugin, Released, Verb } from "./plugin.ts";
 import { type Attachment, type JsonObject, NEWEST, type Result } from "./types.ts";
 import { atLeast, convertResult, goJson, parseResult } from "./version.ts";
@@ -35,6 +36,8 @@ export interface Request extends Foresight {
   readonly deliver?: ((result: JsonObject) => void) | undefined;
   /** Only ask which addresses the attachment holds, see {@linkcode Plugin.held}. */
   readonly held?: boolean;
+  /** Another plugin in this process asks, with its own input. */
+  readonly delegated?: boolean;
 }
 
 /** Whether somebody asked this process to stop, whether a command was not started for that, and whether it is busy taking things back. */
@@ -111,7 +114,9 @@ function checkEnvironment(env: Request["env"]): void {
   if (missing.length > 0) throw new CniError(code.environment, `required env variables [${missing.join(",")}] missing`);
 }
 
-function readConfig(stdin: () => Uint8Array): { bytes: Uint8Array; config: JsonObject } {
+async function readConfig(
+  stdin: () => Uint8Array,
+): Promise<{ bytes: Uint8Array; config: JsonObject; repeated: Call["repeated"] }> {
   let bytes: Uint8Array;
   try {
     bytes = stdin();
@@ -119,9 +124,12 @@ function readConfig(stdin: () => Uint8Array): { bytes: Uint8Array; config: JsonO
     throw new CniError(code.io, `error reading from stdin: ${(error as Error).message}`);
   }
   let value: unknown;
+  let repeated: Call["repeated"] = [];
   try {
     // A byte order mark is a syntax error, as in the reference; invalid UTF-8 becomes U+FFFD.
-    value = JSON.parse(new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes));
+    const text = new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
+    value = JSON.parse(text);
+    if (!isOrdinary(text, value)) ({ value, repeated } = (await import("./exact_json.ts")).readExactly(text));
   } catch (error) {
     const words = (error as Error).message;
     const reason = /end of JSON input|Unterminated/.test(words) ? "unexpected end of JSON input" : words;
@@ -133,22 +141,24 @@ function readConfig(stdin: () => Uint8Array): { bytes: Uint8Array; config: JsonO
   }
   if (value === null) value = {};
   if (!isObject(value)) {
-    const kind = Array.isArray(value) ? "array" : typeof value === "boolean" ? "bool" : typeof value;
     throw new CniError(
       code.decode,
-      `error unmarshall network config: json: cannot unmarshal ${kind} into Go value of type types.NetConf`,
+      `error unmarshall network config: json: cannot unmarshal ${
+        goKind(value, "")
+      } into Go value of type types.NetConf`,
     );
   }
-  return { bytes, config: value };
+  return { bytes, config: value, repeated };
 }
 
 function networkName(config: JsonObject): string {
   const name = lookup(config, "name") ?? "";
   if (typeof name !== "string") {
-    const kind = Array.isArray(name) ? "array" : typeof name === "boolean" ? "bool" : typeof name;
     throw new CniError(
       code.decode,
-      `error unmarshall network config: json: cannot unmarshal ${kind} into Go struct field NetConf.name of type string`,
+      `error unmarshall network config: json: cannot unmarshal ${
+        goKind(name, "")
+      } into Go struct field NetConf.name of type string`,
       `"name" is ${JSON.stringify(name)}: write a string`,
     );
   }
@@ -160,10 +170,11 @@ function networkName(config: JsonObject): string {
 function confVersion(config: JsonObject): string {
   const version = lookup(config, "cniVersion") ?? "";
   if (typeof version === "string") return version;
-  const kind = Array.isArray(version) ? "array" : typeof version === "boolean" ? "bool" : typeof version;
   throw new CniError(
     code.decode,
-    `decoding version from network config: json: cannot unmarshal ${kind} into Go struct field .cniVersion of type string`,
+    `decoding version from network config: json: cannot unmarshal ${
+      goKind(version, "")
+    } into Go struct field .cniVersion of type string`,
     `"cniVersion" is ${JSON.stringify(version)}: write a string such as "1.0.0"`,
   );
 }
@@ -200,7 +211,7 @@ const SAME_NETNS = "plugin's netns and netns from CNI_NETNS should not be the sa
 export async function callPlugin(plugin: Plugin, request: Request): Promise<Answer> {
   const { env, interruption } = request;
   checkEnvironment(env);
-  const { bytes, config } = readConfig(request.stdin);
+  const { bytes, config, repeated } = await readConfig(request.stdin);
   const network = networkName(config);
   const verb = env["CNI_COMMAND"] ?? "";
   if (!VERBS.includes(verb)) throw new CniError(code.environment, `unknown CNI_COMMAND: ${verb}`);
@@ -216,6 +227,7 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
     network,
     version,
     config,
+    repeated,
     stdin: bytes,
     env,
     path,
@@ -229,14 +241,23 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
         chosen,
         meanwhile,
         deliver: undefined,
+        delegated: true,
         env: { ...env, CNI_COMMAND: verb === "HELD" ? "DEL" : verb },
         stdin: () => stdin,
         held: verb === "HELD",
       }, version),
   };
+  for (const path of repeated ?? []) {
+    base.warn(
+      `${goQuote(path.join("."))} is written twice in the configuration: its values are merged, the later one wins`,
+    );
+  }
   if (verb === "GC") {
     collectScratch();
     const valid = validAttachments(config);
+    if (valid === undefined && !request.delegated) {
+      base.warn(`GC without "${VALID}": nothing is removed, since nobody said which attachments to keep`);
+    }
     await toTheEnd(() => plugin.gc({ ...base, valid }), { interruption, verb });
     return {};
   }
@@ -370,11 +391,15 @@ function interrupted({ requested }: Interruption, verb: string, last = ""): CniE
   return new CniError(code.tryAgain, `interrupted by ${requested}`, last === "" ? state : `${state}; ${last}`);
 }
 
+const VALID = "cni.dev/valid-attachments";
+
+/** The attachments to keep; the library's other name for the list counts when this one is absent. */
 function validAttachments(config: JsonObject): Attachment[] | undefined {
-  const key = "cni.dev/valid-attachments";
-  if (!(key in config)) return undefined;
-  const value = config[key];
+  const key = lookup(config, VALID) !== undefined ? VALID : "cni.dev/attachments";
+  const value = lookup(config, key);
+  // That is how the library writes a runtime's empty list.
   if (value === null) return [];
+  if (value === undefined) return undefined;
   const bad = (what: string) =>
     new CniError(code.decode, `"${key}": ${what}`, 'it is a list of {"containerID": …, "ifname": …}');
   if (!Array.isArray(value)) throw bad("not a list");

@@ -285,7 +285,7 @@ for (const one of cases) {
       netns: "/proc/self/ns/net",
       args: one.args ?? "",
       pod: fake.run,
-      ...(one.promise.includes("twice") && { stdin: new TextEncoder().encode('{"sysctl":{"a":"1","a":"2"}}') }),
+      ...(one.promise.includes("twice") && { repeated: [["sysctl", "a"]] }),
     });
     try {
       if (one.msg === undefined) {
