@@ -35,6 +35,7 @@ import {
   addNftForwarding,
   checkNftForwarding,
   collectNftForwarding,
+  moveToIptables,
   nftForwardText,
   removeNftForwarding,
   removeNftIsolation,
@@ -57,10 +58,11 @@ import type { Link } from "../lib/kernel/ip.ts";
 import { iptablesTool, iptablesUsable, TableError } from "../lib/kernel/iptables.ts";
 import { NftError, nftUsable } from "../lib/kernel/nft.ts";
 import { apply, type Step, step } from "../lib/kernel/plan.ts";
-import { fileIdentity } from "../lib/kernel/proc.ts";
-import { isAbsent, must, toolPath } from "../lib/kernel/run.ts";
+import { linkNames } from "../lib/kernel/proc.ts";
+import { CommandError, failureText, isAbsent, toolPath } from "../lib/kernel/run.ts";
 import { type Address, type Family, familyBits, formatAddress, parsePrefix } from "../lib/net/cidr.ts";
 import { isLinkName } from "../lib/net/link_name.ts";
+import { vethName } from "../lib/net/name.ts";
 
 const keys = {
   backend: text("", "iptables, firewalld or nftables; without it firewalld if it runs, else iptables, else nftables", {
@@ -238,10 +240,12 @@ async function setNft(call: ContainerCall, forwarding: Forwarding, parts: Parts)
     await addNftForwarding(call, forwarding, { ...parts, owner: call });
   } catch (error) {
     // Its answer is lost: it may have done its work.
-    if (parts.accept && !(error instanceof NftError)) call.undo(() => removeNftForwarding(call, call));
+    if (parts.accept && !(error instanceof NftError)) {
+      call.undo(() => removeNftForwarding(call, call, forwarding.admin));
+    }
     throw ruleError(error);
   }
-  if (parts.accept) call.undo(() => removeNftForwarding(call, call));
+  if (parts.accept) call.undo(() => removeNftForwarding(call, call, forwarding.admin));
 }
 
 async function setIptables(
@@ -250,7 +254,11 @@ async function setIptables(
   { family, accept, mayFallBack }: Parts & { readonly family: Family; readonly mayFallBack: boolean },
 ): Promise<void> {
   try {
-    const made = await addForwarding(call, part, { family, accept });
+    const made = await onReadable(
+      call,
+      { family, admin: part.admin },
+      () => addForwarding(call, part, { family, accept }),
+    );
     call.undo(() => takeBackForwarding(call, made, family));
   } catch (error) {
     if (!(error instanceof TableError)) {
@@ -264,6 +272,21 @@ async function setIptables(
       throw ruleError(error, front);
     }
     await setNft(call, part, { accept });
+  }
+}
+
+/** Does work on a table of iptables; what hides it from iptables is moved out of it first, where an earlier build has put it there. */
+async function onReadable<T>(
+  call: Call,
+  { family, admin }: { readonly family: Family; readonly admin: string },
+  work: () => Promise<T>,
+): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    if (!(error instanceof TableError) || error.refusal !== "unreadable") throw error;
+    if (!(await moveToIptables(call, family, admin))) throw error;
+    return await work();
   }
 }
 
@@ -326,11 +349,13 @@ async function del(call: ContainerCall): Promise<void> {
   const bridge = previous?.interfaces?.[0]?.name ?? "";
   const found = new Set<Family>();
   const inIptables = removals(call, config, addresses, (family) => found.add(family));
-  const inNft = () => byNft(call, () => removeNftForwarding(call, call));
+  const inNft = () => byNft(call, () => removeNftForwarding(call, call, config.admin));
   await all(
     [
       ...inIptables,
-      ...(config.policy !== "open" && isLinkName(bridge) ? [() => dropOwnIsolation(call, bridge)] : []),
+      ...(config.policy === "open" || (previous && !isLinkName(bridge))
+        ? []
+        : [() => dropOwnIsolation(call, bridge, config.admin)]),
     ],
     // Rules of one backend are proof that the other was not asked, in that family.
     [async () => addresses.length > 0 && familiesOf(addresses).every((one) => found.has(one)) || await inNft()],
@@ -383,23 +408,34 @@ async function byNft(call: Call, work: () => Promise<void>): Promise<void> {
   }
 }
 
-/** Rules about a link that goes with the container, as ptp's, go with it too; a bridge's stay. */
-async function dropOwnIsolation(call: ContainerCall, link: string): Promise<void> {
-  try {
-    const shown = await must(call.host, { argv: ["ip", "-j", "-d", "link", "show", "dev", link] });
-    if ((JSON.parse(shown) as Link[])[0]?.linkinfo?.info_kind !== "veth") return;
-  } catch (error) {
-    // It has gone with the container. A tool that failed otherwise tells nothing: a bridge keeps its rules.
-    if (!isAbsent(error)) throw error;
-  }
-  await dropIsolation(call, (name) => name === link);
+/**
+ * Rules about a link that goes with the container, as ptp's, go with it too; a bridge's stay. Without a previous result the
+ * link is the one that ptp makes, and rules about veths that are gone go with it: nobody else's DEL knows of those either.
+ */
+async function dropOwnIsolation(call: ContainerCall, first: string, admin: string): Promise<void> {
+  const link = first === "" ? vethName(call) : first;
+  const shown = await call.host({ argv: ["ip", "-j", "-d", "link", "show", "dev", link] });
+  const failure = new CommandError({ argv: ["ip", "link", "show", "dev", link] }, shown, failureText(shown));
+  // A tool that failed otherwise tells nothing: a bridge keeps its rules.
+  if (shown.code !== 0 && !isAbsent(failure)) throw failure;
+  const [there] = shown.code === 0 ? JSON.parse(shown.stdout) as Link[] : [];
+  const isVeth = there === undefined || there.linkinfo?.info_kind === "veth";
+  // A name that is computed may be another attachment's, too.
+  const isOurs = isVeth && (there === undefined || first !== "" || there.ifalias === await aliasOf(call));
+  const links = first === "" ? linkNames() : undefined;
+  const isGone = (name: string) => links !== undefined && /^veth[0-9a-f]{8}$/.test(name) && !links.has(name);
+  await dropIsolation(call, admin, (name) => name === link ? isOurs : isGone(name));
 }
 
-async function dropIsolation(call: Call, gone: (link: string) => boolean): Promise<void> {
+async function aliasOf(call: ContainerCall): Promise<string> {
+  return (await import("../lib/attach/bridge_port.ts")).portAlias(call);
+}
+
+async function dropIsolation(call: Call, admin: string, gone: (link: string) => boolean): Promise<void> {
   await all([
     ...([4, 6] as const).map((family) => async () => {
       try {
-        await removeIsolation(call, family, gone);
+        await onReadable(call, { family, admin }, () => removeIsolation(call, family, gone));
       } catch (error) {
         throw ruleError(error);
       }
@@ -466,28 +502,21 @@ async function gc(call: NetworkCall): Promise<void> {
     valid.some((one) => one.containerID === containerId && one.ifname === ifName);
   const stale = ownedAddresses().filter(({ owner }) => owner.network === call.network && !isValid(owner));
   const free = stale.filter(({ address, owner }) => !isGivenAway(address, owner) && !isRemembered(address, owner));
-  const isGone = (link: string) => !linkExists(link);
+  const links = linkNames();
+  // Where links cannot be seen, none is gone.
+  const isGone = (link: string) => links !== undefined && !links.has(link);
   await all([
     ...removals(call, config, free.map(({ address }) => address)),
-    () => byNft(call, () => collectNftForwarding(call, call.network, { valid, isGone })),
+    () => byNft(call, () => collectNftForwarding(call, call.network, { valid, admin: config.admin, isGone })),
     ...([4, 6] as const).map((family) => async () => {
       try {
-        await removeIsolation(call, family, isGone);
+        await onReadable(call, { family, admin: config.admin }, () => removeIsolation(call, family, isGone));
       } catch (error) {
         throw ruleError(error);
       }
     }),
   ]);
   await all(stale.map(({ address, owner }) => () => forget(call, address, owner)));
-}
-
-function linkExists(name: string): boolean {
-  try {
-    fileIdentity(`/sys/class/net/${name}`);
-    return true;
-  } catch (error) {
-    return !(error instanceof Deno.errors.NotFound);
-  }
 }
 
 async function status(call: NetworkCall): Promise<void> {
