@@ -97,7 +97,8 @@ async function add(call: ContainerCall): Promise<Result> {
     const taken = preview(folder, { ...wanted, warn: call.warn });
     taken.forEach(({ address }, index) => {
       const ip = formatAddress(address);
-      call.explain?.file(`${folder}/${ip}`, `${call.containerId}\r\n${call.ifName}`, "the address is taken");
+      const lease = `${call.containerId}\r\n${call.ifName}`;
+      call.explain?.file(`${folder}/${ip}`, lease, "the address is taken, unless it is by now", { exclusive: true });
       call.explain?.file(`${folder}/last_reserved_ip.${index}`, ip, "the next search begins behind it");
     });
     return result(taken, { routes, dns });

@@ -22,7 +22,14 @@ interface Part {
 type Entry =
   | { readonly kind: "block"; readonly block: Block }
   | { readonly kind: "note"; readonly text: string; readonly why: string }
-  | { readonly kind: "file"; readonly path: string; readonly text: string | undefined; readonly why: string };
+  | {
+    readonly kind: "file";
+    readonly path: string;
+    readonly text: string | undefined;
+    readonly why: string;
+    /** It must not be there before. */
+    readonly exclusive?: boolean;
+  };
 
 /** Collects what plugins would do. */
 class Recorder implements Explainer {
@@ -61,8 +68,8 @@ class Recorder implements Explainer {
   note(_: string, text: string, why: string): void {
     this.add({ kind: "note", text, why });
   }
-  file(path: string, text: string | undefined, why: string): void {
-    this.add({ kind: "file", path, text, why });
+  file(path: string, text: string | undefined, why: string, { exclusive = false } = {}): void {
+    this.add({ kind: "file", path, text, why, ...(exclusive && { exclusive }) });
   }
   because(why: string): void {
     this.why = why;
@@ -275,7 +282,7 @@ const same = (a: Where, b: Where) => a === b || (a !== "host" && b !== "host" &&
 
 function entryLines(entry: Entry, paint: ReturnType<typeof painter>): string[] {
   if (entry.kind === "note") return [paint("dim", `# ${entry.why}`), paint("dim", `# ${entry.text}`)];
-  if (entry.kind === "file") return [paint("dim", `# ${entry.why}`), ...fileLines(entry.path, entry.text)];
+  if (entry.kind === "file") return [paint("dim", `# ${entry.why}`), ...fileLines(entry.path, entry.text, entry)];
   const { where, lines } = entry.block;
   const shown = lines.map((line) => line.startsWith("#") ? paint("dim", line) : line);
   if (where === "host") return [paint("cyan", "# on the host"), ...shown];
@@ -290,12 +297,12 @@ function entryLines(entry: Entry, paint: ReturnType<typeof painter>): string[] {
 }
 
 /** Writes or removes a file as plugins do: readable for its owner alone, in folders that are made when missing. */
-function fileLines(path: string, text: string | undefined): string[] {
+function fileLines(path: string, text: string | undefined, { exclusive }: { readonly exclusive?: boolean }): string[] {
   if (text === undefined) return [`rm -f ${quotedWord(path)}`];
   const folder = path.slice(0, path.lastIndexOf("/"));
   const format = text.replaceAll("\\", "\\\\").replaceAll("%", "%%").replaceAll("\r", "\\r").replaceAll("\n", "\\n");
   return [
     `mkdir -p ${quotedWord(folder)}`,
-    `(umask 077; printf '${format.replaceAll("'", `'\\''`)}' >${quotedWord(path)})`,
+    `(umask 077; ${exclusive ? "set -C; " : ""}printf '${format.replaceAll("'", `'\\''`)}' >${quotedWord(path)})`,
   ];
 }
