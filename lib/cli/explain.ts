@@ -29,6 +29,8 @@ type Entry =
     readonly why: string;
     /** It must not be there before. */
     readonly exclusive?: boolean;
+    /** What it has to hold to be removed. */
+    readonly held?: string;
   };
 
 /** Collects what plugins would do. */
@@ -68,9 +70,9 @@ class Recorder implements Explainer {
   note(_: string, text: string, why: string): void {
     this.add({ kind: "note", text, why });
   }
-  file(path: string, text: string | undefined, why: string, { exclusive = false } = {}): void {
-    this.add({ kind: "file", path, text, why, ...(exclusive && { exclusive }) });
-  }
+  file: Explainer["file"] = (path, text, why, { exclusive, held } = {}) => {
+    this.add({ kind: "file", path, text, why, ...(exclusive && { exclusive }), ...(held !== undefined && { held }) });
+  };
   because(why: string): void {
     this.why = why;
   }
@@ -297,12 +299,23 @@ function entryLines(entry: Entry, paint: ReturnType<typeof painter>): string[] {
 }
 
 /** Writes or removes a file as plugins do: readable for its owner alone, in folders that are made when missing. */
-function fileLines(path: string, text: string | undefined, { exclusive }: { readonly exclusive?: boolean }): string[] {
-  if (text === undefined) return [`rm -f ${quotedWord(path)}`];
-  const folder = path.slice(0, path.lastIndexOf("/"));
-  const format = text.replaceAll("\\", "\\\\").replaceAll("%", "%%").replaceAll("\r", "\\r").replaceAll("\n", "\\n");
+function fileLines(
+  path: string,
+  text: string | undefined,
+  { exclusive, held }: { readonly exclusive?: boolean; readonly held?: string },
+): string[] {
+  const file = quotedWord(path);
+  if (text === undefined) {
+    return [held === undefined ? `rm -f ${file}` : `! printf ${printfWord(held)} | cmp -s - ${file} || rm -f ${file}`];
+  }
   return [
-    `mkdir -p ${quotedWord(folder)}`,
-    `(umask 077; ${exclusive ? "set -C; " : ""}printf '${format.replaceAll("'", `'\\''`)}' >${quotedWord(path)})`,
+    `mkdir -p ${quotedWord(path.slice(0, path.lastIndexOf("/")))}`,
+    `(umask 077; ${exclusive ? "set -C; " : ""}printf ${printfWord(text)} >${file})`,
   ];
+}
+
+/** What `printf` writes as this text. */
+function printfWord(text: string): string {
+  const format = text.replaceAll("\\", "\\\\").replaceAll("%", "%%").replaceAll("\r", "\\r").replaceAll("\n", "\\n");
+  return `'${format.replaceAll("'", `'\\''`)}'`;
 }

@@ -197,4 +197,12 @@ nodeTest("a script of explain add stops at an address that was given out meanwhi
   assertStringIncludes(output.stderr, lease);
   assertEquals(await node.read(lease), "another\r\neth0");
   assertEquals((await node.list("/var/lib/cni/results").catch(() => [])).length, 0);
+  // DEL's script leaves alone what has become another's since.
+  await node.exec(["rm", lease]);
+  await must(node, ["add", "demo", "one", "--id", "one"]);
+  const [taken = ""] = (await node.list("/var/lib/cni/networks/demo")).filter((name) => name.startsWith("10."));
+  const removal = await must(node, ["explain", "del", "demo", "one", "--id", "one"]);
+  await node.write(`/var/lib/cni/networks/demo/${taken}`, "another\r\neth0");
+  assertEquals((await node.exec(["/bin/sh", "-s"], { input: removal.stdout })).code, 0);
+  assertEquals(await node.read(`/var/lib/cni/networks/demo/${taken}`), "another\r\neth0");
 });
