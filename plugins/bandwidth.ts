@@ -8,15 +8,7 @@
  */
 import { type HostVeth, hostVeth, linksNow } from "../lib/attach/host_veth.ts";
 import { statusTools } from "../lib/attach/ipam.ts";
-import {
-  bits,
-  checkKernelLimits,
-  doubts,
-  exactNumbers,
-  type Limits,
-  limitsOf,
-  mayHaveLimits,
-} from "../lib/attach/rate_limits.ts";
+import { bits, checkKernelLimits, doubts, type Limits, limitsOf, mayHaveLimits } from "../lib/attach/rate_limits.ts";
 import { checkBucket, redirectsTo, shape, tcSteps } from "../lib/attach/shaping.ts";
 import { decode, object } from "../lib/cni/decode.ts";
 import { all, CniError, code } from "../lib/cni/error.ts";
@@ -156,7 +148,7 @@ async function status(call: NetworkCall): Promise<void> {
 function settings(call: Call): Limits {
   const { runtimeConfig, ...own } = decode(
     keys,
-    exactNumbers(call.config, call.stdin),
+    call.config,
     "failed to parse network configuration",
   );
   return limitsOf(own, runtimeConfig?.bandwidth, call.config);

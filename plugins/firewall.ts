@@ -35,6 +35,7 @@ import {
   addNftForwarding,
   checkNftForwarding,
   collectNftForwarding,
+  moveToIptables,
   nftForwardText,
   removeNftForwarding,
   removeNftIsolation,
@@ -247,10 +248,12 @@ async function setNft(call: ContainerCall, forwarding: Forwarding, parts: Parts)
     await addNftForwarding(call, forwarding, { ...parts, owner: call });
   } catch (error) {
     // Its answer is lost: it may have done its work.
-    if (parts.accept && !(error instanceof NftError)) call.undo(() => removeNftForwarding(call, call));
+    if (parts.accept && !(error instanceof NftError)) {
+      call.undo(() => removeNftForwarding(call, call, forwarding.admin));
+    }
     throw ruleError(error);
   }
-  if (parts.accept) call.undo(() => removeNftForwarding(call, call));
+  if (parts.accept) call.undo(() => removeNftForwarding(call, call, forwarding.admin));
 }
 
 async function setIptables(
@@ -259,7 +262,11 @@ async function setIptables(
   { family, accept, mayFallBack }: Parts & { readonly family: Family; readonly mayFallBack: boolean },
 ): Promise<void> {
   try {
-    const made = await addForwarding(call, part, { family, accept });
+    const made = await onReadable(
+      call,
+      { family, admin: part.admin },
+      () => addForwarding(call, part, { family, accept }),
+    );
     call.undo(() => takeBackForwarding(call, made, family));
   } catch (error) {
     if (!(error instanceof TableError)) {
@@ -273,6 +280,21 @@ async function setIptables(
       throw ruleError(error, front);
     }
     await setNft(call, part, { accept });
+  }
+}
+
+/** Does work on a table of iptables; what hides it from iptables is moved out of it first, where an earlier build has put it there. */
+async function onReadable<T>(
+  call: Call,
+  { family, admin }: { readonly family: Family; readonly admin: string },
+  work: () => Promise<T>,
+): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    if (!(error instanceof TableError) || error.refusal !== "unreadable") throw error;
+    if (!(await moveToIptables(call, family, admin))) throw error;
+    return await work();
   }
 }
 
@@ -337,11 +359,13 @@ async function del(call: ContainerCall): Promise<void> {
   const bridge = previous?.interfaces?.[0]?.name ?? "";
   const found = new Set<Family>();
   const inIptables = removals(call, config, addresses, (family) => found.add(family));
-  const inNft = () => byNft(call, () => removeNftForwarding(call, call));
+  const inNft = () => byNft(call, () => removeNftForwarding(call, call, config.admin));
   await all(
     [
       ...inIptables,
-      ...(config.policy !== "open" && isAnyName(bridge) ? [() => dropOwnIsolation(call, bridge)] : []),
+      ...(config.policy === "open" || (previous && !isAnyName(bridge))
+        ? []
+        : [() => dropOwnIsolation(call, bridge, config.admin)]),
     ],
     // Rules of one backend are proof that the other was not asked, in that family.
     [async () => addresses.length > 0 && familiesOf(addresses).every((one) => found.has(one)) || await inNft()],
@@ -394,19 +418,29 @@ async function byNft(call: Call, work: () => Promise<void>): Promise<void> {
   }
 }
 
-/** Rules about a link that goes with the container, as ptp's, go with it too; a bridge's stay. */
-async function dropOwnIsolation(call: ContainerCall, link: string): Promise<void> {
-  // It may have gone with the container. A tool that failed tells nothing: a bridge keeps its rules.
-  const now = await linkNow({ ...call, explain: undefined }, "host", link);
-  if (now && now.linkinfo?.info_kind !== "veth") return;
-  await dropIsolation(call, (name) => name === link);
+/**
+ * Rules about a link that goes with the container, as ptp's, go with it too; a bridge's stay. Without a previous result the
+ * link is the one that ptp makes, and rules about veths that are gone go with it: nobody else's DEL knows of those either.
+ */
+async function dropOwnIsolation(call: ContainerCall, first: string, admin: string): Promise<void> {
+  const { hostEndNames, portAlias } = await import("../lib/link/host_end.ts");
+  const own = new Set<string>();
+  for (const link of first === "" ? hostEndNames(call) : [first]) {
+    // A tool that failed otherwise tells nothing: a bridge keeps its rules.
+    const now = linkExists(link) === false ? undefined : await linkNow({ ...call, explain: undefined }, "host", link);
+    // A name that is computed may be another attachment's, too.
+    const isOurs = !now || (now.linkinfo?.info_kind === "veth" && (first !== "" || now.ifalias === portAlias(call)));
+    if (isOurs) own.add(link);
+  }
+  const isGone = (name: string) => first === "" && /^veth[0-9a-f]{8}$/.test(name) && linkExists(name) === false;
+  await dropIsolation(call, admin, (name) => own.has(name) || isGone(name));
 }
 
-async function dropIsolation(call: Call, gone: (link: string) => boolean): Promise<void> {
+async function dropIsolation(call: Call, admin: string, gone: (link: string) => boolean): Promise<void> {
   await all([
     ...([4, 6] as const).map((family) => async () => {
       try {
-        await removeIsolation(call, family, gone);
+        await onReadable(call, { family, admin }, () => removeIsolation(call, family, gone));
       } catch (error) {
         throw ruleError(error);
       }
@@ -478,10 +512,10 @@ async function gc(call: NetworkCall): Promise<void> {
   const isGone = (link: string) => linkExists(link) === false;
   await all([
     ...removals(call, config, free.map(({ address }) => address)),
-    () => byNft(call, () => collectNftForwarding(call, call.network, { valid, isGone })),
+    () => byNft(call, () => collectNftForwarding(call, call.network, { valid, admin: config.admin, isGone })),
     ...([4, 6] as const).map((family) => async () => {
       try {
-        await removeIsolation(call, family, isGone);
+        await onReadable(call, { family, admin: config.admin }, () => removeIsolation(call, family, isGone));
       } catch (error) {
         throw ruleError(error);
       }

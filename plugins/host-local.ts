@@ -37,6 +37,7 @@ import {
 import { type Candidate, type RangeConf, rangeSets } from "../lib/ipam/range.ts";
 import { findDead, RESULTS_FOLDER } from "../lib/ipam/reclaim.ts";
 import { checkFolder, systemWords } from "../lib/ipam/store.ts";
+import { readFileIfThere } from "../lib/kernel/state_file.ts";
 import { type Address, formatAddress, parseAddress, parsePrefix, sameAddress } from "../lib/net/cidr.ts";
 
 const DATA_DIR = "/var/lib/cni/networks";
@@ -97,7 +98,8 @@ async function add(call: ContainerCall): Promise<Result> {
     const taken = preview(folder, { ...wanted, warn: call.warn });
     taken.forEach(({ address }, index) => {
       const ip = formatAddress(address);
-      call.explain?.file(`${folder}/${ip}`, `${call.containerId}\r\n${call.ifName}`, "the address is taken");
+      const lease = `${call.containerId}\r\n${call.ifName}`;
+      call.explain?.file(`${folder}/${ip}`, lease, "the address is taken, unless it is by now", { exclusive: true });
       call.explain?.file(`${folder}/last_reserved_ip.${index}`, ip, "the next search begins behind it");
     });
     return result(taken, { routes, dns });
@@ -140,7 +142,12 @@ async function del(call: ContainerCall): Promise<Released> {
   const folder = folderOf(call);
   if (call.explain) {
     const addresses = await heldBy(folder, call, { warn: call.warn });
-    for (const ip of addresses) call.explain.file(`${folder}/${ip}`, undefined, "the address is given back");
+    for (const ip of addresses) {
+      const held = readFileIfThere(`${folder}/${ip}`);
+      call.explain.file(`${folder}/${ip}`, undefined, "the address is given back, unless it is another's by now", {
+        held,
+      });
+    }
     return { addresses };
   }
   return { addresses: await release(folder, call, { warn: call.warn }) };

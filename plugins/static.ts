@@ -7,7 +7,18 @@
  * fit no address, and addresses given twice, are told on standard error.
  */
 import { parseArgs } from "../lib/cni/args.ts";
-import { anything, decode, type Fields, list, object, refine, text } from "../lib/cni/decode.ts";
+import {
+  anything,
+  decode,
+  FieldError,
+  type Fields,
+  goKind,
+  isObject,
+  list,
+  object,
+  refine,
+  text,
+} from "../lib/cni/decode.ts";
 import { CniError, code } from "../lib/cni/error.ts";
 import { type ContainerCall, nothing, type Plugin } from "../lib/cni/plugin.ts";
 import { prevResult } from "../lib/cni/prev_result.ts";
@@ -28,6 +39,8 @@ const ips = list(text("", "an address with its prefix length"), "addresses inste
 const addressKeys = {
   address: text("", "address with the prefix length of its subnet: 10.10.0.1/24"),
   gateway: refine(text("", "next hop of routes that name none"), gatewayOf, undefined),
+  // The reference has a field of its own under this very spelling; any other spelling is `address`.
+  Address: { ...anything("another field than `address`, in the reference"), read: notAddress, hidden: true },
 };
 const keys = {
   ipam: object({
@@ -164,6 +177,16 @@ function cidr(item: string, words: string): Prefix {
   if (prefix) return prefix;
   const advice = parseAddress(item) ? `give it the prefix length of its subnet: ${item}/…` : "write ADDRESS/LENGTH";
   throw new CniError(code.internal, `${words} '${item}'`, advice);
+}
+
+function notAddress(value: unknown, path: string): void {
+  if (isObject(value) && Object.keys(value).length === 0) return;
+  const msg = isObject(value)
+    ? `"${path}" as an object is not supported`
+    : `json: cannot unmarshal ${
+      goKind(value, "")
+    } into Go struct field Address.ipam.addresses.Address of type net.IPNet`;
+  throw new FieldError(path, msg, `"${path}" is another field than "address": write the key in lower case`, value);
 }
 
 function gatewayOf(value: string): Address | undefined {

@@ -11,9 +11,10 @@ import {
   type Backup,
   backupPath,
   backupText,
-  collectBackups,
   keepBackup,
+  type Place,
   readBackup,
+  staleBackups,
 } from "../lib/attach/link_backup.ts";
 import { statusTools } from "../lib/attach/ipam.ts";
 import { look, type Now, sameValue, type Setting, setting, valueOf } from "../lib/attach/settings.ts";
@@ -29,8 +30,7 @@ import {
   text,
   textMap,
 } from "../lib/cni/decode.ts";
-import { duplicateKey } from "../lib/cni/duplicate_key.ts";
-import { CniError, code, goQuote, toCniError } from "../lib/cni/error.ts";
+import { all, CniError, code, goQuote, toCniError } from "../lib/cni/error.ts";
 import { openNetns } from "../lib/cni/netns.ts";
 import type { Call, ContainerCall, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
 import { prevResult } from "../lib/cni/prev_result.ts";
@@ -39,8 +39,10 @@ import { runLines } from "../lib/kernel/batch.ts";
 import type { Link } from "../lib/kernel/ip.ts";
 import { linkNow } from "../lib/attach/container_link.ts";
 import { isIndexName } from "../lib/net/link_name.ts";
-import { apply, type Plan, type Step, step, StepError } from "../lib/kernel/plan.ts";
-import { CommandError, failureText, isAbsent } from "../lib/kernel/run.ts";
+import { holdNetns } from "../lib/kernel/netns.ts";
+import { type Applier, apply, type Plan, type Step, step, StepError } from "../lib/kernel/plan.ts";
+import { fileIdentity } from "../lib/kernel/proc.ts";
+import { CommandError, failureText, inNetns, isAbsent } from "../lib/kernel/run.ts";
 import { removeDrafts, removeFile } from "../lib/kernel/state_file.ts";
 import { isUnicastMac, macLength, parseMac } from "../lib/net/mac.ts";
 
@@ -94,9 +96,9 @@ async function add(call: ContainerCall): Promise<Result> {
   const { plan, backup } = changes(call, wanted, now);
   if (Object.keys(backup).length > 0) {
     const path = backupPath(wanted.dataDir, { containerID: call.containerId, ifname: call.ifName });
-    if (call.explain) {
-      call.explain.file(path, backupText(path, { ...backup, network: call.network }), "what DEL puts back");
-    } else call.undo(keepBackup(path, { ...backup, network: call.network }));
+    const whole = { ...backup, network: call.network, place: placeOf(call, now) };
+    if (call.explain) call.explain.file(path, backupText(path, whole), "what DEL puts back");
+    else call.undo(keepBackup(path, whole));
   }
   try {
     if (plan.length > 0) await apply(plan, call);
@@ -156,12 +158,45 @@ async function check(call: ContainerCall): Promise<void> {
   }
 }
 
-// deno-lint-ignore require-await -- what it throws has to be a rejection
 async function gc(call: NetworkCall): Promise<void> {
   if (call.valid === undefined) return;
   const conf = decodeLeniently({ dataDir: keys.dataDir }, call.config, call.warn);
-  const left = collectBackups(conf.dataDir || keys.dataDir.absent, call.network, call.valid);
-  if (left.length > 0) throw new CniError(code.io, `cannot remove ${left.join(", ")}`, `in ${conf.dataDir}`);
+  const stale = staleBackups(conf.dataDir || keys.dataDir.absent, call.network, call.valid);
+  await all(stale.map(({ path, backup }) => async () => {
+    if (!await putBack(call, backup)) call.warn(`${path} is kept: not everything in it could be put back`);
+    else if (!removeFile(path)) throw new CniError(code.io, `cannot remove ${path}`, "all that it held is put back");
+  }));
+}
+
+function placeOf({ netns, heldNetns, ifName }: ContainerCall, { link }: Now): Place {
+  return { netns, id: identityOf(heldNetns || netns), ifName, index: link?.ifindex ?? 0 };
+}
+
+function identityOf(netns: string): string {
+  const { dev, ino } = fileIdentity(netns);
+  return `${dev}:${ino}`;
+}
+
+/** DEL's work for an attachment that nobody sent DEL for, if its interface is still there. Says whether nothing is left to be done. */
+async function putBack(call: NetworkCall, { place, ...backup }: Backup): Promise<boolean> {
+  if (place === undefined) return true;
+  const held = holdNetns(place.netns);
+  try {
+    if (held.state !== "netns" || identityOf(held.path || place.netns) !== place.id) return true;
+    const { ifName, index } = place;
+    const pod = inNetns(call.host, held.path || place.netns);
+    const command = { argv: ["ip", "-j", "link", "show", "dev", ifName] };
+    const shown = await pod(command);
+    const failure = new CommandError(command, shown, failureText(shown));
+    if (shown.code !== 0 && isAbsent(failure)) return true;
+    if (shown.code !== 0) throw failure;
+    const [link] = JSON.parse(shown.stdout) as Link[];
+    // A link of the same name that came later has nothing of this one's.
+    if (link === undefined || (index !== 0 && link.ifindex !== index)) return true;
+    return await restore({ ...call, pod, ifName }, backup);
+  } finally {
+    held.close();
+  }
 }
 
 // deno-lint-ignore require-await -- what it throws has to be a rejection
@@ -188,9 +223,9 @@ interface Wanted {
 }
 
 function settings(call: Call & Pick<ContainerCall, "ifName" | "args">): Wanted {
-  const twice = duplicateKey(new TextDecoder().decode(call.stdin), "sysctl");
-  if (twice !== undefined) {
-    throw new CniError(code.internal, "duplicated sysctl keys are not allowed", `${goQuote(twice)} is written twice`);
+  for (const [place, key, ...below] of call.repeated ?? []) {
+    if (place?.toLowerCase() !== "sysctl" || key === undefined || below.length > 0) continue;
+    throw new CniError(code.internal, "duplicated sysctl keys are not allowed", `${goQuote(key)} is written twice`);
   }
   const conf = decode(keys, call.config, "failed to load netconf");
   const { MAC = "" } = parseArgs(call.args, ["MAC"]);
@@ -306,7 +341,10 @@ function tuned(previous: Result, { ifName, netns }: ContainerCall, { mac, mtu }:
 }
 
 /** Puts the attributes back, then the settings, going on after failures. Says whether nothing is left to be done. */
-async function restore(call: ContainerCall, backup: Backup): Promise<boolean> {
+async function restore(
+  call: Applier & Pick<ContainerCall, "ifName" | "warn">,
+  backup: Omit<Backup, "place">,
+): Promise<boolean> {
   const { ifName } = call;
   const lines = (["mtu", "mac", "promisc", "allmulti", "txQLen"] as const).flatMap((name) => {
     const value = name === "mac" ? parseMac(backup.mac ?? "") : backup[name];

@@ -5,7 +5,7 @@ import { CniError, code, during } from "../cni/error.ts";
 import type { ContainerCall, Foresight } from "../cni/plugin.ts";
 import type { Result, Route } from "../cni/types.ts";
 import { addrAdd, type Address, addrShow, isNamed, type Link, linkDel, linkUp } from "../kernel/ip.ts";
-import { apply, type Place, type Step, step } from "../kernel/plan.ts";
+import { type Applier, apply, type Place, type Step, step } from "../kernel/plan.ts";
 import { isAbsent } from "../kernel/run.ts";
 
 /** How a container's link is to be set up. */
@@ -246,7 +246,7 @@ export async function deleteContainerLink(call: ContainerCall): Promise<void> {
 }
 
 /** The link with this name or alternative name, with its addresses; undefined when there is none. One process. */
-export async function linkNow(call: ContainerCall, place: Place, name: string): Promise<Link | undefined> {
+export async function linkNow(call: Applier, place: Place, name: string): Promise<Link | undefined> {
   if (!isAnyName(name)) return undefined;
   try {
     const [shown] = await apply([[step(place, "ip", addrShow(name), { read: true })]], call);

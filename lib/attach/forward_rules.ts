@@ -15,6 +15,7 @@ import {
   missingRules,
   quoteWord,
   refusedLine,
+  rereading,
   restore,
   ruleComment,
   ruleTarget,
@@ -40,6 +41,8 @@ export interface Forwarding {
   readonly policy: IngressPolicy;
   /** The bridge that the policy is about; "" with `open`. */
   readonly bridge: string;
+  /** The rules are there for the backend nftables, which keeps its own elsewhere: they prove nothing about that one. */
+  readonly forNft?: boolean;
 }
 
 export const FORWARD_CHAIN = "CNI-FORWARD";
@@ -101,13 +104,18 @@ export function unsaid(name: string, policy: string, tool: string): CniError {
   );
 }
 
-/** The container's rules for one address. */
-function addressRules(address: Address): WantedRule[] {
-  const host = `${formatAddress(address)}/${familyBits(address.family)}`;
-  return [
-    { chain: FORWARD_CHAIN, rule: `-d ${host} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT` },
-    { chain: FORWARD_CHAIN, rule: `-s ${host} -j ACCEPT` },
-  ];
+const FOR_NFT = ` ${comment("CNI firewall plugin rules (backend: nftables)")}`;
+
+/** The container's own rules. */
+function addressRules({ addresses, forNft }: Forwarding): WantedRule[] {
+  const mark = forNft ? FOR_NFT : "";
+  return addresses.flatMap((address) => {
+    const host = `${formatAddress(address)}/${familyBits(address.family)}`;
+    return [
+      { chain: FORWARD_CHAIN, rule: `-d ${host} -m conntrack --ctstate RELATED,ESTABLISHED${mark} -j ACCEPT` },
+      { chain: FORWARD_CHAIN, rule: `-s ${host}${mark} -j ACCEPT` },
+    ];
+  });
 }
 
 /** Parts of the work: with firewalld the addresses are its own affair, and only the bridges are ours. */
@@ -119,7 +127,7 @@ function wantedRules(forwarding: Forwarding, { accept }: Parts): WantedRule[] {
   return [
     ...(accept ? sharedRules(forwarding) : []),
     ...isolationRules(forwarding),
-    ...(accept ? forwarding.addresses.flatMap(addressRules) : []),
+    ...(accept ? addressRules(forwarding) : []),
   ];
 }
 
@@ -143,7 +151,7 @@ export async function addForwarding(
   { family, ...parts }: Parts & { readonly family: Family },
 ): Promise<WantedRule[]> {
   const wanted = wantedRules(forwarding, parts);
-  const own = parts.accept ? forwarding.addresses.flatMap(addressRules) : [];
+  const own = parts.accept ? addressRules(forwarding) : [];
   const [missing, ordered] = await Promise.all([
     firstMissing(host, family, wanted),
     forwarding.policy === "open" ? true : isOrdered(host, family),
@@ -199,7 +207,7 @@ async function repair(
   { family, ...parts }: Parts & { readonly family: Family },
 ): Promise<WantedRule[]> {
   const wanted = wantedRules(forwarding, parts);
-  const own = parts.accept ? forwarding.addresses.flatMap(addressRules) : [];
+  const own = parts.accept ? addressRules(forwarding) : [];
   // The reference opens the way to the container before it keeps bridges apart.
   const inTurn = [...(parts.accept ? sharedRules(forwarding) : []), ...own, ...isolationRules(forwarding)];
   const chains = [
@@ -243,46 +251,64 @@ function orderLines(table: SavedTable, missing: readonly WantedRule[]): string[]
   return [...stages.map(({ text }) => `-D FORWARD ${text}`), `-I FORWARD 1 ${stage.text}`];
 }
 
-/** Takes rules back that an ADD has made. */
+/** Takes rules back that an ADD has made; a DEL at the same time may have removed them. */
 export async function takeBackForwarding(
   { host }: Host,
   rules: readonly WantedRule[],
   family: Family,
 ): Promise<void> {
+  const remove = async (some: readonly WantedRule[]) => {
+    await restore(host, family, transaction("filter", some.map(({ chain, rule }) => `-D ${chain} ${rule}`)));
+  };
   if (rules.length === 0) return;
-  await restore(host, family, transaction("filter", rules.map(({ chain, rule }) => `-D ${chain} ${rule}`)));
+  try {
+    await remove(rules);
+  } catch (error) {
+    if (!(error instanceof TableError) || error.refusal !== "refused") throw error;
+    for (const rule of rules) {
+      const missing = await firstMissing(host, family, [rule]);
+      if (missing === undefined) await remove([rule]);
+    }
+  }
 }
 
 /**
  * Removes the rules of addresses, however many times they are there: the reference's ADDs may race and make them twice.
- * A missing chain, table or tool is success. Returns whether there were any.
+ * A missing chain, table or tool is success. Returns whether there were any that the backend iptables makes.
  */
 export async function removeForwarding(
   { host }: Host,
   addresses: readonly Address[],
   family: Family,
 ): Promise<boolean> {
-  for (let i = 0;; i++) {
-    let rules: SavedRule[] | undefined;
-    try {
-      rules = await listedChain(host, FORWARD_CHAIN, { family, table: "filter" });
-    } catch (error) {
-      if (error instanceof TableError && (error.refusal === "missing" || error.refusal === "unusable")) return false;
-      throw error;
-    }
-    const lines = (rules ?? []).filter(({ text }) => addresses.some((address) => isFor(text, address)))
-      .map(({ chain, text }) => `-D ${chain} ${text}`);
-    if (lines.length === 0) return i > 0;
-    try {
-      await restore(host, family, transaction("filter", lines));
-      return true;
-    } catch (error) {
-      if (!(error instanceof TableError) || error.refusal !== "refused" || i + 1 >= TRIES) throw error;
-    }
+  let found = false;
+  await rereading(async () => {
+    const own = (await forwardChain(host, family)).filter(({ text }) => addresses.some((one) => isFor(text, one)));
+    if (own.length === 0) return;
+    found ||= own.some(({ text }) => !text.includes(FOR_NFT));
+    await restore(host, family, transaction("filter", own.map(({ chain, text }) => `-D ${chain} ${text}`)));
+  });
+  return found;
+}
+
+/** Rules that accept; none where there is no such chain, table or tool. */
+async function forwardChain(host: Run, family: Family): Promise<readonly SavedRule[]> {
+  try {
+    return await listedChain(host, FORWARD_CHAIN, { family, table: "filter" }) ?? [];
+  } catch (error) {
+    if (error instanceof TableError && (error.refusal === "missing" || error.refusal === "unusable")) return [];
+    throw error;
   }
 }
 
-function isFor(rule: string, address: Address): boolean {
+/** Are all addresses let through, for whichever backend? */
+export async function isForwarded({ host }: Host, addresses: readonly Address[], family: Family): Promise<boolean> {
+  const rules = await forwardChain(host, family);
+  return addresses.every((address) => rules.filter(({ text }) => isFor(text, address)).length > 1);
+}
+
+function isFor(marked: string, address: Address): boolean {
+  const rule = marked.replace(FOR_NFT, "");
   const host = `${formatAddress(address)}/${familyBits(address.family)}`;
   if (rule === `-s ${host} -j ACCEPT`) return true;
   return rule.startsWith(`-d ${host} -m conntrack --ctstate `) && ruleTarget(rule) === "ACCEPT";
@@ -290,7 +316,7 @@ function isFor(rule: string, address: Address): boolean {
 
 /** Throws, in the reference's words, which rule is missing for addresses of one family. Changes nothing. */
 export async function checkForwarding({ host }: Host, forwarding: Forwarding, family: Family): Promise<void> {
-  const wanted = [...sharedRules(forwarding), ...forwarding.addresses.flatMap(addressRules)];
+  const wanted = [...sharedRules(forwarding), ...addressRules(forwarding)];
   const missing = await firstMissing(host, family, wanted);
   const rule = missing === undefined ? undefined : wanted[missing];
   if (rule) {
@@ -336,12 +362,15 @@ export async function checkIsolation({ host }: Host, forwarding: Forwarding, fam
 
 /** Removes isolation rules about links chosen by `gone`; those that releases before 1.7 made too. */
 export async function removeIsolation({ host }: Host, family: Family, gone: (link: string) => boolean): Promise<void> {
-  const table = await savedTable(host, family, "filter");
-  const lines = [STAGE_1, STAGE_2].flatMap((name) => table?.chains.get(name) ?? []).filter(({ text }) => {
-    if (!ruleComment(text)?.startsWith("CNI firewall plugin rules (ingressPolicy: ")) return false;
-    const words = ruleWords(text);
-    const at = words.findIndex((word) => word === "-i" || word === "-o");
-    return at >= 0 && gone(words[at + 1] ?? "");
-  }).map(({ chain, text }) => `-D ${chain} ${text}`);
-  if (lines.length > 0) await restore(host, family, transaction("filter", lines));
+  const about = (name: string) => name === STAGE_1 || name === STAGE_2;
+  await rereading(async () => {
+    const table = await savedTable(host, family, "filter", { about });
+    const lines = [STAGE_1, STAGE_2].flatMap((name) => table?.chains.get(name) ?? []).filter(({ text }) => {
+      if (!ruleComment(text)?.startsWith("CNI firewall plugin rules (ingressPolicy: ")) return false;
+      const words = ruleWords(text);
+      const at = words.findIndex((word) => word === "-i" || word === "-o");
+      return at >= 0 && gone(words[at + 1] ?? "");
+    }).map(({ chain, text }) => `-D ${chain} ${text}`);
+    if (lines.length > 0) await restore(host, family, transaction("filter", lines));
+  });
 }

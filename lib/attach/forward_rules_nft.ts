@@ -5,17 +5,29 @@
  *
  * A verdict `accept` holds for one table only. So that a firewall of the host does not drop what is accepted here, each of
  * its forward chains gets a jump in front, to a chain beside it that accepts the same addresses. `drop` holds for all.
+ * iptables cannot print a table that holds such rules: its tables get rules of its own. Where an earlier build has left rules
+ * of nft there, they are moved.
  *
  *     table inet cni_firewall: forward → CNI-ISOLATION-STAGE-1 → STAGE-2; → CNI-FORWARD → the administrator's chain
+ *     tables of iptables: as forward_rules.ts has it
  *     any other table: its forward chain → cni_forward
  */
 import { CniError, code } from "../cni/error.ts";
 import type { Attachment as ValidAttachment } from "../cni/types.ts";
+import { iptablesTool, TableError } from "../kernel/iptables.ts";
 import { nft, type NftChain, nftComment, NftError, nftList, type NftListing, setElements } from "../kernel/nft.ts";
-import type { Run } from "../kernel/run.ts";
-import { type Address, formatAddress } from "../net/cidr.ts";
+import { type Run, toolPath } from "../kernel/run.ts";
+import { type Address, type Family, formatAddress, parseAddress } from "../net/cidr.ts";
 import { type Attachment, nftAttachmentHash, nftNetworkHash, nftRuleComment } from "../net/name.ts";
-import { canBeInRule, type Forwarding, type Parts, unsaid } from "./forward_rules.ts";
+import {
+  addForwarding,
+  canBeInRule,
+  type Forwarding,
+  isForwarded,
+  type Parts,
+  takeBackForwarding,
+  unsaid,
+} from "./forward_rules.ts";
 
 const TABLE = "inet cni_firewall";
 const STAGE_1 = "CNI-ISOLATION-STAGE-1";
@@ -133,12 +145,25 @@ function foreignHooks(chains: readonly NftChain[]): NftChain[] {
   );
 }
 
+/** A table that iptables keeps in nf_tables. */
+function isOfIptables({ family, table }: NftChain, chains: readonly NftChain[]): boolean {
+  return ["ip", "ip6"].includes(family) && table === "filter" &&
+    chains.some((one) => one.family === family && one.table === table && one.name === "FORWARD");
+}
+
+/** What adding needs of a call. */
+interface Adder extends Host {
+  warn(note: string): void;
+  undo(job: () => Promise<unknown>): void;
+}
+
 /** Sets what is missing for the container. Throws {@linkcode NftError}; `warn` is told which table could not be changed. */
 export async function addNftForwarding(
-  { host, warn }: Host & { warn(note: string): void },
+  call: Adder,
   forwarding: Forwarding,
   { owner, ...parts }: Parts & { readonly owner: Attachment },
 ): Promise<void> {
+  const { host } = call;
   for (let i = 0;; i++) {
     const [listing, own] = await Promise.all([nftList(host, "chains"), nftList(host, `table ${TABLE}`)]);
     const chains = listing?.chains ?? [];
@@ -147,7 +172,10 @@ export async function addNftForwarding(
     try {
       await nft(host, ownText(forwarding, owner, { ...parts, there, whole }).join("\n") + "\n");
       if (!parts.accept) return;
-      for (const hook of foreignHooks(chains)) await openForeign({ host, warn }, hook, { chains, owner, forwarding });
+      for (const hook of foreignHooks(chains)) {
+        if (isOfIptables(hook, chains)) await openIptables(call, hook, forwarding);
+        else await openForeign(call, hook, { chains, owner, forwarding });
+      }
       return;
     } catch (error) {
       if (!(error instanceof NftError) || error.refusal === "missing" || i + 1 >= TRIES) throw error;
@@ -155,8 +183,68 @@ export async function addNftForwarding(
   }
 }
 
+async function openIptables(
+  { host, warn, undo }: Adder,
+  hook: NftChain,
+  forwarding: Forwarding,
+): Promise<void> {
+  const family = hook.family === "ip" ? 4 : 6;
+  const addresses = forwarding.addresses.filter((one) => one.family === family);
+  const rules = (await nftList(host, `chain ${hook.family} ${hook.table} ${hook.name}`))?.rules ?? [];
+  if (addresses.length === 0 || (rules.length === 0 && hook.policy !== "drop")) return;
+  try {
+    await moveToIptables({ host }, family, forwarding.admin);
+    const made = await addForwarding({ host }, inIptables(forwarding.admin, addresses), { family, accept: true });
+    undo(() => takeBackForwarding({ host }, made, family));
+  } catch (error) {
+    if (!(error instanceof TableError)) throw error;
+    warn(`${iptablesTool(family)} may drop what this container forwards, and could not be changed: ${error.message}`);
+  }
+}
+
+function inIptables(admin: string, addresses: readonly Address[]): Forwarding {
+  return { admin, addresses, policy: "open", bridge: "", forNft: true };
+}
+
+/**
+ * Moves what an earlier build has put into a table of iptables: iptables cannot print the table as long as rules of nft are
+ * there. Returns whether there were any. Throws {@linkcode TableError} when iptables does not take the addresses.
+ */
+export async function moveToIptables({ host }: Host, family: Family, admin: string): Promise<boolean> {
+  const table = `${family === 4 ? "ip" : "ip6"} filter`;
+  for (let i = 0;; i++) {
+    const { chains = [], rules = [], sets = [] } = await nftList(host, `table ${table}`) ?? {};
+    const isOurs = chains.some(({ name }) => name === GUEST) && chains.some(({ name }) => name === "FORWARD");
+    const own = sets.filter(({ name }) => name === `cni_addresses_v${family}`);
+    const addresses = own.flatMap(setElements).flatMap(({ value }) =>
+      (typeof value === "string" ? parseAddress(value) : undefined) ?? []
+    );
+    if (!isOurs) return i > 0;
+    // The rules serve living containers: without the tool they stay.
+    if (addresses.length > 0 && toolPath(`${iptablesTool(family)}-restore`) === "") return false;
+    const jumps = rules.filter(({ expr }) => JSON.stringify(expr).includes(`"${GUEST}"`));
+    try {
+      await nft(
+        host,
+        [
+          ...jumps.map(({ chain, handle }) => `delete rule ${table} ${chain} handle ${handle}\n`),
+          `flush chain ${table} ${GUEST}\n`,
+          `delete chain ${table} ${GUEST}\n`,
+          ...own.map(({ name }) => `delete set ${table} ${name}\n`),
+        ].join(""),
+      );
+    } catch (error) {
+      // Another call has done it meanwhile.
+      if (!(error instanceof NftError) || i + 1 >= TRIES) throw error;
+      continue;
+    }
+    if (addresses.length > 0) await addForwarding({ host }, inIptables(admin, addresses), { family, accept: true });
+    return true;
+  }
+}
+
 async function openForeign(
-  { host, warn }: Host & { warn(note: string): void },
+  { host, warn }: Adder,
   hook: NftChain,
   { chains, owner, forwarding }: { chains: readonly NftChain[]; owner: Attachment; forwarding: Forwarding },
 ): Promise<void> {
@@ -191,14 +279,20 @@ async function tables(host: Run): Promise<{ own: NftListing | undefined; foreign
   return { own, foreign: [...new Set(foreign)] };
 }
 
+/** What removing needs of a call. */
+interface Remover extends Host {
+  warn(note: string): void;
+}
+
 /**
- * Removes the elements that `chosen` picks by comment and address, from our table and from those of others. Returns the
- * addresses. What is not there, also nft itself, is success.
+ * Removes the elements that `chosen` picks by comment and address, from our table and from those of others. What is not
+ * there, also nft itself, is success. What an earlier build has left in tables of iptables is moved out of them.
  */
 async function removeElements(
-  host: Run,
+  { host, warn }: Remover,
+  admin: string,
   chosen: (comment: string, address: string) => boolean,
-): Promise<string[]> {
+): Promise<void> {
   const { own, foreign } = await tables(host);
   const gone: { set: string; address: string }[] = [];
   for (const set of own?.sets ?? []) {
@@ -222,41 +316,65 @@ async function removeElements(
       }
     }
   }
-  return gone.map(({ address }) => address);
+  for (const family of [4, 6] as const) {
+    if (!foreign.includes(family === 4 ? "ip filter" : "ip6 filter")) continue;
+    try {
+      await moveToIptables({ host }, family, admin);
+    } catch (error) {
+      if (!(error instanceof TableError)) throw error;
+      warn(
+        `${
+          iptablesTool(family)
+        } may drop what other containers forward: ${error.message}; \`cnibox restore\` looks again`,
+      );
+    }
+  }
 }
 
 /** Removes the attachment's addresses; one that has got a new owner since stays. */
-export async function removeNftForwarding({ host }: Host, owner: Attachment): Promise<void> {
+export async function removeNftForwarding(call: Remover, owner: Attachment, admin: string): Promise<void> {
   const hash = nftAttachmentHash(owner);
-  await removeElements(host, (comment) => comment.startsWith(hash));
+  await removeElements(call, admin, (comment) => comment.startsWith(hash));
 }
 
 /** Removes addresses of this network's attachments that are not valid, and bridges that are gone. */
 export async function collectNftForwarding(
-  { host }: Host,
+  call: Remover,
   network: string,
-  { valid, isGone }: { valid: readonly ValidAttachment[]; isGone: (link: string) => boolean },
+  { valid, admin, isGone }: {
+    readonly valid: readonly ValidAttachment[];
+    readonly admin: string;
+    readonly isGone: (link: string) => boolean;
+  },
 ): Promise<void> {
   const front = `${nftNetworkHash(network)}-`;
   const keep = new Set(
     valid.map(({ containerID, ifname }) => nftAttachmentHash({ network, containerId: containerID, ifName: ifname })),
   );
-  await removeElements(host, (comment) => comment.startsWith(front) && !keep.has(comment.slice(0, 33)));
-  await removeNftIsolation({ host }, isGone);
+  await removeElements(call, admin, (comment) => comment.startsWith(front) && !keep.has(comment.slice(0, 33)));
+  await removeNftIsolation(call, isGone);
 }
 
 /** Removes what keeps links apart that `isGone` picks. */
 export async function removeNftIsolation({ host }: Host, isGone: (link: string) => boolean): Promise<void> {
-  const listing = await nftList(host, `table ${TABLE}`);
-  const lines: string[] = [];
-  for (const set of listing?.sets ?? []) {
-    for (const { value } of setElements(set)) {
-      const names = typeof value === "string" ? [value] : (value as { concat?: string[] }).concat ?? [];
-      if (!["restricted", "same", "isolated"].includes(set.name) || !names.some(isGone)) continue;
-      lines.push(`delete element ${TABLE} ${set.name} { ${names.map((name) => `"${name}"`).join(" . ")} }\n`);
+  for (let i = 1;; i++) {
+    const listing = await nftList(host, `table ${TABLE}`);
+    const lines: string[] = [];
+    for (const set of listing?.sets ?? []) {
+      for (const { value } of setElements(set)) {
+        const names = typeof value === "string" ? [value] : (value as { concat?: string[] }).concat ?? [];
+        if (!["restricted", "same", "isolated"].includes(set.name) || !names.some(isGone)) continue;
+        lines.push(`delete element ${TABLE} ${set.name} { ${names.map((name) => `"${name}"`).join(" . ")} }\n`);
+      }
+    }
+    try {
+      if (lines.length > 0) await nft(host, lines.join(""));
+      return;
+    } catch (error) {
+      // Another call has removed one of them meanwhile.
+      if (!(error instanceof NftError) || error.refusal !== "absent" || i >= TRIES) throw error;
     }
   }
-  if (lines.length > 0) await nft(host, lines.join(""));
 }
 
 /** What is missing for the container; undefined when all is there. */
@@ -322,10 +440,22 @@ export async function checkForeignTables({ host }: Host, addresses: readonly Add
   );
   // Another backend lets them through.
   if (taken.length === 0) return;
-  for (const hook of foreignHooks((await nftList(host, "chains"))?.chains ?? [])) {
+  const chains = (await nftList(host, "chains"))?.chains ?? [];
+  for (const hook of foreignHooks(chains)) {
     const table = `${hook.family} ${hook.table}`;
     const rules = (await nftList(host, `chain ${table} ${hook.name}`))?.rules ?? [];
     if (rules.length === 0 && hook.policy !== "drop") continue;
+    if (isOfIptables(hook, chains)) {
+      const family = hook.family === "ip" ? 4 : 6;
+      if (await isForwarded({ host }, taken.filter((one) => one.family === family), family)) continue;
+      throw new CniError(
+        code.internal,
+        `${iptablesTool(family)} has no rules for ${
+          taken.map(formatAddress).join(", ")
+        }, and its chain FORWARD may drop them`,
+        "somebody flushed it; ADD makes the rules again",
+      );
+    }
     const jumps = rules.some(({ expr }) => JSON.stringify(expr).includes(`"${GUEST}"`));
     const wanted = taken.filter(({ family }) => family === 4 ? isV4Table(table) : isV6Table(table));
     for (const address of wanted) {

@@ -351,17 +351,20 @@ export async function removeHostPorts({ host }: Host, ports: HostPorts, family: 
 export async function cleanHostPorts({ host }: Host, owner: Owner, family: Family): Promise<Removed> {
   // `CNI-SN-…`: the masquerading chain of releases before 0.7.
   const chains = [hostPortChain(owner), chainName(owner, "SN-")];
-  return await cleanChains({ host }, family, () => chains);
+  return await cleanChains({ host }, family, { choose: () => chains, about: (name) => chains.includes(name) });
 }
 
 /** Removes chains chosen by what the table holds; tried again when somebody else changes the table meanwhile. */
 async function cleanChains(
   { host }: Host,
   family: Family,
-  choose: (table: SavedTable) => readonly string[],
+  { choose, ...options }: {
+    readonly choose: (table: SavedTable) => readonly string[];
+    readonly about?: (chain: string) => boolean;
+  },
 ): Promise<Removed> {
   for (let i = 0;; i++) {
-    const table = await savedTable(host, family, "nat");
+    const table = await savedTable(host, family, "nat", options);
     const chains = table === undefined ? [] : choose(table);
     const there = chains.filter((chain) => table?.chains.has(chain));
     if (table === undefined || there.length === 0) return { found: i > 0, addresses: [] };
@@ -443,7 +446,7 @@ export async function collectHostPorts(
   network: string,
   { family, valid }: { family: Family; valid: ReadonlySet<string> },
 ): Promise<void> {
-  await cleanChains({ host }, family, (table) => {
+  const choose = (table: SavedTable) => {
     const stale = new Set<string>();
     for (const { text } of table.chains.get(DNAT_CHAIN) ?? []) {
       const owner = entryOwner(text);
@@ -453,5 +456,6 @@ export async function collectHostPorts(
       if (ruleTarget(text) === chain) stale.add(chain);
     }
     return [...stale];
-  });
+  };
+  await cleanChains({ host }, family, { choose });
 }

@@ -1,11 +1,12 @@
 /**
  * What an interface was like before tuning changed it: one small file per attachment, read again by DEL. Path and keys are
  * those of the reference, so that either can put back what the other changed; the last two keys are ours, and the
- * reference passes over them.
+ * reference ignores them.
  */
 import { goJson } from "../cni/version.ts";
 import { isObject } from "../cni/decode.ts";
 import type { Attachment, JsonObject } from "../cni/types.ts";
+import { isLinkName } from "../net/link_name.ts";
 import { isSetting } from "./settings.ts";
 import { collectDrafts, namesIn, readFileIfThere, removeFile, replaceFile } from "../kernel/state_file.ts";
 
@@ -20,6 +21,18 @@ export interface Backup {
   sysctl?: Readonly<Record<string, string>>;
   /** Network that the attachment belongs to: what GC needs to know. */
   network?: string;
+  /** Where the interface is: GC is told no namespaces. */
+  place?: Place;
+}
+
+/** An interface in a namespace, and what tells that they are still the same. */
+export interface Place {
+  readonly netns: string;
+  /** Device and inode of the namespace. */
+  readonly id: string;
+  readonly ifName: string;
+  /** Index of the link; 0 when it was not looked at. */
+  readonly index: number;
 }
 
 /** The file of one attachment. */
@@ -40,7 +53,7 @@ export function readBackup(path: string): Backup | undefined | "broken" {
   return isObject(source) ? fromJson(source) : "broken";
 }
 
-function fromJson({ mac, promisc, mtu, allmulti, txQLen, sysctl, network }: JsonObject): Backup {
+function fromJson({ mac, promisc, mtu, allmulti, txQLen, sysctl, network, place }: JsonObject): Backup {
   const backup: Backup = {};
   if (typeof mac === "string" && mac !== "") backup.mac = mac;
   if (typeof promisc === "boolean") backup.promisc = promisc;
@@ -52,7 +65,15 @@ function fromJson({ mac, promisc, mtu, allmulti, txQLen, sysctl, network }: Json
     backup.sysctl = Object.fromEntries(settings) as Record<string, string>;
   }
   if (typeof network === "string") backup.network = network;
+  if (isPlace(place)) backup.place = place;
   return backup;
+}
+
+function isPlace(value: unknown): value is Place {
+  if (!isObject(value)) return false;
+  const { netns, id, ifName, index } = value;
+  return typeof netns === "string" && typeof id === "string" && typeof index === "number" &&
+    typeof ifName === "string" && isLinkName(ifName);
 }
 
 /**
@@ -74,10 +95,13 @@ export function backupText(path: string, backup: Backup): string {
   const older = kept === undefined || kept === "broken" ? {} : kept;
   const sysctl = { ...backup.sysctl, ...older.sysctl };
   const { network, ...rest } = { ...backup, ...older };
+  // The container may have come back in another namespace.
+  const place = backup.place ?? older.place;
   return goJson({
     ...pick(rest, ["mac", "promisc", "mtu", "allmulti", "txQLen"]),
     ...(Object.keys(sysctl).length > 0 && { sysctl }),
     network,
+    ...(place && { place }),
   }, 1);
 }
 
@@ -85,13 +109,29 @@ function pick(backup: Backup, keys: readonly (keyof Backup)[]): JsonObject {
   return Object.fromEntries(keys.filter((key) => backup[key] !== undefined).map((key) => [key, backup[key]]));
 }
 
-/** Removes the files of this network whose attachments are not among the valid ones; returns those that could not be. */
-export function collectBackups(folder: string, network: string, valid: readonly Attachment[]): string[] {
+/** A backup and its file. */
+export interface Kept {
+  readonly path: string;
+  readonly backup: Backup;
+}
+
+/**
+ * Backups of this network whose attachments are not among the valid ones. A place that another backup names too is left out of
+ * them: the interface there is that one's by now.
+ */
+export function staleBackups(folder: string, network: string, valid: readonly Attachment[]): Kept[] {
   const keep = new Set(valid.map((one) => backupPath("", one)));
   collectDrafts(folder);
-  return namesIn(folder).filter((name) => name.endsWith(".json") && !keep.has(`/${name}`)).filter((name) => {
-    const path = `${folder}/${name}`;
-    const backup = readBackup(path);
-    return backup !== undefined && backup !== "broken" && backup.network === network && !removeFile(path);
+  const all = namesIn(folder).filter((name) => name.endsWith(".json")).flatMap((name) => {
+    const backup = readBackup(`${folder}/${name}`);
+    return backup === undefined || backup === "broken" ? [] : [{ name, backup }];
   });
+  const placeOf = ({ place }: Backup) => place ? `${place.id} ${place.ifName}` : "";
+  return all.filter(({ name, backup }) => backup.network === network && !keep.has(`/${name}`)).map(
+    ({ name, backup }) => {
+      const { place, ...rest } = backup;
+      const isShared = all.some((one) => one.name !== name && placeOf(one.backup) === placeOf(backup));
+      return { path: `${folder}/${name}`, backup: place && !isShared ? backup : rest };
+    },
+  );
 }

@@ -184,8 +184,8 @@ async function addIptables(
       failure = error;
     }
     // The chain is there already, or the tool does not work here.
-    const table = await savedTable(host, family, "nat");
     const chain = chainName(owner);
+    const table = await savedTable(host, family, "nat", { about: (name) => name === chain });
     if (table?.chains.has(chain)) {
       const merged = await mergedText(call, owner, { family, prefixes, table });
       try {
@@ -467,7 +467,7 @@ async function cleanIptables(
 ): Promise<boolean> {
   const chain = chainName(owner);
   for (let i = 0;; i++) {
-    const table = await savedTable(call.host, family, "nat");
+    const table = await savedTable(call.host, family, "nat", { about: (name) => name === chain });
     if (table === undefined) return false;
     const jumps = jumpsTo(table, chain);
     if (jumps.length === 0 && !table.chains.has(chain)) return i > 0;
@@ -490,7 +490,7 @@ async function cleanIptables(
  * the others: whoever is last finds that out here.
  */
 async function dropIfUnused({ host }: RemovalCall, family: Family, chain: string): Promise<void> {
-  const table = await savedTable(host, family, "nat");
+  const table = await savedTable(host, family, "nat", { about: (name) => name === chain });
   if (!table?.chains.has(chain) || jumpsTo(table, chain).length > 0) return;
   try {
     await restore(host, family, transaction("nat", [`-F ${chain}`, `-X ${chain}`]));
@@ -528,7 +528,7 @@ type Families = ReadonlyMap<Family, readonly Prefix[]>;
 async function missingIptables(host: Run, owner: Attachment, families: Families): Promise<string | undefined> {
   const chain = chainName(owner);
   const found = await Promise.all([...families].map(async ([family, prefixes]) => {
-    const table = await savedTable(host, family, "nat");
+    const table = await savedTable(host, family, "nat", { about: (name) => name === chain });
     const content = table?.chains.get(chain);
     const tool = iptablesTool(family);
     if (table === undefined || content === undefined) return `chain ${chain} not found in ${tool} table nat`;

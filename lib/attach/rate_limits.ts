@@ -1,5 +1,5 @@
 /** Rates and bursts of a bandwidth configuration: integers of 64 bits, from the configuration itself or the runtime. */
-import { FieldError, fields, type Key, type Keys } from "../cni/decode.ts";
+import { FieldError, fields, type Key, type Keys, NumberText } from "../cni/decode.ts";
 import { CniError, code } from "../cni/error.ts";
 import type { JsonObject } from "../cni/types.ts";
 
@@ -34,9 +34,10 @@ export function bits(about: string): Key<bigint> {
     about,
     schema: { type: "integer", minimum: 0, maximum: Number(MAX), default: 0 },
     read: (value, path) => {
-      const number = typeof value === "number" && Number.isInteger(value) ? BigInt(value) : value;
-      if (typeof number === "bigint" && number >= 0n && number <= MAX) return number;
-      const shown = typeof value === "number" || typeof value === "bigint" ? `number ${value}` : typeof value;
+      const written = value instanceof NumberText ? value.text : typeof value === "number" ? `${value}` : "";
+      const number = /^\d+$/.test(written) ? BigInt(written) : undefined;
+      if (number !== undefined && number <= MAX) return number;
+      const shown = written === "" ? typeof value : `number ${written}`;
       throw new FieldError(
         path,
         `json: cannot unmarshal ${shown} into Go struct field PluginConf.${path} of type uint64`,
@@ -45,18 +46,6 @@ export function bits(about: string): Key<bigint> {
       );
     },
   };
-}
-
-/** A configuration whose integers beyond 2^53 are kept to the last digit, as `bigint`. */
-export function exactNumbers(config: JsonObject, bytes: Uint8Array): JsonObject {
-  const text = new TextDecoder().decode(bytes);
-  if (!/\d{16}/.test(text)) return config;
-  // The third argument, the text of a number, is younger than TypeScript's declaration.
-  const exact = (_: string, value: unknown, context?: { source?: string }) =>
-    typeof value === "number" && !Number.isSafeInteger(value) && /^\d+$/.test(context?.source ?? "")
-      ? BigInt(context?.source ?? "")
-      : value;
-  return JSON.parse(text, exact as (key: string, value: unknown) => unknown);
 }
 
 /**

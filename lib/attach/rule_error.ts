@@ -43,6 +43,12 @@ export function ruleError(error: unknown, doing = ""): unknown {
           `${front}${error.message}`,
           `${tool} does not work with this kernel; load its modules, or set the backend to "nftables"`,
         );
+      case "unreadable":
+        return new CniError(
+          code.internal,
+          `${front}${error.message}`,
+          `somebody has put rules of nft into a table of ${tool}: \`nft list ruleset\` shows them; they belong into a table of their own`,
+        );
       case "refused":
         return new CniError(code.internal, `${front}${error.message}`, inputOf(error));
     }

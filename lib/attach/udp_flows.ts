@@ -2,7 +2,7 @@
  * UDP clients that keep sending from one port keep their tracked connection, and with it the way that it once took: past a
  * new mapping, or to a container that is gone. Those flows are deleted, and no others.
  */
-import { deleteUdpFlows, udpFlows } from "../kernel/conntrack.ts";
+import { deleteUdpFlows, type FlowFilter, udpFlows } from "../kernel/conntrack.ts";
 import { CommandError, missingTool, type Run, toolPath } from "../kernel/run.ts";
 import { type Family, formatAddress, type Prefix } from "../net/cidr.ts";
 import { appliesTo, destinationOf, type HostPorts, type PortMapping, protocolName } from "./host_ports.ts";
@@ -17,7 +17,7 @@ function udpMappings({ mappings }: HostPorts, family: Family): PortMapping[] {
   return mappings.filter((mapping) => protocolName(mapping.protocol) === "udp" && appliesTo(mapping, family));
 }
 
-/** Processes at a time: a range of ports is published as many mappings. */
+/** Processes at a time: every port that has flows takes one. */
 const AT_ONCE = 4;
 
 async function forEach<T>(items: readonly T[], work: (item: T) => Promise<void>): Promise<void> {
@@ -52,21 +52,29 @@ export async function flushForAdd(call: Caller, ports: HostPorts, target: Prefix
   const mappings = udpMappings(ports, family);
   if (mappings.length === 0) return;
   const doing = `failed to delete stale UDP conntrack entries for ${formatAddress(target.address)}`;
+  const [first, ...more] = mappings.map((mapping) => ({ port: mapping.hostPort, destination: destinationOf(mapping) }));
   await telling(call, doing, async () => {
-    let own: Promise<ReadonlySet<string>> | undefined;
-    await forEach(mappings, async (mapping) => {
-      const port = mapping.hostPort;
-      const to = destinationOf(mapping);
-      if (to !== "") return await deleteUdpFlows(call.host, family, { port, destination: to });
-      const flows = await udpFlows(call.host, family, port);
-      if (flows.length === 0) return;
-      own ??= ownAddresses(call.host, family);
-      const local = await own;
-      for (const destination of new Set(flows.map((flow) => flow.destination))) {
-        if (local.has(destination)) await deleteUdpFlows(call.host, family, { port, destination });
-      }
-    });
+    if (first && more.length === 0 && first.destination !== "") return await deleteUdpFlows(call.host, family, first);
+    // One listing, however many ports: a range is published as many mappings.
+    const flows = await udpFlows(call.host, family, first && more.length === 0 ? { port: first.port } : {});
+    const places = new Set(mappings.map((mapping) => placeOf(mapping.hostPort, destinationOf(mapping))));
+    const found = flows.filter(({ port, destination }) =>
+      places.has(placeOf(port, "")) || places.has(placeOf(port, destination))
+    );
+    if (found.length === 0) return;
+    const local = await ownAddresses(call.host, family);
+    const going = found.filter(({ port, destination }) =>
+      local.has(destination) || places.has(placeOf(port, destination))
+    ).map(({ port, destination }): FlowFilter => ({ port, destination }));
+    await deleteEach(call, family, going);
   });
+}
+
+const placeOf = (port: number, destination: string) => `${port} ${destination}`;
+
+async function deleteEach(call: Caller, family: Family, filters: readonly FlowFilter[]): Promise<void> {
+  const different = new Map(filters.map((filter) => [JSON.stringify(filter), filter]));
+  await forEach([...different.values()], (filter) => deleteUdpFlows(call.host, family, filter));
 }
 
 /** On DEL: flows that a published port had led to one of the container's addresses. */
@@ -76,12 +84,17 @@ export async function flushForDel(
   options: { readonly family: Family; readonly addresses: readonly string[] },
 ): Promise<void> {
   const { family, addresses } = options;
-  const wanted = udpMappings(ports, family).flatMap(({ hostPort }) =>
-    addresses.map((replySource) => ({ port: hostPort, replySource }))
-  );
-  if (wanted.length === 0) return;
+  const published = new Set(udpMappings(ports, family).map(({ hostPort }) => hostPort));
+  const [port] = published;
+  const [replySource] = addresses;
+  if (port === undefined || replySource === undefined) return;
   await telling(call, `failed to delete stale UDP conntrack entries for ${addresses.join(", ")}`, async () => {
-    await forEach(wanted, (filter) => deleteUdpFlows(call.host, family, filter));
+    const isOne = addresses.length === 1;
+    if (isOne && published.size === 1) return await deleteUdpFlows(call.host, family, { port, replySource });
+    const flows = await udpFlows(call.host, family, isOne ? { replySource } : {});
+    const going = flows.filter((flow) => published.has(flow.port) && addresses.includes(flow.replySource))
+      .map((flow): FlowFilter => ({ port: flow.port, replySource: flow.replySource }));
+    await deleteEach(call, family, going);
   });
 }
 

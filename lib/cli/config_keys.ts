@@ -1,7 +1,7 @@
 /** Keys of a configuration against the plugins' own tables: spelling, place, type, range. */
 import { FieldError, type Key, type Keys } from "../cni/decode.ts";
 import { nearest } from "./command.ts";
-import { Section, shown } from "./config_source.ts";
+import { Section, shown, type Source } from "./config_source.ts";
 import { type Node, valueOf } from "./jsonc.ts";
 
 /** Keys that a runtime or the protocol gives a meaning, whatever the plugin. */
@@ -21,14 +21,13 @@ export interface Surroundings {
 export function checkKeys(section: Section, keys: Keys, surroundings: Surroundings): void {
   const names = Object.keys(keys);
   const { besides } = surroundings;
-  duplicates(section);
   for (const property of section.properties) {
     const { key, value } = property;
     const name = names.find((one) => one === key) ?? names.find((one) => one.toLowerCase() === key.toLowerCase());
     if (name === undefined) {
       const known = [...besides, ...EVERYWHERE].find((one) => one.toLowerCase() === key.toLowerCase());
       if (known === undefined && !key.startsWith("cni.dev/")) {
-        unknownKey(section, property.at, { key, names, surroundings });
+        unknownKey(section, property.at, { key, names: names.filter((one) => !keys[one]?.hidden), surroundings });
       }
       continue;
     }
@@ -39,14 +38,15 @@ export function checkKeys(section: Section, keys: Keys, surroundings: Surroundin
   }
 }
 
-function duplicates(section: Section): void {
-  const seen = new Map<string, number>();
-  for (const { key, at } of section.properties) {
-    if (seen.has(key)) {
-      section.source.warn("duplicate-key", at, `"${key}" stands here a second time`, "the last one counts");
-    }
-    seen.set(key, at);
+/** Warns of every key that is written twice in one object, wherever it is: runtimes hand on the last one alone. */
+export function checkDuplicates(source: Source, node: Node): void {
+  const seen = new Set<string>();
+  for (const { key, at, value } of node.properties ?? []) {
+    if (seen.has(key)) source.warn("duplicate-key", at, `"${key}" stands here a second time`, "the last one counts");
+    seen.add(key);
+    checkDuplicates(source, value);
   }
+  for (const item of node.items ?? []) checkDuplicates(source, item);
 }
 
 function unknownKey(

@@ -22,7 +22,16 @@ interface Part {
 type Entry =
   | { readonly kind: "block"; readonly block: Block }
   | { readonly kind: "note"; readonly text: string; readonly why: string }
-  | { readonly kind: "file"; readonly path: string; readonly text: string | undefined; readonly why: string };
+  | {
+    readonly kind: "file";
+    readonly path: string;
+    readonly text: string | undefined;
+    readonly why: string;
+    /** It must not be there before. */
+    readonly exclusive?: boolean;
+    /** What it has to hold to be removed. */
+    readonly held?: string;
+  };
 
 /** Collects what plugins would do. */
 class Recorder implements Explainer {
@@ -61,9 +70,9 @@ class Recorder implements Explainer {
   note(_: string, text: string, why: string): void {
     this.add({ kind: "note", text, why });
   }
-  file(path: string, text: string | undefined, why: string): void {
-    this.add({ kind: "file", path, text, why });
-  }
+  file: Explainer["file"] = (path, text, why, { exclusive, held } = {}) => {
+    this.add({ kind: "file", path, text, why, ...(exclusive && { exclusive }), ...(held !== undefined && { held }) });
+  };
   because(why: string): void {
     this.why = why;
   }
@@ -275,7 +284,7 @@ const same = (a: Where, b: Where) => a === b || (a !== "host" && b !== "host" &&
 
 function entryLines(entry: Entry, paint: ReturnType<typeof painter>): string[] {
   if (entry.kind === "note") return [paint("dim", `# ${entry.why}`), paint("dim", `# ${entry.text}`)];
-  if (entry.kind === "file") return [paint("dim", `# ${entry.why}`), ...fileLines(entry.path, entry.text)];
+  if (entry.kind === "file") return [paint("dim", `# ${entry.why}`), ...fileLines(entry.path, entry.text, entry)];
   const { where, lines } = entry.block;
   const shown = lines.map((line) => line.startsWith("#") ? paint("dim", line) : line);
   if (where === "host") return [paint("cyan", "# on the host"), ...shown];
@@ -290,12 +299,23 @@ function entryLines(entry: Entry, paint: ReturnType<typeof painter>): string[] {
 }
 
 /** Writes or removes a file as plugins do: readable for its owner alone, in folders that are made when missing. */
-function fileLines(path: string, text: string | undefined): string[] {
-  if (text === undefined) return [`rm -f ${quotedWord(path)}`];
-  const folder = path.slice(0, path.lastIndexOf("/"));
-  const format = text.replaceAll("\\", "\\\\").replaceAll("%", "%%").replaceAll("\r", "\\r").replaceAll("\n", "\\n");
+function fileLines(
+  path: string,
+  text: string | undefined,
+  { exclusive, held }: { readonly exclusive?: boolean; readonly held?: string },
+): string[] {
+  const file = quotedWord(path);
+  if (text === undefined) {
+    return [held === undefined ? `rm -f ${file}` : `! printf ${printfWord(held)} | cmp -s - ${file} || rm -f ${file}`];
+  }
   return [
-    `mkdir -p ${quotedWord(folder)}`,
-    `(umask 077; printf '${format.replaceAll("'", `'\\''`)}' >${quotedWord(path)})`,
+    `mkdir -p ${quotedWord(path.slice(0, path.lastIndexOf("/")))}`,
+    `(umask 077; ${exclusive ? "set -C; " : ""}printf ${printfWord(text)} >${file})`,
   ];
+}
+
+/** What `printf` writes as this text. */
+function printfWord(text: string): string {
+  const format = text.replaceAll("\\", "\\\\").replaceAll("%", "%%").replaceAll("\r", "\\r").replaceAll("\n", "\\n");
+  return `'${format.replaceAll("'", `'\\''`)}'`;
 }

@@ -13,6 +13,7 @@ import type { Lease } from "../ipam/store.ts";
 import { addressesInUse } from "../kernel/all_netns.ts";
 import type { Link } from "../kernel/ip.ts";
 import { netnsState } from "../kernel/netns.ts";
+import { unreadableTables } from "../kernel/iptables.ts";
 import { inNetns, type Run, systemRun, toolPath } from "../kernel/run.ts";
 import { parseAddress } from "../net/cidr.ts";
 import { chainName, nftAttachmentHash } from "../net/name.ts";
@@ -146,7 +147,11 @@ export async function survey(folders: Folders, { network, partial = false }: Sur
     podLinks(host, paths),
     addressesInUse(host).catch(() => undefined),
   ]);
-  if (!rules.readable) blind.push("rules cannot be read without root");
+  if (!rules.readable) {
+    blind.push(
+      Deno.uid() === 0 ? "rules cannot be read: iptables-save or nft shows why" : "rules cannot be read without root",
+    );
+  }
   if (paths.length > 0 && pods.size === 0) blind.push("namespaces cannot be entered without root");
   if (inUse === undefined) blind.push("not every namespace of this host could be asked for its addresses");
   const found = all.flatMap(({ network, folder, leases }) => leases.map((lease) => ({ ...lease, network, folder })));
@@ -194,9 +199,11 @@ async function podLinks(host: Run, paths: readonly string[]): Promise<Map<string
 }
 
 async function rulesNow(host: Run): Promise<Rules> {
+  let isHidden = false;
   const read = async (argv: string[]): Promise<string | undefined> => {
     if (toolPath(argv[0] ?? "") === "") return "";
     const { code, stdout } = await host({ argv });
+    if (unreadableTables(stdout).length > 0) isHidden = true;
     return code === 0 ? stdout : undefined;
   };
   const [ipv4, ipv6, nft] = await Promise.all([
@@ -204,7 +211,12 @@ async function rulesNow(host: Run): Promise<Rules> {
     read(["ip6tables-save"]),
     read(["nft", "list", "ruleset"]),
   ]);
-  return { ipv4: ipv4 ?? "", ipv6: ipv6 ?? "", nft: nft ?? "", readable: ipv4 !== undefined && nft !== undefined };
+  return {
+    ipv4: ipv4 ?? "",
+    ipv6: ipv6 ?? "",
+    nft: nft ?? "",
+    readable: !isHidden && ipv4 !== undefined && nft !== undefined,
+  };
 }
 
 /** Every network that is configured, attached to, or has leases. */

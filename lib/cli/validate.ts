@@ -10,7 +10,7 @@ import { VERSIONS } from "../cni/types.ts";
 import { isKnownVersion, versionParts } from "../cni/version.ts";
 import { formatPrefix, type Prefix, prefixesOverlap } from "../net/cidr.ts";
 import { type CommandCall, nearest } from "./command.ts";
-import { checkKeys } from "./config_keys.ts";
+import { checkDuplicates, checkKeys } from "./config_keys.ts";
 import { IPAM_RULES, type MemberView, NEEDS_OTHERS, RULES } from "./config_rules.ts";
 import { type Finding, Section, type Severity, shown, Source } from "./config_source.ts";
 import { type Node, valueOf } from "./jsonc.ts";
@@ -165,6 +165,7 @@ async function fileNetwork(file: string, known: Known): Promise<Network> {
     );
     return network;
   }
+  checkDuplicates(source, root);
   const section = new Section(source, root);
   const isListFile = extensionOf(nameOf(file)) === ".conflist";
   const hasPlugins = section.exactly("plugins") !== undefined;
@@ -204,10 +205,7 @@ const LIST_KEYS = [
 
 async function list(section: Section, network: Network, known: Known): Promise<void> {
   const { source } = section;
-  const seen = new Set<string>();
   for (const { key, at } of section.properties) {
-    if (seen.has(key)) source.warn("duplicate-key", at, `"${key}" stands here a second time`, "the last one counts");
-    seen.add(key);
     if (LIST_KEYS.includes(key)) continue;
     const meant = LIST_KEYS.find((one) => one.toLowerCase() === key.toLowerCase());
     if (meant) source.error("key-case", at, `"${key}" is not read: here case counts`, `write "${meant}"`);

@@ -24,6 +24,8 @@ export interface Key<T> {
   readonly absent: T;
   readonly about: string;
   readonly schema: Schema;
+  /** Read, but told to nobody: not a key that anybody should write. */
+  readonly hidden?: boolean;
   /** The tables of objects below this key, for the unknown-key check of `validate`. */
   readonly below?: { readonly keys: Keys } | { readonly items: Key<unknown> };
 }
@@ -33,21 +35,36 @@ export type Keys = { readonly [name: string]: Key<unknown> };
 /** What a table decodes to. */
 export type Fields<K extends Keys> = { -readonly [N in keyof K]: K[N] extends Key<infer T> ? T : never };
 
+/** A number that Go takes for no integer (`1500.0`, `15e2`), or that is too large to be told from its neighbours: as written. */
+export class NumberText {
+  constructor(readonly text: string) {}
+  toJSON(): number {
+    return Number(this.text);
+  }
+}
+
+/** What a value is, in the words of Go's decoder, for a complaint about a place of type `goType`. */
+export function goKind(value: unknown, goType: string): string {
+  const kind = kindOf(value);
+  if (kind !== "number" || !/^u?int/.test(goType)) return kind;
+  return `number ${value instanceof NumberText ? value.text : value}`;
+}
+
 function kindOf(value: unknown): string {
   if (Array.isArray(value)) return "array";
+  if (value instanceof NumberText) return "number";
   if (typeof value === "boolean") return "bool";
   return typeof value;
 }
 
 /** The reference decoder's complaint, and what to write instead. */
 function wrongType(value: unknown, path: string, goType: string, wanted: string): FieldError {
-  const shown = JSON.stringify(value)?.slice(0, 60) ?? String(value);
-  const kind = typeof value === "number" && /int/.test(goType) ? `number ${value}` : kindOf(value);
+  const shown = value instanceof NumberText ? value.text : JSON.stringify(value)?.slice(0, 60) ?? String(value);
   return new FieldError(
     path,
-    `json: cannot unmarshal ${kind} into Go struct field NetConf.${path} of type ${goType}`,
+    `json: cannot unmarshal ${goKind(value, goType)} into Go struct field NetConf.${path} of type ${goType}`,
     `"${path}" is ${shown}: write ${wanted}`,
-    value,
+    value instanceof NumberText ? Number(value.text) : value,
   );
 }
 
@@ -81,7 +98,7 @@ export function maybeText(about: string, options: { oneOf?: readonly string[] } 
   return { ...inner, absent: undefined };
 }
 
-/** An integer; fractions, strings and numbers beyond 2^53 are refused. */
+/** An integer; fractions, exponents, strings and numbers beyond 2^53 are refused. */
 export function integer(absent: number, about: string, options: { min?: number; max?: number } = {}): Key<number> {
   const { min, max } = options;
   return {
@@ -95,7 +112,8 @@ export function integer(absent: number, about: string, options: { min?: number; 
     },
     read: (value, path) => {
       if (typeof value !== "number" || !Number.isInteger(value)) {
-        throw wrongType(value, path, "int", "a whole number without quotes");
+        const how = value instanceof NumberText ? "fraction or exponent" : "quotes";
+        throw wrongType(value, path, "int", `a whole number without ${how}`);
       }
       return value;
     },
@@ -220,19 +238,44 @@ export function refine<T, U>(key: Key<T>, more: (value: T, path: string) => U, a
 }
 
 export function isObject(value: unknown): value is JsonObject {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
+  return typeof value === "object" && value !== null && !Array.isArray(value) && !(value instanceof NumberText);
 }
 
-/** Reads `source` by the table `keys`. Exact spelling first, else in any case; of several spellings the last one counts. */
+/**
+ * What is left of a key's two values, as Go's decoder reads them one after the other into the same place: fields of objects
+ * and elements of lists are merged, `null` empties a list and leaves everything else, else the later value counts.
+ */
+export function merged(earlier: unknown, later: unknown, key = ""): unknown {
+  if (later === null) return Array.isArray(earlier) ? null : earlier;
+  if (Array.isArray(earlier) && Array.isArray(later)) {
+    // A route is read by a function of its own, which starts with an empty one.
+    if (isSameKey(key, "routes")) return later;
+    return later.map((item, index) => index < earlier.length ? merged(earlier[index], item) : item);
+  }
+  if (!isObject(earlier) || !isObject(later)) return later;
+  const whole = { ...earlier };
+  for (const [name, value] of Object.entries(later)) {
+    const both = Object.hasOwn(whole, name) ? merged(whole[name], value, name) : value;
+    delete whole[name];
+    whole[name] = both;
+  }
+  return whole;
+}
+
+/** Reads `source` by the table `keys`. Exact spelling first, else in any case; several spellings are {@linkcode merged}. */
 export function fields<K extends Keys>(keys: K, source: JsonObject, path = ""): Fields<K> {
   const result: Record<string, unknown> = {};
+  const values: JsonObject = {};
   for (const name in keys) result[name] = keys[name]?.absent;
   for (const given in source) {
     const name = Object.hasOwn(keys, given) ? given : Object.keys(keys).find((name) => isSameKey(name, given));
-    const value = source[given];
     const key = name === undefined ? undefined : keys[name];
-    if (name === undefined || key === undefined || value === null) continue;
-    result[name] = key.read(value, path === "" ? name : `${path}.${name}`);
+    if (name === undefined || key === undefined) continue;
+    const isAgain = Object.hasOwn(values, name);
+    const value = isAgain ? merged(values[name], source[given], name) : source[given];
+    values[name] = value;
+    if (value !== null) result[name] = key.read(value, path === "" ? name : `${path}.${name}`);
+    else if (isAgain) result[name] = key.absent;
   }
   return result as Fields<K>;
 }
@@ -261,16 +304,22 @@ export function decodeLeniently<K extends Keys>(keys: K, source: JsonObject, war
   return fields(keys, usable);
 }
 
-/** Keys that differ in case alone. Most differ in length, which costs nothing to see. */
+/** Keys that differ in case alone, as Go folds it. Most differ in length, which costs nothing to see. */
 function isSameKey(a: string, b: string): boolean {
-  return a.length === b.length && a.toLowerCase() === b.toLowerCase();
+  return a.length === b.length && (a === b || folded(a) === folded(b));
 }
 
-/** One value of an object under a key in any case, last spelling first: for the few keys that are read before a table. */
+/** U+017F, the long s, is the one letter that Go takes for another and JavaScript does not. */
+function folded(key: string): string {
+  return key.toLowerCase().replaceAll("\u017f", "s");
+}
+
+/** One value of an object under a key in any case, several spellings {@linkcode merged}: for keys that are read before a table. */
 export function lookup(source: JsonObject, name: string): unknown {
   let value: unknown;
   for (const given in source) {
-    if (given === name || isSameKey(given, name)) value = source[given];
+    if (!isSameKey(given, name)) continue;
+    value = value === undefined ? source[given] : merged(value, source[given], name);
   }
   return value;
 }
@@ -278,6 +327,8 @@ export function lookup(source: JsonObject, name: string): unknown {
 /** JSON Schema of a table. */
 export function schemaOf(keys: Keys): Schema {
   const properties: Record<string, Schema> = {};
-  for (const name in keys) properties[name] = { description: keys[name]?.about, ...keys[name]?.schema };
+  for (const name in keys) {
+    if (!keys[name]?.hidden) properties[name] = { description: keys[name]?.about, ...keys[name]?.schema };
+  }
   return { type: "object", properties };
 }

@@ -54,6 +54,8 @@ export interface Call {
   readonly version: string;
   /** The whole configuration as it came in; plugins decode it by their table of keys. */
   readonly config: JsonObject;
+  /** Where the configuration has a key twice in one object, see exact_json.ts. */
+  readonly repeated?: readonly (readonly string[])[];
   /** The exact bytes that came in, for delegates. */
   readonly stdin: Uint8Array;
   /** The whole environment of the call. */

@@ -18,10 +18,11 @@ import { type HeldNetns, holdNetns } from "../kernel/netns.ts";
 import { foreignFolders, notAlone } from "../kernel/run_folder.ts";
 import { leftovers } from "../kernel/scratch.ts";
 import type { Explainer } from "../kernel/plan.ts";
-import { isObject, lookup } from "./decode.ts";
+import { goKind, isObject, lookup } from "./decode.ts";
 import { isLinkName } from "../net/link_name.ts";
 import { lookUp, runForeign } from "./delegate.ts";
 import { CniError, code, goQuote, toCniError } from "./error.ts";
+import { isOrdinary } from "./ordinary_json.ts";
 import type { Call, ContainerCall, DelegateAnswer, Foresight, NetworkCall, Plugin, Released, Verb } from "./plugin.ts";
 import { type Attachment, type JsonObject, NEWEST, type Result } from "./types.ts";
 import { atLeast, convertResult, goJson, parseResult } from "./version.ts";
@@ -51,6 +52,8 @@ export interface Request extends Foresight {
   readonly held?: boolean;
   /** CNI_NETNS, where the caller in this process has opened it. */
   readonly netns?: HeldNetns;
+  /** Another plugin in this process asks, with its own input. */
+  readonly delegated?: boolean;
 }
 
 /** Whether somebody asked this process to stop, whether a command was not started for that, and whether it is busy taking things back. */
@@ -127,7 +130,9 @@ function checkEnvironment(env: Request["env"]): void {
   if (missing.length > 0) throw new CniError(code.environment, `required env variables [${missing.join(",")}] missing`);
 }
 
-async function readConfig(stdin: Request["stdin"]): Promise<{ bytes: Uint8Array; config: JsonObject }> {
+async function readConfig(
+  stdin: Request["stdin"],
+): Promise<{ bytes: Uint8Array; config: JsonObject; repeated: Call["repeated"] }> {
   let bytes: Uint8Array;
   try {
     bytes = await stdin();
@@ -136,9 +141,12 @@ async function readConfig(stdin: Request["stdin"]): Promise<{ bytes: Uint8Array;
     throw new CniError(code.io, `error reading from stdin: ${(error as Error).message}`);
   }
   let value: unknown;
+  let repeated: Call["repeated"] = [];
   try {
     // A byte order mark is a syntax error, as in the reference; invalid UTF-8 becomes U+FFFD.
-    value = JSON.parse(new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes));
+    const text = new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
+    value = JSON.parse(text);
+    if (!isOrdinary(text, value)) ({ value, repeated } = (await import("./exact_json.ts")).readExactly(text));
   } catch (error) {
     const words = (error as Error).message;
     const reason = /end of JSON input|Unterminated/.test(words) ? "unexpected end of JSON input" : words;
@@ -150,22 +158,24 @@ async function readConfig(stdin: Request["stdin"]): Promise<{ bytes: Uint8Array;
   }
   if (value === null) value = {};
   if (!isObject(value)) {
-    const kind = Array.isArray(value) ? "array" : typeof value === "boolean" ? "bool" : typeof value;
     throw new CniError(
       code.decode,
-      `error unmarshall network config: json: cannot unmarshal ${kind} into Go value of type types.NetConf`,
+      `error unmarshall network config: json: cannot unmarshal ${
+        goKind(value, "")
+      } into Go value of type types.NetConf`,
     );
   }
-  return { bytes, config: value };
+  return { bytes, config: value, repeated };
 }
 
 function networkName(config: JsonObject): string {
   const name = lookup(config, "name") ?? "";
   if (typeof name !== "string") {
-    const kind = Array.isArray(name) ? "array" : typeof name === "boolean" ? "bool" : typeof name;
     throw new CniError(
       code.decode,
-      `error unmarshall network config: json: cannot unmarshal ${kind} into Go struct field NetConf.name of type string`,
+      `error unmarshall network config: json: cannot unmarshal ${
+        goKind(name, "")
+      } into Go struct field NetConf.name of type string`,
       `"name" is ${JSON.stringify(name)}: write a string`,
     );
   }
@@ -177,10 +187,11 @@ function networkName(config: JsonObject): string {
 function confVersion(config: JsonObject): string {
   const version = lookup(config, "cniVersion") ?? "";
   if (typeof version === "string") return version;
-  const kind = Array.isArray(version) ? "array" : typeof version === "boolean" ? "bool" : typeof version;
   throw new CniError(
     code.decode,
-    `decoding version from network config: json: cannot unmarshal ${kind} into Go struct field .cniVersion of type string`,
+    `decoding version from network config: json: cannot unmarshal ${
+      goKind(version, "")
+    } into Go struct field .cniVersion of type string`,
     `"cniVersion" is ${JSON.stringify(version)}: write a string such as "1.0.0"`,
   );
 }
@@ -218,7 +229,7 @@ const SAME_NETNS = "plugin's netns and netns from CNI_NETNS should not be the sa
 export async function callPlugin(plugin: Plugin, request: Request): Promise<Answer> {
   const { env } = request;
   checkEnvironment(env);
-  const { bytes, config } = await readConfig(request.stdin);
+  const { bytes, config, repeated } = await readConfig(request.stdin);
   const network = networkName(config);
   const verb = env["CNI_COMMAND"] ?? "";
   if (!VERBS.includes(verb)) throw new CniError(code.environment, `unknown CNI_COMMAND: ${verb}`);
@@ -237,6 +248,7 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
     network,
     version,
     config,
+    repeated,
     stdin: bytes,
     env,
     path: (env["CNI_PATH"] ?? "").split(":"),
@@ -251,11 +263,17 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
         chosen,
         meanwhile,
         deliver: undefined,
+        delegated: true,
         env: { ...env, CNI_COMMAND: verb === "HELD" ? "DEL" : verb },
         stdin: () => stdin,
         held: verb === "HELD",
       }, version),
   };
+  for (const path of repeated ?? []) {
+    base.warn(
+      `${goQuote(path.join("."))} is written twice in the configuration: its values are merged, the later one wins`,
+    );
+  }
   try {
     if (verb === "DEL" || verb === "GC") await endKilledCalls(request);
     return netns
@@ -271,7 +289,7 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
 type Undo = () => Promise<unknown> | unknown;
 
 /** GC and STATUS. */
-async function callForNetwork(plugin: Plugin, base: Call, { interruption }: Request): Promise<Answer> {
+async function callForNetwork(plugin: Plugin, base: Call, { interruption, delegated }: Request): Promise<Answer> {
   const { verb } = base;
   if (verb === "STATUS") {
     await toTheEnd(() => plugin.status(base as NetworkCall), { interruption, verb });
@@ -279,6 +297,9 @@ async function callForNetwork(plugin: Plugin, base: Call, { interruption }: Requ
   }
   collectScratch();
   const valid = validAttachments(base.config);
+  if (valid === undefined && !delegated) {
+    base.warn(`GC without "${VALID}": nothing is removed, since nobody said which attachments to keep`);
+  }
   await toTheEnd(() => plugin.gc({ ...base, valid }), { interruption, verb });
   return {};
 }
@@ -486,11 +507,15 @@ function interrupted({ requested }: Interruption, verb: string, last = ""): CniE
   return new CniError(code.tryAgain, `interrupted by ${requested}`, last === "" ? state : `${state}; ${last}`);
 }
 
+const VALID = "cni.dev/valid-attachments";
+
+/** The attachments to keep; the library's other name for the list counts when this one is absent. */
 function validAttachments(config: JsonObject): Attachment[] | undefined {
-  const key = "cni.dev/valid-attachments";
-  if (!(key in config)) return undefined;
-  const value = config[key];
+  const key = lookup(config, VALID) !== undefined ? VALID : "cni.dev/attachments";
+  const value = lookup(config, key);
+  // That is how the library writes a runtime's empty list.
   if (value === null) return [];
+  if (value === undefined) return undefined;
   const bad = (what: string) =>
     new CniError(code.decode, `"${key}": ${what}`, 'it is a list of {"containerID": …, "ifname": …}');
   if (!Array.isArray(value)) throw bad("not a list");

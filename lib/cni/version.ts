@@ -3,7 +3,7 @@
  * answers. Inside, a {@linkcode Result} always has the layout of CNI 1.1.0.
  */
 import { CniError, code, goQuote } from "./error.ts";
-import { isObject, lookup } from "./decode.ts";
+import { goKind, isObject, lookup } from "./decode.ts";
 import {
   type DNS,
   type Interface,
@@ -139,8 +139,7 @@ function readResult(source: JsonObject, family: Family): Result {
 }
 
 function wrong(value: unknown, path: string, goType: string): Misread {
-  const kind = Array.isArray(value) ? "array" : typeof value === "boolean" ? "bool" : typeof value;
-  return new Misread(`json: cannot unmarshal ${kind} into Go struct field .${path} of type ${goType}`);
+  return new Misread(`json: cannot unmarshal ${goKind(value, goType)} into Go struct field .${path} of type ${goType}`);
 }
 
 function elements(value: unknown, path: string): JsonObject[] {

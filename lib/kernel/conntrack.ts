@@ -1,6 +1,6 @@
 /** Connections that the kernel tracks: finding and deleting those of one UDP port, by the `conntrack` tool. */
 import type { Family } from "../net/cidr.ts";
-import { CommandError, failureText, type Run } from "./run.ts";
+import { CommandError, failureText, type Output, type Run } from "./run.ts";
 
 /** A tracked UDP flow, as far as it matters here. */
 export interface Flow {
@@ -13,15 +13,16 @@ export interface Flow {
 
 const familyName = (family: Family) => family === 4 ? "ipv4" : "ipv6";
 
-/** UDP flows whose first packet went to `port`. Throws {@linkcode CommandError} when the tool is missing or fails. */
-export async function udpFlows(run: Run, family: Family, port: number): Promise<Flow[]> {
-  const argv = ["conntrack", "-L", "-f", familyName(family), "-p", "udp", "--orig-port-dst", `${port}`];
-  const output = await run({ argv });
-  // Nothing found is exit status 0 in some versions and 1 in others.
-  if (output.code !== 0 && !/ 0 flow entries/.test(output.stderr)) {
-    throw new CommandError({ argv }, output, failureText(output));
-  }
-  return parseFlows(output.stdout);
+/** Which flows are meant: all conditions have to hold. */
+export interface FlowFilter {
+  readonly port?: number;
+  readonly destination?: string;
+  readonly replySource?: string;
+}
+
+/** The UDP flows that are meant, by one process. Throws {@linkcode CommandError} when the tool is missing or fails. */
+export async function udpFlows(run: Run, family: Family, filter: FlowFilter): Promise<Flow[]> {
+  return parseFlows((await flowsCommand(run, "-L", { family, filter })).stdout);
 }
 
 /** Reads `conntrack -L`: `udp 17 28 src=… dst=… sport=… dport=… [UNREPLIED] src=… dst=… sport=… dport=… …`. */
@@ -34,19 +35,22 @@ export function parseFlows(text: string): Flow[] {
   });
 }
 
-/** Which flows to delete: all conditions have to hold. */
-export interface FlowFilter {
-  readonly port: number;
-  readonly destination?: string;
-  readonly replySource?: string;
-}
-
 /** Deletes UDP flows; none being there is success. */
 export async function deleteUdpFlows(run: Run, family: Family, filter: FlowFilter): Promise<void> {
-  const argv = ["conntrack", "-D", "-f", familyName(family), "-p", "udp", "--orig-port-dst", `${filter.port}`];
+  await flowsCommand(run, "-D", { family, filter });
+}
+
+async function flowsCommand(
+  run: Run,
+  command: "-L" | "-D",
+  { family, filter }: { readonly family: Family; readonly filter: FlowFilter },
+): Promise<Output> {
+  const argv = ["conntrack", command, "-f", familyName(family), "-p", "udp"];
+  if (filter.port !== undefined) argv.push("--orig-port-dst", `${filter.port}`);
   if (filter.destination !== undefined) argv.push("--orig-dst", filter.destination);
   if (filter.replySource !== undefined) argv.push("--reply-src", filter.replySource);
   const output = await run({ argv });
-  if (output.code === 0 || / 0 flow entries/.test(output.stderr)) return;
+  // Nothing found is exit status 0 in some versions and 1 in others.
+  if (output.code === 0 || / 0 flow entries/.test(output.stderr)) return output;
   throw new CommandError({ argv }, output, failureText(output));
 }

@@ -3,6 +3,7 @@
  * `…-save` out. Both variants (legacy and nf_tables) take and print the same language.
  */
 import type { Family } from "../net/cidr.ts";
+import { nftList } from "./nft.ts";
 import { CommandError, failureText, missingTool, type Output, type Run, toolPath, xtablesWait } from "./run.ts";
 
 /** The tool of a family, by its plain name. */
@@ -16,8 +17,11 @@ export const MAX_LINE = 10_000;
 /** How long a transaction waits for the xtables lock, in seconds: below the limit of a child process. */
 export const LOCK_WAIT_S = xtablesWait();
 
-/** Why a transaction did not happen. `refused`: the tool or the kernel did not take one of its lines. */
-export type Refusal = "missing" | "locked" | "unusable" | "refused";
+/**
+ * Why a transaction did not happen. `refused`: the tool or the kernel did not take one of its lines. `unreadable`: somebody
+ * has put rules of nft into the table, which iptables cannot print, so it prints none.
+ */
+export type Refusal = "missing" | "locked" | "unusable" | "unreadable" | "refused";
 
 /** A tool that could not do its work, and nothing of it was done. */
 export class TableError extends CommandError {
@@ -164,14 +168,14 @@ export async function listedChain(
   try {
     const text = await checked(run, argv, { family });
     // A chain that is there is named before its rules, also when it has none.
-    if (!/^-[NP] /m.test(text)) throw unreadable(iptablesTool(family), text);
+    if (!/^-[NP] /m.test(text)) throw garbled(iptablesTool(family), text);
     return rulesOf(text);
   } catch (error) {
     if (!(error instanceof TableError)) throw error;
     if (error.refusal === "refused" && NO_CHAIN.test(error.output.stderr)) return undefined;
     // iptables 1.8.9 on nf_tables says so of a chain that is not there, too.
     const doubtful = /chain `.*' in table `.*' is incompatible/.test(error.output.stderr);
-    const saved = doubtful ? await savedTable(run, family, table) : undefined;
+    const saved = doubtful ? await savedTable(run, family, table, { about: (name) => name === chain }) : undefined;
     if (saved && !saved.chains.has(chain)) return undefined;
     throw error;
   }
@@ -195,28 +199,76 @@ export async function restore(run: Run, family: Family, text: string): Promise<v
   const tool = `${iptablesTool(family)}-restore`;
   const said = await checked(run, [tool, "--noflush", "-w", `${LOCK_WAIT_S}`], { input: [text], family });
   // It has nothing to say on standard output: something else has answered in its place, and who knows what it did.
-  if (said.split("\n").some((line) => line !== "" && !line.startsWith("#"))) throw unreadable(tool, said);
+  if (said.split("\n").some((line) => line !== "" && !line.startsWith("#"))) throw garbled(tool, said);
 }
 
-function unreadable(tool: string, text: string): Error {
+function garbled(tool: string, text: string): Error {
   return new Error(`${tool} printed something unreadable: ${JSON.stringify(text.slice(0, 80))}`);
 }
 
+/** Every chain of ours and of the reference is called so. */
+const isCniChain = (chain: string) => chain.startsWith("CNI-");
+
 /**
  * One table as it is now; undefined when the family's tool is not installed or has no such table in this kernel, so
- * that nothing of it can be there. Throws {@linkcode TableError} when it cannot be told.
+ * that nothing of it can be there. Of a table that iptables cannot print, nft is asked for the names of its chains: when none
+ * is one that the caller wants to know `about`, they are returned without rules. Throws {@linkcode TableError} when it
+ * cannot be told.
  */
-export async function savedTable(run: Run, family: Family, table: TableName): Promise<SavedTable | undefined> {
+export async function savedTable(
+  run: Run,
+  family: Family,
+  table: TableName,
+  { about = isCniChain }: { about?: (chain: string) => boolean } = {},
+): Promise<SavedTable | undefined> {
+  const argv = [`${iptablesTool(family)}-save`, "-t", table];
   try {
-    const text = await checked(run, [`${iptablesTool(family)}-save`, "-t", table], { family });
+    const text = await checked(run, argv, { family });
+    if (unreadableTables(text).includes(table)) return await chainsByNft(run, family, { table, about, argv });
     // A table that is not there prints nothing, or comments: rules must not be taken for gone because a tool talks nonsense.
     const told = text.split("\n").some((line) => line !== "" && !line.startsWith("#"));
-    if (told && !/^COMMIT$/m.test(text)) throw unreadable(`${iptablesTool(family)}-save`, text);
+    if (told && !/^COMMIT$/m.test(text)) throw garbled(`${iptablesTool(family)}-save`, text);
     return parseSave(text).get(table) ?? { chains: new Map() };
   } catch (error) {
     if (error instanceof TableError && (error.refusal === "missing" || error.refusal === "unusable")) return undefined;
     throw error;
   }
+}
+
+/** How often work is done anew that another process got in the way of. */
+const TRIES = 5;
+
+/** Work that reads a table and changes what it found: done anew when somebody else has changed it in between. */
+export async function rereading<T>(work: () => Promise<T>): Promise<T> {
+  for (let i = 1;; i++) {
+    try {
+      return await work();
+    } catch (error) {
+      if (!(error instanceof TableError) || error.refusal !== "refused" || i >= TRIES) throw error;
+    }
+  }
+}
+
+/** Tables in whose place `…-save` says, with status 0, that it cannot print them. */
+export function unreadableTables(saved: string): string[] {
+  return [...saved.matchAll(/^# Table `(.*)' is incompatible/gm)].map(([, name = ""]) => name);
+}
+
+async function chainsByNft(
+  run: Run,
+  family: Family,
+  { table, about, argv }: {
+    readonly table: TableName;
+    readonly about: (chain: string) => boolean;
+    readonly argv: readonly string[];
+  },
+): Promise<SavedTable> {
+  const listing = await nftList(run, `table ${family === 4 ? "ip" : "ip6"} ${table}`);
+  const names = listing?.chains.map(({ name }) => name);
+  if (names && !names.some(about)) return { chains: new Map(names.map((name) => [name, []])) };
+  const stderr = `Table \`${table}' is incompatible, use 'nft' tool.`;
+  const output = { code: 0, signal: null, stdout: "", stderr };
+  throw new TableError("unreadable", { argv }, output, commandFailure(argv, output));
 }
 
 /**

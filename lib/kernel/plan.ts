@@ -95,8 +95,16 @@ export interface Explainer {
   plan(plan: Plan): void;
   /** Anything that is no command, such as a reservation: `write 10.1.2.3 to /var/lib/cni/…`. */
   note(place: Place | "file", text: string, why: string): void;
-  /** A file that is written whole; without `text`, removed. */
-  file(path: string, text: string | undefined, why: string): void;
+  /**
+   * A file that is written whole; without `text`, removed. `exclusive`: only where there is none. `held`: only where it still
+   * holds that.
+   */
+  file(
+    path: string,
+    text: string | undefined,
+    why: string,
+    options?: { readonly exclusive?: boolean; readonly held?: string | undefined },
+  ): void;
   /** Why the commands that follow are run: for changes that are no steps of a plan. */
   because(why: string): void;
   /** Everything is tried out in a shadow of the node: plans are carried out there. Else nothing but questions is run. */

@@ -5,6 +5,7 @@
  */
 import { runLines } from "./batch.ts";
 import type { Link, RouteEntry } from "./ip.ts";
+import { unreadableTables } from "./iptables.ts";
 import { type Command, CommandError, must, type Run, toolPath } from "./run.ts";
 
 /** A shadow; it is gone when it is closed, or when this process ends. */
@@ -128,12 +129,13 @@ async function copyHost(real: Run, shadow: Run, { away, rootless, rulesOnly }: C
   // A stand-in that this kernel cannot have is left out.
   await runLines(shadow, ["ip", "-force"], lines);
   if (rootless) return [];
-  const [missing] = await Promise.all([
-    copyNft(real, shadow),
+  const [tables, four, six] = await Promise.all([
+    nftTables(real),
     copyTables(real, shadow, "iptables"),
     copyTables(real, shadow, "ip6tables"),
   ]);
-  return missing;
+  const unreadable = [...four, ...six];
+  return await copyNft(real, shadow, tables.filter((name) => !OF_IPTABLES.test(name) || unreadable.includes(name)));
 }
 
 /** Where rules name links by their number, as `iif "eth0"`, nft takes them only where there are such links. */
@@ -180,27 +182,31 @@ function routeLine({ dst, gateway, dev, metric, protocol }: RouteEntry, names: R
   ];
 }
 
-async function copyTables(real: Run, shadow: Run, tool: "iptables" | "ip6tables"): Promise<void> {
-  if (toolPath(`${tool}-save`) === "") return;
+/** Returns the names, as nft has them, of tables that iptables cannot print. */
+async function copyTables(real: Run, shadow: Run, tool: "iptables" | "ip6tables"): Promise<string[]> {
+  if (toolPath(`${tool}-save`) === "") return [];
   const { code, stdout } = await real({ argv: [`${tool}-save`] });
-  if (code !== 0 || stdout === "") return;
+  if (code !== 0 || stdout === "") return [];
   const command = { argv: [`${tool}-restore`], input: [stdout] };
   const answer = await shadow(command);
   if (answer.code !== 0) {
     throw new CommandError(command, answer, `the rules of ${tool} cannot be copied: ${answer.stderr.trim()}`);
   }
+  return unreadableTables(stdout).map((name) => `${tool === "iptables" ? "ip" : "ip6"} ${name}`);
 }
 
 /** Tables that iptables keeps in nf_tables come with iptables: nft cannot write all that is in them. */
 const OF_IPTABLES = /^(ip|ip6) (raw|mangle|nat|filter|security)$/;
 
-async function copyNft(real: Run, shadow: Run): Promise<string[]> {
-  const missing: string[] = [];
-  if (toolPath("nft") === "") return missing;
+async function nftTables(real: Run): Promise<string[]> {
+  if (toolPath("nft") === "") return [];
   const { code, stdout } = await real({ argv: ["nft", "list", "tables"] });
-  if (code !== 0) return missing;
-  for (const [, table = ""] of stdout.matchAll(/^table (\S+ \S+)$/gm)) {
-    if (OF_IPTABLES.test(table)) continue;
+  return code === 0 ? [...stdout.matchAll(/^table (\S+ \S+)$/gm)].map(([, table = ""]) => table) : [];
+}
+
+async function copyNft(real: Run, shadow: Run, tables: readonly string[]): Promise<string[]> {
+  const missing: string[] = [];
+  for (const table of tables) {
     const listed = await real({ argv: ["nft", "list", "table", ...table.split(" ")] });
     const copied = listed.code === 0 && (await shadow({ argv: ["nft", "-f", "-"], input: [listed.stdout] })).code === 0;
     if (!copied) missing.push(table);

@@ -1,5 +1,5 @@
 import { assertEquals } from "@std/assert";
-import { backupPath, collectBackups, keepBackup, readBackup } from "../../lib/attach/link_backup.ts";
+import { backupPath, keepBackup, readBackup, staleBackups } from "../../lib/attach/link_backup.ts";
 
 const attachment = { containerID: "c1", ifname: "eth0" };
 
@@ -70,7 +70,7 @@ for (const text of ["", "{", "[]", "null"]) {
     }));
 }
 
-Deno.test("collecting removes this network's files of attachments that are not valid, and no other", () =>
+Deno.test("backups are stale when they are this network's and of no valid attachment", () =>
   inFolder(async (folder) => {
     const write = (id: string, network?: string) =>
       keepBackup(backupPath(folder, { containerID: id, ifname: "eth0" }), { mtu: 1500, ...(network && { network }) });
@@ -79,12 +79,39 @@ Deno.test("collecting removes this network's files of attachments that are not v
     write("theirs", "other");
     write("reference");
     await Deno.writeTextFile(`${folder}/broken_eth0.json`, "{");
-    assertEquals(collectBackups(folder, "n", [{ containerID: "here", ifname: "eth0" }]), []);
-    assertEquals([...Deno.readDirSync(folder)].map(({ name }) => name).sort(), [
-      "broken_eth0.json",
-      "here_eth0.json",
-      "reference_eth0.json",
-      "theirs_eth0.json",
-    ]);
-    assertEquals(collectBackups(`${folder}/nowhere`, "n", []), []);
+    const stale = staleBackups(folder, "n", [{ containerID: "here", ifname: "eth0" }]);
+    assertEquals(stale, [{ path: `${folder}/gone_eth0.json`, backup: { mtu: 1500, network: "n" } }]);
+    assertEquals([...Deno.readDirSync(folder)].length, 5);
+    assertEquals(staleBackups(`${folder}/nowhere`, "n", []), []);
+  }));
+
+Deno.test("a stale backup knows its place, unless another container's interface is there by now", () =>
+  inFolder((folder) => {
+    const place = { netns: "/run/netns/a", id: "4:1", ifName: "eth0", index: 2 };
+    const write = (id: string, where = place) =>
+      keepBackup(backupPath(folder, { containerID: id, ifname: "eth0" }), { mtu: 1500, network: "n", place: where });
+    const ids = (valid: readonly { containerID: string; ifname: string }[]) =>
+      Object.fromEntries(
+        staleBackups(folder, "n", valid).map(({ path, backup }) => [path.split("/").at(-1), backup.place?.id]),
+      );
+    write("one");
+    assertEquals(staleBackups(folder, "n", [])[0]?.backup.place, place);
+    write("two", { ...place, id: "4:2" });
+    assertEquals(ids([]), { "one_eth0.json": "4:1", "two_eth0.json": "4:2" });
+    write("three");
+    assertEquals(ids([{ containerID: "three", ifname: "eth0" }]), {
+      "one_eth0.json": undefined,
+      "two_eth0.json": "4:2",
+    });
+  }));
+
+Deno.test("a second backup names the newer place, and a name that no link has is none", () =>
+  inFolder(async (folder) => {
+    const path = backupPath(folder, attachment);
+    const place = { netns: "/run/netns/a", id: "4:1", ifName: "eth0", index: 2 };
+    keepBackup(path, { mtu: 1500, network: "n", place });
+    keepBackup(path, { mtu: 1400, network: "n", place: { ...place, id: "4:9" } });
+    assertEquals(readBackup(path), { mtu: 1500, network: "n", place: { ...place, id: "4:9" } });
+    await Deno.writeTextFile(path, JSON.stringify({ mtu: 1500, place: { ...place, ifName: "a/b" } }));
+    assertEquals(readBackup(path), { mtu: 1500 });
   }));

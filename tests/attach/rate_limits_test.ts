@@ -1,21 +1,16 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import {
-  bits,
-  checkKernelLimits,
-  doubts,
-  exactNumbers,
-  limitsOf,
-  mayHaveLimits,
-} from "../../lib/attach/rate_limits.ts";
+import { bits, checkKernelLimits, doubts, limitsOf, mayHaveLimits } from "../../lib/attach/rate_limits.ts";
 import { fields, object } from "../../lib/cni/decode.ts";
+import { readExactly } from "../../lib/cni/exact_json.ts";
+import type { JsonObject } from "../../lib/cni/types.ts";
 import { CniError } from "../../lib/cni/error.ts";
 
 const four = { ingressRate: bits(""), ingressBurst: bits(""), egressRate: bits(""), egressBurst: bits("") };
 const keys = { ...four, runtimeConfig: object({ bandwidth: object(four, "") }, "") };
 
 function read(json: string) {
-  const config = JSON.parse(json);
-  const { runtimeConfig, ...own } = fields(keys, exactNumbers(config, new TextEncoder().encode(json)));
+  const config = readExactly(json).value as JsonObject;
+  const { runtimeConfig, ...own } = fields(keys, config);
   return limitsOf(own, runtimeConfig?.bandwidth, config);
 }
 

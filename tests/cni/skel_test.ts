@@ -262,17 +262,54 @@ Deno.test("an ADD whose result has no form in the configuration's version is und
   assertEquals(done, ["undone"]);
 });
 
-Deno.test("GC tells plugins apart what the caller did not say and what is empty", async () => {
+Deno.test("GC tells plugins apart what the caller did not say and what is empty, under either name of the list", async () => {
   const seen: unknown[] = [];
   const plugin = fake({ gc: (call) => Promise.resolve(void seen.push(call.valid)) });
   const env = { CNI_COMMAND: "GC", CNI_PATH: "/x" };
   const conf = (extra: string) => `{"name":"n","cniVersion":"1.1.0"${extra}}`;
-  await outcome(env, conf(""), plugin);
-  await outcome(env, conf(',"cni.dev/valid-attachments":null'), plugin);
-  await outcome(env, conf(',"cni.dev/valid-attachments":[]'), plugin);
-  await outcome(env, conf(',"cni.dev/valid-attachments":[{"containerID":"a","ifname":"eth0"}]'), plugin);
-  assertEquals(seen, [undefined, [], [], [{ containerID: "a", ifname: "eth0" }]]);
-  assertStringIncludes(await outcome(env, conf(',"cni.dev/valid-attachments":[{"containerID":1}]'), plugin), "6 ");
+  const one = (id: string) => [{ containerID: id, ifname: "eth0" }];
+  const [valid, other] = ['"cni.dev/valid-attachments"', '"cni.dev/attachments"'];
+  const table: [extra: string, expected: unknown][] = [
+    ["", undefined],
+    [`,${valid}:null`, []],
+    [`,${valid}:[]`, []],
+    [`,${valid}:${JSON.stringify(one("a"))}`, one("a")],
+    [`,${other}:null`, []],
+    [`,${other}:${JSON.stringify(one("b"))}`, one("b")],
+    [`,${other}:${JSON.stringify(one("b"))},${valid}:${JSON.stringify(one("a"))}`, one("a")],
+    [`,${other}:${JSON.stringify(one("b"))},${valid}:null`, []],
+    [`,"CNI.dev/Attachments":${JSON.stringify(one("b"))}`, one("b")],
+  ];
+  for (const [extra, expected] of table) {
+    assertEquals(await outcome(env, conf(extra), plugin), "ok");
+    assertEquals(seen.splice(0), [expected], extra);
+  }
+  for (const bad of ["{}", "false", '"a"', "0", '[{"containerID":1}]', "[null]", '[{"containerID":"a"}]']) {
+    for (const key of [valid, other]) {
+      assertStringIncludes(await outcome(env, conf(`,${key}:${bad}`), plugin), `6 ${key}: `);
+    }
+  }
+  assertEquals(seen, []);
+});
+
+Deno.test("GC without a list says so once, whoever else is asked in its turn", async () => {
+  const warnings: string[] = [];
+  const inner = fake({ kind: "ipam" });
+  const folder = await Deno.makeTempDir();
+  try {
+    const bytes = new TextEncoder().encode('{"name":"n","cniVersion":"1.1.0","ipam":{"type":"inner"}}');
+    await callPlugin(fake({ gc: async (call) => void await call.delegate("inner", "GC") }), {
+      env: { CNI_COMMAND: "GC", CNI_PATH: folder },
+      stdin: () => bytes,
+      registry: () => Promise.resolve(inner),
+      builtin: true,
+      warn: (_, note) => warnings.push(note),
+    });
+  } finally {
+    await Deno.remove(folder);
+  }
+  assertEquals(warnings.length, 1);
+  assertStringIncludes(warnings[0] ?? "", 'GC without "cni.dev/valid-attachments": nothing is removed');
 });
 
 Deno.test("errors are printed as the reference prints them", () => {

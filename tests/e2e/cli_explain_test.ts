@@ -1,5 +1,5 @@
 /** `cnibox explain`: the shell that it prints does what ADD and DEL do, and printing it does nothing. */
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import {
   assertSameState,
   type Json,
@@ -182,3 +182,27 @@ async function reset(node: Node, _: Snapshot): Promise<void> {
       "nft flush ruleset 2>/dev/null || :; echo 0 >/proc/sys/net/ipv4/ip_forward; echo 0 >/proc/sys/net/ipv6/conf/all/forwarding",
   );
 }
+
+nodeTest("a script of explain add stops at an address that was given out meanwhile", {
+  needs: ["bridge", "veth"],
+}, async ({ node }) => {
+  const ipam = { type: "host-local", ranges: [[{ subnet: "10.44.0.0/24" }]] };
+  await configure(node, { cniVersion: "1.1.0", name: "demo", plugins: [{ type: "bridge", bridge: "br-demo", ipam }] });
+  await node.container("one");
+  const script = await must(node, ["explain", "add", "demo", "one", "--id", "one"]);
+  const lease = "/var/lib/cni/networks/demo/10.44.0.2";
+  await node.write(lease, "another\r\neth0");
+  const output = await node.exec(["/bin/sh", "-s"], { input: script.stdout });
+  assert(output.code !== 0, output.stdout);
+  assertStringIncludes(output.stderr, lease);
+  assertEquals(await node.read(lease), "another\r\neth0");
+  assertEquals((await node.list("/var/lib/cni/results").catch(() => [])).length, 0);
+  // DEL's script leaves alone what has become another's since.
+  await node.exec(["rm", lease]);
+  await must(node, ["add", "demo", "one", "--id", "one"]);
+  const [taken = ""] = (await node.list("/var/lib/cni/networks/demo")).filter((name) => name.startsWith("10."));
+  const removal = await must(node, ["explain", "del", "demo", "one", "--id", "one"]);
+  await node.write(`/var/lib/cni/networks/demo/${taken}`, "another\r\neth0");
+  assertEquals((await node.exec(["/bin/sh", "-s"], { input: removal.stdout })).code, 0);
+  assertEquals(await node.read(`/var/lib/cni/networks/demo/${taken}`), "another\r\neth0");
+});

@@ -356,6 +356,51 @@ nodeTest("portmap starts few processes", { needs: [...iptables.needs!, "tool:str
   assertEquals(plain(childPrograms(last)), ["iptables", "iptables-restore"]);
 });
 
+nodeTest(
+  "portmap looks at tracked flows once, however many UDP ports are published, and deletes the stale ones alone",
+  {
+    needs: [...iptables.needs!, "tool:strace", "tool:conntrack"],
+  },
+  async ({ node }) => {
+    const outside = await makeOutside(node);
+    await makeBridge(node);
+    const pod = await makePod(node, 5);
+    await done(node, "ADD", { id: "first", ports: [mapping(1)], result: pod.result });
+    const ports = Array.from({ length: 100 }, (_, index) => mapping(7000 + index, 53, "udp"));
+    const result = resultOf(pod.space, [`${pod.ipv4}/24`]);
+    const track = (from: string, to: string, port: number, back = to) =>
+      node.run(
+        ...["conntrack", "-I", "-p", "udp", "-t", "600", "-s", from, "-d", to, "--sport", "4000", "--dport", `${port}`],
+        ...["--reply-src", back, "--reply-dst", from, "--reply-port-src", `${port}`, "--reply-port-dst", "4000"],
+      );
+    const tracked = async () =>
+      [...(await node.run("conntrack", "-L", "-p", "udp")).matchAll(/sport=4000 dport=(\d+)/g)].map(([, port]) => port)
+        .sort();
+    const trace = async (command: string) => {
+      const stdin = conf({ ports, result });
+      const traced = await tracePlugin(node, {
+        type: "portmap",
+        command,
+        containerId: "ctr1",
+        netns: pod.space,
+        stdin,
+      });
+      assertEquals(traced.output.code, 0, traced.output.stdout);
+      return childPrograms(traced).filter((name) => name === "conntrack").length;
+    };
+    await track(outside.ipv4, outside.hostIPv4, 7003);
+    await track(pod.ipv4, outside.ipv4, 7004);
+    await track(outside.ipv4, outside.hostIPv4, 53);
+    assertEquals(await trace("ADD"), 2);
+    assertEquals(await tracked(), ["53", "7004"]);
+    await track(outside.ipv4, outside.hostIPv4, 7005, pod.ipv4);
+    assertEquals(await trace("DEL"), 2);
+    assertEquals(await tracked(), ["53", "7004"]);
+    assertEquals(await trace("ADD"), 1);
+    assertEquals(await trace("DEL"), 1);
+  },
+);
+
 for (const [backend, options] of both) {
   nodeTest(`portmap ${backend}: a failed ADD leaves nothing`, options, async ({ node }) => {
     await done(node, "ADD", { id: "other", ports: [mapping(1)], result: RESULT, conf: { backend } });

@@ -237,6 +237,46 @@ nodeTest("tuning GC removes backups of lost containers of its own network", { ne
   assertEquals(await node.list(dataDir), []);
 });
 
+nodeTest(
+  "tuning GC puts back what a lost container's interface was like, and touches no other",
+  { needs: ["veth"] },
+  async ({ node }) => {
+    const { pod, prevResult } = await container(node);
+    const before = await state(pod);
+    const gc = async (valid: Json) => {
+      const stdin = { cniVersion: "1.1.0", name: "mynet", "cni.dev/valid-attachments": valid };
+      const { code, stdout } = await runPlugin(node, { type: "tuning", command: "GC", stdin });
+      assertEquals(code, 0, stdout);
+    };
+    await call(node, { command: "ADD", ...request(pod, prevResult, everything) });
+    const tuned = await state(pod);
+    await gc([{ containerID: pod.name, ifname: "eth0" }]);
+    assertEquals(await state(pod), tuned);
+    await gc([]);
+    assertEquals([await state(pod), await node.list(BACKUP)], [before, []]);
+    // The interface is another one by now; the namespace is.
+    for (const again of ["ip link del eth0; ip link add eth0 mtu 1300 type veth peer name other", "new"]) {
+      await call(node, { command: "ADD", ...request(pod, prevResult, { mtu: 1400 }) });
+      if (again === "new") {
+        await node.removeContainer(pod);
+        const next = await node.container(pod.name);
+        await next.ip("link add eth0 mtu 1300 type veth peer name other");
+      } else await pod.exec(["sh", "-c", again]);
+      await gc([]);
+      const [link] = JSON.parse(
+        await node.run("nsenter", `--net=${pod.netns}`, "ip", "-j", "link", "show", "dev", "eth0"),
+      );
+      assertEquals([link.mtu, await node.list(BACKUP)], [1300, []], again);
+    }
+    // Gone altogether.
+    const lost = await container(node);
+    await call(node, { command: "ADD", ...request(lost.pod, lost.prevResult, { mtu: 1400 }) });
+    await node.removeContainer(lost.pod);
+    await gc([]);
+    assertEquals(await node.list(BACKUP), []);
+  },
+);
+
 nodeTest("tuning writes the backup that the reference writes", { needs: ["reference", "veth"] }, async ({ node }) => {
   const { pod, prevResult } = await container(node);
   const path = `${BACKUP}/${pod.name}_eth0.json`;
@@ -245,7 +285,8 @@ nodeTest("tuning writes the backup that the reference writes", { needs: ["refere
   const theirs = (await node.read(path))!;
   await call(node, { command: "DEL", by: "ref", ...request(pod, prevResult, attributes) });
   await call(node, { command: "ADD", ...request(pod, prevResult, attributes) });
-  assertEquals((await node.read(path))?.replace(',\n "network": "mynet"', ""), theirs);
+  // What is behind the reference's keys is ours.
+  assertEquals((await node.read(path))?.replace(/,\n "network": "mynet",\n "place": \{[^}]*\}/, ""), theirs);
 });
 
 nodeTest("tuning refuses in the reference's words", { needs: ["reference", "veth"] }, async ({ node }) => {

@@ -28,7 +28,9 @@ Deno.test("no flow at all is success, whatever the exit status", async () => {
   const none = { code: 1, stderr: "conntrack v1.4.7 (conntrack-tools): 0 flow entries have been deleted.\n" };
   await deleteUdpFlows(answering(none), 4, { port: 53 });
   assertEquals(
-    await udpFlows(answering({ ...none, stderr: "conntrack v1.4.6: 0 flow entries have been shown.\n" }), 4, 53),
+    await udpFlows(answering({ ...none, stderr: "conntrack v1.4.6: 0 flow entries have been shown.\n" }), 4, {
+      port: 53,
+    }),
     [],
   );
   await assertRejects(
