@@ -5,15 +5,16 @@ import { loadAll } from "../cni/conflist.ts";
 import { isObject, lookup } from "../cni/decode.ts";
 import { toCniError } from "../cni/error.ts";
 import { probeVersions, type Runtime } from "../cni/chain.ts";
+import { unseenText } from "../kernel/all_netns.ts";
 import { foreground } from "../kernel/foreground.ts";
 import { readKernelFile } from "../kernel/proc.ts";
 import { readSysctl } from "../kernel/sysctl.ts";
 import { type Run, systemRun, toolPath } from "../kernel/run.ts";
 import { familyBits, formatPrefix, networkPrefix, parsePrefix, prefixContains, prefixesOverlap } from "../net/cidr.ts";
 import type { CommandCall } from "./command.ts";
-import { judge, pools, useOf } from "./leases.ts";
+import { gather, GONE, judge, pools, useOf } from "./leases.ts";
 import { watchedRuntime } from "./runtime.ts";
-import { type Folders, foldersOf } from "./setup.ts";
+import { attachmentsOf, type Folders, foldersOf } from "./setup.ts";
 import { real } from "./show.ts";
 import { type NetworkView, type Survey, survey } from "./survey.ts";
 import { complain, jsonText, painter, say } from "./terminal.ts";
@@ -724,10 +725,19 @@ async function addresses({ folders, host, root }: Patient): Promise<Line[]> {
       });
     }
   }
-  const { judged, unrecorded, duplicates } = await judge(all, folders, host);
+  const evidence = await gather(attachmentsOf(folders), host);
+  const { judged, unrecorded, duplicates } = judge(all, evidence);
+  for (const one of evidence.unseen) {
+    lines.push({
+      area,
+      grade: "warning",
+      text: unseenText([one]),
+      breaks: "whose address is not found elsewhere counts as alive, so less is released than could be",
+    });
+  }
   const owner = (id: string, ifName: string | undefined) => `${id || "nobody"}${ifName ? ` (${ifName})` : ""}`;
   for (const { pool, lease, state, evidence } of judged) {
-    if (state === "alive" || state === "in use, unknown") continue;
+    if (state === "alive" || state === "in use, unknown" || state === "not examined") continue;
     lines.push({
       area,
       grade: "warning",
@@ -735,8 +745,10 @@ async function addresses({ folders, host, root }: Patient): Promise<Line[]> {
       breaks: state === "idle" ? "the container has no network" : "the address is lost to others",
       mend: state === "idle"
         ? `cnibox del ${pool.network} --id ${lease.containerId}, then add it again`
+        : state === "unknown"
+        ? `cnibox ipam free ${lease.ip}`
         : `cnibox ipam repair ${pool.network}`,
-      ...(state !== "idle" && state !== "unknown" && { fix: ["cnibox", "ipam", "repair", pool.network] }),
+      ...(GONE.includes(state) && { fix: ["cnibox", "ipam", "repair", pool.network] }),
     });
   }
   for (const { pool, ip, attachment } of unrecorded) {
@@ -755,8 +767,8 @@ async function addresses({ folders, host, root }: Patient): Promise<Line[]> {
     lines.push({
       area,
       grade: "failure",
-      text: `${list[0]?.lease.ip} is held by ${
-        list.map(({ lease, pool }) => `${lease.containerId} on ${pool.network}`).join(" and ")
+      text: `${list[0]?.ip} is held by ${
+        list.map(({ containerId, pool }) => `${containerId} on ${pool.network}`).join(" and ")
       }`,
       breaks: "both answer to it",
       mend: "delete and add one of them again",
@@ -779,7 +791,7 @@ function attachments({ seen, root }: Patient): Line[] {
   const lines: Line[] = [];
   for (const { network, containerId, ifName, problems } of seen.views) {
     for (const { code, text, mend } of real(problems)) {
-      if (code === "lease-missing" || code === "no-container") continue;
+      if (["lease-missing", "no-container", "address-shared"].includes(code)) continue;
       const rules = ["port-rules-missing", "masquerade-missing", "firewall-missing"].includes(code);
       lines.push({
         area,
@@ -795,14 +807,8 @@ function attachments({ seen, root }: Patient): Line[] {
       });
     }
   }
-  for (const { name, network, text } of seen.orphans) {
-    lines.push({
-      area,
-      grade: "warning",
-      text: `${name}: ${text}`,
-      breaks: "it is in the way of others",
-      mend: `cnibox gc ${network}`,
-    });
+  for (const { name, text, mend } of seen.orphans) {
+    lines.push({ area, grade: "warning", text: `${name}: ${text}`, breaks: "it is in the way of others", mend });
   }
   const count = seen.views.filter(({ cached }) => cached).length;
   if (lines.length === 0 && root && count > 0) {

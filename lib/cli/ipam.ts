@@ -2,10 +2,23 @@
 import { releaseOnly } from "../ipam/allocator.ts";
 import { type Lease, Store, withStore } from "../ipam/store.ts";
 import { systemRun } from "../kernel/run.ts";
+import { unseenText } from "../kernel/all_netns.ts";
 import { canonicalAddress } from "../net/cidr.ts";
 import { CliError, type CommandCall, nearest, status } from "./command.ts";
-import { judge, type Judged, type Pool, pools, type Unrecorded, useOf } from "./leases.ts";
-import { type Folders, foldersOf, needRoot } from "./setup.ts";
+import {
+  type Claim,
+  gather,
+  GONE,
+  HELD,
+  judge,
+  type Judged,
+  type Judgement,
+  type Pool,
+  pools,
+  type Unrecorded,
+  useOf,
+} from "./leases.ts";
+import { attachmentsOf, type Folders, foldersOf, needRoot, note } from "./setup.ts";
 import { ageOf, columns, jsonText, painter, say } from "./terminal.ts";
 
 /** `cnibox ipam [NETWORK]` */
@@ -60,7 +73,7 @@ function bar(taken: number, total: bigint, paint: ReturnType<typeof painter>): s
 /** `cnibox ipam list [NETWORK]` */
 export async function list(call: CommandCall): Promise<number> {
   const folders = foldersOf(call);
-  const { judged } = await judge(await poolsOf(call), folders, systemRun());
+  const { judged } = await judgement(await poolsOf(call), folders);
   print(call, judged);
   return status.done;
 }
@@ -70,7 +83,7 @@ export async function find(call: CommandCall): Promise<number> {
   const folders = foldersOf(call);
   const what = call.arg("WHAT") ?? "";
   const ip = canonicalAddress(what.split("/")[0] ?? "");
-  const { judged, unrecorded } = await judge(await pools(folders), folders, systemRun());
+  const { judged, unrecorded } = await judgement(await pools(folders), folders);
   const isMeant = (address: string, containerId: string) =>
     address === ip || containerId === what || (ip === undefined && containerId.startsWith(what));
   const found = judged.filter(({ lease }) => isMeant(lease.ip, lease.containerId));
@@ -134,21 +147,36 @@ function shown({ pool, lease, state, evidence }: Judged) {
   };
 }
 
+/** Looks at the node and judges; what could not be looked at is named on standard error. */
+async function judgement(chosen: readonly Pool[], folders: Folders): Promise<Judgement> {
+  const evidence = await gather(attachmentsOf(folders), systemRun());
+  for (const one of evidence.unseen) note(unseenText([one]));
+  return judge(chosen, evidence);
+}
+
+function shownClaim({ pool, ip, containerId, ifName, recorded, evidence }: Claim) {
+  const state = recorded ? "alive" : "unrecorded";
+  return { address: ip, network: pool.network, container: containerId, interface: ifName, state, evidence };
+}
+
+const claimText = ({ pool, ip, containerId, ifName }: Claim): string =>
+  `${ip} of ${containerId}${ifName ? ` (${ifName})` : ""} on ${pool.network}`;
+
 /** What `check` found and `repair` can mend. */
 interface Findings {
   readonly gone: readonly Judged[];
   readonly suspects: readonly Judged[];
   readonly unrecorded: readonly Unrecorded[];
-  readonly duplicates: readonly (readonly Judged[])[];
+  readonly duplicates: readonly (readonly Claim[])[];
   readonly odd: readonly string[];
 }
 
 async function findings(call: CommandCall, folders: Folders): Promise<Findings> {
   const chosen = await poolsOf(call);
-  const { judged, unrecorded, duplicates } = await judge(chosen, folders, systemRun());
+  const { judged, unrecorded, duplicates } = await judgement(chosen, folders);
   return {
-    gone: judged.filter(({ state }) => ["netns gone", "before boot", "empty"].includes(state)),
-    suspects: judged.filter(({ state }) => ["unknown", "in use, unknown", "idle"].includes(state)),
+    gone: judged.filter(({ state }) => GONE.includes(state)),
+    suspects: judged.filter(({ state }) => state !== "alive" && !GONE.includes(state)),
     unrecorded,
     duplicates,
     odd: chosen.flatMap(oddFiles),
@@ -180,7 +208,7 @@ export async function check(call: CommandCall): Promise<number> {
         container: attachment.containerId,
         interface: attachment.ifName,
       })),
-      duplicates: found.duplicates.map((list) => list.map(shown)),
+      duplicates: found.duplicates.map((list) => list.map(shownClaim)),
       odd: found.odd,
     }));
   } else say(report(found));
@@ -206,7 +234,9 @@ function report(found: Findings): string {
       }  ${ip} is used by ${attachment.containerId} (${attachment.ifName}) on ${pool.network}, and no file says so: it can be given out twice`,
     );
   }
-  for (const list of found.duplicates) lines.push(`${paint("red", "duplicate")}   ${list.map(owner).join(" and ")}`);
+  for (const list of found.duplicates) {
+    lines.push(`${paint("red", "duplicate")}   ${list.map(claimText).join(" and ")}`);
+  }
   for (const file of found.odd) {
     lines.push(`${paint("yellow", "odd file")}    ${file} is no address: it counts for nothing`);
   }
@@ -231,18 +261,30 @@ export async function repair(call: CommandCall): Promise<number> {
   for (const { pool, ip, attachment } of found.unrecorded) {
     done.push(`record ${ip} for ${attachment.containerId} (${attachment.ifName}) on ${pool.network}`);
     if (!dry) {
-      await withStore(pool.folder, { create: true, warn: () => {} }, (store: Store) => store.reserve(ip, attachment));
+      await withStore(pool.folder, { create: true, warn: () => {} }, (store: Store) => {
+        if (store.isBlank(ip)) store.discard(ip);
+        store.reserve(ip, attachment);
+      });
     }
   }
-  if (call.is("json")) say(jsonText({ dryRun: dry, done, left: found.suspects.map(shown) }));
-  else {say(`${
+  if (call.is("json")) {
+    say(jsonText({
+      dryRun: dry,
+      done,
+      left: found.suspects.map(shown),
+      duplicates: found.duplicates.map((list) => list.map(shownClaim)),
+    }));
+  } else {
+    say(`${
       [
         ...done.map((line) => (dry ? "would " : "") + line),
-        ...found.suspects.map(({ lease, evidence }) =>
-          `left alone: ${lease.ip} of ${lease.containerId}: ${evidence}`
+        ...found.suspects.map(({ lease, evidence }) => `left alone: ${lease.ip} of ${lease.containerId}: ${evidence}`),
+        ...found.duplicates.map((list) =>
+          `left alone: ${list.map(claimText).join(" and ")}: delete one of them and add it again`
         ),
       ].join("\n") || "nothing to repair"
-    }\n`);}
+    }\n`);
+  }
   return status.done;
 }
 
@@ -272,7 +314,7 @@ export async function free(call: CommandCall): Promise<number> {
   const folders = foldersOf(call);
   needRoot(call, "it changes lease files");
   const network = call.value("network");
-  const { judged } = await judge(await pools(folders), folders, systemRun());
+  const { judged } = await judgement(await pools(folders), folders);
   const wanted = call.args.map((text) => {
     const ip = canonicalAddress(text);
     const found = judged.filter(({ pool, lease }) =>
@@ -290,10 +332,12 @@ export async function free(call: CommandCall): Promise<number> {
     }
     return found[0] as Judged;
   });
-  const alive = wanted.filter(({ state }) => ["alive", "idle", "in use, unknown"].includes(state));
+  const alive = wanted.filter(({ state }) => HELD.includes(state));
   if (alive.length > 0 && !call.is("force")) {
     throw new CliError(
-      `${alive.map(({ lease }) => lease.ip).join(", ")} is in use: ${alive[0]?.evidence}`,
+      alive[0]?.state === "not examined"
+        ? `${alive.map(({ lease }) => lease.ip).join(", ")} may be in use: ${alive[0].evidence}`
+        : `${alive.map(({ lease }) => lease.ip).join(", ")} is in use: ${alive[0]?.evidence}`,
       status.failed,
       ["cnibox del detaches the container; --force gives the address back all the same"],
     );

@@ -94,7 +94,7 @@ export function healthOf({ state, problems }: View): "ok" | "broken" | "gone" | 
 
 /** Problems that somebody should do something about. */
 export function real(problems: readonly Problem[]): readonly Problem[] {
-  return problems.filter(({ code }) => code !== "not-cached");
+  return problems.filter(({ code }) => code !== "not-cached" && code !== "not-examined");
 }
 
 function subnetsOf({ sets }: Pick<NetworkView, "sets">): string[] {
@@ -105,8 +105,8 @@ function textOf(seen: Survey): string {
   const paint = painter();
   const parts = seen.networks.map((network) => networkText(network, seen, paint));
   if (parts.length === 0) parts.push("no networks: nothing is configured, and nothing is attached\n");
-  for (const { network, name, text } of seen.orphans) {
-    parts.push(`${paint("yellow", "!")} ${name}: ${text}\n    ${paint("dim", `cnibox gc ${network}`)}\n`);
+  for (const { name, text, mend } of seen.orphans) {
+    parts.push(`${paint("yellow", "!")} ${name}: ${text}\n    ${paint("dim", mend)}\n`);
   }
   for (const text of seen.blind) note(text);
   return parts.join("\n");
