@@ -38,6 +38,7 @@ import { type Result, since } from "../lib/cni/types.ts";
 import { type Link } from "../lib/kernel/ip.ts";
 import { apply, type Plan, type Step, step, StepError } from "../lib/kernel/plan.ts";
 import { CommandError, failureText, isAbsent } from "../lib/kernel/run.ts";
+import { usable } from "../lib/kernel/regular_file.ts";
 import { removeDrafts, removeFile } from "../lib/kernel/state_file.ts";
 import { isUnicastMac, macLength, parseMac } from "../lib/net/mac.ts";
 
@@ -108,7 +109,7 @@ async function add(call: ContainerCall): Promise<Result> {
 async function del(call: ContainerCall): Promise<void> {
   const conf = decodeLeniently({ dataDir: keys.dataDir }, call.config, call.warn);
   const path = backupPath(conf.dataDir || keys.dataDir.absent, { containerID: call.containerId, ifname: call.ifName });
-  const backup = readBackup(path);
+  const backup = usable(() => readBackup(path), call.warn);
   if (backup === undefined && !call.explain) removeDrafts(path);
   if (backup === undefined || call.ownNetns) return;
   if (backup !== "broken" && call.podAlive && !await restore(call, backup)) {

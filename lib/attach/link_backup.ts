@@ -7,6 +7,7 @@ import { goJson } from "../cni/version.ts";
 import { isObject } from "../cni/decode.ts";
 import type { Attachment, JsonObject } from "../cni/types.ts";
 import { isSetting } from "./settings.ts";
+import { usable } from "../kernel/regular_file.ts";
 import { collectDrafts, namesIn, readFileIfThere, removeFile, replaceFile } from "../kernel/state_file.ts";
 
 /** Attributes to put back; absent ones were not changed. */
@@ -27,7 +28,7 @@ export function backupPath(folder: string, { containerID, ifname }: Attachment):
   return `${folder.replace(/\/+$/, "")}/${containerID}_${ifname}.json`;
 }
 
-/** Reads a backup: undefined when there is none, "broken" when it is not one. */
+/** Reads a backup: undefined when there is none, "broken" when it is not one. Throws what reading throws. */
 export function readBackup(path: string): Backup | undefined | "broken" {
   const text = readFileIfThere(path);
   if (text === undefined) return undefined;
@@ -91,7 +92,8 @@ export function collectBackups(folder: string, network: string, valid: readonly 
   collectDrafts(folder);
   return namesIn(folder).filter((name) => name.endsWith(".json") && !keep.has(`/${name}`)).filter((name) => {
     const path = `${folder}/${name}`;
-    const backup = readBackup(path);
+    // What is not a regular file is nobody's backup, and stays where it is.
+    const backup = usable(() => readBackup(path), () => {});
     return backup !== undefined && backup !== "broken" && backup.network === network && !removeFile(path);
   });
 }

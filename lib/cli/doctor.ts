@@ -8,6 +8,7 @@ import { probeVersions, type Runtime } from "../cni/chain.ts";
 import { unseenText } from "../kernel/all_netns.ts";
 import { foreground } from "../kernel/foreground.ts";
 import { readKernelFile } from "../kernel/proc.ts";
+import { readRegularText } from "../kernel/regular_file.ts";
 import { readSysctl } from "../kernel/sysctl.ts";
 import { type Run, systemRun, toolPath } from "../kernel/run.ts";
 import { familyBits, formatPrefix, networkPrefix, parsePrefix, prefixContains, prefixesOverlap } from "../net/cidr.ts";
@@ -17,7 +18,7 @@ import { watchedRuntime } from "./runtime.ts";
 import { attachmentsOf, type Folders, foldersOf } from "./setup.ts";
 import { real } from "./show.ts";
 import { type NetworkView, type Survey, survey } from "./survey.ts";
-import { complain, jsonText, painter, say } from "./terminal.ts";
+import { complain, jsonText, oneLine, painter, say } from "./terminal.ts";
 import { examine } from "./validate.ts";
 
 /** `ok`, a warning (some things will not work, or soon not), or a failure (containers cannot be attached or reached). */
@@ -673,7 +674,7 @@ function configTexts(folders: readonly string[]): string[] {
   return folders.flatMap((folder) => {
     try {
       return [...Deno.readDirSync(folder)].filter(({ isFile }) => isFile).map(({ name }) =>
-        Deno.readTextFileSync(`${folder}/${name}`)
+        readRegularText(`${folder}/${name}`)
       );
     } catch {
       return [];
@@ -979,9 +980,9 @@ function textOf(lines: readonly Line[]): string {
   const width = Math.max(...lines.map(({ area }) => area.length));
   const out = lines.map(({ area, grade, text, breaks, mend }) => {
     const indent = `\n        ${" ".repeat(width + 2)}`;
-    return `${marks[grade]} ${area.padEnd(width)}  ${text}${
-      breaks ? `${indent}${paint("dim", `breaks: ${breaks}`)}` : ""
-    }${mend ? `${indent}mend: ${mend}` : ""}`;
+    return `${marks[grade]} ${area.padEnd(width)}  ${oneLine(text)}${
+      breaks ? `${indent}${paint("dim", `breaks: ${oneLine(breaks)}`)}` : ""
+    }${mend ? `${indent}mend: ${oneLine(mend)}` : ""}`;
   });
   const count = (grade: Grade) => lines.filter((one) => one.grade === grade).length;
   const total = (grade: Grade) => counted(count(grade), grade);

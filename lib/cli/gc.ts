@@ -9,7 +9,7 @@ import { gather, GONE, judge, lifeOf, pools } from "./leases.ts";
 import { watchedRuntime } from "./runtime.ts";
 import { attachmentsOf, type Folders, foldersOf, needRoot, networksOf, onlyOne } from "./setup.ts";
 import { linksIn, ownerByAlias } from "./survey.ts";
-import { jsonText, say } from "./terminal.ts";
+import { jsonText, oneLine, say } from "./terminal.ts";
 
 /** What is to go from one network, and what stays. */
 interface Plan {
@@ -43,7 +43,7 @@ export async function gc(call: CommandCall): Promise<number> {
       // Somebody may have taken time to answer: who came meanwhile stays, and so does who was to stay before.
       const now = await planOf(list, folders);
       await gcNetwork(list, runtime, [...valid, ...now.valid]).catch((error) =>
-        void failures.push(`${list.name}: ${toCniError(error).message}`)
+        void failures.push(`${list.name}: ${toCniError(error).message.replaceAll("\n", "; ")}`)
       );
     }
   } finally {
@@ -107,9 +107,9 @@ function shown({ list, valid, goes, doubts }: Plan) {
 
 function planText({ list: { name }, valid, goes, doubts }: Plan): string {
   const head = `${name}: ${valid.length} living ${valid.length === 1 ? "attachment stays" : "attachments stay"}, `;
-  const kept = doubts.map((line) => `  kept, not proved to be gone: ${line}\n`).join("");
+  const kept = doubts.map((line) => `  kept, not proved to be gone: ${oneLine(line)}\n`).join("");
   if (goes.length === 0) return `${head}nothing is known to go\n${kept}`;
-  return `${head}${goes.length} to go\n${goes.map((line) => `  ${line}\n`).join("")}${kept}`;
+  return `${head}${goes.length} to go\n${goes.map((line) => `  ${oneLine(line)}\n`).join("")}${kept}`;
 }
 
 /** Asks where somebody can answer; where nobody can, `--yes` has to say so. */

@@ -1,6 +1,7 @@
 /** `cnibox ipam`: the addresses that host-local keeps on this node, who has them, and what is wrong. */
 import { releaseOnly } from "../ipam/allocator.ts";
 import { type Lease, Store, withStore } from "../ipam/store.ts";
+import { readFileIfThere, replaceFile } from "../kernel/state_file.ts";
 import { systemRun } from "../kernel/run.ts";
 import { unseenText } from "../kernel/all_netns.ts";
 import { canonicalAddress } from "../net/cidr.ts";
@@ -19,7 +20,7 @@ import {
   useOf,
 } from "./leases.ts";
 import { attachmentsOf, type Folders, foldersOf, needRoot, note } from "./setup.ts";
-import { ageOf, columns, jsonText, painter, say } from "./terminal.ts";
+import { ageOf, columns, jsonText, oneLine, painter, say } from "./terminal.ts";
 
 /** `cnibox ipam [NETWORK]` */
 export async function usage(call: CommandCall): Promise<number> {
@@ -187,8 +188,8 @@ async function findings(call: CommandCall, folders: Folders): Promise<Findings> 
 function oddFiles({ folder }: Pool): string[] {
   try {
     return [...Deno.readDirSync(folder)].filter(({ name, isFile }) =>
-      isFile && name !== "lock" && !name.startsWith("last_reserved_ip.") && !name.startsWith(".cnibox-") &&
-      canonicalAddress(name) !== name
+      name !== "lock" && !name.startsWith("last_reserved_ip.") && !name.startsWith(".cnibox-") &&
+      (!isFile || canonicalAddress(name) !== name)
     ).map(({ name }) => `${folder}/${name}`);
   } catch {
     return [];
@@ -244,7 +245,7 @@ function report(found: Findings): string {
     "",
     "cnibox ipam repair gives back what is gone and records what is used; suspects it leaves alone: cnibox ipam free ADDRESS",
   );
-  return `${lines.join("\n")}\n`;
+  return `${lines.map(oneLine).join("\n")}\n`;
 }
 
 /** `cnibox ipam repair [NETWORK]` */
@@ -282,7 +283,7 @@ export async function repair(call: CommandCall): Promise<number> {
         ...found.duplicates.map((list) =>
           `left alone: ${list.map(claimText).join(" and ")}: delete one of them and add it again`
         ),
-      ].join("\n") || "nothing to repair"
+      ].map(oneLine).join("\n") || "nothing to repair"
     }\n`);
   }
   return status.done;
@@ -294,13 +295,9 @@ const BACKUP = "/var/lib/cnibox/removed-leases";
 /** Removes one lease under the lock, if it still is what it was; keeps a copy. */
 async function giveBack({ root }: Folders, { network, folder }: Pool, lease: Lease): Promise<void> {
   const kept = `${root}${BACKUP}/${network}`;
-  Deno.mkdirSync(kept, { recursive: true, mode: 0o700 });
-  try {
-    Deno.copyFileSync(`${folder}/${lease.ip}`, `${kept}/${lease.ip}`);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return;
-    throw error;
-  }
+  const text = readFileIfThere(`${folder}/${lease.ip}`);
+  if (text === undefined) return;
+  replaceFile(`${kept}/${lease.ip}`, text);
   await withStore(folder, { warn: () => {} }, (store: Store) => {
     const now = store.lease(lease.ip);
     if (now?.containerId !== lease.containerId || now.ifName !== lease.ifName) return;
@@ -349,7 +346,7 @@ export async function free(call: CommandCall): Promise<number> {
         warn: () => {},
       });
     } else await giveBack(folders, pool, lease);
-    if (!call.is("json")) say(`freed ${lease.ip} of ${lease.containerId || "nobody"} on ${pool.network}\n`);
+    if (!call.is("json")) say(`freed ${lease.ip} of ${oneLine(lease.containerId || "nobody")} on ${pool.network}\n`);
   }
   if (call.is("json")) {
     say(jsonText(

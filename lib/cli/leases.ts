@@ -18,7 +18,7 @@ import { fileIdentity } from "../kernel/proc.ts";
 import type { Run } from "../kernel/run.ts";
 import { canonicalAddress, parseAddress } from "../net/cidr.ts";
 import { CliError, status } from "./command.ts";
-import { attachmentsOf, type Folders } from "./setup.ts";
+import { type Folders, note } from "./setup.ts";
 
 /** A network whose addresses host-local keeps. */
 export interface Pool {
@@ -101,7 +101,7 @@ function configured(folders: Folders): NetworkList[] {
 
 async function read(folder: string): Promise<Lease[]> {
   try {
-    return await leases(folder, { warn: () => {} });
+    return await leases(folder, { warn: note });
   } catch (error) {
     if (Deno.uid() === 0) throw error;
     throw new CliError(toCniError(error).msg, status.noRights, ["run this command as root"]);

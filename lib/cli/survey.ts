@@ -13,7 +13,7 @@ import type { Lease } from "../ipam/store.ts";
 import { unseenText } from "../kernel/all_netns.ts";
 import type { Link } from "../kernel/ip.ts";
 import { netnsState } from "../kernel/netns.ts";
-import { inNetns, type Run, systemRun, toolPath } from "../kernel/run.ts";
+import { inNetns, must, type Run, systemRun, toolPath } from "../kernel/run.ts";
 import { parseAddress } from "../net/cidr.ts";
 import { chainName, nftAttachmentHash } from "../net/name.ts";
 import {
@@ -155,8 +155,13 @@ export async function survey(folders: Folders, { network, partial = false }: Sur
   const paths = [
     ...new Set(cached.map(({ netns }) => netns).filter((path) => path !== "" && netnsState(path) === "netns")),
   ];
+  let seesLinks = true;
   const [links, rules, pods, evidence] = await Promise.all([
-    linksIn(host).catch(() => []),
+    linksIn(host).catch((error) => {
+      seesLinks = false;
+      blind.push(`the links of this host could not be listed: ${(error as Error).message}`);
+      return [];
+    }),
     rulesNow(host),
     podLinks(host, paths),
     gather(attachments ?? [], host),
@@ -169,7 +174,7 @@ export async function survey(folders: Folders, { network, partial = false }: Sur
     const path = evidence.inUse.get(lease.ip);
     return { ...lease, network, folder, state, evidence: why, ...(path !== undefined && { inUse: path }) };
   });
-  const around = { links, rules, pods, leases, networks, evidence, judgement };
+  const around = { links, seesLinks, rules, pods, leases, networks, evidence, judgement };
   const views = [...cached.map((one) => viewOf(one, around)), ...uncached(cached, around)];
   return {
     networks,
@@ -185,10 +190,9 @@ export async function survey(folders: Folders, { network, partial = false }: Sur
   };
 }
 
-/** Links of a namespace, with their addresses and details. */
+/** Links of a namespace, with their addresses and details. Throws when they cannot be listed. */
 export async function linksIn(run: Run): Promise<Link[]> {
-  const { code, stdout } = await run({ argv: ["ip", "-j", "-d", "addr", "show"] });
-  if (code !== 0) return [];
+  const stdout = await must(run, { argv: ["ip", "-j", "-d", "addr", "show"] });
   return (JSON.parse(stdout || "[]") as Link[]).filter(({ ifname }) => ifname !== undefined);
 }
 
@@ -254,6 +258,8 @@ const textOf = (value: unknown): string => typeof value === "string" ? value : "
 
 interface Around {
   readonly links: readonly Link[];
+  /** Whether the links are all that there are. */
+  readonly seesLinks: boolean;
   readonly rules: Rules;
   readonly pods: ReadonlyMap<string, readonly Link[]>;
   readonly leases: readonly LeaseView[];
@@ -345,7 +351,7 @@ interface Facts {
 }
 
 function problemsOf(facts: Facts, around: Around): Problem[] {
-  const { network, containerId, ifName, netns, state, evidence, pod, inside, outside, addresses, list, result } = facts;
+  const { network, containerId, ifName, netns, state, evidence, pod, inside, outside, addresses, result } = facts;
   const del = `cnibox del ${network} --id ${containerId} --ifname ${ifName}`;
   if (state === "gone") {
     const text = netns === "" ? evidence : `its namespace ${netns} is gone`;
@@ -372,7 +378,7 @@ function problemsOf(facts: Facts, around: Around): Problem[] {
       }
     }
     const pair = inside.linkinfo?.info_kind === "veth" && (result?.interfaces ?? []).some(({ sandbox }) => !sandbox);
-    if (pair && !outside) {
+    if (pair && !outside && around.seesLinks) {
       problems.push({
         code: "host-link-missing",
         text: `the host's end of ${ifName} is gone`,

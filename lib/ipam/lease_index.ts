@@ -16,6 +16,7 @@
  *
  * @module
  */
+import { openRegular } from "../kernel/regular_file.ts";
 import { type Address, formatAddress, parseAddress } from "../net/cidr.ts";
 
 /** When, and which, a folder is: two states of it differ in one of these. */
@@ -75,7 +76,7 @@ export class LeaseIndex {
   static open(path: string, now: FolderState): LeaseIndex | undefined {
     let file: Deno.FsFile;
     try {
-      file = Deno.openSync(path, { read: true, write: true });
+      file = openRegular(path, { write: true });
     } catch {
       return undefined;
     }

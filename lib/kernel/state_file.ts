@@ -1,4 +1,5 @@
 /** Small files of plugins on the node: a runtime may kill a plugin at any instruction, so a file appears whole or not at all. */
+import { readRegularText } from "./regular_file.ts";
 
 /**
  * Writes a file of mode 0600 in one piece and onto the disk; folders above it are made with mode 0700. Another reader sees
@@ -77,10 +78,13 @@ export function collectDrafts(folder: string): void {
   }
 }
 
-/** Text of a file; undefined when there is none. Throws what the system says otherwise. */
-export function readFileIfThere(path: string): string | undefined {
+/**
+ * Text of a file; undefined when there is none. Throws {@linkcode UnusableFile}, or what the system says. `links` are followed for
+ * files that administrators place.
+ */
+export function readFileIfThere(path: string, { links = false } = {}): string | undefined {
   try {
-    return Deno.readTextFileSync(path);
+    return readRegularText(path, { links });
   } catch (error) {
     if (error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory) return undefined;
     throw error;
