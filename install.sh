@@ -152,9 +152,35 @@ check_target() {
   if [ ! -d "$there" ] || [ ! -w "$there" ]; then
     refuse "cannot write to $bin_dir: run as root, or name another folder with --bin-dir"
   fi
-  if [ -e "$bin_dir/cnibox" ] && [ ! -f "$bin_dir/cnibox" ]; then
+  # What does not exist yet is made below a folder that may be like /tmp: names in there belong to those who made them.
+  if [ "$there" = "$bin_dir" ]; then trust "$there"; else trust "$there" above; fi
+  if [ -L "$bin_dir/cnibox" ] || { [ -e "$bin_dir/cnibox" ] && [ ! -f "$bin_dir/cnibox" ]; }; then
     refuse "$bin_dir/cnibox is in the way and not a file"
   fi
+}
+
+# trust FOLDER [above]: refuses a folder that somebody other than root and the caller owns or may write to, and one below such
+# a folder: what is put there could be replaced. Folders above it may be sticky.
+trust() {
+  folder=$(cd -P "$1" && pwd) || refuse "cannot enter $1"
+  above=${2:-}
+  while :; do
+    owner=$(stat -c %u "$folder") mode=$(stat -c %a "$folder")
+    case "$owner" in
+      0 | "$(id -u)") ;;
+      *) refuse "refused: $folder belongs to user $owner, who could replace what is installed in $1; chown it, or use another folder" ;;
+    esac
+    case "$mode" in
+      *[2367] | *[2367]?)
+        case "$above$mode" in
+          above[1357]???) ;;
+          *) refuse "refused: others may write to $folder (mode $mode) and replace what is installed in $1; chmod go-w it, or use another folder" ;;
+        esac
+        ;;
+    esac
+    [ "$folder" != / ] || return 0
+    folder=$(dirname "$folder") above=above
+  done
 }
 
 # A folder of our own below the target, one installer at a time in it.
@@ -162,9 +188,18 @@ open_state() {
   umask 022
   made=no
   [ -d "$bin_dir" ] || made=yes
-  mkdir -p "$state"
+  mkdir -p "$bin_dir"
+  trust "$bin_dir"
+  [ -d "$state" ] || mkdir "$state" || refuse "$state is in the way and not a folder"
+  [ ! -L "$state" ] || refuse "refused: $state is a link; remove it"
+  trust "$state"
+  for name in lock made-this-folder units-folder; do
+    if [ -L "$state/$name" ] || { [ -e "$state/$name" ] && [ ! -f "$state/$name" ]; }; then
+      refuse "refused: $state/$name is not a regular file; remove it"
+    fi
+  done
   [ "$made" = no ] || : >"$state/made-this-folder"
-  exec 9>"$state/lock"
+  exec 9>>"$state/lock"
   if has flock; then
     flock -w 300 9 || refuse "another installer is at work in $bin_dir"
     rm -rf "$state"/work.* # of one that was killed
@@ -303,6 +338,8 @@ unpack() {
   if grep -qvE '^cnibox-[A-Za-z0-9._-]+/[A-Za-z0-9._-]*$' "$work/names" || grep -q '/\.\.$' "$work/names"; then
     refuse "refused: $from holds files that no release of cnibox has"
   fi
+  # Links would be followed, by tar itself or afterwards.
+  if tar -tvzf "$from" 2>/dev/null | grep -qv '^[-d]'; then refuse "refused: $from holds something else than files"; fi
   mkdir "$work/unpacked"
   tar -xzf "$from" -C "$work/unpacked" || refuse "$from cannot be unpacked"
   set -- "$work"/unpacked/cnibox-*
@@ -441,6 +478,7 @@ place_units() {
       ;;
   esac
   mkdir -p "$units_dir" "$state/units" || refuse "cannot write to $units_dir; all else is installed"
+  trust "$units_dir"
   say "$units_dir" >"$work/units-folder"
   mv -f "$work/units-folder" "$state/units-folder"
   rm -f "$units_dir"/.cnibox-* # of a run that was killed
@@ -472,9 +510,10 @@ place_unit() {
     return
   fi
   cp "$work/unit" "$state/units/$1"
-  cp "$work/unit" "$units_dir/.cnibox-$1" # in place by rename, which needs the same file system
-  chmod 644 "$units_dir/.cnibox-$1"
-  mv -f "$units_dir/.cnibox-$1" "$target"
+  unit_draft=$(mktemp "$units_dir/.cnibox-XXXXXX") # in place by rename, which needs the same file system
+  cat "$work/unit" >"$unit_draft"
+  chmod 644 "$unit_draft"
+  mv -f "$unit_draft" "$target"
   label "$target"
   changed=yes
   case "$1" in

@@ -73,7 +73,7 @@ async function add(call: ContainerCall): Promise<Result> {
 async function del(call: ContainerCall): Promise<Released | void> {
   const conf = decodeConf(call);
   const attachment = attachmentOf(call);
-  const state = findState(conf.dataDir, attachment);
+  const state = findState(conf.dataDir, attachment, call.warn);
   if (state?.conf) {
     const { released } = await call.delegate(state.conf.type, "DEL", { stdin: bytesOf(state.text) });
     if (call.explain) call.explain.file(state.path, undefined, "the delegate is done");

@@ -38,6 +38,7 @@ import { type Candidate, type RangeConf, rangeSets } from "../lib/ipam/range.ts"
 import { findDead, RESULTS_FOLDER } from "../lib/ipam/reclaim.ts";
 import { checkFolder, systemWords } from "../lib/ipam/store.ts";
 import { readFileIfThere } from "../lib/kernel/state_file.ts";
+import { readRegularText } from "../lib/kernel/regular_file.ts";
 import { type Address, formatAddress, parseAddress, parsePrefix, sameAddress } from "../lib/net/cidr.ts";
 
 const DATA_DIR = "/var/lib/cni/networks";
@@ -257,7 +258,7 @@ function resultsFolders(dataDir: string): string[] {
 function resolvConf(path: string): DNS | undefined {
   let lines: string[];
   try {
-    lines = Deno.readTextFileSync(path).split("\n");
+    lines = readRegularText(path, { links: true }).split("\n");
   } catch (error) {
     throw new CniError(code.io, `open ${path}: ${systemWords(error)}`, '"resolvConf" in "ipam" names no readable file');
   }

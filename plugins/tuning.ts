@@ -43,6 +43,7 @@ import { holdNetns } from "../lib/kernel/netns.ts";
 import { type Applier, apply, type Plan, type Step, step, StepError } from "../lib/kernel/plan.ts";
 import { fileIdentity } from "../lib/kernel/proc.ts";
 import { CommandError, failureText, inNetns, isAbsent } from "../lib/kernel/run.ts";
+import { usable } from "../lib/kernel/regular_file.ts";
 import { removeDrafts, removeFile } from "../lib/kernel/state_file.ts";
 import { isUnicastMac, macLength, parseMac } from "../lib/net/mac.ts";
 
@@ -113,7 +114,7 @@ async function add(call: ContainerCall): Promise<Result> {
 async function del(call: ContainerCall): Promise<void> {
   const conf = decodeLeniently({ dataDir: keys.dataDir }, call.config, call.warn);
   const path = backupPath(conf.dataDir || keys.dataDir.absent, { containerID: call.containerId, ifname: call.ifName });
-  const backup = readBackup(path);
+  const backup = usable(() => readBackup(path), call.warn);
   if (backup === undefined && !call.explain) removeDrafts(path);
   if (backup === undefined || call.ownNetns) return;
   if (backup !== "broken" && call.podAlive && !await restore(call, backup)) {

@@ -12,7 +12,7 @@ export const ALLOW_LIST = "/etc/cni/tuning/allowlist.conf";
 export function readAllowList(path: string = ALLOW_LIST): readonly string[] | undefined {
   let text: string | undefined;
   try {
-    text = readFileIfThere(path, { follow: true });
+    text = readFileIfThere(path, { links: true });
   } catch (error) {
     const reason = error instanceof Deno.errors.PermissionDenied ? "permission denied" : (error as Error).message;
     throw new CniError(code.internal, `open ${path}: ${reason}`, "the list of allowed settings cannot be read");

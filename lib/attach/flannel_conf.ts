@@ -4,6 +4,7 @@ import { isObject } from "../cni/decode.ts";
 import { CniError, code, goQuote } from "../cni/error.ts";
 import type { JsonObject, Route } from "../cni/types.ts";
 import { readRoutes } from "../cni/version.ts";
+import { readRegularText } from "../kernel/regular_file.ts";
 import { formatPrefix, networkPrefix, parsePrefix } from "../net/cidr.ts";
 
 /** What flanneld tells this node. */
@@ -25,7 +26,7 @@ export interface SubnetEnv {
 export function readSubnetEnv(path: string, failure: number = code.internal): SubnetEnv {
   let text: string;
   try {
-    text = Deno.readTextFileSync(path);
+    text = readRegularText(path, { links: true });
   } catch (error) {
     const reason = error instanceof Deno.errors.NotFound
       ? "no such file or directory"

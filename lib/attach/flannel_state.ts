@@ -6,6 +6,7 @@
 import { isObject } from "../cni/decode.ts";
 import { CniError, code } from "../cni/error.ts";
 import type { JsonObject } from "../cni/types.ts";
+import { usable } from "../kernel/regular_file.ts";
 import { namesIn, readFileIfThere, removeDrafts, removeFile, replaceFile } from "../kernel/state_file.ts";
 import type { Attachment } from "../net/name.ts";
 
@@ -31,9 +32,9 @@ export function statePaths(
   return { plain: `${base}/${containerId}`, ...(fits && { own: `${base}/${own}` }) };
 }
 
-/** Reads one file; undefined when there is none. Throws what the system says otherwise. */
-export function readState(path: string): State | undefined {
-  const text = readFileIfThere(path);
+/** Reads one file; undefined when there is none, or something that nobody should have put there. Throws what the system says otherwise. */
+export function readState(path: string, warn: (note: string) => void = () => {}): State | undefined {
+  const text = usable(() => readFileIfThere(path), warn);
   if (text === undefined) return undefined;
   let conf: unknown;
   try {
@@ -41,16 +42,20 @@ export function readState(path: string): State | undefined {
   } catch {
     conf = undefined;
   }
-  const usable = isObject(conf) && typeof conf["type"] === "string";
-  return { path, text, conf: usable ? conf as State["conf"] : undefined };
+  const isConf = isObject(conf) && typeof conf["type"] === "string";
+  return { path, text, conf: isConf ? conf as State["conf"] : undefined };
 }
 
 /** The state of an attachment: ours, else the reference's if it is about the same network, or cannot be read. */
-export function findState(folder: string, attachment: Attachment): State | undefined {
+export function findState(
+  folder: string,
+  attachment: Attachment,
+  warn: (note: string) => void = () => {},
+): State | undefined {
   const { plain, own } = statePaths(folder, attachment);
-  const ours = own === undefined ? undefined : readState(own);
+  const ours = own === undefined ? undefined : readState(own, warn);
   if (ours?.conf) return ours;
-  const theirs = readState(plain);
+  const theirs = readState(plain, warn);
   if (theirs?.conf && theirs.conf["name"] === attachment.network) return theirs;
   return ours ?? (theirs?.conf ? undefined : theirs);
 }
@@ -86,8 +91,8 @@ export function dropState(folder: string, attachment: Attachment, state: State |
   if (state === undefined) return;
   const base = plain.slice(0, plain.lastIndexOf("/"));
   const others = namesIn(base).filter((name) => name.startsWith(`${attachment.containerId}@`));
-  const shared = others.some((name) => readFileIfThere(`${base}/${name}`) === state.text);
-  if (state.path === plain || (!shared && readFileIfThere(plain) === state.text)) remove(plain);
+  const shared = others.some((name) => readState(`${base}/${name}`)?.text === state.text);
+  if (state.path === plain || (!shared && readState(plain)?.text === state.text)) remove(plain);
 }
 
 function remove(path: string): void {

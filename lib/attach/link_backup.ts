@@ -8,6 +8,7 @@ import { isObject } from "../cni/decode.ts";
 import type { Attachment, JsonObject } from "../cni/types.ts";
 import { isLinkName } from "../net/link_name.ts";
 import { isSetting } from "./settings.ts";
+import { usable } from "../kernel/regular_file.ts";
 import { collectDrafts, namesIn, readFileIfThere, removeFile, replaceFile } from "../kernel/state_file.ts";
 
 /** Attributes to put back; absent ones were not changed. */
@@ -40,7 +41,7 @@ export function backupPath(folder: string, { containerID, ifname }: Attachment):
   return `${folder.replace(/\/+$/, "")}/${containerID}_${ifname}.json`;
 }
 
-/** Reads a backup: undefined when there is none, "broken" when it is not one. */
+/** Reads a backup: undefined when there is none, "broken" when it is not one. Throws what reading throws. */
 export function readBackup(path: string): Backup | undefined | "broken" {
   const text = readFileIfThere(path);
   if (text === undefined) return undefined;
@@ -123,7 +124,8 @@ export function staleBackups(folder: string, network: string, valid: readonly At
   const keep = new Set(valid.map((one) => backupPath("", one)));
   collectDrafts(folder);
   const all = namesIn(folder).filter((name) => name.endsWith(".json")).flatMap((name) => {
-    const backup = readBackup(`${folder}/${name}`);
+    // What is not a regular file is nobody's backup, and stays where it is.
+    const backup = usable(() => readBackup(`${folder}/${name}`), () => {});
     return backup === undefined || backup === "broken" ? [] : [{ name, backup }];
   });
   const placeOf = ({ place }: Backup) => place ? `${place.id} ${place.ifName}` : "";

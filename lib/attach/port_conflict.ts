@@ -4,6 +4,7 @@
  */
 import { listedChain, ruleTarget, ruleWords, type SavedRule } from "../kernel/iptables.ts";
 import type { NftPort } from "./host_ports_nft.ts";
+import { readRegularText } from "../kernel/regular_file.ts";
 import type { Run } from "../kernel/run.ts";
 import { toolPath } from "../kernel/run.ts";
 import { type Family, parseAddress, sameAddress } from "../net/cidr.ts";
@@ -199,7 +200,7 @@ function heldByAnother({ network, address, containerId }: Pick<Rival, "container
 /** The container that host-local has given an address of this network to; undefined when it is free, or not its own. */
 export function leaseHolder(network: string, address: string): string | undefined {
   try {
-    const text = Deno.readTextFileSync(`${LEASES}/${network}/${address}`);
+    const text = readRegularText(`${LEASES}/${network}/${address}`);
     return text.trim().split(/[\r\n]/)[0]?.trim() || undefined;
   } catch {
     return undefined;

@@ -5,18 +5,20 @@ import { loadAll } from "../cni/conflist.ts";
 import { isObject, lookup } from "../cni/decode.ts";
 import { toCniError } from "../cni/error.ts";
 import { probeVersions, type Runtime } from "../cni/chain.ts";
+import { unseenText } from "../kernel/all_netns.ts";
 import { foreground } from "../kernel/foreground.ts";
 import { readKernelFile } from "../kernel/proc.ts";
+import { readRegularText } from "../kernel/regular_file.ts";
 import { readSysctl } from "../kernel/sysctl.ts";
 import { type Run, systemRun, toolPath } from "../kernel/run.ts";
 import { familyBits, formatPrefix, networkPrefix, parsePrefix, prefixContains, prefixesOverlap } from "../net/cidr.ts";
 import type { CommandCall } from "./command.ts";
-import { judge, pools, useOf } from "./leases.ts";
+import { gather, GONE, judge, pools, useOf } from "./leases.ts";
 import { watchedRuntime } from "./runtime.ts";
-import { type Folders, foldersOf } from "./setup.ts";
+import { attachmentsOf, type Folders, foldersOf } from "./setup.ts";
 import { real } from "./show.ts";
 import { type NetworkView, type Survey, survey } from "./survey.ts";
-import { complain, jsonText, painter, say } from "./terminal.ts";
+import { complain, jsonText, oneLine, painter, say } from "./terminal.ts";
 import { examine } from "./validate.ts";
 
 /** `ok`, a warning (some things will not work, or soon not), or a failure (containers cannot be attached or reached). */
@@ -672,7 +674,7 @@ function configTexts(folders: readonly string[]): string[] {
   return folders.flatMap((folder) => {
     try {
       return [...Deno.readDirSync(folder)].filter(({ isFile }) => isFile).map(({ name }) =>
-        Deno.readTextFileSync(`${folder}/${name}`)
+        readRegularText(`${folder}/${name}`)
       );
     } catch {
       return [];
@@ -724,10 +726,19 @@ async function addresses({ folders, host, root }: Patient): Promise<Line[]> {
       });
     }
   }
-  const { judged, unrecorded, duplicates } = await judge(all, folders, host);
+  const evidence = await gather(attachmentsOf(folders), host);
+  const { judged, unrecorded, duplicates } = judge(all, evidence);
+  for (const one of evidence.unseen) {
+    lines.push({
+      area,
+      grade: "warning",
+      text: unseenText([one]),
+      breaks: "whose address is not found elsewhere counts as alive, so less is released than could be",
+    });
+  }
   const owner = (id: string, ifName: string | undefined) => `${id || "nobody"}${ifName ? ` (${ifName})` : ""}`;
   for (const { pool, lease, state, evidence } of judged) {
-    if (state === "alive" || state === "in use, unknown") continue;
+    if (state === "alive" || state === "in use, unknown" || state === "not examined") continue;
     lines.push({
       area,
       grade: "warning",
@@ -735,8 +746,10 @@ async function addresses({ folders, host, root }: Patient): Promise<Line[]> {
       breaks: state === "idle" ? "the container has no network" : "the address is lost to others",
       mend: state === "idle"
         ? `cnibox del ${pool.network} --id ${lease.containerId}, then add it again`
+        : state === "unknown"
+        ? `cnibox ipam free ${lease.ip}`
         : `cnibox ipam repair ${pool.network}`,
-      ...(state !== "idle" && state !== "unknown" && { fix: ["cnibox", "ipam", "repair", pool.network] }),
+      ...(GONE.includes(state) && { fix: ["cnibox", "ipam", "repair", pool.network] }),
     });
   }
   for (const { pool, ip, attachment } of unrecorded) {
@@ -755,8 +768,8 @@ async function addresses({ folders, host, root }: Patient): Promise<Line[]> {
     lines.push({
       area,
       grade: "failure",
-      text: `${list[0]?.lease.ip} is held by ${
-        list.map(({ lease, pool }) => `${lease.containerId} on ${pool.network}`).join(" and ")
+      text: `${list[0]?.ip} is held by ${
+        list.map(({ containerId, pool }) => `${containerId} on ${pool.network}`).join(" and ")
       }`,
       breaks: "both answer to it",
       mend: "delete and add one of them again",
@@ -779,7 +792,7 @@ function attachments({ seen, root }: Patient): Line[] {
   const lines: Line[] = [];
   for (const { network, containerId, ifName, problems } of seen.views) {
     for (const { code, text, mend } of real(problems)) {
-      if (code === "lease-missing" || code === "no-container") continue;
+      if (["lease-missing", "no-container", "address-shared"].includes(code)) continue;
       const rules = ["port-rules-missing", "masquerade-missing", "firewall-missing"].includes(code);
       lines.push({
         area,
@@ -795,14 +808,8 @@ function attachments({ seen, root }: Patient): Line[] {
       });
     }
   }
-  for (const { name, network, text } of seen.orphans) {
-    lines.push({
-      area,
-      grade: "warning",
-      text: `${name}: ${text}`,
-      breaks: "it is in the way of others",
-      mend: `cnibox gc ${network}`,
-    });
+  for (const { name, text, mend } of seen.orphans) {
+    lines.push({ area, grade: "warning", text: `${name}: ${text}`, breaks: "it is in the way of others", mend });
   }
   const count = seen.views.filter(({ cached }) => cached).length;
   if (lines.length === 0 && root && count > 0) {
@@ -973,9 +980,9 @@ function textOf(lines: readonly Line[]): string {
   const width = Math.max(...lines.map(({ area }) => area.length));
   const out = lines.map(({ area, grade, text, breaks, mend }) => {
     const indent = `\n        ${" ".repeat(width + 2)}`;
-    return `${marks[grade]} ${area.padEnd(width)}  ${text}${
-      breaks ? `${indent}${paint("dim", `breaks: ${breaks}`)}` : ""
-    }${mend ? `${indent}mend: ${mend}` : ""}`;
+    return `${marks[grade]} ${area.padEnd(width)}  ${oneLine(text)}${
+      breaks ? `${indent}${paint("dim", `breaks: ${oneLine(breaks)}`)}` : ""
+    }${mend ? `${indent}mend: ${oneLine(mend)}` : ""}`;
   });
   const count = (grade: Grade) => lines.filter((one) => one.grade === grade).length;
   const total = (grade: Grade) => counted(count(grade), grade);

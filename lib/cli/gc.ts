@@ -3,13 +3,13 @@ import { gcNetwork, staleAttachments } from "../cni/chain.ts";
 import type { NetworkList } from "../cni/conflist.ts";
 import { toCniError } from "../cni/error.ts";
 import type { Attachment } from "../cni/types.ts";
-import { netnsState } from "../kernel/netns.ts";
 import { systemRun } from "../kernel/run.ts";
 import { CliError, type CommandCall, status } from "./command.ts";
-import { judge, pools, type State } from "./leases.ts";
+import { gather, GONE, judge, lifeOf, pools } from "./leases.ts";
 import { watchedRuntime } from "./runtime.ts";
 import { attachmentsOf, type Folders, foldersOf, needRoot, networksOf, onlyOne } from "./setup.ts";
-import { jsonText, say } from "./terminal.ts";
+import { linksIn, ownerByAlias } from "./survey.ts";
+import { jsonText, oneLine, say } from "./terminal.ts";
 
 /** What is to go from one network, and what stays. */
 interface Plan {
@@ -17,6 +17,8 @@ interface Plan {
   readonly valid: readonly Attachment[];
   /** In words, one line each. */
   readonly goes: readonly string[];
+  /** What stays only because nothing proves it dead, with the reason. */
+  readonly doubts: readonly string[];
 }
 
 /** `cnibox gc NETWORK` */
@@ -27,9 +29,9 @@ export async function gc(call: CommandCall): Promise<number> {
   if (!dry) needRoot(call, "it deletes links, rules and addresses");
   const plans: Plan[] = [];
   for (const list of lists) plans.push(await planOf(list, folders));
-  if (!call.is("json")) { for (const { list, valid, goes } of plans) say(planText(list, valid, goes)); }
+  if (!call.is("json")) { for (const plan of plans) say(planText(plan)); }
   if (dry) {
-    if (call.is("json")) say(jsonText(plans.map(({ list, valid, goes }) => ({ network: list.name, valid, goes }))));
+    if (call.is("json")) say(jsonText(plans.map(shown)));
     return status.done;
   }
   if (!call.is("yes") && plans.some(({ goes }) => goes.length > 0)) confirm(call);
@@ -38,15 +40,17 @@ export async function gc(call: CommandCall): Promise<number> {
   try {
     for (const { list, valid } of plans) {
       using _lock = await onlyOne(`gc-${list.name}`, `collection of network "${list.name}"`);
-      await gcNetwork(list, runtime, valid).catch((error) =>
-        void failures.push(`${list.name}: ${toCniError(error).message}`)
+      // Somebody may have taken time to answer: who came meanwhile stays, and so does who was to stay before.
+      const now = await planOf(list, folders);
+      await gcNetwork(list, runtime, [...valid, ...now.valid]).catch((error) =>
+        void failures.push(`${list.name}: ${toCniError(error).message.replaceAll("\n", "; ")}`)
       );
     }
   } finally {
     close();
   }
   if (call.is("json")) {
-    say(jsonText(plans.map(({ list, valid, goes }) => ({ network: list.name, valid, goes, failures }))));
+    say(jsonText(plans.map((plan) => ({ ...shown(plan), failures }))));
   }
   if (failures.length > 0) {
     throw new CliError(failures.join("; "), status.failed, [
@@ -56,42 +60,56 @@ export async function gc(call: CommandCall): Promise<number> {
   return status.done;
 }
 
-/** States of leases whose holders live. */
-const LIVING: readonly State[] = ["alive", "idle", "in use, unknown"];
-
-/** Valid is whoever lives: by the runtime's cache, or by an address that is in use. */
+/**
+ * Valid is whoever is not provably gone: an attachment in the runtime's cache, the holder of a lease, and whoever a pair belongs to
+ * whose other end is in another namespace.
+ */
 async function planOf(list: NetworkList, folders: Folders): Promise<Plan> {
-  const living = attachmentsOf(folders).filter(({ network, netns }) =>
-    network === list.name && netnsState(netns) === "netns"
-  );
-  const own = (await pools(folders)).filter(({ network }) => network === list.name);
-  const { judged } = await judge(own, folders, systemRun());
+  const host = systemRun();
+  const evidence = await gather(attachmentsOf(folders), host);
+  const known = evidence.attachments.filter(({ network }) => network === list.name);
+  const { judged } = judge((await pools(folders)).filter(({ network }) => network === list.name), evidence);
   const valid = new Map<string, Attachment>();
+  const doubts: string[] = [];
   const keep = (containerID: string, ifname: string) => valid.set(`${containerID}/${ifname}`, { containerID, ifname });
-  for (const { containerId, ifName } of living) keep(containerId, ifName);
-  for (const { lease, state } of judged) {
-    if (LIVING.includes(state)) keep(lease.containerId, lease.ifName ?? "eth0");
+  for (const { containerId, ifName, life } of known.map((one) => ({ ...one, life: lifeOf(one, evidence) }))) {
+    if (life.state !== "gone") keep(containerId, ifName);
+    if (life.state === "unknown") doubts.push(`attachment ${containerId} (${ifName}): ${life.evidence}`);
+  }
+  for (const { lease, state, evidence, attachment } of judged) {
+    if (GONE.includes(state)) continue;
+    if (lease.containerId !== "") keep(lease.containerId, lease.ifName ?? "eth0");
+    if (attachment || state === "alive") continue;
+    doubts.push(`address ${lease.ip} of ${lease.containerId || "nobody"}: ${evidence}`);
+  }
+  for (const owner of (await linksIn(host)).map(ownerByAlias)) {
+    if (owner?.network === list.name && owner.lives) keep(owner.containerId, owner.ifName);
   }
   const stale = staleAttachments(list, folders.cache, [...valid.values()]);
   const leases = judged.filter(({ lease, state }) =>
-    !LIVING.includes(state) && !stale.some(({ containerId }) => containerId === lease.containerId)
+    GONE.includes(state) && !stale.some(({ containerId }) => containerId === lease.containerId)
   );
   return {
     list,
     valid: [...valid.values()],
     goes: [
-      ...stale.map(({ containerId, ifName, netns }) =>
-        `attachment ${containerId} (${ifName}): ${netns || "its namespace"} is gone`
-      ),
+      ...stale.map((one) => `attachment ${one.containerId} (${one.ifName}): ${lifeOf(one, evidence).evidence}`),
       ...leases.map(({ lease, evidence }) => `address ${lease.ip} of ${lease.containerId || "nobody"}: ${evidence}`),
     ],
+    doubts,
   };
 }
 
-function planText({ name }: NetworkList, valid: readonly Attachment[], goes: readonly string[]): string {
+/** What `--json` prints of a plan. */
+function shown({ list, valid, goes, doubts }: Plan) {
+  return { network: list.name, valid, goes, doubts };
+}
+
+function planText({ list: { name }, valid, goes, doubts }: Plan): string {
   const head = `${name}: ${valid.length} living ${valid.length === 1 ? "attachment stays" : "attachments stay"}, `;
-  if (goes.length === 0) return `${head}nothing is known to go\n`;
-  return `${head}${goes.length} to go\n${goes.map((line) => `  ${line}\n`).join("")}`;
+  const kept = doubts.map((line) => `  kept, not proved to be gone: ${oneLine(line)}\n`).join("");
+  if (goes.length === 0) return `${head}nothing is known to go\n${kept}`;
+  return `${head}${goes.length} to go\n${goes.map((line) => `  ${oneLine(line)}\n`).join("")}${kept}`;
 }
 
 /** Asks where somebody can answer; where nobody can, `--yes` has to say so. */

@@ -5,7 +5,7 @@ import { type CommandCall, status } from "./command.ts";
 import { type Bridge, type Container, type Drawing, drawingOf, type Port } from "./drawing.ts";
 import { foldersOf, note } from "./setup.ts";
 import { survey } from "./survey.ts";
-import { type Paint, painter, say } from "./terminal.ts";
+import { oneLine, type Paint, painter, say } from "./terminal.ts";
 
 /** `cnibox graph` */
 export async function graph(call: CommandCall): Promise<number> {
@@ -96,7 +96,7 @@ export function treeOf(drawing: Drawing, paint: Paint): string {
     lines.push(`${last ? "└─" : "├─"} ${text}`);
     below.forEach((line, at) => lines.push(`${last ? "  " : "│ "} ${at === below.length - 1 ? "└─" : "├─"} ${line}`));
   });
-  return `${lines.join("\n")}\n`;
+  return `${lines.map(oneLine).join("\n")}\n`;
 }
 
 /** What a bridge says of all that hang on it. */
@@ -115,11 +115,17 @@ function stateOf({ exists, up }: Bridge, paint: Paint): string {
 
 const idOf = (...parts: readonly string[]) => parts.join("_").replace(/[^\w]/g, "_");
 
+/** Mermaid's own way to write what means something to it. */
+function mermaidText(text: string): string {
+  const names: Readonly<Record<string, string>> = { '"': "#quot;", "<": "#lt;", ">": "#gt;", "#": "#35;" };
+  return oneLine(text).replace(/["<>#]/g, (character) => names[character] ?? "");
+}
+
 /** For Mermaid, which many viewers of Markdown draw. */
 export function mermaidOf(drawing: Drawing): string {
   const { host, uplinks, bridges, containers } = drawing;
   const quoted = (...lines: readonly string[]) =>
-    `"${lines.filter((line) => line !== "").join("<br/>").replaceAll('"', "#quot;")}"`;
+    `"${lines.filter((line) => line !== "").map(mermaidText).join("<br/>")}"`;
   const out = ["flowchart LR", `  subgraph host[${quoted(host)}]`];
   for (const { name, addresses, isDefault } of uplinks) {
     out.push(`    ${idOf("up", name)}[${quoted(name, ...addresses, isDefault ? "default route" : "")}]`);
@@ -167,7 +173,7 @@ function endsOf({ uplinks, bridges }: Drawing): Map<string, string> {
 export function dotOf(drawing: Drawing): string {
   const { host, uplinks, bridges, containers } = drawing;
   const quoted = (...lines: readonly string[]) =>
-    `"${lines.filter((line) => line !== "").map((line) => line.replace(/["\\]/g, "\\$&")).join("\\n")}"`;
+    `"${lines.filter((line) => line !== "").map((line) => oneLine(line).replace(/["\\]/g, "\\$&")).join("\\n")}"`;
   const out = [
     "graph cnibox {",
     "  rankdir=LR;",

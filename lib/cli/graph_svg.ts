@@ -3,6 +3,7 @@
  * every interface. Sizes are computed from the text, so nothing overlaps.
  */
 import type { Bridge, Container, Drawing, Port, Uplink } from "./drawing.ts";
+import { oneLine } from "./terminal.ts";
 
 const FONT = 13;
 /** Widths of characters in pixels, a little generous: viewers choose among fonts. */
@@ -404,6 +405,5 @@ const round = (value: number) => Math.round(value * 10) / 10;
 
 /** Text for XML; what XML cannot hold is left out. */
 function escaped(text: string): string {
-  // deno-lint-ignore no-control-regex
-  return text.replace(/[\x00-\x08\x0b\x0c\x0e-\x1f]/g, "").replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
+  return oneLine(text).replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
 }

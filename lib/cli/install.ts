@@ -8,6 +8,8 @@
  *     DIR/.cnibox/replaced/   files that --replace moved out of the way
  */
 import { createHash } from "node:crypto";
+import { lockWithin } from "../kernel/flock.ts";
+import { openRegular } from "../kernel/regular_file.ts";
 import { systemRun, toolPath } from "../kernel/run.ts";
 import { CliError, type CommandCall, status } from "./command.ts";
 import { fileError, needRoot, PLUGIN_FOLDER } from "./setup.ts";
@@ -37,22 +39,79 @@ export async function install(call: CommandCall): Promise<number> {
   }
   const names = chosen(call);
   const rows: Row[] = [];
-  try {
-    Deno.mkdirSync(`${dir}/.${NAME}`, { recursive: true, mode: 0o755 });
-    const draft = `${dir}/.${NAME}/${NAME}-draft-${Deno.pid}`;
-    try {
-      await prepare(draft, call.invocation.version);
-      rows.push(replaceBinary(dir, draft));
-    } finally {
-      remove(draft);
-    }
-    for (const name of names) rows.push(link(dir, name, call.is("replace")));
+  await inWorkFolder(dir, async (work) => {
+    const draft = `${work}/${NAME}`;
+    await prepare(draft, call.invocation.version);
+    rows.push(replaceBinary(dir, draft));
+    for (const name of names) rows.push(link({ dir, work, replace: call.is("replace") }, name));
     await label(dir);
+  });
+  return show(call, rows);
+}
+
+/** Longest wait for another installer, in milliseconds. */
+const LOCK_LIMIT_MS = 60_000;
+
+/**
+ * Does `doing` with a new folder that nobody else can write to, on the same file system as the target: there everything is prepared.
+ * One installer at a time, as in install.sh.
+ */
+async function inWorkFolder(dir: string, doing: (work: string) => Promise<void>): Promise<void> {
+  const state = `${dir}/.${NAME}`;
+  try {
+    const parent = nearestFolder(dir);
+    needTrusted(parent, parent !== dir);
+    Deno.mkdirSync(dir, { recursive: true, mode: 0o755 });
+    needTrusted(dir);
+    if (!exists(state)) Deno.mkdirSync(state, { mode: 0o755 });
+    if (!Deno.lstatSync(state).isDirectory) throw new CliError(`refused: ${state} is not a folder`, status.failed);
+    needTrusted(state);
+    using lock = openRegular(`${state}/lock`, { write: true, create: 0o644 });
+    if (!await lockWithin(lock, LOCK_LIMIT_MS)) {
+      throw new CliError(`another installer is at work in ${dir}`, status.tryAgain);
+    }
+    const work = Deno.makeTempDirSync({ dir: state, prefix: "work." });
+    try {
+      await doing(work);
+    } finally {
+      Deno.removeSync(work, { recursive: true });
+    }
   } catch (error) {
     if (error instanceof CliError) throw error;
     throw fileError(dir, error);
   }
-  return show(call, rows);
+}
+
+function nearestFolder(dir: string): string {
+  let path = dir.startsWith("/") ? dir : `${Deno.cwd()}/${dir}`;
+  while (path !== "" && !exists(path)) path = path.slice(0, path.lastIndexOf("/"));
+  return path === "" ? "/" : path;
+}
+
+function needTrusted(folder: string, above = false): void {
+  const distrust = distrustOf(folder, above);
+  if (distrust === undefined) return;
+  throw new CliError(`refused: ${distrust}`, status.failed, [
+    "what is installed there could be replaced: chown and chmod go-w it, or use another folder",
+  ]);
+}
+
+/**
+ * Why what lies in a folder could be replaced by somebody other than root and ourselves; undefined when it could not. Folders above it
+ * may be sticky, as /tmp is; `above` says that for the folder itself.
+ */
+function distrustOf(folder: string, above = false): string | undefined {
+  let path = Deno.realPathSync(folder);
+  for (let sticky = above;; sticky = true) {
+    const { uid, mode } = Deno.statSync(path);
+    if (uid !== 0 && uid !== Deno.uid()) return `${path} belongs to user ${uid}`;
+    const bits = mode ?? 0;
+    if ((bits & 0o022) !== 0 && !(sticky && (bits & 0o1000) !== 0)) {
+      return `others may write to ${path} (mode ${(bits & 0o7777).toString(8)})`;
+    }
+    if (path === "/") return undefined;
+    path = path.slice(0, path.lastIndexOf("/")) || "/";
+  }
 }
 
 /** Types to link: all, or those of --plugins. */
@@ -119,7 +178,14 @@ function keep(from: string, to: string): void {
   }
 }
 
-function link(dir: string, name: string, replace: boolean): Row {
+/** Where links are put, where they are prepared, and whether other files are moved out of the way. */
+interface Linking {
+  readonly dir: string;
+  readonly work: string;
+  readonly replace: boolean;
+}
+
+function link({ dir, work, replace }: Linking, name: string): Row {
   const target = `${dir}/${name}`;
   const now = linkOf(target);
   if (now === NAME) return { file: target, state: "unchanged", good: true };
@@ -128,8 +194,7 @@ function link(dir: string, name: string, replace: boolean): Row {
     Deno.mkdirSync(`${dir}/.${NAME}/replaced`, { recursive: true });
     Deno.renameSync(target, `${dir}/.${NAME}/replaced/${name}`);
   }
-  const draft = `${dir}/.${NAME}/link-${Deno.pid}`;
-  remove(draft);
+  const draft = `${work}/${name}`;
   Deno.symlinkSync(NAME, draft);
   Deno.renameSync(draft, target);
   return { file: target, state: `-> ${NAME}`, good: true };
@@ -155,19 +220,18 @@ export async function rollback(call: CommandCall): Promise<number> {
   if (dir === PLUGIN_FOLDER) needRoot(call, `it writes to ${dir}`);
   const previous = `${dir}/.${NAME}/previous`;
   if (!exists(previous)) throw new CliError(`no earlier executable is kept in ${dir}/.${NAME}`, status.failed);
-  const draft = `${dir}/.${NAME}/${NAME}-draft-${Deno.pid}`;
-  try {
+  const rows: Row[] = [];
+  await inWorkFolder(dir, async (work) => {
+    const draft = `${work}/${NAME}`;
+    if (!Deno.lstatSync(previous).isFile) throw new CliError(`refused: ${previous} is not a file`, status.failed);
     Deno.copyFileSync(previous, draft);
     Deno.chmodSync(draft, 0o755);
     // Reads the draft from start to end, as `prepare` does.
     const row = replaceBinary(dir, draft);
     const { stdout } = await systemRun()({ argv: [`${dir}/${NAME}`, "--version"] });
-    return show(call, [{ ...row, state: `${stdout.trim()} is back, the one from before kept for rollback` }]);
-  } catch (error) {
-    throw fileError(dir, error);
-  } finally {
-    remove(draft);
-  }
+    rows.push({ ...row, state: `${stdout.trim()} is back, the one from before kept for rollback` });
+  });
+  return show(call, rows);
 }
 
 /** `cnibox uninstall` */
@@ -187,7 +251,8 @@ export function uninstall(call: CommandCall): number {
         rows.push({ file: `${dir}/${name}`, state: "removed", good: true });
       }
     }
-    for (const file of [`${dir}/${NAME}`, `${dir}/${NAME} (deleted)`, `${dir}/.${NAME}/previous`]) remove(file);
+    const own = [`${dir}/${NAME}`, `${dir}/${NAME} (deleted)`, `${dir}/.${NAME}/previous`, `${dir}/.${NAME}/lock`];
+    for (const file of own) remove(file);
     rows.push({ file: `${dir}/${NAME}`, state: "removed", good: true });
     for (const folder of [replaced, `${dir}/.${NAME}`]) removeEmpty(folder);
   } catch (error) {
@@ -209,13 +274,17 @@ export function verify(call: CommandCall): number {
     good: sum !== undefined && (wanted === undefined || wanted === sum),
   });
   if (sum !== undefined) {
-    const { uid, mode } = Deno.statSync(binary);
+    const { uid, mode, isFile } = Deno.lstatSync(binary);
     const writable = ((mode ?? 0) & 0o022) !== 0;
     rows.push({
       file: binary,
-      state: `owner ${uid}, mode ${((mode ?? 0) & 0o7777).toString(8)}`,
-      good: uid === 0 && !writable && ((mode ?? 0) & 0o111) !== 0,
+      state: `${isFile ? "" : "not a file itself: "}owner ${uid}, mode ${((mode ?? 0) & 0o7777).toString(8)}`,
+      good: isFile && uid === 0 && !writable && ((mode ?? 0) & 0o111) !== 0,
     });
+    for (const folder of [dir, `${dir}/.${NAME}`].filter(exists)) {
+      const distrust = distrustOf(folder);
+      if (distrust !== undefined) rows.push({ file: folder, state: distrust, good: false });
+    }
   }
   if (Deno.build.standalone && sum !== undefined) {
     rows.push({
@@ -249,7 +318,7 @@ function show(call: CommandCall, rows: readonly Row[]): number {
 
 function sha256(path: string): string | undefined {
   try {
-    using file = Deno.openSync(path, { read: true });
+    using file = openRegular(path, { links: true });
     const hash = createHash("sha256");
     const buffer = new Uint8Array(1024 * 1024);
     for (let count = file.readSync(buffer); count !== null; count = file.readSync(buffer)) {

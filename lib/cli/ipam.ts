@@ -1,12 +1,26 @@
 /** `cnibox ipam`: the addresses that host-local keeps on this node, who has them, and what is wrong. */
 import { releaseOnly } from "../ipam/allocator.ts";
 import { type Lease, Store, withStore } from "../ipam/store.ts";
+import { readFileIfThere, replaceFile } from "../kernel/state_file.ts";
 import { systemRun } from "../kernel/run.ts";
+import { unseenText } from "../kernel/all_netns.ts";
 import { canonicalAddress } from "../net/cidr.ts";
 import { CliError, type CommandCall, nearest, status } from "./command.ts";
-import { judge, type Judged, type Pool, pools, type Unrecorded, useOf } from "./leases.ts";
-import { type Folders, foldersOf, needRoot } from "./setup.ts";
-import { ageOf, columns, jsonText, painter, say } from "./terminal.ts";
+import {
+  type Claim,
+  gather,
+  GONE,
+  HELD,
+  judge,
+  type Judged,
+  type Judgement,
+  type Pool,
+  pools,
+  type Unrecorded,
+  useOf,
+} from "./leases.ts";
+import { attachmentsOf, type Folders, foldersOf, needRoot, note } from "./setup.ts";
+import { ageOf, columns, jsonText, oneLine, painter, say } from "./terminal.ts";
 
 /** `cnibox ipam [NETWORK]` */
 export async function usage(call: CommandCall): Promise<number> {
@@ -60,7 +74,7 @@ function bar(taken: number, total: bigint, paint: ReturnType<typeof painter>): s
 /** `cnibox ipam list [NETWORK]` */
 export async function list(call: CommandCall): Promise<number> {
   const folders = foldersOf(call);
-  const { judged } = await judge(await poolsOf(call), folders, systemRun());
+  const { judged } = await judgement(await poolsOf(call), folders);
   print(call, judged);
   return status.done;
 }
@@ -70,7 +84,7 @@ export async function find(call: CommandCall): Promise<number> {
   const folders = foldersOf(call);
   const what = call.arg("WHAT") ?? "";
   const ip = canonicalAddress(what.split("/")[0] ?? "");
-  const { judged, unrecorded } = await judge(await pools(folders), folders, systemRun());
+  const { judged, unrecorded } = await judgement(await pools(folders), folders);
   const isMeant = (address: string, containerId: string) =>
     address === ip || containerId === what || (ip === undefined && containerId.startsWith(what));
   const found = judged.filter(({ lease }) => isMeant(lease.ip, lease.containerId));
@@ -134,21 +148,36 @@ function shown({ pool, lease, state, evidence }: Judged) {
   };
 }
 
+/** Looks at the node and judges; what could not be looked at is named on standard error. */
+async function judgement(chosen: readonly Pool[], folders: Folders): Promise<Judgement> {
+  const evidence = await gather(attachmentsOf(folders), systemRun());
+  for (const one of evidence.unseen) note(unseenText([one]));
+  return judge(chosen, evidence);
+}
+
+function shownClaim({ pool, ip, containerId, ifName, recorded, evidence }: Claim) {
+  const state = recorded ? "alive" : "unrecorded";
+  return { address: ip, network: pool.network, container: containerId, interface: ifName, state, evidence };
+}
+
+const claimText = ({ pool, ip, containerId, ifName }: Claim): string =>
+  `${ip} of ${containerId}${ifName ? ` (${ifName})` : ""} on ${pool.network}`;
+
 /** What `check` found and `repair` can mend. */
 interface Findings {
   readonly gone: readonly Judged[];
   readonly suspects: readonly Judged[];
   readonly unrecorded: readonly Unrecorded[];
-  readonly duplicates: readonly (readonly Judged[])[];
+  readonly duplicates: readonly (readonly Claim[])[];
   readonly odd: readonly string[];
 }
 
 async function findings(call: CommandCall, folders: Folders): Promise<Findings> {
   const chosen = await poolsOf(call);
-  const { judged, unrecorded, duplicates } = await judge(chosen, folders, systemRun());
+  const { judged, unrecorded, duplicates } = await judgement(chosen, folders);
   return {
-    gone: judged.filter(({ state }) => ["netns gone", "before boot", "empty"].includes(state)),
-    suspects: judged.filter(({ state }) => ["unknown", "in use, unknown", "idle"].includes(state)),
+    gone: judged.filter(({ state }) => GONE.includes(state)),
+    suspects: judged.filter(({ state }) => state !== "alive" && !GONE.includes(state)),
     unrecorded,
     duplicates,
     odd: chosen.flatMap(oddFiles),
@@ -159,8 +188,8 @@ async function findings(call: CommandCall, folders: Folders): Promise<Findings> 
 function oddFiles({ folder }: Pool): string[] {
   try {
     return [...Deno.readDirSync(folder)].filter(({ name, isFile }) =>
-      isFile && name !== "lock" && !name.startsWith("last_reserved_ip.") && !name.startsWith(".cnibox-") &&
-      canonicalAddress(name) !== name
+      name !== "lock" && !name.startsWith("last_reserved_ip.") && !name.startsWith(".cnibox-") &&
+      (!isFile || canonicalAddress(name) !== name)
     ).map(({ name }) => `${folder}/${name}`);
   } catch {
     return [];
@@ -180,7 +209,7 @@ export async function check(call: CommandCall): Promise<number> {
         container: attachment.containerId,
         interface: attachment.ifName,
       })),
-      duplicates: found.duplicates.map((list) => list.map(shown)),
+      duplicates: found.duplicates.map((list) => list.map(shownClaim)),
       odd: found.odd,
     }));
   } else say(report(found));
@@ -206,7 +235,9 @@ function report(found: Findings): string {
       }  ${ip} is used by ${attachment.containerId} (${attachment.ifName}) on ${pool.network}, and no file says so: it can be given out twice`,
     );
   }
-  for (const list of found.duplicates) lines.push(`${paint("red", "duplicate")}   ${list.map(owner).join(" and ")}`);
+  for (const list of found.duplicates) {
+    lines.push(`${paint("red", "duplicate")}   ${list.map(claimText).join(" and ")}`);
+  }
   for (const file of found.odd) {
     lines.push(`${paint("yellow", "odd file")}    ${file} is no address: it counts for nothing`);
   }
@@ -214,7 +245,7 @@ function report(found: Findings): string {
     "",
     "cnibox ipam repair gives back what is gone and records what is used; suspects it leaves alone: cnibox ipam free ADDRESS",
   );
-  return `${lines.join("\n")}\n`;
+  return `${lines.map(oneLine).join("\n")}\n`;
 }
 
 /** `cnibox ipam repair [NETWORK]` */
@@ -231,18 +262,30 @@ export async function repair(call: CommandCall): Promise<number> {
   for (const { pool, ip, attachment } of found.unrecorded) {
     done.push(`record ${ip} for ${attachment.containerId} (${attachment.ifName}) on ${pool.network}`);
     if (!dry) {
-      await withStore(pool.folder, { create: true, warn: () => {} }, (store: Store) => store.reserve(ip, attachment));
+      await withStore(pool.folder, { create: true, warn: () => {} }, (store: Store) => {
+        if (store.isBlank(ip)) store.discard(ip);
+        store.reserve(ip, attachment);
+      });
     }
   }
-  if (call.is("json")) say(jsonText({ dryRun: dry, done, left: found.suspects.map(shown) }));
-  else {say(`${
+  if (call.is("json")) {
+    say(jsonText({
+      dryRun: dry,
+      done,
+      left: found.suspects.map(shown),
+      duplicates: found.duplicates.map((list) => list.map(shownClaim)),
+    }));
+  } else {
+    say(`${
       [
         ...done.map((line) => (dry ? "would " : "") + line),
-        ...found.suspects.map(({ lease, evidence }) =>
-          `left alone: ${lease.ip} of ${lease.containerId}: ${evidence}`
+        ...found.suspects.map(({ lease, evidence }) => `left alone: ${lease.ip} of ${lease.containerId}: ${evidence}`),
+        ...found.duplicates.map((list) =>
+          `left alone: ${list.map(claimText).join(" and ")}: delete one of them and add it again`
         ),
-      ].join("\n") || "nothing to repair"
-    }\n`);}
+      ].map(oneLine).join("\n") || "nothing to repair"
+    }\n`);
+  }
   return status.done;
 }
 
@@ -252,13 +295,9 @@ const BACKUP = "/var/lib/cnibox/removed-leases";
 /** Removes one lease under the lock, if it still is what it was; keeps a copy. */
 async function giveBack({ root }: Folders, { network, folder }: Pool, lease: Lease): Promise<void> {
   const kept = `${root}${BACKUP}/${network}`;
-  Deno.mkdirSync(kept, { recursive: true, mode: 0o700 });
-  try {
-    Deno.copyFileSync(`${folder}/${lease.ip}`, `${kept}/${lease.ip}`);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return;
-    throw error;
-  }
+  const text = readFileIfThere(`${folder}/${lease.ip}`);
+  if (text === undefined) return;
+  replaceFile(`${kept}/${lease.ip}`, text);
   await withStore(folder, { warn: () => {} }, (store: Store) => {
     const now = store.lease(lease.ip);
     if (now?.containerId !== lease.containerId || now.ifName !== lease.ifName) return;
@@ -272,7 +311,7 @@ export async function free(call: CommandCall): Promise<number> {
   const folders = foldersOf(call);
   needRoot(call, "it changes lease files");
   const network = call.value("network");
-  const { judged } = await judge(await pools(folders), folders, systemRun());
+  const { judged } = await judgement(await pools(folders), folders);
   const wanted = call.args.map((text) => {
     const ip = canonicalAddress(text);
     const found = judged.filter(({ pool, lease }) =>
@@ -290,10 +329,12 @@ export async function free(call: CommandCall): Promise<number> {
     }
     return found[0] as Judged;
   });
-  const alive = wanted.filter(({ state }) => ["alive", "idle", "in use, unknown"].includes(state));
+  const alive = wanted.filter(({ state }) => HELD.includes(state));
   if (alive.length > 0 && !call.is("force")) {
     throw new CliError(
-      `${alive.map(({ lease }) => lease.ip).join(", ")} is in use: ${alive[0]?.evidence}`,
+      alive[0]?.state === "not examined"
+        ? `${alive.map(({ lease }) => lease.ip).join(", ")} may be in use: ${alive[0].evidence}`
+        : `${alive.map(({ lease }) => lease.ip).join(", ")} is in use: ${alive[0]?.evidence}`,
       status.failed,
       ["cnibox del detaches the container; --force gives the address back all the same"],
     );
@@ -305,7 +346,7 @@ export async function free(call: CommandCall): Promise<number> {
         warn: () => {},
       });
     } else await giveBack(folders, pool, lease);
-    if (!call.is("json")) say(`freed ${lease.ip} of ${lease.containerId || "nobody"} on ${pool.network}\n`);
+    if (!call.is("json")) say(`freed ${lease.ip} of ${oneLine(lease.containerId || "nobody")} on ${pool.network}\n`);
   }
   if (call.is("json")) {
     say(jsonText(

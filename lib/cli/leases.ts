@@ -12,12 +12,13 @@ import { leases } from "../ipam/allocator.ts";
 import { describe, type RangeConf, rangeOf, type RangeSet, rangeSets, size } from "../ipam/range.ts";
 import type { Lease } from "../ipam/store.ts";
 import { bootTime } from "../ipam/lease_index.ts";
-import { addressesInUse } from "../kernel/all_netns.ts";
+import { addressesInUse, type Unseen, unseenText } from "../kernel/all_netns.ts";
 import { netnsState } from "../kernel/netns.ts";
+import { fileIdentity } from "../kernel/proc.ts";
 import type { Run } from "../kernel/run.ts";
 import { canonicalAddress, parseAddress } from "../net/cidr.ts";
 import { CliError, status } from "./command.ts";
-import { attachmentsOf, type Folders } from "./setup.ts";
+import { type Folders, note } from "./setup.ts";
 
 /** A network whose addresses host-local keeps. */
 export interface Pool {
@@ -30,8 +31,25 @@ export interface Pool {
   readonly leases: readonly Lease[];
 }
 
-/** What is known of a lease. */
-export type State = "alive" | "idle" | "netns gone" | "in use, unknown" | "before boot" | "unknown" | "empty";
+/**
+ * What is known of a lease. "not examined": its address was not found, but not everything could be looked at; "unknown": everything
+ * was looked at, nothing speaks of it, and that proves nothing either.
+ */
+export type State =
+  | "alive"
+  | "idle"
+  | "netns gone"
+  | "in use, unknown"
+  | "not examined"
+  | "before boot"
+  | "unknown"
+  | "empty";
+
+/** States of leases that are provably nobody's: what `gc` and `ipam repair` may release. Everything else counts as alive. */
+export const GONE: readonly State[] = ["netns gone", "before boot", "empty"];
+
+/** States in which `ipam free` asks for --force. */
+export const HELD: readonly State[] = ["alive", "idle", "in use, unknown", "not examined"];
 
 /** A lease with the evidence for its state. */
 export interface Judged {
@@ -83,7 +101,7 @@ function configured(folders: Folders): NetworkList[] {
 
 async function read(folder: string): Promise<Lease[]> {
   try {
-    return await leases(folder, { warn: () => {} });
+    return await leases(folder, { warn: note });
   } catch (error) {
     if (Deno.uid() === 0) throw error;
     throw new CliError(toCniError(error).msg, status.noRights, ["run this command as root"]);
@@ -123,25 +141,95 @@ function setsOf(ipam: JsonObject, version: string): { sets: readonly RangeSet[];
   }
 }
 
+/** What leases and attachments are judged by: looked at once, for all judgements of a command. */
+export interface Evidence {
+  readonly attachments: readonly Cached[];
+  /** Addresses that were found in namespaces, each with a path of one. */
+  readonly inUse: ReadonlyMap<string, string>;
+  /** What could not be looked at. */
+  readonly unseen: readonly Unseen[];
+  /** Why an address that was not found may be in use all the same; "" when it is not. */
+  readonly doubt: string;
+  /** When this host booted, with a margin: in milliseconds of the epoch. */
+  readonly boot: number;
+}
+
+/** Looks at the namespaces of this host. */
+export async function gather(attachments: readonly Cached[], host: Run): Promise<Evidence> {
+  const { inUse, unseen } = await addressesInUse(host);
+  // Whose namespace a known attachment's is, its cached result says: no other container is in there.
+  const known = unseen.length === 0 ? new Set() : new Set(attachments.map(({ netns }) => inodeOf(netns)));
+  const doubt = unseenText(unseen.filter(({ ns }) => !known.has(ns)));
+  return { attachments, inUse, unseen, doubt, boot: bootTime() - 2000 };
+}
+
+function inodeOf(path: string): string {
+  try {
+    return path === "" ? "" : `${fileIdentity(path).ino}`;
+  } catch {
+    return "";
+  }
+}
+
+/** Whether the container of an attachment lives, and what that is known by. */
+export interface Life {
+  readonly state: "alive" | "gone" | "unknown";
+  readonly evidence: string;
+}
+
+/** Judges an attachment: it is gone when its namespace is, and when its addresses provably are in no other. */
+export function lifeOf(attachment: Cached, { inUse, doubt, boot }: Evidence): Life {
+  const { netns, written } = attachment;
+  const state = netnsState(netns);
+  if (state === "netns" || state === "own") return { state: "alive", evidence: `namespace ${netns}` };
+  if (state === "not a namespace" && inodeOf(netns) === "") {
+    return { state: "unknown", evidence: `${netns} cannot be looked at` };
+  }
+  const gone = netns === "" ? "its namespace is not known" : `${netns} is gone`;
+  const ip = addressesOf(attachment).find((ip) => inUse.has(ip));
+  if (ip !== undefined) return { state: "unknown", evidence: `${gone}, but ${ip} is in use in ${inUse.get(ip)}` };
+  if (doubt !== "") return { state: "unknown", evidence: `${gone}, but ${doubt}` };
+  if (netns !== "") return { state: "gone", evidence: `${gone}; DEL never came` };
+  const old = written !== undefined && written.getTime() < boot;
+  return old
+    ? { state: "gone", evidence: "older than this boot; DEL never came" }
+    : { state: "unknown", evidence: gone };
+}
+
+/** One of several that hold the same address. */
+export interface Claim {
+  readonly pool: Pool;
+  readonly ip: string;
+  readonly containerId: string;
+  readonly ifName: string | undefined;
+  /** Whether a lease says so. */
+  readonly recorded: boolean;
+  readonly evidence: string;
+}
+
+/** What {@linkcode judge} finds. */
+export interface Judgement {
+  readonly judged: readonly Judged[];
+  readonly unrecorded: readonly Unrecorded[];
+  /** Addresses that several living containers have: by their leases, or by their results. */
+  readonly duplicates: readonly (readonly Claim[])[];
+}
+
 /** Judges every lease by the cache of attachments, the namespaces that live, and the addresses that are in use. */
-export async function judge(
-  all: readonly Pool[],
-  folders: Folders,
-  host: Run,
-): Promise<{ judged: Judged[]; unrecorded: Unrecorded[]; duplicates: Judged[][] }> {
-  const attachments = attachmentsOf(folders);
-  const inUse = await addressesInUse(host).catch(() => undefined);
-  const boot = bootTime() - 2000;
-  const judged = all.flatMap((pool) => pool.leases.map((lease) => judgeOne(pool, lease, { attachments, inUse, boot })));
-  const unrecorded = attachments.flatMap((attachment) => {
+export function judge(all: readonly Pool[], evidence: Evidence): Judgement {
+  const judged = all.flatMap((pool) => pool.leases.map((lease) => judgeOne(pool, lease, evidence)));
+  const living = evidence.attachments.filter((one) => lifeOf(one, evidence).state === "alive");
+  const claims = living.flatMap((attachment) => {
     const pool = all.find((one) => one.network === attachment.network);
-    if (!pool || netnsState(attachment.netns) !== "netns") return [];
-    const missing = addressesOf(attachment).filter((ip) =>
-      !pool.leases.some((lease) => lease.ip === ip) && belongs(pool, ip)
-    );
-    return missing.map((ip) => ({ pool, ip, attachment }));
+    if (!pool) return [];
+    return addressesOf(attachment).filter((ip) => belongs(pool, ip)).map((ip) => ({ pool, ip, attachment }));
   });
-  return { judged, unrecorded, duplicates: twice(judged) };
+  const unrecorded = claims.filter(({ pool, ip }) =>
+    !judged.some(({ pool: { network }, lease }) =>
+      network === pool.network && lease.ip === ip && lease.containerId !== ""
+    )
+  );
+  return { judged, unrecorded, duplicates: duplicatesOf(judged, claims) };
 }
 
 function belongs(pool: Pool, ip: string): boolean {
@@ -150,61 +238,48 @@ function belongs(pool: Pool, ip: string): boolean {
     (pool.sets.length === 0 || pool.sets.some((set) => rangeOf(set, address) !== undefined));
 }
 
-interface Known {
-  readonly attachments: readonly Cached[];
-  readonly inUse: ReadonlyMap<string, string> | undefined;
-  readonly boot: number;
-}
-
-function judgeOne(pool: Pool, lease: Lease, { attachments, inUse, boot }: Known): Judged {
-  if (lease.containerId === "") {
-    return { pool, lease, state: "empty", evidence: "the file is empty: what a crash left" };
-  }
-  const attachment = attachments.find((one) =>
-    one.network === pool.network && one.containerId === lease.containerId &&
-    (lease.ifName === undefined || one.ifName === lease.ifName)
-  );
-  const where = inUse?.get(lease.ip);
-  if (attachment) {
-    const alive = netnsState(attachment.netns) === "netns";
-    if (alive && inUse && where === undefined) {
-      const evidence = `${attachment.netns} lives, but no interface in it has the address`;
-      return { pool, lease, attachment, state: "idle", evidence };
-    }
-    if (alive) return { pool, lease, attachment, state: "alive", evidence: `namespace ${attachment.netns}` };
-    if (where === undefined) {
-      return {
-        pool,
-        lease,
-        attachment,
-        state: "netns gone",
-        evidence: `${attachment.netns || "its namespace"} is gone; DEL never came`,
-      };
-    }
-  }
-  if (where !== undefined) {
-    return {
-      pool,
-      lease,
-      ...(attachment && { attachment }),
-      state: "in use, unknown",
-      evidence: `in use in ${where}; no runtime's cache knows the container`,
-    };
-  }
-  if (lease.written.getTime() < boot) {
-    return {
-      pool,
-      lease,
-      state: "before boot",
-      evidence: "older than this boot, in no namespace, in no runtime's cache",
-    };
-  }
-  return {
+function judgeOne(pool: Pool, lease: Lease, known: Evidence): Judged {
+  const { attachment, life } = holderOf(pool, lease, known);
+  const found = (state: State, evidence: string) => ({
     pool,
     lease,
-    state: "unknown",
-    evidence: inUse ? "in no namespace, in no runtime's cache" : "namespaces could not be looked at",
-  };
+    state,
+    evidence,
+    ...(attachment && { attachment }),
+  });
+  const where = known.inUse.get(lease.ip);
+  if (life?.state === "alive" && attachment) {
+    if (where !== undefined || !wasSeen(attachment, known)) return found("alive", life.evidence);
+    return found("idle", `${attachment.netns} lives, but no interface in it has the address`);
+  }
+  if (where !== undefined) {
+    const why = lease.containerId === "" ? "the file is empty" : "no runtime's cache knows the container";
+    return found("in use, unknown", life?.evidence ?? `in use in ${where}; ${why}`);
+  }
+  if (life?.state === "gone") return found("netns gone", life.evidence);
+  if (life) return found("not examined", life.evidence);
+  if (known.doubt !== "") return found("not examined", `in no namespace that was looked at, but ${known.doubt}`);
+  if (lease.containerId === "") return found("empty", "the file is empty: what a crash left");
+  if (lease.written.getTime() < known.boot) {
+    return found("before boot", "older than this boot, in no namespace, in no runtime's cache");
+  }
+  return found("unknown", "in no namespace, in no runtime's cache");
+}
+
+/** The attachment that a lease is for. A lease that names no interface is for all of the container; then the one that lives counts. */
+function holderOf({ network }: Pool, lease: Lease, known: Evidence): { attachment?: Cached; life?: Life } {
+  if (lease.containerId === "") return {};
+  const holders = known.attachments.filter((one) =>
+    one.network === network && one.containerId === lease.containerId &&
+    (lease.ifName === undefined || one.ifName === lease.ifName)
+  ).map((attachment) => ({ attachment, life: lifeOf(attachment, known) }));
+  return ["alive", "unknown", "gone"].flatMap((state) => holders.filter(({ life }) => life.state === state))[0] ?? {};
+}
+
+/** Were the addresses in this namespace looked at? */
+function wasSeen({ netns }: Cached, { unseen }: Evidence): boolean {
+  const ns = unseen.length === 0 ? "" : inodeOf(netns);
+  return !unseen.some((one) => one.ns === "" || one.ns === ns);
 }
 
 /** Addresses that host-local gave to an attachment, by its cached result. */
@@ -221,11 +296,27 @@ export function addressesOf({ result, ifName }: Cached): string[] {
   return own.flatMap(({ address = "" }) => canonicalAddress(address.split("/")[0] ?? "") ?? []);
 }
 
-/** Leases of one address in several folders whose ranges are the same. */
-function twice(judged: readonly Judged[]): Judged[][] {
-  const byIp = new Map<string, Judged[]>();
-  for (const one of judged) byIp.set(one.lease.ip, [...byIp.get(one.lease.ip) ?? [], one]);
-  return [...byIp.values()].filter((list) => list.filter(({ state }) => state === "alive").length > 1);
+/** Addresses that more than one living container has: whoever has a lease, and whoever was given the address by a result. */
+function duplicatesOf(judged: readonly Judged[], used: readonly Unrecorded[]): Claim[][] {
+  const claims = new Map<string, Claim[]>();
+  const claim = (one: Claim) => {
+    const others = claims.get(one.ip) ?? [];
+    const known = others.some(({ pool, containerId, ifName }) =>
+      pool.network === one.pool.network && containerId === one.containerId &&
+      (ifName === undefined || ifName === one.ifName)
+    );
+    if (!known) claims.set(one.ip, [...others, one]);
+  };
+  for (const { pool, lease: { ip, containerId, ifName }, state, evidence } of judged) {
+    // Of those that are not known to live, only one whose address a living container of the same network has.
+    const isRival = !GONE.includes(state) && containerId !== "" &&
+      used.some((one) => one.ip === ip && one.pool.network === pool.network);
+    if (state === "alive" || isRival) claim({ pool, ip, containerId, ifName, recorded: true, evidence });
+  }
+  for (const { pool, ip, attachment: { containerId, ifName, netns } } of used) {
+    claim({ pool, ip, containerId, ifName, recorded: false, evidence: `namespace ${netns}` });
+  }
+  return [...claims.values()].filter((list) => list.length > 1);
 }
 
 /** How full a pool's set is. */

@@ -5,7 +5,7 @@ import type { Plugin } from "../cni/plugin.ts";
 import { aboutText, errorText, pluginMain } from "../cni/skel.ts";
 import { CliError, type CommandCall, GROUPS, helpText, nearest, parseCall, status } from "./command.ts";
 import { COMMANDS, findCommand } from "./commands.ts";
-import { columns, complain, painter, say } from "./terminal.ts";
+import { columns, complain, oneLine, painter, say } from "./terminal.ts";
 
 /** How the program was called, and what it has. */
 export interface Invocation {
@@ -70,7 +70,9 @@ function failure(name: string, error: unknown, json: boolean): number {
   }
   const paint = painter(Deno.stderr);
   complain(
-    `${paint("bold", `cnibox ${name}:`)} ${paint("red", message)}\n${advice.map((line) => `  ${line}\n`).join("")}`,
+    `${paint("bold", `cnibox ${name}:`)} ${paint("red", oneLine(message))}\n${
+      advice.map((line) => `  ${oneLine(line)}\n`).join("")
+    }`,
   );
   return number;
 }
@@ -104,7 +106,7 @@ function described(error: unknown): { number: number; message: string; advice: r
 function unknown(word: string, invocation: Invocation, as: "word" | "name" = "word"): number {
   const words = COMMANDS.filter(({ hidden }) => !hidden).map(({ name }) => name);
   const near = nearest(word, [...words, ...invocation.names]);
-  complain(`cnibox: unknown command or plugin "${word}"\n${near ? `  did you mean ${near}?\n` : ""}`);
+  complain(`cnibox: unknown command or plugin "${oneLine(word)}"\n${near ? `  did you mean ${near}?\n` : ""}`);
   if (as === "name") complain(`\n${overview(invocation)}`);
   else complain("  cnibox --help lists commands and plugins\n");
   return as === "name" ? status.failed : status.usage;

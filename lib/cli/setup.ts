@@ -12,13 +12,14 @@ import {
 import { CACHE_FOLDER, type Cached, listAttachments } from "../cni/result_cache.ts";
 import { holderOf, lockWithin } from "../kernel/flock.ts";
 import { fileIdentity } from "../kernel/proc.ts";
+import { openRegular, readRegularText, UnusableFile } from "../kernel/regular_file.ts";
 import { netnsState } from "../kernel/netns.ts";
 import { isOwnFolder, notAlone, RUN_FOLDER } from "../kernel/run_folder.ts";
 import { sha512 } from "../net/sha512.ts";
 import { isObject } from "../cni/decode.ts";
 import { CliError, type CommandCall, nearest, status, usageError } from "./command.ts";
 import { JsonError, parseJsonc, positionOf, valueOf } from "./jsonc.ts";
-import { complain } from "./terminal.ts";
+import { complain, oneLine } from "./terminal.ts";
 
 /** Where things are on the node; `--root` puts all of them below a folder. */
 export interface Folders {
@@ -60,9 +61,13 @@ function trimmed(folder: string): string {
   return folder.length > 1 ? folder.replace(/\/+$/, "") : folder;
 }
 
-/** A note that is no failure. */
+const noted = new Set<string>();
+
+/** A note that is no failure; said once, however often it is found. */
 export function note(text: string): void {
-  complain(`cnibox: ${text}\n`);
+  if (noted.has(text)) return;
+  noted.add(text);
+  complain(`cnibox: ${oneLine(text)}\n`);
 }
 
 /** Finds a network by its name; broken files beside it are passed over with a note. */
@@ -108,7 +113,16 @@ export function networkOfFile(file: string): NetworkList {
   return list;
 }
 
-/** Text of a file that a person named; `-` is standard input. */
+/** Text of a file that was found in a folder. */
+export function readFound(file: string): string {
+  try {
+    return readRegularText(file, { links: true });
+  } catch (error) {
+    throw fileError(file, error);
+  }
+}
+
+/** Text of a file that a person named, which may be a pipe; `-` is standard input. */
 export function readText(file: string): string {
   try {
     if (file === "-") return new TextDecoder().decode(readAll(Deno.stdin));
@@ -136,6 +150,7 @@ function readAll(stream: { readSync(buffer: Uint8Array): number | null }): Uint8
 /** What went wrong with a file, as an error for people. */
 export function fileError(file: string, error: unknown): CliError {
   if (error instanceof Deno.errors.NotFound) return new CliError(`${file}: no such file or folder`, status.unknown);
+  if (error instanceof UnusableFile) return new CliError(`${error.path}: it is ${error.what}`, status.failed);
   if (error instanceof Deno.errors.PermissionDenied) {
     return new CliError(`${file}: permission denied`, status.noRights, ["run this command as root"]);
   }
@@ -279,7 +294,7 @@ export function ifNameOf(call: CommandCall): string {
 /** Attachments on disk of one container, or all of them. */
 export function attachmentsOf(folders: Folders, containerId?: string): Cached[] {
   try {
-    const all = listAttachments(folders.cache);
+    const all = listAttachments(folders.cache, note);
     return containerId === undefined ? all : all.filter((one) => one.containerId === containerId);
   } catch (error) {
     throw fileError(folders.cache, error);
@@ -290,7 +305,7 @@ export function attachmentsOf(folders: Folders, containerId?: string): Cached[] 
 export async function onlyOne(name: string, doing: string): Promise<Deno.FsFile> {
   if (!isOwnFolder(RUN_FOLDER)) throw new CliError(notAlone(RUN_FOLDER), status.failed);
   const path = `${RUN_FOLDER}/${name}.lock`;
-  const file = Deno.openSync(path, { write: true, create: true, mode: 0o600 });
+  const file = openRegular(path, { write: true, create: 0o600 });
   if (await lockWithin(file, 20_000)) return file;
   const holder = holderOf(file.statSync().ino ?? 0);
   file.close();

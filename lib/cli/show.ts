@@ -5,7 +5,7 @@ import { CliError, type CommandCall, status } from "./command.ts";
 import { portText } from "./network.ts";
 import { foldersOf, note } from "./setup.ts";
 import { type NetworkView, type Problem, type Survey, survey, type View } from "./survey.ts";
-import { ageOf, columns, jsonText, type Paint, painter, say } from "./terminal.ts";
+import { ageOf, CLEAR, columns, jsonText, oneLine, type Paint, painter, say } from "./terminal.ts";
 
 /** How often `--watch` looks again, in milliseconds. */
 const WATCH_MS = 2_000;
@@ -30,7 +30,7 @@ export async function show(call: CommandCall): Promise<number> {
   for (;;) {
     const text = await once();
     // Home, the new picture, then whatever was below the old one.
-    say(Deno.stdout.isTerminal() ? `\x1b[H\x1b[2J${text}` : text);
+    say(Deno.stdout.isTerminal() ? CLEAR + text : text);
     await new Promise((resolve) => setTimeout(resolve, WATCH_MS));
   }
 }
@@ -94,7 +94,7 @@ export function healthOf({ state, problems }: View): "ok" | "broken" | "gone" | 
 
 /** Problems that somebody should do something about. */
 export function real(problems: readonly Problem[]): readonly Problem[] {
-  return problems.filter(({ code }) => code !== "not-cached");
+  return problems.filter(({ code }) => code !== "not-cached" && code !== "not-examined");
 }
 
 function subnetsOf({ sets }: Pick<NetworkView, "sets">): string[] {
@@ -105,8 +105,8 @@ function textOf(seen: Survey): string {
   const paint = painter();
   const parts = seen.networks.map((network) => networkText(network, seen, paint));
   if (parts.length === 0) parts.push("no networks: nothing is configured, and nothing is attached\n");
-  for (const { network, name, text } of seen.orphans) {
-    parts.push(`${paint("yellow", "!")} ${name}: ${text}\n    ${paint("dim", `cnibox gc ${network}`)}\n`);
+  for (const { name, text, mend } of seen.orphans) {
+    parts.push(`${paint("yellow", "!")} ${oneLine(`${name}: ${text}`)}\n    ${paint("dim", oneLine(mend))}\n`);
   }
   for (const text of seen.blind) note(text);
   return parts.join("\n");
@@ -124,7 +124,7 @@ function networkText(network: NetworkView, { views, leases }: Survey, paint: Pai
     // Nobody runs out of the addresses of an IPv6 network.
     ...(total > 0n ? [total < 1n << 32n ? `${taken} of ${total} addresses taken` : `${taken} addresses taken`] : []),
   ];
-  const head = `${paint("bold", name)}  ${paint("dim", facts.join(" · "))}\n`;
+  const head = `${paint("bold", oneLine(name))}  ${paint("dim", oneLine(facts.join(" · ")))}\n`;
   if (own.length === 0) return `${head}  nothing attached\n`;
   const rows = own.map((view) => [...rowOf(view), stateText(view, paint)]);
   const titles = ["CONTAINER", "IF", "ADDRESS", "PORTS", "HOST END", "NAMESPACE", "AGE", "STATE"].map((title) =>
@@ -133,8 +133,8 @@ function networkText(network: NetworkView, { views, leases }: Survey, paint: Pai
   const table = columns([titles, ...rows], "  ");
   const problems = own.flatMap((view) =>
     real(view.problems).map(({ text, mend }) =>
-      `  ${paint("red", "!")} ${shortId(view.containerId)} ${view.ifName}: ${text}${
-        mend ? `\n      ${paint("dim", mend)}` : ""
+      `  ${paint("red", "!")} ${oneLine(`${shortId(view.containerId)} ${view.ifName}: ${text}`)}${
+        mend ? `\n      ${paint("dim", oneLine(mend))}` : ""
       }\n`
     )
   );

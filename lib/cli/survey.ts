@@ -10,14 +10,25 @@ import { parseResult } from "../cni/version.ts";
 import { hostPortChain } from "../attach/host_ports.ts";
 import type { RangeSet } from "../ipam/range.ts";
 import type { Lease } from "../ipam/store.ts";
-import { addressesInUse } from "../kernel/all_netns.ts";
+import { unseenText } from "../kernel/all_netns.ts";
 import type { Link } from "../kernel/ip.ts";
 import { netnsState } from "../kernel/netns.ts";
 import { unreadableTables } from "../kernel/iptables.ts";
-import { inNetns, type Run, systemRun, toolPath } from "../kernel/run.ts";
+import { inNetns, must, type Run, systemRun, toolPath } from "../kernel/run.ts";
 import { parseAddress } from "../net/cidr.ts";
 import { chainName, nftAttachmentHash } from "../net/name.ts";
-import { type Pool, pools } from "./leases.ts";
+import {
+  type Claim,
+  type Evidence,
+  gather,
+  GONE,
+  judge,
+  type Judged,
+  type Judgement,
+  lifeOf,
+  type Pool,
+  pools,
+} from "./leases.ts";
 import { attachmentsOf, type Folders } from "./setup.ts";
 
 /** What is wrong with an attachment. */
@@ -26,11 +37,13 @@ export type ProblemCode =
   | "interface-missing"
   | "address-missing"
   | "lease-missing"
+  | "address-shared"
   | "host-link-missing"
   | "port-rules-missing"
   | "masquerade-missing"
   | "firewall-missing"
   | "not-cached"
+  | "not-examined"
   | "no-container";
 
 export interface Problem {
@@ -63,11 +76,11 @@ export interface View {
   readonly problems: readonly Problem[];
 }
 
-/** A lease and the folder that it lies in. */
-export interface LeaseView extends Lease {
+/** A lease, what is known of it, and the folder that it lies in. */
+export interface LeaseView extends Lease, Pick<Judged, "state" | "evidence"> {
   readonly network: string;
   readonly folder: string;
-  /** Path of a namespace that has the address; undefined when none has. */
+  /** Path of a namespace that has the address; undefined when none was found. */
   readonly inUse?: string;
 }
 
@@ -86,6 +99,8 @@ export interface Orphan {
   readonly name: string;
   readonly network: string;
   readonly text: string;
+  /** The command that removes it. */
+  readonly mend: string;
 }
 
 /** All of it. */
@@ -141,11 +156,16 @@ export async function survey(folders: Folders, { network, partial = false }: Sur
   const paths = [
     ...new Set(cached.map(({ netns }) => netns).filter((path) => path !== "" && netnsState(path) === "netns")),
   ];
-  const [links, rules, pods, inUse] = await Promise.all([
-    linksIn(host).catch(() => []),
+  let seesLinks = true;
+  const [links, rules, pods, evidence] = await Promise.all([
+    linksIn(host).catch((error) => {
+      seesLinks = false;
+      blind.push(`the links of this host could not be listed: ${(error as Error).message}`);
+      return [];
+    }),
     rulesNow(host),
     podLinks(host, paths),
-    addressesInUse(host).catch(() => undefined),
+    gather(attachments ?? [], host),
   ]);
   if (!rules.readable) {
     blind.push(
@@ -153,13 +173,13 @@ export async function survey(folders: Folders, { network, partial = false }: Sur
     );
   }
   if (paths.length > 0 && pods.size === 0) blind.push("namespaces cannot be entered without root");
-  if (inUse === undefined) blind.push("not every namespace of this host could be asked for its addresses");
-  const found = all.flatMap(({ network, folder, leases }) => leases.map((lease) => ({ ...lease, network, folder })));
-  const leases = found.map((lease): LeaseView => {
-    const path = inUse?.get(lease.ip);
-    return path === undefined ? lease : { ...lease, inUse: path };
+  blind.push(...evidence.unseen.map((one) => unseenText([one])));
+  const judgement = judge(all, evidence);
+  const leases = judgement.judged.map(({ pool: { network, folder }, lease, state, evidence: why }): LeaseView => {
+    const path = evidence.inUse.get(lease.ip);
+    return { ...lease, network, folder, state, evidence: why, ...(path !== undefined && { inUse: path }) };
   });
-  const around = { links, rules, pods, leases, networks, knowsUse: inUse !== undefined };
+  const around = { links, seesLinks, rules, pods, leases, networks, evidence, judgement };
   const views = [...cached.map((one) => viewOf(one, around)), ...uncached(cached, around)];
   return {
     networks,
@@ -175,9 +195,9 @@ export async function survey(folders: Folders, { network, partial = false }: Sur
   };
 }
 
-async function linksIn(run: Run): Promise<Link[]> {
-  const { code, stdout } = await run({ argv: ["ip", "-j", "-d", "addr", "show"] });
-  if (code !== 0) return [];
+/** Links of a namespace, with their addresses and details. Throws when they cannot be listed. */
+export async function linksIn(run: Run): Promise<Link[]> {
+  const stdout = await must(run, { argv: ["ip", "-j", "-d", "addr", "show"] });
   return (JSON.parse(stdout || "[]") as Link[]).filter(({ ifname }) => ifname !== undefined);
 }
 
@@ -250,19 +270,21 @@ const textOf = (value: unknown): string => typeof value === "string" ? value : "
 
 interface Around {
   readonly links: readonly Link[];
+  /** Whether the links are all that there are. */
+  readonly seesLinks: boolean;
   readonly rules: Rules;
   readonly pods: ReadonlyMap<string, readonly Link[]>;
   readonly leases: readonly LeaseView[];
   readonly networks: readonly NetworkView[];
-  /** Could every namespace be asked for its addresses? */
-  readonly knowsUse: boolean;
+  readonly evidence: Evidence;
+  readonly judgement: Judgement;
 }
 
 /** What is known of an attachment that is on disk. */
 function viewOf(cached: Cached, around: Around): View {
   const { network, containerId, ifName } = cached;
   const { netns } = cached;
-  const state = netns === "" ? "unknown" : netnsState(netns) === "netns" ? "alive" : "gone";
+  const { state, evidence } = lifeOf(cached, around.evidence);
   const result = resultOf(cached);
   const pod = around.pods.get(netns);
   const inside = pod?.find(({ ifname }) => ifname === ifName);
@@ -276,7 +298,7 @@ function viewOf(cached: Cached, around: Around): View {
     (result?.interfaces ?? []).find(({ name, sandbox }) =>
       !sandbox && around.links.some((link) => link.ifname === name && link.linkinfo?.info_kind === "bridge")
     )?.name ?? "";
-  const problems = problemsOf({ ...base, addresses, inside, outside, pod, own, list, result }, around);
+  const problems = problemsOf({ ...base, evidence, addresses, inside, outside, pod, own, list, result }, around);
   return {
     ...base,
     ...(result && { result }),
@@ -327,6 +349,8 @@ interface Facts {
   readonly ifName: string;
   readonly netns: string;
   readonly state: View["state"];
+  /** What the state is known by. */
+  readonly evidence: string;
   readonly addresses: readonly string[];
   readonly ports: readonly unknown[];
   readonly inside: Link | undefined;
@@ -339,12 +363,14 @@ interface Facts {
 }
 
 function problemsOf(facts: Facts, around: Around): Problem[] {
-  const { network, containerId, ifName, netns, state, pod, inside, outside, addresses, own, list, result } = facts;
+  const { network, containerId, ifName, netns, state, evidence, pod, inside, outside, addresses, result } = facts;
   const del = `cnibox del ${network} --id ${containerId} --ifname ${ifName}`;
   if (state === "gone") {
-    return [{ code: "netns-gone", text: `its namespace ${netns} is gone`, mend: `cnibox gc ${network}` }];
+    const text = netns === "" ? evidence : `its namespace ${netns} is gone`;
+    return [{ code: "netns-gone", text, mend: `cnibox gc ${network}` }];
   }
   const problems: Problem[] = [];
+  if (state === "unknown") problems.push({ code: "not-examined", text: evidence, mend: "" });
   if (pod && !inside) {
     problems.push({
       code: "interface-missing",
@@ -364,7 +390,7 @@ function problemsOf(facts: Facts, around: Around): Problem[] {
       }
     }
     const pair = inside.linkinfo?.info_kind === "veth" && (result?.interfaces ?? []).some(({ sandbox }) => !sandbox);
-    if (pair && !outside) {
+    if (pair && !outside && around.seesLinks) {
       problems.push({
         code: "host-link-missing",
         text: `the host's end of ${ifName} is gone`,
@@ -372,25 +398,44 @@ function problemsOf(facts: Facts, around: Around): Problem[] {
       });
     }
   }
+  problems.push(...leaseProblems(facts, around));
+  if (around.rules.readable && state === "alive") problems.push(...missingRules(facts, around.rules));
+  return problems;
+}
+
+/** Addresses of host-local that no lease names, or that others have as well. */
+function leaseProblems({ network, containerId, ifName, addresses, own, list }: Facts, around: Around): Problem[] {
   const ipam = list?.plugins.map(({ config }) => lookup(config, "ipam")).find((one) =>
     isObject(one) && lookup(one, "type") !== undefined
   );
-  if (isObject(ipam) && lookup(ipam, "type") === "host-local") {
-    for (const cidr of addresses) {
-      const ip = cidr.split("/")[0] ?? "";
-      if (own.some((lease) => lease.ip === ip)) continue;
-      const other = around.leases.find((lease) => lease.ip === ip && lease.network === network);
-      problems.push({
-        code: "lease-missing",
-        text: other
-          ? `${ip} is recorded for ${other.containerId} ${other.ifName ?? ""}`
-          : `${ip} is not recorded: it may be given to another`,
-        mend: `cnibox ipam repair ${network}`,
-      });
+  const isKept = isObject(ipam) && lookup(ipam, "type") === "host-local";
+  return addresses.flatMap((cidr): Problem[] => {
+    const ip = cidr.split("/")[0] ?? "";
+    const claims = around.judgement.duplicates.find((list) => list[0]?.ip === ip) ?? [];
+    const isOwn = (one: Claim) =>
+      one.pool.network === network && one.containerId === containerId &&
+      (one.ifName === undefined || one.ifName === ifName);
+    if (claims.some(isOwn)) {
+      const others = claims.filter((one) => !isOwn(one)).map((one) =>
+        `${one.containerId} ${one.ifName ?? ""}`.trim() +
+        (one.pool.network === network ? "" : ` on ${one.pool.network}`)
+      );
+      return [{
+        code: "address-shared",
+        text: `${ip} is also that of ${others.join(" and ")}`,
+        mend: `cnibox del ${network} --id ${containerId} --ifname ${ifName}, then add it again`,
+      }];
     }
-  }
-  if (around.rules.readable && state === "alive") problems.push(...missingRules(facts, around.rules));
-  return problems;
+    if (!isKept || own.some((lease) => lease.ip === ip)) return [];
+    const other = around.leases.find((lease) => lease.ip === ip && lease.network === network);
+    return [{
+      code: "lease-missing",
+      text: other?.containerId
+        ? `${ip} is recorded for ${other.containerId} ${other.ifName ?? ""}`
+        : `${ip} is not recorded: it may be given to another`,
+      mend: `cnibox ipam repair ${network}`,
+    }];
+  });
 }
 
 /** Rules that the plugins of the network should have set. */
@@ -438,7 +483,7 @@ function uncached(cached: readonly Cached[], around: Around): View[] {
     const key = `${lease.network} ${lease.containerId} ${ifName}`;
     const known = views.get(key);
     const netns = known?.netns || (lease.inUse ?? "");
-    const state = netns !== "" ? "alive" : around.knowsUse ? "gone" : "unknown";
+    const state = netns !== "" ? "alive" : GONE.includes(lease.state) ? "gone" : "unknown";
     views.set(key, {
       network: lease.network,
       containerId: lease.containerId,
@@ -450,32 +495,47 @@ function uncached(cached: readonly Cached[], around: Around): View[] {
       leases: [...known?.leases ?? [], lease.ip],
       ports: [],
       since: lease.written,
-      problems: state === "gone"
-        ? [{
-          code: "no-container",
-          text: "no namespace has its address, and no runtime remembers it",
-          mend: `cnibox ipam repair ${lease.network}`,
-        }]
-        : [{ code: "not-cached", text: "no runtime remembers it: only its lease does", mend: "" }],
+      problems: [uncachedProblem(lease, state)],
     });
   }
   return [...views.values()];
 }
 
+function uncachedProblem({ network, ip, state, evidence }: LeaseView, of: View["state"]): Problem {
+  if (of === "alive") {
+    return { code: "not-cached", text: "no runtime remembers it: only its lease does", mend: "" };
+  }
+  if (state === "not examined") return { code: "not-examined", text: evidence, mend: "" };
+  const mend = GONE.includes(state) ? `cnibox ipam repair ${network}` : `cnibox ipam free ${ip}`;
+  return { code: "no-container", text: "no namespace has its address, and no runtime remembers it", mend };
+}
+
+/** Whose a host's end is by its alias, and whether the other end is in another namespace: then that one lives. */
+export function ownerByAlias({ ifalias, link_netnsid }: Link): (Owner & { lives: boolean }) | undefined {
+  const [, network, containerId, ifName] = /^cni:([^:]+):([^:]+):(.+)$/s.exec(ifalias ?? "") ?? [];
+  if (network === undefined || containerId === undefined || ifName === undefined) return undefined;
+  return { network, containerId, ifName, lives: link_netnsid !== undefined };
+}
+
+type Owner = Pick<View, "network" | "containerId" | "ifName">;
+
 /** Host ends of pairs whose alias names nobody. */
 function orphanLinks(views: readonly View[], links: readonly Link[], network: string | undefined): Orphan[] {
-  return links.flatMap(({ ifname, ifalias }) => {
-    const [, name = "", containerId = "", ifName = ""] = /^cni:([^:]+):([^:]+):(.+)$/.exec(ifalias ?? "") ?? [];
-    if (name === "" || (network !== undefined && name !== network)) return [];
-    const owner = views.some((view) =>
+  return links.flatMap((link) => {
+    const owner = ownerByAlias(link);
+    if (!owner || (network !== undefined && owner.network !== network)) return [];
+    const { network: name, containerId, ifName, lives } = owner;
+    const isKnown = views.some((view) =>
       view.network === name && view.containerId === containerId && view.ifName === ifName
     );
-    if (owner) return [];
+    if (isKnown) return [];
     return [{
       what: "link" as const,
-      name: ifname,
+      name: link.ifname,
       network: name,
-      text: `link of container ${containerId} (${ifName}), which nobody knows`,
+      text: `link of container ${containerId} (${ifName}), which nobody knows` +
+        (lives ? ", and whose namespace lives" : ""),
+      mend: lives ? `cnibox del ${name} --id ${containerId} --ifname ${ifName}` : `cnibox gc ${name}`,
     }];
   });
 }
@@ -493,7 +553,7 @@ function orphanChains(views: readonly View[], { ipv4, ipv6 }: Rules, network: st
       views.some((view) => view.network === name && view.containerId === id)
     ) continue;
     const text = `iptables rules of container ${id}, which nobody knows`;
-    found.set(`${name} ${id}`, { what: "chain", name: id, network: name, text });
+    found.set(`${name} ${id}`, { what: "chain", name: id, network: name, text, mend: `cnibox gc ${name}` });
   }
   return [...found.values()];
 }

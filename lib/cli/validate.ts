@@ -15,8 +15,8 @@ import { IPAM_RULES, type MemberView, NEEDS_OTHERS, RULES } from "./config_rules
 import { type Finding, Section, type Severity, shown, Source } from "./config_source.ts";
 import { type Node, valueOf } from "./jsonc.ts";
 import { watchedRuntime } from "./runtime.ts";
-import { fileError, type Folders, foldersOf, readText } from "./setup.ts";
-import { jsonText, painter, say } from "./terminal.ts";
+import { fileError, type Folders, foldersOf, readFound, readText } from "./setup.ts";
+import { jsonText, oneLine, painter, say } from "./terminal.ts";
 
 /** Exit statuses of `validate`. */
 const RESULT = { clean: 0, warnings: 1, errors: 2 } as const;
@@ -122,7 +122,7 @@ async function folderNetworks(folder: string, known: Known, extra: Finding[]): P
     const file = `${folder}/${name}`;
     if (isDirectory) continue;
     if (READ.includes(extensionOf(name))) {
-      networks.push(await fileNetwork(file, known));
+      networks.push(await fileNetwork(file, known, readFound));
       continue;
     }
     // Whoever left these behind may wonder why they do nothing, or be glad.
@@ -140,19 +140,20 @@ async function folderNetworks(folder: string, known: Known, extra: Finding[]): P
   return networks;
 }
 
+/** A file, or the finding that it cannot be read. */
+function sourceOf(file: string, read: (file: string) => string): Source {
+  try {
+    return new Source(file, read(file));
+  } catch (error) {
+    const source = new Source(file, "");
+    source.error("unreadable", undefined, (error as Error).message.replace(`${file}: `, ""));
+    return source;
+  }
+}
+
 /** Looks at one file. */
-async function fileNetwork(file: string, known: Known): Promise<Network> {
-  let text = "";
-  const source = ((): Source => {
-    try {
-      text = readText(file);
-      return new Source(file, text);
-    } catch (error) {
-      const source = new Source(file, "");
-      source.error("unreadable", undefined, (error as Error).message.replace(`${file}: `, ""));
-      return source;
-    }
-  })();
+async function fileNetwork(file: string, known: Known, read = readText): Promise<Network> {
+  const source = sourceOf(file, read);
   const network: Network = { source, file, types: [], bridges: [], subnets: [] };
   if (source.findings.length > 0) return network;
   const root = source.parse();
@@ -253,8 +254,8 @@ async function list(section: Section, network: Network, known: Known): Promise<v
       );}
   });
   for (const file of siblings) {
-    const inner = new Source(file, readText(file));
-    const root = inner.parse();
+    const inner = sourceOf(file, readFound);
+    const root = inner.findings.length > 0 ? undefined : inner.parse();
     if (root?.kind === "object") members.push(new Section(inner, root));
     else if (root) inner.error("json", root, "a configuration is an object in braces");
     if (root?.kind !== "object") source.include(inner);
@@ -736,8 +737,8 @@ function textOf({ files, findings, picked }: Report): string {
   };
   const lines = findings.map(({ file, line, column, severity, message, hint }) => {
     const where = line === 0 ? file : `${file}:${line}:${column}`;
-    return `${paint("bold", where)}: ${paint(colours[severity], severity)}: ${message}${
-      hint ? `\n    ${paint("dim", hint)}` : ""
+    return `${paint("bold", oneLine(where))}: ${paint(colours[severity], severity)}: ${oneLine(message)}${
+      hint ? `\n    ${paint("dim", oneLine(hint))}` : ""
     }`;
   });
   const count = (severity: Severity) => findings.filter((one) => one.severity === severity).length;
@@ -748,9 +749,9 @@ function textOf({ files, findings, picked }: Report): string {
       file === ""
         ? `${folder}: no configuration: runtimes say "cni config uninitialized"`
         : usable
-        ? `${folder}: runtimes take ${
-          file.slice(folder.length + 1)
-        }, network "${network}", for containers that name no other`
+        ? `${folder}: runtimes take ${file.slice(folder.length + 1)}, network "${
+          oneLine(network)
+        }", for containers that name no other`
         : `${folder}: runtimes take ${file.slice(folder.length + 1)} first, and fail with it`,
     );
   }

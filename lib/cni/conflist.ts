@@ -2,6 +2,7 @@
  * Network configuration as a runtime sees it: lists and single configurations, loaded from a folder with the reference
  * library's rules and words, and the request that each member of a list is sent.
  */
+import { readRegular, UnusableFile } from "../kernel/regular_file.ts";
 import { isObject, lookup } from "./decode.ts";
 import { CniError, goQuote } from "./error.ts";
 import type { Attachment, JsonObject } from "./types.ts";
@@ -243,6 +244,7 @@ export function extensionOf(name: string): string {
 }
 
 function systemWords(error: unknown): string {
+  if (error instanceof UnusableFile) return `it is ${error.what}`;
   if (error instanceof Deno.errors.NotFound) return "no such file or directory";
   if (error instanceof Deno.errors.PermissionDenied) return "permission denied";
   if (error instanceof Deno.errors.IsADirectory) return "is a directory";
@@ -251,7 +253,8 @@ function systemWords(error: unknown): string {
 
 function readFile(file: string): Uint8Array {
   try {
-    return Deno.readFileSync(file);
+    // Configurations may be links: that is how volumes of Kubernetes are made.
+    return readRegular(file, { links: true });
   } catch (error) {
     throw new ConfigError(`error reading ${file}: ${systemWords(error)}`, file);
   }

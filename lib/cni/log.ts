@@ -1,4 +1,5 @@
 /** The operator's log: one JSON object a line in the file that CNIBOX_LOG names. Loaded only when asked for. */
+import { openRegular } from "../kernel/regular_file.ts";
 import type { Command, Output, RunHooks } from "../kernel/run.ts";
 import type { CniError } from "./error.ts";
 import type { JsonObject } from "./types.ts";
@@ -80,7 +81,7 @@ function append(path: string, line: string): void {
   } catch {
     // Not there yet.
   }
-  const file = Deno.openSync(path, { append: true, create: true, mode: 0o600 });
+  const file = openRegular(path, { append: true, create: 0o600, links: true });
   try {
     file.writeSync(new TextEncoder().encode(line));
   } finally {

@@ -4,6 +4,7 @@
  */
 // This engine has no Uint8Array.toBase64 yet.
 import { Buffer } from "node:buffer";
+import { readRegularText, usable } from "../kernel/regular_file.ts";
 import { byBytes, type NetworkList, sortedJson } from "./conflist.ts";
 import { isObject } from "./decode.ts";
 import { CniError, goQuote } from "./error.ts";
@@ -94,13 +95,15 @@ function remove(path: string): void {
   }
 }
 
-/** Reads a cache file; undefined when there is none, or when it is not one. */
-export function readCache(file: string): Cached | undefined {
+/** Reads a cache file; undefined when there is none, or when it is not one. `warn` is told of what nobody should have put there. */
+export function readCache(file: string, warn: (note: string) => void = () => {}): Cached | undefined {
   let source: unknown;
   let written: Date | null;
   try {
-    source = JSON.parse(Deno.readTextFileSync(file));
-    written = Deno.statSync(file).mtime;
+    const text = usable(() => readRegularText(file), warn);
+    if (text === undefined) return undefined;
+    source = JSON.parse(text);
+    written = Deno.lstatSync(file).mtime;
   } catch {
     return undefined;
   }
@@ -134,8 +137,8 @@ function isPair(value: unknown): value is [string, string] {
   return Array.isArray(value) && value.length === 2 && value.every((part) => typeof part === "string");
 }
 
-/** Every attachment on disk, sorted by file name; files that are none are passed over. */
-export function listAttachments(folder: string): Cached[] {
+/** Every attachment on disk, sorted by file name; what is not one is skipped. */
+export function listAttachments(folder: string, warn: (note: string) => void = () => {}): Cached[] {
   let names: string[];
   try {
     names = [...Deno.readDirSync(folder)].map(({ name }) => name);
@@ -143,7 +146,7 @@ export function listAttachments(folder: string): Cached[] {
     if (error instanceof Deno.errors.NotFound) return [];
     throw error;
   }
-  return names.sort(byBytes).map((name) => readCache(`${folder}/${name}`)).filter((one) => one !== undefined);
+  return names.sort(byBytes).map((name) => readCache(`${folder}/${name}`, warn)).filter((one) => one !== undefined);
 }
 
 /**
@@ -154,7 +157,7 @@ export function listAttachments(folder: string): Cached[] {
 export function cachedResult(folder: string, key: Key, version: string): JsonObject | undefined {
   let text: string;
   try {
-    text = Deno.readTextFileSync(cachePath(folder, key));
+    text = readRegularText(cachePath(folder, key));
   } catch (error) {
     if (error instanceof Error && error.message.startsWith("cache file path")) throw error;
     return undefined;

@@ -5,7 +5,7 @@
  * @module
  */
 import { all, CniError, code } from "../cni/error.ts";
-import { addressesInUse } from "../kernel/all_netns.ts";
+import { addressesInUse, unseenText } from "../kernel/all_netns.ts";
 import { type Address, formatAddress, parseAddress } from "../net/cidr.ts";
 import { type Candidate, candidates, describe, isGateway, rangeOf, type RangeSet, size } from "./range.ts";
 import { findDead, type ProofOptions, type Verdict } from "./reclaim.ts";
@@ -224,8 +224,10 @@ async function explained({ during, ip, lease }: Duplicate, holder: Holder, { hos
   const held = lease === undefined ? "" : `held by ${nameOf(lease)} since ${lease.written.toISOString()}`;
   let where = "";
   try {
-    const path = (await addressesInUse(host)).get(ip);
-    where = path === undefined ? ", in no network namespace of this host" : `, in use in ${path}`;
+    const { inUse, unseen } = await addressesInUse(host);
+    const path = inUse.get(ip);
+    if (path !== undefined) where = `, in use in ${path}`;
+    else where = unseen.length === 0 ? ", in no network namespace of this host" : `, but ${unseenText(unseen)}`;
   } catch {
     // The address alone has to do.
   }

@@ -18,6 +18,7 @@ import { CniError, code } from "../cni/error.ts";
 import { isObject } from "../cni/decode.ts";
 import { runLines } from "../kernel/batch.ts";
 import { commandLine, signal, startBackground } from "../kernel/background.ts";
+import { readRegular, readRegularText } from "../kernel/regular_file.ts";
 import { addrAdd, addrDel, addrShow, type Link, linkUp } from "../kernel/ip.ts";
 import { fileIdentity, readKernelFile } from "../kernel/proc.ts";
 import { failureText, inNetns, type Run } from "../kernel/run.ts";
@@ -80,7 +81,7 @@ export function writeRecord(folder: string, record: LeaseRecord): void {
 /** The record of a folder; undefined when there is none, or none that this program wrote. */
 export function readRecord(folder: string): LeaseRecord | undefined {
   try {
-    const value: unknown = JSON.parse(Deno.readTextFileSync(`${folder}/record.json`));
+    const value: unknown = JSON.parse(readRegularText(`${folder}/record.json`));
     if (!isObject(value) || value["version"] !== 1) return undefined;
     const texts = ["containerId", "network", "ifName", "netns", "netnsIdentity", "bootId", "mac", "address"];
     if (!texts.every((name) => typeof value[name] === "string")) return undefined;
@@ -107,7 +108,7 @@ export function readRecord(folder: string): LeaseRecord | undefined {
 /** The last event that brought a lease; undefined before the first. */
 export function readLeaseEvent(folder: string): ClientEvent | undefined {
   try {
-    return parseEvent(Deno.readFileSync(`${folder}/lease`));
+    return parseEvent(readRegular(`${folder}/lease`));
   } catch {
     return undefined;
   }
@@ -186,7 +187,7 @@ export function prepareState(state: string): void {
     const path = `${state}/hook/${event}`;
     let present = "";
     try {
-      present = Deno.readTextFileSync(path);
+      present = readRegularText(path);
     } catch {
       // Not there yet.
     }
@@ -219,7 +220,7 @@ export function startClient(
 /** Process ID of the living client of a folder; undefined when there is none. */
 export function clientPid(folder: string): number | undefined {
   try {
-    const pid = Number(Deno.readTextFileSync(`${folder}/pid`).trim());
+    const pid = Number(readRegularText(`${folder}/pid`).trim());
     return pid > 1 && isClient(pid, folder) ? pid : undefined;
   } catch {
     return undefined;
@@ -234,7 +235,7 @@ export function isClient(pid: number, folder: string): boolean {
 /** The last words of a client, for errors. */
 export function clientWords(folder: string): string {
   try {
-    return Deno.readTextFileSync(`${folder}/log`).trim().split("\n").slice(-3).join("; ");
+    return readRegularText(`${folder}/log`).trim().split("\n").slice(-3).join("; ");
   } catch {
     return "";
   }

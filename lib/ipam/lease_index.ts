@@ -16,6 +16,7 @@
  *
  * @module
  */
+import { openRegular } from "../kernel/regular_file.ts";
 import { isForeign } from "../kernel/run_folder.ts";
 import { type Address, formatAddress, parseAddress } from "../net/cidr.ts";
 
@@ -76,8 +77,8 @@ export class LeaseIndex {
   static open(path: string, now: FolderState): LeaseIndex | undefined {
     let file: Deno.FsFile;
     try {
-      if (isForeign(path) || !Deno.lstatSync(path).isFile) return undefined;
-      file = Deno.openSync(path, { read: true, write: true });
+      if (isForeign(path)) return undefined;
+      file = openRegular(path, { write: true });
     } catch {
       return undefined;
     }

@@ -6,6 +6,7 @@
  */
 import { CniError, code } from "../cni/error.ts";
 import { holderOf, lockWithin } from "../kernel/flock.ts";
+import { openRegular, UnusableFile } from "../kernel/regular_file.ts";
 
 /** What waiting for a lock needs. */
 export interface LockOptions {
@@ -62,40 +63,21 @@ export function once(work = () => {}): () => void {
   };
 }
 
-/** Opens the lock file, never through a link, and never anything else in its place: opening a FIFO could wait for ever. */
+/** Opens the lock file, for writing if that is allowed, since some file systems lock only what is open for writing. */
 function openLock(path: string, before: () => void): Deno.FsFile {
-  for (;;) {
-    const found = look(path);
-    if (found === undefined) {
-      before();
-      try {
-        return Deno.openSync(path, { read: true, write: true, createNew: true, mode: 0o750 });
-      } catch (error) {
-        if (error instanceof Deno.errors.AlreadyExists) continue;
-        throw error;
-      }
-    }
-    if (!found.isFile) {
+  if (look(path) === undefined) before();
+  try {
+    return openRegular(path, { write: true, create: 0o750 });
+  } catch (error) {
+    if (error instanceof UnusableFile) {
       throw new CniError(
         code.io,
         `lock file ${path} is not a regular file`,
-        `it is ${kindOf(found)}: find out who put it there, then remove it`,
+        `it is ${error.what}: find out who put it there, then remove it`,
       );
     }
-    const file = openEither(path);
-    if (file === undefined) continue;
-    if (isSame(file.statSync(), found)) return file;
-    file.close();
-  }
-}
-
-/** For writing if that is allowed, since some file systems lock only what is open for writing; undefined when it is gone. */
-function openEither(path: string): Deno.FsFile | undefined {
-  try {
-    return Deno.openSync(path, { read: true, write: true });
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return undefined;
-    return Deno.openSync(path, { read: true });
+    if (error instanceof Deno.errors.NotFound || look(path) === undefined) throw error;
+    return openRegular(path);
   }
 }
 
@@ -110,11 +92,4 @@ function look(path: string): Deno.FileInfo | undefined {
 
 function isSame(a: Deno.FileInfo, b: Deno.FileInfo | undefined): boolean {
   return b !== undefined && a.dev === b.dev && a.ino === b.ino;
-}
-
-function kindOf(info: Deno.FileInfo): string {
-  if (info.isSymlink) return "a symbolic link";
-  if (info.isDirectory) return "a folder";
-  if (info.isFifo) return "a FIFO";
-  return info.isSocket ? "a socket" : "a device";
 }

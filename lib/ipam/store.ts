@@ -14,6 +14,7 @@
 import { CniError, code } from "../cni/error.ts";
 import { type Address, canonicalAddress, compareAddresses, parseAddress } from "../net/cidr.ts";
 import { folderState, LeaseIndex } from "./lease_index.ts";
+import { kindOf, openRegular, readRegularText, UnusableFile } from "../kernel/regular_file.ts";
 import type { Run } from "../kernel/run.ts";
 import { isForeign } from "../kernel/run_folder.ts";
 import { type Lock, lockFolder, type LockOptions, once } from "./lock.ts";
@@ -226,8 +227,7 @@ export class Store {
   cursor(index: number): Address | undefined {
     const path = `${this.folder}/last_reserved_ip.${index}`;
     try {
-      if (Deno.lstatSync(path).isFile) return parseAddress(Deno.readTextFileSync(path));
-      this.#options.warn(`Error retrieving last reserved ip: ${path} is not a regular file`);
+      return parseAddress(readRegularText(path));
     } catch (error) {
       if (error instanceof Deno.errors.NotFound) return undefined;
       this.#options.warn(`Error retrieving last reserved ip: ${systemWords(error)}`);
@@ -243,8 +243,7 @@ export class Store {
     this.#open();
     const path = `${this.folder}/last_reserved_ip.${index}`;
     try {
-      const file = openCursor(path);
-      if (file === undefined) return this.#options.warn(`${path} is not a regular file: the round robin starts anew`);
+      const file = openRegular(path, { write: true, create: 0o600 });
       if (file.statSync().size > ip.length) file.truncateSync(ip.length);
       writeOut(file, ip, { sync: false });
       this.#changed = true;
@@ -262,9 +261,8 @@ export class Store {
   lease(ip: string): Lease | undefined {
     const path = `${this.folder}/${ip}`;
     try {
-      const { isFile, mtime } = Deno.lstatSync(path);
-      if (!isFile) return undefined;
-      const text = Deno.readTextFileSync(path);
+      const text = readRegularText(path);
+      const { mtime } = Deno.lstatSync(path);
       const [containerId = "", ifName] = isBlank(text) ? [] : splitContent(text.trim());
       return { ip, containerId, ifName, written: mtime ?? new Date() };
     } catch {
@@ -392,8 +390,11 @@ export class Store {
 
   /** Regular files of the folder whose names are addresses. What else there is, is not ours to read. */
   #addressFiles(): string[] {
-    return list(this.folder).filter(({ isFile, name }) => isFile && canonicalAddress(name) === name)
-      .map(({ name }) => name);
+    return list(this.folder).filter((entry) => {
+      if (canonicalAddress(entry.name) !== entry.name) return false;
+      if (!entry.isFile) this.#options.warn(`${this.folder}/${entry.name} is skipped: it is ${kindOf(entry)}`);
+      return entry.isFile;
+    }).map(({ name }) => name);
   }
 }
 
@@ -428,7 +429,7 @@ function list(folder: string): Deno.DirEntry[] {
 /** A file's text; undefined when it cannot be read, which the reference passes over too. */
 function readIfThere(path: string): string | undefined {
   try {
-    return Deno.readTextFileSync(path);
+    return readRegularText(path);
   } catch {
     return undefined;
   }
@@ -445,16 +446,6 @@ function writeNew(path: string, text: string, options: { sync: boolean }): void 
     file = createNew(path);
   }
   writeOut(file, text, options);
-}
-
-/** A cursor file, made when it is missing; undefined when something else is in its place. */
-function openCursor(path: string): Deno.FsFile | undefined {
-  try {
-    return Deno.lstatSync(path).isFile ? Deno.openSync(path, { write: true }) : undefined;
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
-    return createNew(path);
-  }
 }
 
 function createNew(path: string): Deno.FsFile {
@@ -513,6 +504,7 @@ function errnoOf(error: unknown): string {
 
 /** The system's words in the form that Go has: `no space left on device`. */
 export function systemWords(error: unknown): string {
+  if (error instanceof UnusableFile) return `it is ${error.what}`;
   return (error as Error).message.replace(/ \(os error \d+\).*$/s, "").toLowerCase();
 }
 

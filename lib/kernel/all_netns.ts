@@ -4,28 +4,54 @@ import { type Command, CommandError, failureText, inNetns, must, type Run } from
 /** How many namespaces are asked at a time. */
 const AT_ONCE = 8;
 
+/** What is known of the addresses of this host's namespaces. */
+export interface AddressSurvey {
+  /** Addresses that were found, each with a path of a namespace that has it. */
+  readonly inUse: ReadonlyMap<string, string>;
+  /** What could not be looked at: as long as there is any, an address that was not found may be in use all the same. */
+  readonly unseen: readonly Unseen[];
+}
+
+/** A namespace, or a listing of namespaces, that could not be looked at. */
+export interface Unseen {
+  /** Inode number of the namespace; "" where a whole listing failed. */
+  readonly ns: string;
+  /** Path of the namespace, or what would have been listed. */
+  readonly path: string;
+  readonly reason: string;
+}
+
+/** One clause about what could not be looked at, for people; "" when everything could. */
+export function unseenText(unseen: readonly Unseen[]): string {
+  return unseen.map(({ path, reason }) => `${path} could not be looked at: ${reason}`).join("; ");
+}
+
 /**
- * Addresses of all network namespaces of this host, each with a path of a namespace that has it. Namespaces are found by the
- * processes in them and by the mounts that keep them, this process's and PID 1's.
- *
- * @throws {CommandError} when one of them cannot be asked: then nothing is known about an address that was not found
+ * Addresses of all network namespaces of this host. Namespaces are found by the processes in them and by the mounts that keep
+ * them, this process's and PID 1's. One that cannot be asked is named in the answer; what the others have is kept.
  */
-export async function addressesInUse(host: Run): Promise<Map<string, string>> {
+export async function addressesInUse(host: Run): Promise<AddressSurvey> {
   const inUse = new Map<string, string>();
-  let pending: readonly (readonly [ns: string, path: string])[] = [...await namespaces(host)];
+  const first = await namespaces(host);
+  let pending: readonly (readonly [ns: string, path: string])[] = [...first.paths];
   for (let round = 1;; round++) {
     const failed = await askAll(host, pending, inUse);
-    if (failed.length === 0) return inUse;
+    if (failed.length === 0) return { inUse, unseen: first.unseen };
     // A namespace whose last process ended meanwhile has no addresses any more. Of one that lives on, the process that led
     // to it may have ended: then there is another way.
-    const still = await namespaces(host);
-    pending = failed.flatMap(({ ns }) => {
-      const path = still.get(ns);
-      return path === undefined ? [] : [[ns, path] as const];
-    });
-    const stuck = failed.find(({ ns, path }) => still.get(ns) === path || (round === ROUNDS && still.has(ns)));
-    if (stuck) throw stuck.error;
+    const again = await namespaces(host);
+    const lives = ({ ns }: Failed) => again.paths.has(ns) || again.unseen.length > 0;
+    const isStuck = (one: Failed) =>
+      round === ROUNDS || !again.paths.has(one.ns) || again.paths.get(one.ns) === one.path;
+    const alive = failed.filter(lives);
+    const stuck = alive.filter(isStuck);
+    pending = alive.filter((one) => !isStuck(one)).map(({ ns }) => [ns, again.paths.get(ns) ?? ""] as const);
+    first.unseen.push(...stuck.map(({ ns, path, error }) => ({ ns, path, reason: reasonOf(error) })));
   }
+}
+
+function reasonOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
 }
 
 /** How often a namespace is looked for by another way. */
@@ -59,12 +85,18 @@ async function askAll(
   return failed;
 }
 
-/** Paths to the namespaces by their inode numbers. */
-async function namespaces(host: Run): Promise<Map<string, string>> {
+/** Paths to the namespaces by their inode numbers, and the listings that failed. */
+async function namespaces(host: Run): Promise<{ paths: Map<string, string>; unseen: Unseen[] }> {
+  const unseen: Unseen[] = [];
+  const listed = (what: string, listing: Promise<string>) =>
+    listing.catch((error) => {
+      unseen.push({ ns: "", path: what, reason: reasonOf(error) });
+      return "";
+    });
   const [byProcess, ...byMount] = await Promise.all([
-    processes(host),
-    mounts(host, []),
-    mounts(host, ["-N", "1"]),
+    listed("the namespaces of processes", processes(host)),
+    listed("the mounted namespaces", mounts(host, [])),
+    listed("the namespaces that PID 1 has mounted", mounts(host, ["-N", "1"])),
   ]);
   const paths = new Map<string, string>();
   for (const [index, listed] of byMount.entries()) {
@@ -80,7 +112,7 @@ async function namespaces(host: Run): Promise<Map<string, string>> {
     const [, ns, pid] = /^\s*(\d+)\s+(\d+)\s*$/.exec(line) ?? [];
     if (ns !== undefined && pid !== undefined) paths.set(ns, `/proc/${pid}/ns/net`);
   }
-  return paths;
+  return { paths, unseen };
 }
 
 /** Namespaces by the processes in them, one line each. */

@@ -5,6 +5,7 @@
  * @module
  */
 import { readKernelFile } from "./proc.ts";
+import { readRegularText } from "./regular_file.ts";
 import { missingTool, toolPath } from "./run.ts";
 
 /** What a program that stays is started with. */
@@ -86,7 +87,7 @@ export function startSocketProxy(target: string, pidFile: string): () => void {
     );
   }
   try {
-    const old = Number(Deno.readTextFileSync(pidFile));
+    const old = Number(readRegularText(pidFile));
     if (commandLine(old).split("\0").includes(target)) signal(old, "SIGTERM");
   } catch {
     // There was none.

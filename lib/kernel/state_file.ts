@@ -1,4 +1,5 @@
 /** Small files of plugins on the node: a runtime may kill a plugin at any instruction, so a file appears whole or not at all. */
+import { readRegularText } from "./regular_file.ts";
 
 import { isForeign, notAlone, RUN_FOLDER } from "./run_folder.ts";
 
@@ -81,20 +82,14 @@ export function collectDrafts(folder: string): void {
   }
 }
 
-/** Largest file that is read, in bytes: more than any of ours ever has. */
-const MAX_SIZE = 16 * 1024 * 1024;
-
 /**
- * Text of a file; undefined when there is none. Throws what the system says otherwise, and for what is no file: to open a FIFO may
- * take for ever, and a link leads to what is not ours. `follow`: for files that administrators put there.
+ * Text of a file; undefined when there is none. Throws {@linkcode UnusableFile}, or what the system says. `links` are followed for
+ * files that administrators place.
  */
-export function readFileIfThere(path: string, { follow = false } = {}): string | undefined {
+export function readFileIfThere(path: string, { links = false } = {}): string | undefined {
   if (isForeign(path)) return undefined;
   try {
-    const { isFile, size } = follow ? Deno.statSync(path) : Deno.lstatSync(path);
-    if (!isFile) throw new Error(`${path} is not a regular file`);
-    if (size > MAX_SIZE) throw new Error(`${path} has more than ${MAX_SIZE / 1024 / 1024} MiB`);
-    return Deno.readTextFileSync(path);
+    return readRegularText(path, { links });
   } catch (error) {
     if (error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory) return undefined;
     throw error;

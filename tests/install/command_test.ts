@@ -1,5 +1,5 @@
 /** `cnibox install`, `verify`, `rollback`, `uninstall`, and the list of what it is made of. */
-import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { dirname, fromFileUrl, join } from "@std/path";
 
 const root = dirname(dirname(dirname(fromFileUrl(import.meta.url))));
@@ -66,6 +66,103 @@ Deno.test({
       assertEquals((await run(binary, "verify", "--bin-dir", dir, "--sha256", "0".repeat(64))).code, 1);
       await Deno.chmod(`${dir}/cnibox`, 0o777);
       assertEquals((await run(binary, "verify", "--bin-dir", dir)).code, 1);
+    }),
+});
+
+/** What somebody else may have prepared, each with the words of the refusal. */
+const PREPARED: Readonly<Record<string, { words: RegExp; prepare(dir: string, victim: string): void }>> = {
+  "a folder of another user": {
+    words: /belongs to user 65534/,
+    prepare: (dir) => Deno.chownSync(dir, 65534, 65534),
+  },
+  "a folder that others may write to": {
+    words: /others may write to/,
+    prepare: (dir) => Deno.chmodSync(dir, 0o1777),
+  },
+  "a folder below one that others may write to": {
+    words: /others may write to/,
+    prepare: (dir) => Deno.chmodSync(dirname(dir), 0o777),
+  },
+  "a folder of ours that is a link": {
+    words: /\.cnibox is (not a folder|a link)/,
+    prepare(dir, victim) {
+      Deno.mkdirSync(`${victim}-folder`);
+      Deno.symlinkSync(`${victim}-folder`, `${dir}/.cnibox`);
+    },
+  },
+  "a folder of ours that is another user's": {
+    words: /belongs to user 65534/,
+    prepare(dir) {
+      Deno.mkdirSync(`${dir}/.cnibox`);
+      Deno.chownSync(`${dir}/.cnibox`, 65534, 65534);
+    },
+  },
+  "a lock that is a link": {
+    words: /lock(: it)? is (not a regular file|a symbolic link)/,
+    prepare(dir, victim) {
+      Deno.mkdirSync(`${dir}/.cnibox`);
+      Deno.symlinkSync(victim, `${dir}/.cnibox/lock`);
+    },
+  },
+  "a lock that is a FIFO": {
+    words: /lock(: it)? is (not a regular file|a FIFO)/,
+    prepare(dir) {
+      Deno.mkdirSync(`${dir}/.cnibox`);
+      new Deno.Command("mkfifo", { args: [`${dir}/.cnibox/lock`] }).outputSync();
+    },
+  },
+};
+
+for (const [what, { words, prepare }] of Object.entries(PREPARED)) {
+  const installers = {
+    "cnibox install": (dir: string) => run(binary, "install", "--bin-dir", dir),
+    "install.sh": (dir: string) =>
+      run("timeout", "60", join(root, "install.sh"), "--no-deps", "--no-units", "--from", binary, "--bin-dir", dir),
+  };
+  for (const [name, installer] of Object.entries(installers)) {
+    Deno.test({
+      name: `${name} refuses ${what}`,
+      ignore,
+      fn: () =>
+        inFolder(async (folder) => {
+          const dir = `${folder}/above/bin`, victim = `${folder}/victim`;
+          Deno.mkdirSync(dir, { recursive: true });
+          Deno.writeTextFileSync(victim, "untouched");
+          prepare(dir, victim);
+          const { code, stderr } = await installer(dir);
+          assertEquals(code, 1, stderr);
+          assertMatch(stderr, words);
+          assertEquals(Deno.readTextFileSync(victim), "untouched");
+          const left = [...Deno.readDirSync(dir)].map(({ name }) => name).filter((name) => name !== ".cnibox");
+          assertEquals(left, []);
+        }),
+    });
+  }
+}
+
+Deno.test({
+  name: "verify refuses what others could replace, and an executable that is a link",
+  ignore,
+  fn: () =>
+    inFolder(async (folder) => {
+      const dir = `${folder}/bin`;
+      const verify = async () => (await run(binary, "verify", "--bin-dir", dir)).code;
+      assertEquals((await run(binary, "install", "--bin-dir", dir)).code, 0);
+      assertEquals(await verify(), 0);
+      const isRefused = async (spoil: () => void, restore: () => void) => {
+        spoil();
+        assertEquals(await verify(), 1, `${spoil}`);
+        restore();
+        assertEquals(await verify(), 0, `${restore}`);
+      };
+      await isRefused(() => Deno.chownSync(dir, 65534, 65534), () => Deno.chownSync(dir, 0, 0));
+      await isRefused(() => Deno.chmodSync(dir, 0o775), () => Deno.chmodSync(dir, 0o755));
+      await isRefused(() => Deno.chmodSync(folder, 0o777), () => Deno.chmodSync(folder, 0o700));
+      await isRefused(() => Deno.chownSync(`${dir}/.cnibox`, 65534, 0), () => Deno.chownSync(`${dir}/.cnibox`, 0, 0));
+      await isRefused(() => {
+        Deno.renameSync(`${dir}/cnibox`, `${dir}/elsewhere`);
+        Deno.symlinkSync("elsewhere", `${dir}/cnibox`);
+      }, () => Deno.renameSync(`${dir}/elsewhere`, `${dir}/cnibox`));
     }),
 });
 

@@ -1,7 +1,7 @@
 import { assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
 import { DENO_VERSION, PINNED } from "../../tools/base.ts";
-import { copyTree, isRoot, listing, run, succeed, sumOf, temporaryFolder } from "./support.ts";
+import { CNIBOX, copyTree, isRoot, listing, run, succeed, sumOf, temporaryFolder } from "./support.ts";
 
 /** One release, made in a tree of its own, for all tests. */
 const made = temporaryFolder();
@@ -94,7 +94,7 @@ Deno.test({
     Deno.mkdirSync(tools);
     const needed =
       "sh cat sed awk grep sort tr cut od tar gzip sha256sum cmp cp mv ln ls rm rmdir mkdir mktemp chmod " +
-      "chown readlink dirname basename uname id wc head sync getconf";
+      "stat chown readlink dirname basename uname id wc head sync getconf";
     for (const tool of needed.split(" ")) {
       Deno.symlinkSync((await succeed("sh", ["-c", `command -v ${tool}`])).stdout.trim(), join(tools, tool));
     }
@@ -152,6 +152,21 @@ Deno.test("release with one changed byte, cut short, or with files that do not b
       "a file outside",
       () => repacked(() => Deno.writeTextFileSync(join(work, "outside"), ""), [name, `${name}/../outside`]),
       /holds files that no release/,
+    ],
+    ["a link in place of the program", () =>
+      repacked((inside) => {
+        Deno.removeSync(join(inside, "cnibox"));
+        Deno.symlinkSync(CNIBOX, join(inside, "cnibox"));
+      }), /holds something else than files/],
+    ["a link in place of its folder", () =>
+      repacked((inside) => {
+        Deno.renameSync(inside, `${inside}-elsewhere`);
+        Deno.symlinkSync(`${inside}-elsewhere`, inside);
+      }), /holds something else than files/],
+    [
+      "a second name for a file",
+      () => repacked((inside) => Deno.linkSync(join(inside, "LICENSE"), join(inside, "NOTICE"))),
+      /something else than files/,
     ],
     ["an absolute path", () => repacked(() => {}, [name, "/etc/hostname"]), /holds files that no release/],
     ["cut short", async () => {

@@ -1,6 +1,6 @@
-import { assertEquals, assertRejects } from "@std/assert";
-import { addressesInUse } from "../../lib/kernel/all_netns.ts";
-import { CommandError, type Output, type Run } from "../../lib/kernel/run.ts";
+import { assertEquals } from "@std/assert";
+import { addressesInUse, unseenText } from "../../lib/kernel/all_netns.ts";
+import type { Output, Run } from "../../lib/kernel/run.ts";
 
 const LSNS = "lsns -n -r -t net -o NS,PID";
 const OWN_MOUNTS = "findmnt -n -r -t nsfs -o TARGET,SOURCE";
@@ -23,7 +23,7 @@ const having = (...ips: string[]) =>
   JSON.stringify([{ addr_info: ips.map((local) => ({ local })) }, {}, { addr_info: [] }]);
 
 Deno.test("addresses of every namespace are found, by process, by mount, and by PID 1's mounts", async () => {
-  const inUse = await addressesInUse(host({
+  const { inUse, unseen } = await addressesInUse(host({
     [LSNS]: ["4026531840 1\n  4026532001   77 \n"],
     [OWN_MOUNTS]: ["/run/netns/a\\x20b nsfs[net:[4026532002]]\n/run/netns/with-process nsfs[net:[4026532001]]\n"],
     [INIT_MOUNTS]: ["/run/netns/c nsfs[net:[4026532003]]\n/run/uts/x nsfs[uts:[4026532004]]\n"],
@@ -32,6 +32,7 @@ Deno.test("addresses of every namespace are found, by process, by mount, and by 
     [asked("/run/netns/a b")]: [having("10.0.0.3", "fd00::3")],
     [asked("/proc/1/root/run/netns/c")]: [having("10.0.0.4")],
   }));
+  assertEquals(unseen, []);
   assertEquals(Object.fromEntries(inUse), {
     "192.0.2.1": "/proc/1/ns/net",
     "::1": "/proc/1/ns/net",
@@ -43,7 +44,7 @@ Deno.test("addresses of every namespace are found, by process, by mount, and by 
 });
 
 Deno.test("a namespace that ends meanwhile has no addresses", async () => {
-  const inUse = await addressesInUse(host({
+  const { inUse, unseen } = await addressesInUse(host({
     [LSNS]: ["4026531840 1\n4026532001 77\n", "4026531840 1\n"],
     [OWN_MOUNTS]: [NONE],
     [INIT_MOUNTS]: [NONE],
@@ -53,26 +54,34 @@ Deno.test("a namespace that ends meanwhile has no addresses", async () => {
       stderr: "nsenter: cannot open /proc/77/ns/net: No such file or directory",
     }],
   }));
-  assertEquals([...inUse.keys()], ["192.0.2.1"]);
+  assertEquals([[...inUse.keys()], unseen], [["192.0.2.1"], []]);
 });
 
-Deno.test("what cannot be asked is an error, not an absence", async () => {
+Deno.test("what cannot be asked is named with the reason, and what could be seen is kept", async () => {
   const works = {
     [LSNS]: ["4026531840 1\n4026532001 77\n"],
-    [OWN_MOUNTS]: [NONE],
+    [OWN_MOUNTS]: ["/run/netns/a nsfs[net:[4026532002]]\n"],
     [INIT_MOUNTS]: [NONE],
     [asked("/proc/1/ns/net")]: [having("192.0.2.1")],
     [asked("/proc/77/ns/net")]: [having("10.0.0.2")],
+    [asked("/run/netns/a")]: [having("10.0.0.3")],
   };
-  await addressesInUse(host(works));
+  const all = ["10.0.0.2", "10.0.0.3", "192.0.2.1"];
   const denied = { code: 1, stderr: "Permission denied" };
+  const expected: Record<string, [found: string[], unseen: string]> = {
+    [LSNS]: [["10.0.0.3"], "the namespaces of processes"],
+    [OWN_MOUNTS]: [["10.0.0.2", "192.0.2.1"], "the mounted namespaces"],
+    [INIT_MOUNTS]: [all, "the namespaces that PID 1 has mounted"],
+    [asked("/proc/1/ns/net")]: [["10.0.0.2", "10.0.0.3"], "/proc/1/ns/net"],
+    [asked("/proc/77/ns/net")]: [["10.0.0.3", "192.0.2.1"], "/proc/77/ns/net"],
+    [asked("/run/netns/a")]: [["10.0.0.2", "192.0.2.1"], "/run/netns/a"],
+  };
+  assertEquals((await addressesInUse(host(works))).unseen, []);
   for (const command of Object.keys(works)) {
-    await assertRejects(
-      () => addressesInUse(host({ ...works, [command]: [denied] })),
-      Error,
-      "Permission denied",
-      command,
-    );
+    const { inUse, unseen } = await addressesInUse(host({ ...works, [command]: [denied] }));
+    const [found, path] = expected[command]!;
+    assertEquals([...inUse.keys()].sort(), found, command);
+    assertEquals(unseenText(unseen), `${path} could not be looked at: Permission denied`, command);
   }
 });
 
@@ -83,13 +92,14 @@ Deno.test("a listing that a process's end spoiled is made again, a few times", a
     [asked("/proc/1/ns/net")]: [having("192.0.2.1")],
   };
   const spoiled: Partial<Output> = { code: 1 };
-  const inUse = await addressesInUse(host({ ...works, [LSNS]: [spoiled, spoiled, "4026531840 1\n"] }));
-  assertEquals([...inUse.keys()], ["192.0.2.1"]);
-  await assertRejects(() => addressesInUse(host({ ...works, [LSNS]: [spoiled] })), CommandError);
+  const { inUse, unseen } = await addressesInUse(host({ ...works, [LSNS]: [spoiled, spoiled, "4026531840 1\n"] }));
+  assertEquals([[...inUse.keys()], unseen], [["192.0.2.1"], []]);
+  const never = await addressesInUse(host({ ...works, [LSNS]: [spoiled] }));
+  assertEquals(never.unseen.map(({ path }) => path), ["the namespaces of processes"]);
 });
 
 Deno.test("a namespace whose process ended is asked by another way", async () => {
-  const inUse = await addressesInUse(host({
+  const { inUse, unseen } = await addressesInUse(host({
     [LSNS]: ["4026531840 1\n4026532001 77\n", "4026531840 1\n"],
     [OWN_MOUNTS]: ["/run/netns/a nsfs[net:[4026532001]]\n"],
     [INIT_MOUNTS]: [NONE],
@@ -101,4 +111,5 @@ Deno.test("a namespace whose process ended is asked by another way", async () =>
     [asked("/run/netns/a")]: [having("10.0.0.2")],
   }));
   assertEquals(Object.fromEntries(inUse), { "192.0.2.1": "/proc/1/ns/net", "10.0.0.2": "/run/netns/a" });
+  assertEquals(unseen, []);
 });

@@ -2,7 +2,7 @@
 import { referenceDir } from "./bin.ts";
 
 /**
- * "root"; "reference" (the reference plugins); "tool:NAME" (an executable on PATH); "cgroups" (a cgroup can be made, as
+ * "root"; "reference" (the reference plugins, 1.9 or newer); "tool:NAME" (an executable on PATH); "cgroups" (a cgroup can be made, as
  * container runtimes do); else a kernel feature:
  * a link type (bridge veth vlan dummy ipvlan vrf macvlan macvtap vxlan ifb tun), "vlan_filtering", "nf_tables" (nft with NAT),
  * "nf_tables_bridge" (nft in the bridge family), "iptables", "ip6tables" (with NAT), "tbf", "ingress", "ipset", "overlay".
@@ -21,6 +21,29 @@ const root = Deno.uid() === 0;
 /** True inside the kernel of `deno task test:vm`. */
 export const inVm = Deno.env.get("CNIBOX_E2E_VM") === "1";
 
+/** Version of the reference that tests compare with: older ones behave differently. */
+const REFERENCE = { major: 1, minor: 9 };
+
+let lackOfReference: string | undefined;
+
+function referenceLack(): string {
+  return lackOfReference ??= lackOf(referenceDir());
+}
+
+/** Why the reference plugins of a folder cannot be compared with, in words; "" when they can. Debian's say no version of their own. */
+export function lackOf(folder: string | undefined): string {
+  if (folder === undefined) return "no reference plugins: run tests/support/reference.sh";
+  const [, major, minor] = /\/(\d+)\.(\d+)[^/]*$/.exec(folder) ?? [];
+  const isOld = major !== undefined &&
+    (Number(major) < REFERENCE.major || (Number(major) === REFERENCE.major && Number(minor) < REFERENCE.minor));
+  const { stderr } = new Deno.Command(`${folder}/bridge`, { stdin: "null", stdout: "null" }).outputSync();
+  // A folder that somebody named says no version; 1.1.0 of the protocol came shortly before.
+  const protocols = new TextDecoder().decode(stderr);
+  if (!isOld && /\b1\.1\.0\b/.test(protocols)) return "";
+  const version = major === undefined ? "before 1.6" : `${major}.${minor}`;
+  return `the reference plugins in ${folder} are ${version}: needs ${REFERENCE.major}.${REFERENCE.minor}`;
+}
+
 /** Which of the needs this machine does not meet, each in words. */
 export function unmet(needs: readonly Need[]): string[] {
   const missing: string[] = [];
@@ -30,7 +53,8 @@ export function unmet(needs: readonly Need[]): string[] {
     } else if (!root) {
       continue; // nothing else can be found out
     } else if (need === "reference") {
-      if (referenceDir() === undefined) missing.push("no reference plugins: run tests/support/reference.sh");
+      const lack = referenceLack();
+      if (lack !== "") missing.push(lack);
     } else if (need === "cgroups") {
       if (!canMakeCgroup()) missing.push("no cgroup can be made below /sys/fs/cgroup");
     } else if (need.startsWith("tool:")) {
