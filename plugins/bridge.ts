@@ -116,6 +116,7 @@ export const plugin: Plugin = {
   versions: since("0.1.0"),
   needs: ["ip", "nsenter", "sh"],
   keys,
+  parse: parseForAdd,
   add,
   del,
   check,
@@ -198,9 +199,8 @@ const spoofCheck = () => import("../lib/attach/spoof_check.ts");
 /** IPAM plugins that need no link: their answer comes first, so that the MAC can be made from the address. */
 const ADDRESS_FIRST = ["host-local", "static"];
 
-async function add(call: ContainerCall): Promise<Result> {
+function parseForAdd(call: ContainerCall): { readonly conf: Config; readonly podMac: string } {
   const conf = parse(call);
-  const { ifName, netns } = call;
   if (conf.disableContainerInterface && conf.ipamType !== "") {
     throw invalid(
       "cannot use IPAM when DisableContainerInterface flag is set",
@@ -213,7 +213,12 @@ async function add(call: ContainerCall): Promise<Result> {
       'remove "hairpinMode" or "promiscMode"',
     );
   }
-  const podMac = conf.mac === "" ? "" : checkedMac(conf.mac);
+  return { conf, podMac: conf.mac === "" ? "" : checkedMac(conf.mac) };
+}
+
+async function add(call: ContainerCall): Promise<Result> {
+  const { conf, podMac } = parseForAdd(call);
+  const { ifName, netns } = call;
   openNetns(call, `failed to open netns "${netns}"`);
   const masq = conf.ipMasq && conf.ipamType !== "" ? masqueradeBackend(call, conf.ipMasqBackend) : undefined;
 

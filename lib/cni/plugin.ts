@@ -17,6 +17,8 @@ export interface Plugin {
   readonly needs: readonly string[];
   /** The configuration, for decoding, for `validate` and for the schema. */
   readonly keys: Keys;
+  /** Decides every key of a configuration for ADD, a previous result aside; throws what is wrong, touches nothing. */
+  parse?(call: ContainerCall): unknown;
   /** Attaches; returns the result in the newest layout. Everything it did is handed to `call.undo`. */
   add(call: ContainerCall): Promise<Result>;
   /** Detaches: succeeds whatever is left of the attachment, cleans all of it, reports failures at the end. */
@@ -88,8 +90,11 @@ export interface Foresight {
   readonly meanwhile?: (() => void) | undefined;
 }
 
-/** How {@linkcode Call.delegate} is asked; HELD is no command of the protocol and only answered in this process. */
-export type DelegateVerb = Verb | "HELD";
+/**
+ * How {@linkcode Call.delegate} is asked. Two are not commands of the protocol: HELD is only answered in this process;
+ * PARSE asks whether ADD could read its configuration, and another program whether it speaks the version.
+ */
+export type DelegateVerb = Verb | "HELD" | "PARSE";
 
 /** What a delegate gave: `result` after ADD, `released` after a DEL in the same process. */
 export interface DelegateAnswer {

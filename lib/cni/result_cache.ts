@@ -4,7 +4,8 @@
  */
 // The engine's own Uint8Array.toBase64 is too young for the older bases.
 import { Buffer } from "node:buffer";
-import { byBytes, type NetworkList, sortedJson } from "./conflist.ts";
+import type { NetworkList } from "./conflist.ts";
+import { byBytes, sortedJson } from "./member.ts";
 import { isObject } from "./decode.ts";
 import { CniError, goQuote } from "./error.ts";
 import type { JsonObject } from "./types.ts";

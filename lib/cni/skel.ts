@@ -35,6 +35,10 @@ export interface Request extends Foresight {
   readonly deliver?: ((result: JsonObject) => void) | undefined;
   /** Only ask which addresses the attachment holds, see {@linkcode Plugin.held}. */
   readonly held?: boolean;
+  /** Only read the configuration, see {@linkcode Plugin.parse}. */
+  readonly parse?: boolean;
+  /** Takes over what takes a successful ADD back, first to last. */
+  readonly undo?: ((job: () => Promise<unknown> | unknown) => void) | undefined;
 }
 
 /** Whether somebody asked this process to stop, whether a command was not started for that, and whether it is busy taking things back. */
@@ -229,9 +233,11 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
         chosen,
         meanwhile,
         deliver: undefined,
-        env: { ...env, CNI_COMMAND: verb === "HELD" ? "DEL" : verb },
+        env: { ...env, CNI_COMMAND: verb === "HELD" ? "DEL" : verb === "PARSE" ? "ADD" : verb },
         stdin: () => stdin,
         held: verb === "HELD",
+        parse: verb === "PARSE",
+        undo: base.undo,
       }, version),
   };
   if (verb === "GC") {
@@ -269,6 +275,10 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
     pod: inNetns(host, netns.includes("/") ? netns : `./${netns}`),
   };
   if (request.held) return { held: await plugin.held?.(call) };
+  if (request.parse) {
+    await plugin.parse?.({ ...call, warn: () => {} });
+    return {};
+  }
   if (verb === "CHECK") {
     await toTheEnd(() => plugin.check(call), { interruption, verb });
     return {};
@@ -289,6 +299,7 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
     if (interruption?.requested) throw interrupted(interruption, verb);
     const printable = convertResult(result, version);
     request.deliver?.(printable);
+    if (request.undo) undos.forEach(request.undo);
     return { result, printable };
   } catch (error) {
     if (interruption) interruption.undoing = true;
@@ -412,6 +423,11 @@ async function delegate(type: string, request: Request, version: string): Promis
     };
   }
   if (request.held) return {};
+  if (request.parse) {
+    const { checkSpoken } = await import("./foreign_versions.ts");
+    await checkSpoken(file, { type, version, env });
+    return {};
+  }
   const verb = env["CNI_COMMAND"] as Verb;
   if (request.explain) {
     request.explain.note(
