@@ -248,9 +248,13 @@ async function add(call: ContainerCall): Promise<Result> {
   // refused by now: what it takes back would be the first one's.
   if (masq && ipam && conf.ipamType === "host-local" && !call.explain) {
     const addresses = (ipam.ips ?? []).map((ip) => ip.address);
+    const rules = async () => await apply([masqueradePlan(attachment, addresses, masq)], call);
+    if (call.later) {
+      call.later(rules);
+      return await attach(call, conf, { ...ends, bridge, ipam, masq: undefined });
+    }
     // The links take longer, so they begin.
     const links = attach(call, conf, { ...ends, bridge, ipam, masq: undefined });
-    const rules = async () => await apply([masqueradePlan(attachment, addresses, masq)], call);
     return await beside(links, rules());
   }
   return await attach(call, conf, { ...ends, bridge, ipam, masq });

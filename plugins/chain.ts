@@ -9,9 +9,10 @@ import { anyObject, anything, decode, isObject, type Key, list, lookup } from ".
 import { lookUp } from "../lib/cni/delegate.ts";
 import { CniError, code, toCniError } from "../lib/cni/error.ts";
 import { CHAIN, ChainError, chainMembers, ConfigError, type Member, requestOf } from "../lib/cni/member.ts";
-import type { Call, ContainerCall, DelegateVerb, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
+import type { Call, Company, ContainerCall, DelegateVerb, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
 import { type JsonObject, type Result, since } from "../lib/cni/types.ts";
-import { convertResult } from "../lib/cni/version.ts";
+import { convertResult, parsePrevResult } from "../lib/cni/version.ts";
+import { joiningRestores } from "../lib/kernel/together.ts";
 
 const flags: Key<JsonObject | undefined> = {
   ...anyObject("what the runtime may hand over: everything that a member declares"),
@@ -47,18 +48,77 @@ interface Part {
   readonly count: number;
 }
 
+/** Members that set rules of the host, and hand the result before them on: their neighbours need not wait for them. */
+const RULES_ONLY = ["firewall", "portmap"];
+
 async function add(call: ContainerCall): Promise<Result> {
   const parts = partsOf(call);
   for (const part of parts) await readable(call, part);
-  let last = given(call);
-  let result: Result = {};
-  for (const part of parts) {
-    ({ result = {} } = await ask(call, part, { verb: "ADD", prevResult: last }));
-    const prevResult = last = convertResult(result, call.version);
-    // What runs in this process has handed over how to take it back.
-    if (isForeign(call, part.member.type)) call.undo(() => ask(call, part, { verb: "DEL", prevResult }));
+  const company = new Jobs(call);
+  const last = parts.findLastIndex((part) => company.mayRunBeside(part));
+  let result: Result | undefined;
+  let prevResult = given(call);
+  try {
+    for (const part of parts) {
+      if (prevResult && company.mayRunBeside(part)) {
+        company.start(part, { verb: "ADD", prevResult });
+        continue;
+      }
+      if (isForeign(call, part.member.type)) await company.done();
+      // Rules are only worth waiting for when others are to come.
+      const later = part.index < last ? (job: () => Promise<unknown>) => company.startWithNext(part, job) : undefined;
+      ({ result = {} } = await ask(call, part, { verb: "ADD", prevResult, through: company.through, later }));
+      prevResult = convertResult(result, call.version);
+      // What runs in this process has handed over how to take it back.
+      if (isForeign(call, part.member.type)) call.undo(() => ask(call, part, { verb: "DEL", prevResult }));
+    }
+  } catch (error) {
+    // Whatever is under way is known before anything is taken back.
+    await company.done().catch(() => {});
+    throw error;
   }
-  return result;
+  await company.done();
+  return result ?? parsePrevResult(prevResult ?? {}, call.version);
+}
+
+/** Members at work beside those that come after them, whose rules go into common transactions. */
+class Jobs {
+  readonly through = joiningRestores();
+  readonly #running: { readonly part: Part; readonly work: Promise<unknown> }[] = [];
+  #next: (() => void)[] = [];
+
+  constructor(readonly call: ContainerCall) {}
+
+  mayRunBeside({ member }: Part): boolean {
+    return RULES_ONLY.includes(member.type) && !this.call.explain && !isForeign(this.call, member.type);
+  }
+
+  /** Starts a member, and with it what has waited for the next one. */
+  start(part: Part, request: Request): void {
+    this.#next.splice(0).forEach((job) => job());
+    this.#run(part, ask(this.call, part, { ...request, through: this.through }));
+  }
+
+  startWithNext(part: Part, job: () => Promise<unknown>): void {
+    this.#next.push(() => this.#run(part, naming(part, job)));
+  }
+
+  #run(part: Part, work: Promise<unknown>): void {
+    work.catch(() => {}); // whoever waits for it is told
+    this.#running.push({ part, work });
+  }
+
+  /** Ends when all have ended. */
+  get settled(): Promise<unknown> {
+    return Promise.allSettled(this.#running.map(({ work }) => work));
+  }
+
+  /** Waits for all; throws the failure of the first in the list. */
+  async done(): Promise<void> {
+    this.#next.splice(0).forEach((job) => job());
+    await this.settled;
+    for (const { work } of this.#running.toSorted((a, b) => a.part.index - b.part.index)) await work;
+  }
 }
 
 /** Finds a mistake of one member, or of its IPAM plugin, before any member has changed anything. */
@@ -69,9 +129,20 @@ async function readable(call: ContainerCall, part: Part): Promise<void> {
   if (typeof type === "string" && type !== "" && !isForeign(call, type)) await ask(call, part, { verb: "PARSE", type });
 }
 
-/** In reverse, all of them whatever fails. */
+/** In reverse, all of them whatever fails. Addresses are given back when the rules that lead to them are gone. */
 async function del(call: ContainerCall): Promise<void> {
-  await each(partsLeniently(call).reverse(), (part) => ask(call, part, { verb: "DEL", prevResult: given(call) }));
+  const prevResult = given(call);
+  const company = new Jobs(call);
+  const ends: Promise<unknown>[] = [];
+  for (const part of partsLeniently(call).reverse()) {
+    const before = Promise.allSettled(ends);
+    const beside = part instanceof CniError || company.mayRunBeside(part);
+    if (!beside && isForeign(call, part.member.type)) await before;
+    const end = askIf(call, part, { verb: "DEL", prevResult, through: company.through, before });
+    ends.push(end);
+    if (!beside) await Promise.allSettled([end]);
+  }
+  report(await Promise.allSettled(ends));
 }
 
 async function check(call: ContainerCall): Promise<void> {
@@ -79,7 +150,9 @@ async function check(call: ContainerCall): Promise<void> {
 }
 
 async function gc(call: NetworkCall): Promise<void> {
-  await each(partsLeniently(call), (part) => unlessUnknown(call, part, "GC"));
+  const ends: PromiseSettledResult<unknown>[] = [];
+  for (const part of partsLeniently(call)) ends.push(...await Promise.allSettled([unlessUnknown(call, part, "GC")]));
+  report(ends);
 }
 
 async function status(call: NetworkCall): Promise<void> {
@@ -87,13 +160,13 @@ async function status(call: NetworkCall): Promise<void> {
 }
 
 /** GC and STATUS are younger than many programs: one that does not know them has nothing to say. */
-async function unlessUnknown(call: NetworkCall, part: Part, verb: "GC" | "STATUS"): Promise<void> {
+async function unlessUnknown(call: NetworkCall, part: Part | CniError, verb: "GC" | "STATUS"): Promise<void> {
   try {
-    await ask(call, part, { verb, valid: call.valid });
+    await askIf(call, part, { verb, valid: call.valid });
   } catch (error) {
     const { code: number, msg } = error as CniError;
     const unknown = number === code.incompatibleVersion || msg === `unknown CNI_COMMAND: ${verb}`;
-    if (!unknown || !isForeign(call, part.member.type)) throw error;
+    if (!unknown || part instanceof CniError || !isForeign(call, part.member.type)) throw error;
   }
 }
 
@@ -119,27 +192,16 @@ function partsLeniently({ config }: Call): (Part | CniError)[] {
   }
 }
 
-/** Work on every member; at the end the first failure is thrown, with the others in `details`. */
-async function each(
-  parts: readonly (Part | CniError)[],
-  work: (part: Part) => Promise<unknown>,
-): Promise<void> {
-  const failures: CniError[] = [];
-  for (const part of parts) {
-    try {
-      if (part instanceof CniError) throw part;
-      await work(part);
-    } catch (error) {
-      failures.push(toCniError(error));
-    }
-  }
+/** Throws the first failure, with the others in `details`. */
+function report(ends: readonly PromiseSettledResult<unknown>[]): void {
+  const failures = ends.filter((end) => end.status === "rejected").map(({ reason }) => toCniError(reason));
   const [first, ...others] = failures;
   if (first === undefined) return;
   const also = others.map(({ msg, details }) => `${details}: ${msg}`);
   throw new CniError(first.code, first.msg, [first.details, ...also].join("\n"));
 }
 
-interface Request {
+interface Request extends Company {
   readonly verb: DelegateVerb;
   /** Which plugin is asked; the member's own if absent. */
   readonly type?: string;
@@ -148,12 +210,23 @@ interface Request {
 }
 
 /** Asks a member; what it throws says which one it is. */
-async function ask(call: Call, { member, index, count }: Part, { verb, type = member.type, ...more }: Request) {
+async function ask(call: Call, part: Part, { verb, type = part.member.type, prevResult, valid, ...company }: Request) {
   const runtimeConfig = lookup(call.config, "runtimeConfig");
   const capabilityArgs = isObject(runtimeConfig) ? runtimeConfig : undefined;
-  const stdin = requestOf({ name: call.network, version: call.version }, member, { ...more, capabilityArgs });
+  const injection = { prevResult, valid, capabilityArgs };
+  const stdin = requestOf({ name: call.network, version: call.version }, part.member, injection);
+  return await naming(part, () => call.delegate(type, verb, { stdin, ...company }));
+}
+
+/** The same for a member that may be none. */
+async function askIf(call: Call, part: Part | CniError, request: Request): Promise<unknown> {
+  if (part instanceof CniError) throw part;
+  return await ask(call, part, request);
+}
+
+async function naming<T>({ member, index, count }: Part, work: () => Promise<T>): Promise<T> {
   try {
-    return await call.delegate(type, verb, { stdin });
+    return await work();
   } catch (error) {
     const { code, msg, details } = toCniError(error);
     const place = `plugin ${index + 1} of ${count} (${member.type})`;

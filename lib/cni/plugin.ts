@@ -74,9 +74,19 @@ export interface Call {
 }
 
 /** What a delegate is given, and what it may do for its caller when it runs in the same process. */
-export interface DelegateOptions extends Foresight {
+export interface DelegateOptions extends Foresight, Company {
   /** Configuration; the caller's own if absent. */
   readonly stdin?: Uint8Array;
+}
+
+/** What members of a chain share that are at work side by side in this process. */
+export interface Company {
+  /** Stands between the member and the kernel. */
+  readonly through?: ((run: Run) => Run) | undefined;
+  /** Work that has to be done before the member's own IPAM plugin gives addresses back. */
+  readonly before?: Promise<unknown> | undefined;
+  /** ADD: takes over rules that need not be set before the result is there; they are set before the chain answers. */
+  readonly later?: ((job: () => Promise<unknown>) => void) | undefined;
 }
 
 /** How an IPAM plugin lets its caller begin what takes long. Others, and other programs, know nothing of it. */
@@ -105,7 +115,7 @@ export interface DelegateAnswer {
 }
 
 /** ADD, DEL and CHECK: about one interface of one container. */
-export interface ContainerCall extends Call, Applier, Foresight {
+export interface ContainerCall extends Call, Applier, Foresight, Pick<Company, "later"> {
   readonly containerId: string;
   readonly ifName: string;
   /** CNI_NETNS as given, verbatim: `sandbox` in results. */

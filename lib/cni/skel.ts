@@ -8,7 +8,17 @@ import type { Explainer } from "../kernel/plan.ts";
 import { isObject, lookup } from "./decode.ts";
 import { lookUp, runForeign } from "./delegate.ts";
 import { CniError, code, goQuote, toCniError } from "./error.ts";
-import type { Call, ContainerCall, DelegateAnswer, Foresight, NetworkCall, Plugin, Released, Verb } from "./plugin.ts";
+import type {
+  Call,
+  Company,
+  ContainerCall,
+  DelegateAnswer,
+  Foresight,
+  NetworkCall,
+  Plugin,
+  Released,
+  Verb,
+} from "./plugin.ts";
 import { type Attachment, type JsonObject, NEWEST, type Result } from "./types.ts";
 import { atLeast, convertResult, goJson, parseResult } from "./version.ts";
 
@@ -16,7 +26,7 @@ import { atLeast, convertResult, goJson, parseResult } from "./version.ts";
 export type Registry = (name: string) => Promise<Plugin> | undefined;
 
 /** One call of one plugin, whoever makes it: a runtime, another plugin in this process, or an operator's command. */
-export interface Request extends Foresight {
+export interface Request extends Foresight, Company {
   readonly env: Readonly<Record<string, string>>;
   /** Reads the configuration; not called for VERSION. Throws what the system says. */
   readonly stdin: () => Uint8Array;
@@ -46,6 +56,8 @@ export interface Interruption {
   requested: string;
   refused?: boolean;
   undoing: boolean;
+  /** How many calls are: members of a chain may fail side by side. */
+  undoers?: number;
 }
 
 /** What a call gave. */
@@ -212,7 +224,10 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
   checkVersion(plugin, verb, version);
 
   const undos: (() => Promise<unknown> | unknown)[] = [];
-  const host = explaining(readable(request.run ?? systemRun(guarded(request))), request.explain);
+  // Once ADD has succeeded, whoever asked for it takes back what is still done for it.
+  let remember = (job: () => Promise<unknown> | unknown): void => void undos.push(job);
+  const { through = (run: Run) => run } = request;
+  const host = explaining(readable(through(request.run ?? systemRun(guarded(request)))), request.explain);
   const path = (env["CNI_PATH"] ?? "").split(":");
   const base: Call = {
     verb: verb as Verb,
@@ -226,19 +241,24 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
     host,
     explain: request.explain,
     warn: (note) => request.warn(plugin.name, note),
-    undo: (job) => undos.push(job),
-    delegate: (type, verb, { stdin = bytes, chosen, meanwhile } = {}) =>
-      delegate(type, {
+    undo: (job) => remember(job),
+    delegate: async (type, verb, { stdin = bytes, chosen, meanwhile, through, before, later } = {}) => {
+      if (verb === "DEL") await request.before;
+      return await delegate(type, {
         ...request,
         chosen,
         meanwhile,
+        through: through ?? request.through,
+        before,
+        later,
         deliver: undefined,
         env: { ...env, CNI_COMMAND: verb === "HELD" ? "DEL" : verb === "PARSE" ? "ADD" : verb },
         stdin: () => stdin,
         held: verb === "HELD",
         parse: verb === "PARSE",
         undo: base.undo,
-      }, version),
+      }, version);
+    },
   };
   if (verb === "GC") {
     collectScratch();
@@ -272,6 +292,7 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
     args: env["CNI_ARGS"] ?? "",
     chosen: request.chosen,
     meanwhile: request.meanwhile,
+    later: request.later,
     pod: inNetns(host, netns.includes("/") ? netns : `./${netns}`),
   };
   if (request.held) return { held: await plugin.held?.(call) };
@@ -299,12 +320,10 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
     if (interruption?.requested) throw interrupted(interruption, verb);
     const printable = convertResult(result, version);
     request.deliver?.(printable);
-    if (request.undo) undos.forEach(request.undo);
+    if (request.undo) undos.forEach(remember = request.undo);
     return { result, printable };
   } catch (error) {
-    if (interruption) interruption.undoing = true;
-    const left = await undoAll(undos);
-    if (interruption) interruption.undoing = false;
+    const left = await undoing(interruption, () => undoAll(undos));
     // Whatever the words of the plugin for what it was at: it failed because it was asked to.
     const failure = interruption?.requested ? interrupted(interruption, verb) : toCniError(error);
     if (left.length === 0) throw failure;
@@ -335,6 +354,18 @@ async function toTheEnd<T>(work: () => Promise<T> | T, { interruption, verb }: I
   const by = stopped();
   if (by?.refused) throw interrupted(by, verb);
   return result;
+}
+
+/** While this is under way, tools are started whoever asked to stop. */
+async function undoing<T>(interruption: Interruption | undefined, work: () => Promise<T>): Promise<T> {
+  if (!interruption) return await work();
+  interruption.undoers = (interruption.undoers ?? 0) + 1;
+  interruption.undoing = true;
+  try {
+    return await work();
+  } finally {
+    interruption.undoing = --interruption.undoers > 0;
+  }
 }
 
 /** Last first, every one of them; returns what failed. */
