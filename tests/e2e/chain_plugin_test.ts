@@ -15,6 +15,7 @@ import {
   runPlugin,
   serve,
   snapshot,
+  tracePlugin,
 } from "./support/mod.ts";
 import type { Need } from "./support/needs.ts";
 
@@ -259,4 +260,26 @@ nodeTest("chain GC collects what every member left of containers that are gone",
   assertEquals((await runPlugin(node, { type: "chain", command: "STATUS", stdin })).code, 0);
   await attached[0]!.check();
   await attached[0]!.del();
+});
+
+nodeTest("chain sets and removes the rules of all its members for one table in one process", {
+  needs: [...needs, "tool:strace"],
+}, async ({ node }) => {
+  const pod = await node.container();
+  const [entry] = fold({ ...list, plugins: plugins.slice(0, 2) }).plugins;
+  const { capabilities: _, ...conf } = entry;
+  const runtimeConfig = { portMappings: capabilities.portMappings };
+  const warm = new Attachment(node, fold(list), pod, { capabilities });
+  await warm.add();
+  await warm.del();
+  let prevResult: Json;
+  for (const [command, tools] of [["ADD", 1], ["DEL", 1]] as const) {
+    const stdin = { ...conf, cniVersion: "1.1.0", name: "pods", runtimeConfig, ...(prevResult && { prevResult }) };
+    const { output, execs } = await tracePlugin(node, { type: "chain", command, netns: pod, stdin });
+    assertEquals(output.code, 0, output.stdout);
+    prevResult = output.json;
+    for (const tool of ["iptables-restore", "ip6tables-restore"]) {
+      assertEquals(execs.filter(({ argv }) => argv[0]?.endsWith(`/${tool}`)).length, tools, `${command} ${tool}`);
+    }
+  }
 });

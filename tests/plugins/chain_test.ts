@@ -15,8 +15,11 @@ class Stage {
   /** `add b`: that call fails. */
   fails = new Set<string>();
 
+  /** What a member waits for before it is done. */
+  waits: Record<string, Promise<unknown>> = {};
+
   readonly registry = (name: string): Promise<Plugin> | undefined => {
-    if (!/^[a-c]$/.test(name)) return undefined;
+    if (!/^([a-c]|portmap|firewall)$/.test(name)) return undefined;
     const note = (verb: string, config: JsonObject) => {
       this.log.push(`${verb} ${name}`);
       this.sent[`${verb} ${name}`] = config;
@@ -30,13 +33,25 @@ class Stage {
       needs: [],
       keys: {},
       parse: ({ config }) => note("parse", config),
-      add: (call) => {
+      add: async (call) => {
         call.undo(() => this.log.push(`undo ${name}`));
         note("add", call.config);
-        return Promise.resolve({ ...prevResult(call), interfaces: [{ name: `from-${name}` }] });
+        call.later?.(() => {
+          note("rules of", call.config);
+          call.undo(() => this.log.push(`undo rules of ${name}`));
+          return Promise.resolve();
+        });
+        await this.waits[name];
+        if (this.waits[name]) this.log.push(`added ${name}`);
+        if (/portmap|firewall/.test(name)) return prevResult(call) ?? {};
+        return { ...prevResult(call), interfaces: [{ name: `from-${name}` }] };
       },
-      // deno-lint-ignore require-await
-      del: async ({ config }) => note("del", config),
+      del: async (call) => {
+        note("del", call.config);
+        if (name === "b" && call.config["ipam"]) await call.delegate("c", "DEL");
+        await this.waits[name];
+        if (this.waits[name]) this.log.push(`deleted ${name}`);
+      },
       // deno-lint-ignore require-await
       check: async ({ config }) => note("check", config),
       // deno-lint-ignore require-await
@@ -203,6 +218,49 @@ Deno.test("chain GC asks every member, with the attachments to keep, whatever fa
   await stage.failure("GC", { ...three, "cni.dev/valid-attachments": valid });
   assertEquals(stage.log, ["gc a", "gc b", "gc c"]);
   assertEquals(stage.sent["gc c"]?.["cni.dev/valid-attachments"], valid);
+});
+
+const later = () => new Promise((done) => setTimeout(done, 20));
+
+Deno.test("chain ADD lets members that only set rules work beside those after them, with the rules of those before", async () => {
+  const stage = new Stage();
+  stage.waits = { portmap: later(), firewall: later() };
+  const plugins = ["a", "portmap", "firewall", "b"].map((type) => ({ type }));
+  const result = await stage.call("ADD", { plugins });
+  const log = stage.log.filter((line) => !line.startsWith("parse"));
+  assertEquals(log.slice(0, 5), ["add a", "rules of a", "add portmap", "add firewall", "add b"]);
+  assertEquals(log.slice(5).sort(), ["added firewall", "added portmap"]);
+  assertEquals(result?.["interfaces"], [{ name: "from-b" }]);
+  const ofA = [{ name: "from-a" }];
+  for (const member of ["portmap", "firewall", "b"]) {
+    assertEquals((stage.sent[`add ${member}`]?.["prevResult"] as JsonObject)["interfaces"], ofA);
+  }
+});
+
+Deno.test("chain ADD waits for whatever is under way before it takes anything back", async () => {
+  for (const failing of ["add b", "add portmap", "rules of a"]) {
+    const stage = new Stage();
+    stage.fails.add(failing);
+    stage.waits = { firewall: later() };
+    const plugins = ["a", "portmap", "firewall", "b"].map((type) => ({ type }));
+    const { details } = await stage.failure("ADD", { plugins });
+    const place = { "add b": "plugin 4 of 4 (b)", "add portmap": "plugin 2 of 4 (portmap)" }[failing];
+    assertEquals(details.split(": ")[0], place ?? "plugin 1 of 4 (a)");
+    const undone = stage.log.filter((line) => line.startsWith("undo"));
+    assertEquals(stage.log.indexOf("undo a"), stage.log.length - 1, stage.log.join());
+    assert(stage.log.indexOf("added firewall") < stage.log.indexOf("undo firewall"));
+    assertEquals(undone.includes("undo rules of a"), failing !== "rules of a");
+    assertEquals(undone.filter((line) => !line.includes("rules")).length, 4);
+  }
+});
+
+Deno.test("chain DEL gives addresses back when every rule that leads to them is gone", async () => {
+  const stage = new Stage();
+  stage.waits = { portmap: later(), b: Promise.resolve() };
+  await stage.call("DEL", {
+    plugins: [{ type: "b", ipam: { type: "c" } }, { type: "portmap" }, { type: "a" }],
+  });
+  assertEquals(stage.log, ["del a", "del portmap", "del b", "deleted portmap", "del c", "deleted b"]);
 });
 
 Deno.test("chain speaks the versions that every plugin of this binary speaks", async () => {
