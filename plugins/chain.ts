@@ -73,8 +73,8 @@ async function add(call: ContainerCall): Promise<Result> {
       if (isForeign(call, part.member.type)) call.undo(() => ask(call, part, { verb: "DEL", prevResult }));
     }
   } catch (error) {
-    // Whatever is under way is known before anything is taken back.
-    await company.done().catch(() => {});
+    // Whatever is under way is known before anything is taken back; nothing more is started.
+    await company.settled;
     throw error;
   }
   await company.done();

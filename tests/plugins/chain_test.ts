@@ -41,6 +41,7 @@ class Stage {
           call.undo(() => this.log.push(`undo rules of ${name}`));
           return Promise.resolve();
         });
+        if (this.fails.has(`after ${name}`)) throw new CniError(42, `${name} fails`);
         await this.waits[name];
         if (this.waits[name]) this.log.push(`added ${name}`);
         if (/portmap|firewall/.test(name)) return prevResult(call) ?? {};
@@ -252,6 +253,13 @@ Deno.test("chain ADD waits for whatever is under way before it takes anything ba
     assertEquals(undone.includes("undo rules of a"), failing !== "rules of a");
     assertEquals(undone.filter((line) => !line.includes("rules")).length, 4);
   }
+});
+
+Deno.test("chain ADD sets no rules for a member that failed after it had left them to the chain", async () => {
+  const stage = new Stage();
+  stage.fails.add("after a");
+  await stage.failure("ADD", { plugins: [{ type: "a" }, { type: "portmap" }] });
+  assertEquals(stage.log.slice(2), ["add a", "undo a"]);
 });
 
 Deno.test("chain DEL gives addresses back when every rule that leads to them is gone", async () => {
