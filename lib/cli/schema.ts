@@ -116,7 +116,11 @@ export function pluginSchema(plugin: Plugin, plugins: readonly Plugin[], alone: 
 function chainSchema(plain: Schema | undefined, plugins: readonly Plugin[]): Schema {
   const members = plugins.filter(({ kind, name }) => kind !== "ipam" && name !== CHAIN);
   const { allOf, ...items } = memberSchema(members, plugins) as { allOf: readonly Schema[] };
-  return { ...plain, minItems: 1, items: { ...items, not: { properties: { type: { const: CHAIN } } }, allOf } };
+  return {
+    ...plain,
+    minItems: 1,
+    items: { ...items, not: { required: ["type"], properties: { type: { const: CHAIN } } }, allOf },
+  };
 }
 
 function capabilitiesOf(plugin: Plugin): string[] {

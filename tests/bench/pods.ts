@@ -52,7 +52,7 @@ for CNI_COMMAND; do
   fi
   for ((n = from; n != to; n += by)); do
     IFS= read -rd '' conf <"/run/bench/pod.$n.$i"
-    [ -z "$prev" ] || conf="$conf,\"prevResult\":$prev"
+    [ -z "$prev" ] || conf="$conf,\\"prevResult\\":$prev"
     "$folder/\${types[n]}" <<<"$conf}" >"/run/bench/pod.out.$i" || { cat "/run/bench/pod.out.$i"; exit 255; }
     [ "$CNI_COMMAND" != ADD ] || IFS= read -rd '' prev <"/run/bench/pod.out.$i"
   done

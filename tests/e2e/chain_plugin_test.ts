@@ -18,6 +18,7 @@ import {
   tracePlugin,
 } from "./support/mod.ts";
 import type { Need } from "./support/needs.ts";
+import { cnibox, configure, must } from "./support/operator.ts";
 
 const needs: Need[] = ["bridge", "veth", "iptables", "ip6tables", "ifb", "tbf", "ingress"];
 const MBIT = 1_000_000;
@@ -282,4 +283,28 @@ nodeTest("chain sets and removes the rules of all its members for one table in o
       assertEquals(execs.filter(({ argv }) => argv[0]?.endsWith(`/${tool}`)).length, tools, `${command} ${tool}`);
     }
   }
+});
+
+nodeTest("the operator's commands see the members of a folded list", { needs }, async ({ node }) => {
+  const clean = await snapshot(node);
+  const pod = await node.container("box");
+  await configure(node, fold(list));
+  const explained = (await must(node, ["explain", "add", "pods", "box", "-p", "8080:80"])).stdout;
+  for (const words of ["brc", "CNI-HOSTPORT-DNAT", "CNI-FORWARD"]) assert(explained.includes(words), words);
+  assertSameState(clean, await snapshot(node), { allow: [{ section: "files", line: /\/etc\/cni/ }] });
+
+  await must(node, ["add", "pods", "box", "-p", "8080:80"]);
+  const types = plugins.map(({ type }) => type);
+  const [network] = (await must(node, ["show", "pods", "--json"])).json.networks;
+  assertEquals([network.plugins, network.attachments.length], [types, 1]);
+  await must(node, ["check", "pods", "box"]);
+  await node.run("iptables", "-t", "nat", "-F");
+  assertEquals((await cnibox(node, ["check", "pods", "box"])).code, 1);
+  await must(node, ["restore", "--all"]);
+  await must(node, ["check", "pods", "box"]);
+
+  await node.removeContainer(pod);
+  await must(node, ["gc", "pods", "--yes"]);
+  const etc = { section: "files" as const, line: /\/etc\/cni|\/var\/lib\/cni\/results directory/ };
+  assertSameState(clean, await snapshot(node), { allow: [...stays.allow, etc] });
 });
