@@ -138,8 +138,8 @@ runtimeTest("containerd runs pods on a folded list, which is unfolded and folded
   const chain = await foldFile(node, file);
   const { cri } = await startContainerd(node, cgroup);
   await importWebImage(node);
-  const before = await snapshot(node);
   const outside = await node.outside();
+  const before = await snapshot(node);
   const url = (port: number) => `http://${outside.hostIPv4}:${port}/`;
   const swapped = async (how: "fold" | "unfold") => {
     await foldFile(node, file, how);
