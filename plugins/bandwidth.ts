@@ -47,6 +47,7 @@ export const plugin: Plugin = {
   versions: since("0.3.0"),
   needs: ["ip", "tc", "nsenter"],
   keys,
+  parse: (call) => checkKernelLimits(settings(call)),
   add,
   del,
   check,

@@ -123,6 +123,7 @@ export const plugin: Plugin = {
   versions: since("0.1.0"),
   needs: ["ip", "nsenter", "sh"],
   keys,
+  parse: parseForAdd,
   add,
   del,
   check,
@@ -205,9 +206,8 @@ const spoofCheck = () => import("../lib/attach/spoof_check.ts");
 /** IPAM plugins that need no link: their answer comes first, so that the MAC can be made from the address. */
 const ADDRESS_FIRST = ["host-local", "static"];
 
-async function add(call: ContainerCall): Promise<Result> {
+function parseForAdd(call: ContainerCall): { readonly conf: Config; readonly podMac: string } {
   const conf = parse(call);
-  const { ifName, netns } = call;
   if (conf.disableContainerInterface && conf.ipamType !== "") {
     throw invalid(
       "cannot use IPAM when DisableContainerInterface flag is set",
@@ -220,7 +220,12 @@ async function add(call: ContainerCall): Promise<Result> {
       'remove "hairpinMode" or "promiscMode"',
     );
   }
-  const podMac = conf.mac === "" ? "" : checkedMac(conf.mac);
+  return { conf, podMac: conf.mac === "" ? "" : checkedMac(conf.mac) };
+}
+
+async function add(call: ContainerCall): Promise<Result> {
+  const { conf, podMac } = parseForAdd(call);
+  const { ifName, netns } = call;
   openNetns(call, `failed to open netns "${netns}"`);
   const masq = conf.ipMasq && conf.ipamType !== "" ? masqueradeBackend(call, conf.ipMasqBackend) : undefined;
 
@@ -250,9 +255,13 @@ async function add(call: ContainerCall): Promise<Result> {
   // refused by now: what it takes back would be the first one's.
   if (masq && ipam && conf.ipamType === "host-local" && !call.explain) {
     const addresses = (ipam.ips ?? []).map((ip) => ip.address);
+    const rules = async () => await apply([masqueradePlan(attachment, addresses, masq)], call);
+    if (call.later) {
+      call.later(rules);
+      return await attach(call, conf, { ...ends, bridge, ipam, masq: undefined });
+    }
     // The links take longer, so they begin.
     const links = attach(call, conf, { ...ends, bridge, ipam, masq: undefined });
-    const rules = async () => await apply([masqueradePlan(attachment, addresses, masq)], call);
     return await beside(links, rules());
   }
   return await attach(call, conf, { ...ends, bridge, ipam, masq });

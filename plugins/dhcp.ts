@@ -33,6 +33,7 @@ export const plugin: Plugin = {
   // The daemon needs more; it says so when it starts.
   needs: [],
   keys: dhcpKeys,
+  parse: settings,
   add,
   del,
   check,

@@ -33,6 +33,7 @@ export const plugin: Plugin = {
   versions: since("0.1.0"),
   needs: ["ip", "nsenter", "sh"],
   keys: ipamKeys,
+  parse: ({ config }) => parse(config),
   add,
   del,
   check,

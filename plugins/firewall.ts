@@ -85,6 +85,7 @@ export const plugin: Plugin = {
   versions: since("0.4.0"),
   needs: [],
   keys,
+  parse: (call) => checkedSettings(call, decode(keys, call.config, "failed to load netconf")),
   add,
   del,
   check,
@@ -128,6 +129,13 @@ function parse(call: ContainerCall): { config: Config; previous: Result; forward
       "firewall needs the result of the plugin before it in the list",
     );
   }
+  const config = checkedSettings(call, conf);
+  const addresses = addressesOf(previous);
+  const bridge = config.policy === "open" || addresses.length === 0 ? "" : bridgeOf(previous, config.policy);
+  return { config, previous, forwarding: { admin: config.admin, addresses, policy: config.policy, bridge } };
+}
+
+function checkedSettings(call: Call, conf: Fields<typeof keys>): Config {
   if (!["", "open", "same-bridge", "isolated"].includes(conf.ingressPolicy)) {
     throw new CniError(
       code.config,
@@ -143,9 +151,7 @@ function parse(call: ContainerCall): { config: Config; previous: Result; forward
       '"iptablesAdminChainName" has up to 28 letters, digits, "-" and "_"',
     );
   }
-  const addresses = addressesOf(previous);
-  const bridge = config.policy === "open" || addresses.length === 0 ? "" : bridgeOf(previous, config.policy);
-  return { config, previous, forwarding: { admin: config.admin, addresses, policy: config.policy, bridge } };
+  return config;
 }
 
 /** Every address of the result, whatever it is on; the same one once. */

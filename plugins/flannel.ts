@@ -35,6 +35,7 @@ export const plugin: Plugin = {
   versions: since("0.1.0"),
   needs: [],
   keys,
+  parse: parseForAdd,
   add,
   del,
   check,
@@ -42,8 +43,12 @@ export const plugin: Plugin = {
   status,
 };
 
+function parseForAdd(call: Call): Conf {
+  return decodeConf(call, "failed to load flannel netconf file: failed to load netconf");
+}
+
 async function add(call: ContainerCall): Promise<Result> {
-  const conf = decodeConf(call, "failed to load flannel netconf file: failed to load netconf");
+  const conf = parseForAdd(call);
   const env = subnetEnv(conf);
   for (const doubt of env.doubts) call.warn(doubt);
   const request = requestOf(conf, env);

@@ -67,6 +67,7 @@ export const plugin: Plugin = {
   versions: since("0.1.0"),
   needs: ["ip", "nsenter", "sh"],
   keys,
+  parse,
   add,
   del,
   check,

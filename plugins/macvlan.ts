@@ -63,6 +63,7 @@ export const plugin: Plugin = {
   versions: since("0.1.0"),
   needs: ["ip", "nsenter", "sh"],
   keys,
+  parse: parseForAdd,
   add,
   del,
   check,
@@ -88,9 +89,13 @@ function parse({ config }: { readonly config: JsonObject }): Config {
   return { ...conf, mode, type: ipamType(conf.ipam) };
 }
 
-async function add(call: ContainerCall): Promise<Result> {
+function parseForAdd(call: ContainerCall): { readonly conf: Config; readonly mac: string | undefined } {
   const conf = parse(call);
-  const mac = checkedMac(askedMac(conf, call.args), "failed to create macvlan");
+  return { conf, mac: checkedMac(askedMac(conf, call.args), "failed to create macvlan") };
+}
+
+async function add(call: ContainerCall): Promise<Result> {
+  const { conf, mac } = parseForAdd(call);
   if (mac && conf.mode === "passthru") {
     call.warn(`mac ${mac} has no effect in mode passthru: the link has the master's`);
   }

@@ -78,6 +78,7 @@ export const plugin: Plugin = {
   versions: since("0.1.0"),
   needs: ["ip"],
   keys,
+  parse: parsePrefixed,
   add,
   del,
   check,

@@ -71,6 +71,7 @@ export const plugin: Plugin = {
   versions: since("0.1.0"),
   needs: ["ip", "nsenter", "sh"],
   keys,
+  parse: ({ config }) => ipamType(read(config).ipam),
   add,
   del,
   check,

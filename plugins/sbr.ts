@@ -60,6 +60,7 @@ export const plugin: Plugin = {
   versions: since("0.1.0"),
   needs: ["ip", "nsenter"],
   keys,
+  parse: settings,
   add,
   del,
   check,

@@ -63,6 +63,7 @@ export const plugin: Plugin = {
   versions: since("0.1.0"),
   needs: [],
   keys,
+  parse: settings,
   add,
   del: nothing,
   check,

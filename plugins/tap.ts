@@ -56,6 +56,7 @@ export const plugin: Plugin = {
   versions: since("0.1.0"),
   needs: ["ip", "nsenter", "sh"],
   keys,
+  parse: parseForAdd,
   add,
   del,
   check,
@@ -72,7 +73,7 @@ function parse({ config }: { readonly config: JsonObject }) {
 
 type Config = ReturnType<typeof parse>;
 
-async function add(call: ContainerCall): Promise<Result> {
+function parseForAdd(call: ContainerCall) {
   const conf = parse(call);
   const mac = checkedMac(askedMac(conf, call.args), "failed to create tap");
   if (conf.mtu < 0) {
@@ -83,6 +84,11 @@ async function add(call: ContainerCall): Promise<Result> {
       least,
     );
   }
+  return { conf, mac };
+}
+
+async function add(call: ContainerCall): Promise<Result> {
+  const { conf, mac } = parseForAdd(call);
   openNetns(call, `failed to open netns "${call.netns}"`);
   const { bridge } = conf;
   // What cannot be the kernel's own name, or may be read as a number, costs one more look.

@@ -81,6 +81,7 @@ export const plugin: Plugin = {
   versions: since("0.1.0"),
   needs: ["ip", "nsenter"],
   keys,
+  parse: parseForAdd,
   add,
   del,
   check,
@@ -88,9 +89,14 @@ export const plugin: Plugin = {
   status,
 };
 
-async function add(call: ContainerCall): Promise<Result> {
+function parseForAdd(call: ContainerCall): Wanted {
   const wanted = settings(call);
   checkAllowed(wanted.settings.map(({ key }) => key), readAllowList());
+  return wanted;
+}
+
+async function add(call: ContainerCall): Promise<Result> {
+  const wanted = parseForAdd(call);
   const previous = previousOf(call);
   openNetns(call);
   const now = await look(call, wanted.settings, isLinkChanged(wanted));

@@ -33,6 +33,7 @@ export const plugin: Plugin = {
   versions: since("0.3.1"),
   needs: ["ip", "nsenter"],
   keys,
+  parse: parseForAdd,
   add,
   del,
   check,
@@ -43,21 +44,33 @@ export const plugin: Plugin = {
 /** What the reference says in front of everything that goes wrong inside the namespace. */
 const FRONT = "cmdAdd failed: ";
 
+async function parseForAdd(call: Call): Promise<void> {
+  const { vrfname } = settings(call);
+  await failing(() => checkName(vrfname));
+}
+
 async function add(call: ContainerCall): Promise<Result> {
   const conf = settings(call);
   const previous = previousOf(call);
-  try {
+  await failing(async () => {
     openNetns(call);
     checkName(conf.vrfname);
     const lock = await lockNetns(call);
     call.undo(() => lock.close());
     await enslave(call, { ...conf, previous });
     lock.close();
+  });
+  return previous;
+}
+
+/** The reference's words in front of a failure. */
+async function failing(work: () => Promise<void> | void): Promise<void> {
+  try {
+    await work();
   } catch (error) {
     const { code, msg, details } = toCniError(error);
     throw new CniError(code, msg.startsWith(FRONT) ? msg : FRONT + msg, details);
   }
-  return previous;
 }
 
 /** Takes the interface out of this VRF, and the VRF away when it was the last one in it. */

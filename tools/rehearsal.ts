@@ -210,6 +210,13 @@ const PORTS = {
     { hostPort: 5353, containerPort: 53, protocol: "udp" },
   ],
 };
+/** The lists of pods, each as one call. */
+const PODS = [2, 3, 4].map((count) => ({
+  type: "chain",
+  plugins: [...CHAIN.filter(({ type }) => type !== "tuning"), { type: "bandwidth", capabilities: { bandwidth: true } }]
+    .slice(0, count),
+  runtimeConfig: { ...PORTS, bandwidth: { egressRate: 8_000_000, egressBurst: 800_000 } },
+}));
 /** Networks whose calls are played; of chained plugins with the result of the first one. */
 const NETWORKS: readonly Record<string, unknown>[] = [
   { ...BRIDGE, ipam: { type: "host-local", ranges: [V4] } },
@@ -224,6 +231,7 @@ const NETWORKS: readonly Record<string, unknown>[] = [
   { type: "macvlan", master: "eth0", ipam: { type: "host-local", ranges: [[{ subnet: "10.4.0.0/16" }]] } },
   { type: "ipvlan", master: "eth0", ipam: { type: "host-local", ranges: [[{ subnet: "10.5.0.0/16" }]] } },
   { type: "static", ipam: { type: "static", addresses: [{ address: "10.6.0.2/16", gateway: "10.6.0.1" }] } },
+  ...PODS,
 ];
 const TYPES = [...new Set(NETWORKS.map(({ type }) => String(type)))];
 
@@ -236,7 +244,7 @@ for (const [index, network] of NETWORKS.entries()) {
     cniVersion: "1.0.0",
     name: `net${index}`,
     ...network,
-    ...(first !== undefined && { prevResult: first }),
+    ...(first !== undefined && type !== "chain" && { prevResult: first }),
   };
   const plugin = async (command: string, stdin: unknown) =>
     await call(type, { env: { ...ATTACHMENT, CNI_COMMAND: command }, stdin: JSON.stringify(stdin) });

@@ -1,5 +1,5 @@
 /** flannel's subnet file, and the configuration that is made of it for the delegate. */
-import { sortedJson, Verbatim } from "../cni/conflist.ts";
+import { sortedJson, Verbatim } from "../cni/member.ts";
 import { isObject } from "../cni/decode.ts";
 import { CniError, code, goQuote } from "../cni/error.ts";
 import type { JsonObject, Route } from "../cni/types.ts";

@@ -80,9 +80,18 @@ function writerOf({ explain }: Call): typeof writeSysctl {
 
 /** The host's end of a container's own pair goes with the container, and its settings with it. */
 async function isVeth(call: Call, dev: string): Promise<boolean> {
+  if (isBridge(dev)) return false;
   const { code, stdout } = await call.host({ argv: ["ip", "-j", "-d", "link", "show", "dev", dev] });
   if (code !== 0) return false;
   return (JSON.parse(stdout) as Link[])[0]?.linkinfo?.info_kind === "veth";
+}
+
+function isBridge(dev: string): boolean {
+  try {
+    return Deno.statSync(`/sys/class/net/${dev}/bridge`).isDirectory;
+  } catch {
+    return false;
+  }
 }
 
 /** Will the setting of a link go with this container, as far as notes tell? */

@@ -261,6 +261,34 @@ export const COMMANDS: readonly Command[] = [
     entry: "validate",
   },
   {
+    name: "fold",
+    group: "explain",
+    summary: "print a network list with its plugins as members of one chain",
+    about: [
+      "A runtime then starts one process for the whole list. Nothing else of the file changes, and what the plugins leave " +
+      "on the node is the same, so that lists can be swapped while containers live. Reference plugins cannot run a chain.",
+    ],
+    positional: [{ name: "FILE", kind: "file", about: "a configuration list; - is standard input" }],
+    flags: [],
+    examples: [[
+      "fold a network",
+      "cnibox fold /etc/cni/net.d/10-pods.conflist >pods.new && mv pods.new /etc/cni/net.d/10-pods.conflist",
+    ]],
+    load: () => import("./fold.ts"),
+    entry: "fold",
+  },
+  {
+    name: "unfold",
+    group: "explain",
+    summary: "print a network list with the members of its chain in the list itself",
+    about: ["The reverse of cnibox fold: what it prints can be run by any set of plugins."],
+    positional: [{ name: "FILE", kind: "file", about: "a configuration list; - is standard input" }],
+    flags: [],
+    examples: [["back to a list for the reference plugins", "cnibox unfold /etc/cni/net.d/10-pods.conflist"]],
+    load: () => import("./fold.ts"),
+    entry: "unfold",
+  },
+  {
     name: "schema",
     group: "explain",
     summary: "JSON Schema of lists or of one plugin's configuration, for editors",

@@ -29,6 +29,19 @@ export interface MemberView {
 /** Plugins that only change what another one made. */
 export const NEEDS_OTHERS = ["bandwidth", "firewall", "portmap", "sbr", "tuning", "vrf"];
 
+/** Capabilities that members of a chain declare and the chain does not: a runtime hands them to nobody. */
+export function unreachable(
+  chain: Section,
+): { readonly type: string; readonly capability: string; readonly at: Node }[] {
+  const granted = chain.section("capabilities");
+  return chain.items("plugins").flatMap((item) => {
+    const member = new Section(chain.source, item);
+    return (member.section("capabilities")?.properties ?? [])
+      .filter(({ key, value }) => value.value === true && granted?.exactly(key)?.value.value !== true)
+      .map(({ key, value }) => ({ type: member.text("type") ?? "", capability: key, at: value }));
+  });
+}
+
 type Rule = (view: MemberView) => void;
 
 /** Rules by plugin type. */
@@ -58,6 +71,7 @@ export const RULES: Readonly<Record<string, Rule>> = {
   portmap,
   bandwidth,
   tuning,
+  chain,
 };
 
 /** Rules of IPAM plugins: they see the member with the `ipam` section. */
@@ -65,6 +79,29 @@ export const IPAM_RULES: Readonly<Record<string, (view: MemberView, ipam: Sectio
   "host-local": hostLocal,
   static: staticAddresses,
 };
+
+/** What a chain itself has to be; its members are looked at as those of a list. */
+function chain({ member, capabilities }: MemberView): void {
+  const { source } = member;
+  const members = member.items("plugins");
+  if (members.length === 0 && (member.get("plugins") === undefined || member.property("plugins")?.value.items)) {
+    source.error("plugins", member.at("plugins"), "no plugins in this chain", 'add "plugins": [{"type": "…"}]');
+  }
+  for (const { type, capability, at } of unreachable(member)) {
+    source.error(
+      "capability",
+      at,
+      `${type} never gets "${capability}": the chain around it does not declare it`,
+      `add "${capability}": true to the "capabilities" of the chain`,
+    );
+  }
+  const declared = members.map((item) => new Section(source, item).section("capabilities"));
+  for (const name of capabilities) {
+    if (declared.some((one) => one?.get(name) === true)) continue;
+    const place = member.section("capabilities")?.at(name);
+    source.warn("capability", place, `no plugin of this chain declares the capability "${name}"`);
+  }
+}
 
 function needs({ member, type }: MemberView, ...keys: readonly string[]): void {
   for (const key of keys) {

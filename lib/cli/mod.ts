@@ -1,5 +1,5 @@
 /** The operator's side of cnibox: `cnibox WORD …`. A command's own file is read when it is run. */
-import { ConfigError } from "../cni/conflist.ts";
+import { ConfigError } from "../cni/member.ts";
 import { CniError, code } from "../cni/error.ts";
 import type { Plugin } from "../cni/plugin.ts";
 import { aboutText, errorText, pluginMain } from "../cni/skel.ts";

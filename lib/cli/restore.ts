@@ -6,7 +6,8 @@
 import { checkForeignTables } from "../attach/forward_rules_nft.ts";
 import { checkMasquerade, masqueradeBackend, masqueradePlan, removeMasquerade } from "../attach/masquerade.ts";
 import { ruleError } from "../attach/rule_error.ts";
-import { type Member, type NetworkList, parseList, requestOf } from "../cni/conflist.ts";
+import { type NetworkList, parseList } from "../cni/conflist.ts";
+import { type Member, requestOf } from "../cni/member.ts";
 import { lookup } from "../cni/decode.ts";
 import { CniError, toCniError } from "../cni/error.ts";
 import { type Cached, cachedResult } from "../cni/result_cache.ts";

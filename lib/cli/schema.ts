@@ -1,5 +1,6 @@
 /** `cnibox schema`: JSON Schema for editors, made from the tables that the plugins read with. */
 import { type Schema, schemaOf } from "../cni/decode.ts";
+import { CHAIN } from "../cni/member.ts";
 import type { Plugin } from "../cni/plugin.ts";
 import { VERSIONS } from "../cni/types.ts";
 import { CliError, type CommandCall, nearest, status } from "./command.ts";
@@ -52,23 +53,28 @@ export function listSchema(plugins: readonly Plugin[]): Schema {
         description: "the plugins, in the order in which they attach",
         type: "array",
         minItems: 1,
-        items: {
-          type: "object",
-          required: ["type"],
-          properties: {
-            type: {
-              description: "name of the plugin's file",
-              type: "string",
-              examples: inLists.map(({ name }) => name),
-            },
-          },
-          allOf: inLists.map((plugin) => ({
-            if: { properties: { type: { const: plugin.name } } },
-            then: pluginSchema(plugin, plugins, false),
-          })),
-        },
+        items: memberSchema(inLists, plugins),
       },
     },
+  };
+}
+
+/** Schema of a member of a list, which is one of these. */
+function memberSchema(members: readonly Plugin[], plugins: readonly Plugin[]): Schema {
+  return {
+    type: "object",
+    required: ["type"],
+    properties: {
+      type: {
+        description: "name of the plugin's file",
+        type: "string",
+        examples: members.map(({ name }) => name),
+      },
+    },
+    allOf: members.map((plugin) => ({
+      if: { properties: { type: { const: plugin.name } } },
+      then: pluginSchema(plugin, plugins, false),
+    })),
   };
 }
 
@@ -92,6 +98,7 @@ export function pluginSchema(plugin: Plugin, plugins: readonly Plugin[], alone: 
       }),
       ...(plugin.kind === "ipam" ? {} : { type: { description: plugin.about, const: plugin.name } }),
       ...own,
+      ...(plugin.name === CHAIN && { plugins: chainSchema(own["plugins"], plugins) }),
       ...(offered.length > 0 && {
         capabilities: {
           description: "what a runtime may hand over",
@@ -102,6 +109,17 @@ export function pluginSchema(plugin: Plugin, plugins: readonly Plugin[], alone: 
       }),
       ...(takesIpam && { ipam: ipamSchema(ipams, ipam) }),
     },
+  };
+}
+
+/** Members of a chain: what may stand in a list, but no chain. */
+function chainSchema(plain: Schema | undefined, plugins: readonly Plugin[]): Schema {
+  const members = plugins.filter(({ kind, name }) => kind !== "ipam" && name !== CHAIN);
+  const { allOf, ...items } = memberSchema(members, plugins) as { allOf: readonly Schema[] };
+  return {
+    ...plain,
+    minItems: 1,
+    items: { ...items, not: { required: ["type"], properties: { type: { const: CHAIN } } }, allOf },
   };
 }
 

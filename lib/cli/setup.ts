@@ -1,7 +1,6 @@
 /** From flags and environment to what a command works with: folders, networks, namespaces, attachments. */
 
 import {
-  type ConfigError,
   extensionOf,
   listOfSingle,
   loadNetwork,
@@ -9,6 +8,7 @@ import {
   parseList,
   UnknownNetwork,
 } from "../cni/conflist.ts";
+import type { ConfigError } from "../cni/member.ts";
 import { CACHE_FOLDER, type Cached, listAttachments } from "../cni/result_cache.ts";
 import { holderOf, lockWithin } from "../kernel/flock.ts";
 import { fileIdentity } from "../kernel/proc.ts";

@@ -2,7 +2,8 @@
  * The node as it is: attachments from the runtimes' cache, leases, links and rules, seen together. What one of them says and
  * the others do not is a problem of that attachment. Changes nothing.
  */
-import { byBytes, loadAll, type NetworkList, parseList } from "../cni/conflist.ts";
+import { loadAll, type NetworkList, parseList } from "../cni/conflist.ts";
+import { byBytes } from "../cni/member.ts";
 import { isObject, lookup } from "../cni/decode.ts";
 import type { Cached } from "../cni/result_cache.ts";
 import type { Result } from "../cni/types.ts";

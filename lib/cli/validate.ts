@@ -1,6 +1,7 @@
 /** `cnibox validate`: what is wrong with configurations, where, and what was probably meant. Changes nothing. */
 import { probeVersions, type Runtime } from "../cni/chain.ts";
-import { byBytes, extensionOf } from "../cni/conflist.ts";
+import { extensionOf } from "../cni/conflist.ts";
+import { byBytes, CHAIN } from "../cni/member.ts";
 import { findPlugin } from "../cni/delegate.ts";
 import { toCniError } from "../cni/error.ts";
 import type { Keys } from "../cni/decode.ts";
@@ -368,7 +369,12 @@ interface Around {
   readonly version: string;
 }
 
-async function checkMembers(members: readonly Section[], network: Network, { known, version }: Around): Promise<void> {
+async function checkMembers(given: readonly Section[], network: Network, { known, version }: Around): Promise<void> {
+  const members: Section[] = [];
+  for (const member of given) {
+    if (member.text("type") === CHAIN) members.push(...await membersOfChain(member, { known, version }));
+    else members.push(member);
+  }
   const types = members.map((member) => member.text("type") ?? "");
   network.types = types.filter((type) => type !== "");
   for (const [index, member] of members.entries()) {
@@ -379,6 +385,19 @@ async function checkMembers(members: readonly Section[], network: Network, { kno
     if (bridge && typeof bridge.value === "string") network.bridges.push({ name: bridge.value, node: bridge });
     await checkMember(view, known);
   }
+}
+
+/** Looks at a chain as such, and gives its members: they are judged in its place, among their neighbours in the list. */
+async function membersOfChain(member: Section, { known, version }: Around): Promise<Section[]> {
+  const { source } = member;
+  const alone = { index: 0, types: [CHAIN], members: [member], subnets: [] };
+  await checkMember({ member, type: CHAIN, version, capabilities: declared(member), ...alone }, known);
+  return member.items("plugins").filter(({ kind }) => kind === "object").flatMap((node) => {
+    const inner = new Section(source, node);
+    if (inner.text("type") !== CHAIN) return [inner];
+    source.error("type", inner.valueAt("type"), "a chain cannot hold another chain", "put its members in its place");
+    return [];
+  });
 }
 
 function declared(member: Section): string[] {
@@ -630,6 +649,8 @@ function checkCapabilities(
   plugin: Plugin,
   ipam: Plugin | undefined,
 ): void {
+  // It hands on what its members read.
+  if (type === CHAIN) return;
   const { source } = member;
   const section = member.section("capabilities");
   const read = [...capabilitiesOf(plugin), ...(ipam ? capabilitiesOf(ipam) : [])];

@@ -4,9 +4,11 @@
  */
 import { inNetns, type RunHooks, systemRun } from "../kernel/run.ts";
 import type { Explainer } from "../kernel/plan.ts";
-import { type Member, type NetworkList, requestOf } from "./conflist.ts";
+import type { NetworkList } from "./conflist.ts";
+import { type Member, requestOf } from "./member.ts";
 import { lookUp, runForeign } from "./delegate.ts";
 import { CniError, code, goQuote, toCniError } from "./error.ts";
+import { foreignVersions } from "./foreign_versions.ts";
 import type { Plugin, Verb } from "./plugin.ts";
 import {
   type Attached,
@@ -21,7 +23,7 @@ import {
 } from "./result_cache.ts";
 import { callPlugin, checkIfName, type Interruption, isName, type Registry } from "./skel.ts";
 import { netnsState } from "../kernel/netns.ts";
-import { type Attachment, type JsonObject, NEWEST, type Result } from "./types.ts";
+import { type Attachment, type JsonObject, type Result } from "./types.ts";
 import { atLeast, isKnownVersion, parseResult } from "./version.ts";
 
 /** One call of one member, when it is over. */
@@ -456,43 +458,7 @@ export async function gcNetwork(
 /** Versions that a plugin says it speaks: the library's VERSION probe. */
 export async function probeVersions(type: string, runtime: Runtime): Promise<readonly string[]> {
   const { file, own } = await locate(type, runtime);
-  if (own) return own.versions;
-  const dummy = "dummy";
-  const env = {
-    ...runtime.env,
-    CNI_NETNS: dummy,
-    CNI_IFNAME: dummy,
-    CNI_PATH: dummy,
-    CNI_CONTAINERID: "",
-    CNI_ARGS: "",
-  };
-  const stdin = new TextEncoder().encode(`{"cniVersion":"${NEWEST}"}`);
-  let stdout: string;
-  try {
-    ({ stdout } = await runForeign(file, {
-      verb: "VERSION",
-      env,
-      stdin,
-      version: "",
-      limitMs: runtime.limitMs ?? 10_000,
-    }));
-  } catch (error) {
-    if (error instanceof CniError && error.msg === "unknown CNI_COMMAND: VERSION") return ["0.1.0"];
-    throw error;
-  }
-  let answer: { cniVersion?: unknown; supportedVersions?: unknown };
-  try {
-    answer = JSON.parse(stdout) ?? {};
-  } catch (error) {
-    throw new CniError(code.decode, `decoding version info: ${(error as Error).message}`);
-  }
-  const { cniVersion, supportedVersions } = answer;
-  if (typeof cniVersion !== "string" || cniVersion === "") {
-    throw new CniError(code.decode, "decoding version info: missing field cniVersion");
-  }
-  if (Array.isArray(supportedVersions) && supportedVersions.length > 0) return supportedVersions.map(String);
-  if (cniVersion === "0.2.0") return ["0.1.0", "0.2.0"];
-  throw new CniError(code.decode, "decoding version info: missing field supportedVersions");
+  return own ? own.versions : await foreignVersions(file, runtime);
 }
 
 /** Does every plugin of a list speak its version? Returns the complaints, in the reference library's words. */

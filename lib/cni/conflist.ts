@@ -3,27 +3,14 @@
  * library's rules and words, and the request that each member of a list is sent.
  */
 import { readRegular, UnusableFile } from "../kernel/regular_file.ts";
-import { isObject, lookup } from "./decode.ts";
+import { isObject } from "./decode.ts";
 import { CniError, goQuote } from "./error.ts";
-import type { Attachment, JsonObject } from "./types.ts";
+import { byBytes, ConfigError, flattened, kindOf, type Member, memberOf, sortedJson, textOf } from "./member.ts";
+import type { JsonObject } from "./types.ts";
 import { NEWEST } from "./types.ts";
-import { goJson, readDns, versionParts } from "./version.ts";
+import { versionParts } from "./version.ts";
 
-/** One plugin of a list. */
-export interface Member {
-  /** CNI type: the name of the plugin's file. */
-  readonly type: string;
-  /** The member's own `name`, which no plugin sees, but error texts do; "" when it has none. */
-  readonly name: string;
-  /** Capabilities that are declared and switched on. */
-  readonly capabilities: readonly string[];
-  /** The object as written. */
-  readonly config: JsonObject;
-  /** The file it came from, where that is not the list's own. */
-  readonly file?: string;
-}
-
-/** A network: what is attached to, plugin by plugin. */
+/** A network: what is attached to, plugin by plugin; the members of a `chain` stand in its place. */
 export interface NetworkList {
   readonly name: string;
   /** The version that is spoken: the highest of `cniVersions` and `cniVersion`; "" means 0.1.0. */
@@ -38,14 +25,6 @@ export interface NetworkList {
   readonly file: string;
   /** A file of one plugin without a list around it. */
   readonly single: boolean;
-}
-
-/** A configuration that cannot be used; `file` is "" when the text came from elsewhere. The message is the reference's. */
-export class ConfigError extends Error {
-  override readonly name = "ConfigError";
-  constructor(message: string, readonly file = "") {
-    super(message);
-  }
 }
 
 /** No network of that name; `known` are those that there are. */
@@ -78,11 +57,6 @@ function parseJson(bytes: Uint8Array, doing: string): unknown {
   }
 }
 
-function kindOf(value: unknown): string {
-  if (Array.isArray(value)) return "array";
-  return typeof value === "boolean" ? "bool" : typeof value;
-}
-
 /** Reads a list from its text; members of a sibling folder are not looked for. Throws {@linkcode ConfigError}. */
 export function parseList(bytes: Uint8Array, file = ""): NetworkList {
   const source = parseJson(bytes, LIST) ?? {};
@@ -110,9 +84,9 @@ export function parseList(bytes: Uint8Array, file = ""): NetworkList {
   if (plugins.length === 0) throw new ConfigError(`${LIST}no plugins in list`);
   return {
     ...list,
-    plugins: plugins.map((plugin, index) => {
+    plugins: plugins.flatMap((plugin, index) => {
       try {
-        return memberOf(plugin);
+        return flattened(memberOf(plugin));
       } catch (error) {
         throw new ConfigError(`failed to parse plugin config ${index}: ${(error as Error).message}`);
       }
@@ -159,51 +133,6 @@ function listFlag(source: JsonObject, key: string): boolean {
     throw new ConfigError(`${LIST}invalid value ${goQuote(word)} for ${key}`);
   }
   return word === "true";
-}
-
-/** Reads the parts of a member that the runtime looks at, with the types that the reference demands. */
-function memberOf(source: unknown, file?: string): Member {
-  const config = source ?? {};
-  if (!isObject(config)) {
-    throw new ConfigError(`${SINGLE}json: cannot unmarshal ${kindOf(config)} into Go value of type types.PluginConf`);
-  }
-  const type = textOf(config, "type");
-  textOf(config, "cniVersion");
-  const name = textOf(config, "name");
-  const ipam = recordOf(config, "ipam", "types.IPAM");
-  if (ipam) textOf(ipam, "type", "ipam.type");
-  recordOf(config, "prevResult", "map[string]interface {}");
-  const declared = recordOf(config, "capabilities", "map[string]bool") ?? {};
-  const capabilities: string[] = [];
-  for (const [key, value] of Object.entries(declared)) {
-    if (value !== null && typeof value !== "boolean") throw wrongType(value, "capabilities", "bool");
-    if (value === true) capabilities.push(key);
-  }
-  try {
-    readDns(lookup(config, "dns"));
-  } catch (error) {
-    throw new ConfigError(`${SINGLE}${(error as Error).message}`);
-  }
-  if (type === "") throw new ConfigError(`${SINGLE}missing 'type'`);
-  return { type, name, capabilities, config, ...(file !== undefined && { file }) };
-}
-
-function wrongType(value: unknown, path: string, wanted: string): ConfigError {
-  return new ConfigError(
-    `${SINGLE}json: cannot unmarshal ${kindOf(value)} into Go struct field PluginConf.${path} of type ${wanted}`,
-  );
-}
-
-function textOf(source: JsonObject, key: string, path = key): string {
-  const value = lookup(source, key) ?? "";
-  if (typeof value !== "string") throw wrongType(value, path, "string");
-  return value;
-}
-
-function recordOf(source: JsonObject, key: string, wanted: string): JsonObject | undefined {
-  const value = lookup(source, key) ?? undefined;
-  if (value !== undefined && !isObject(value)) throw wrongType(value, key, wanted);
-  return value;
 }
 
 /** Reads a file of one plugin; members of a sibling folder are such files too. */
@@ -346,59 +275,4 @@ export function loadNetwork(
     ? `no net configurations found in ${folder}`
     : `no net configuration with name "${name}" in ${folder}`;
   throw new UnknownNetwork(message, folder, known);
-}
-
-/** What is put into a member's request besides its name and version. */
-export interface Injection {
-  /** The previous result, as the plugin that made it printed it. */
-  readonly prevResult?: JsonObject | undefined;
-  /** Everything the caller offers; what the member declares gets through. */
-  readonly capabilityArgs?: JsonObject | undefined;
-  /** For GC: attachments to keep. */
-  readonly valid?: readonly Attachment[] | undefined;
-}
-
-/** The bytes that a member is sent: its object, with name, version and what the call adds, keys sorted. */
-export function requestOf(list: NetworkList, member: Member, injection: Injection = {}): Uint8Array {
-  const { prevResult, capabilityArgs = {}, valid } = injection;
-  const request: JsonObject = { ...member.config, name: list.name, cniVersion: list.version };
-  if (prevResult) request["prevResult"] = new Verbatim(prevResult);
-  const granted = member.capabilities.filter((key) => Object.hasOwn(capabilityArgs, key));
-  if (granted.length > 0) {
-    request["runtimeConfig"] = Object.fromEntries(granted.map((key) => [key, capabilityArgs[key]]));
-  }
-  if (valid) {
-    const kept = valid.map(({ containerID, ifname }) => new Verbatim({ containerID, ifname }));
-    request["cni.dev/valid-attachments"] = kept;
-    // The name of an early draft, which older plugins read.
-    request["cni.dev/attachments"] = kept;
-  }
-  return new TextEncoder().encode(sortedJson(request));
-}
-
-/** An object whose keys keep their order in {@linkcode sortedJson}. */
-export class Verbatim {
-  constructor(readonly value: JsonObject) {}
-}
-
-/** Compact JSON with the keys of every object sorted bytewise, as the reference library prints untyped objects. */
-export function sortedJson(value: unknown): string {
-  if (value instanceof Verbatim) return goJson(value.value);
-  if (Array.isArray(value)) return `[${value.map(sortedJson).join(",")}]`;
-  if (!isObject(value)) return goJson(value ?? null);
-  const parts: string[] = [];
-  for (const key of Object.keys(value).sort(byBytes)) {
-    if (value[key] !== undefined) parts.push(`${goJson(key)}:${sortedJson(value[key])}`);
-  }
-  return `{${parts.join(",")}}`;
-}
-
-/** Order of UTF-8 bytes, which is that of code points. */
-export function byBytes(a: string, b: string): number {
-  const [left, right] = [[...a], [...b]];
-  for (let i = 0; i < left.length && i < right.length; i++) {
-    const difference = (left[i]?.codePointAt(0) ?? 0) - (right[i]?.codePointAt(0) ?? 0);
-    if (difference !== 0) return difference;
-  }
-  return left.length - right.length;
 }

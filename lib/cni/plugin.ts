@@ -18,6 +18,8 @@ export interface Plugin {
   readonly needs: readonly string[];
   /** The configuration, for decoding, for `validate` and for the schema. */
   readonly keys: Keys;
+  /** Decides every key of a configuration for ADD, a previous result aside; throws what is wrong, touches nothing. */
+  parse?(call: ContainerCall): unknown;
   /** Attaches; returns the result in the newest layout. Everything it did is handed to `call.undo`. */
   add(call: ContainerCall): Promise<Result>;
   /** Detaches: succeeds whatever is left of the attachment, cleans all of it, reports failures at the end. */
@@ -75,9 +77,19 @@ export interface Call {
 }
 
 /** What a delegate is given, and what it may do for its caller when it runs in the same process. */
-export interface DelegateOptions extends Foresight {
+export interface DelegateOptions extends Foresight, Company {
   /** Configuration; the caller's own if absent. */
   readonly stdin?: Uint8Array;
+}
+
+/** What members of a chain share that are at work side by side in this process. */
+export interface Company {
+  /** Stands between the member and the kernel. */
+  readonly through?: ((run: Run) => Run) | undefined;
+  /** Work that has to be done before the member's own IPAM plugin gives addresses back. */
+  readonly before?: Promise<unknown> | undefined;
+  /** ADD: takes over rules that need not be set before the result is there; they are set before the chain answers. */
+  readonly later?: ((job: () => Promise<unknown>) => void) | undefined;
 }
 
 /** How an IPAM plugin lets its caller begin what takes long. Others, and other programs, know nothing of it. */
@@ -91,8 +103,11 @@ export interface Foresight {
   readonly meanwhile?: (() => void) | undefined;
 }
 
-/** How {@linkcode Call.delegate} is asked; HELD is no command of the protocol and only answered in this process. */
-export type DelegateVerb = Verb | "HELD";
+/**
+ * How {@linkcode Call.delegate} is asked. Two are not commands of the protocol: HELD is only answered in this process;
+ * PARSE asks whether ADD could read its configuration, and another program whether it speaks the version.
+ */
+export type DelegateVerb = Verb | "HELD" | "PARSE";
 
 /** What a delegate gave: `result` after ADD, `released` after a DEL in the same process. */
 export interface DelegateAnswer {
@@ -103,7 +118,7 @@ export interface DelegateAnswer {
 }
 
 /** ADD, DEL and CHECK: about one interface of one container. */
-export interface ContainerCall extends Call, Applier, Foresight {
+export interface ContainerCall extends Call, Applier, Foresight, Pick<Company, "later"> {
   readonly containerId: string;
   readonly ifName: string;
   /** CNI_NETNS as given, verbatim: `sandbox` in results. */

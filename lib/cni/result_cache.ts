@@ -5,7 +5,8 @@
 // This engine has no Uint8Array.toBase64 yet.
 import { Buffer } from "node:buffer";
 import { readRegularText, usable } from "../kernel/regular_file.ts";
-import { byBytes, type NetworkList, sortedJson } from "./conflist.ts";
+import type { NetworkList } from "./conflist.ts";
+import { byBytes, sortedJson } from "./member.ts";
 import { isObject } from "./decode.ts";
 import { CniError, goQuote } from "./error.ts";
 import type { JsonObject } from "./types.ts";

@@ -23,7 +23,17 @@ import { isLinkName } from "../net/link_name.ts";
 import { lookUp, runForeign } from "./delegate.ts";
 import { CniError, code, goQuote, toCniError } from "./error.ts";
 import { isOrdinary } from "./ordinary_json.ts";
-import type { Call, ContainerCall, DelegateAnswer, Foresight, NetworkCall, Plugin, Released, Verb } from "./plugin.ts";
+import type {
+  Call,
+  Company,
+  ContainerCall,
+  DelegateAnswer,
+  Foresight,
+  NetworkCall,
+  Plugin,
+  Released,
+  Verb,
+} from "./plugin.ts";
 import { type Attachment, type JsonObject, NEWEST, type Result } from "./types.ts";
 import { atLeast, convertResult, goJson, parseResult } from "./version.ts";
 
@@ -31,7 +41,7 @@ import { atLeast, convertResult, goJson, parseResult } from "./version.ts";
 export type Registry = (name: string) => Promise<Plugin> | undefined;
 
 /** One call of one plugin, whoever makes it: a runtime, another plugin in this process, or an operator's command. */
-export interface Request extends Foresight {
+export interface Request extends Foresight, Company {
   readonly env: Readonly<Record<string, string>>;
   /** Reads the configuration; not called for VERSION. Throws what the system says. */
   readonly stdin: () => Uint8Array | Promise<Uint8Array>;
@@ -54,6 +64,10 @@ export interface Request extends Foresight {
   readonly netns?: HeldNetns;
   /** Another plugin in this process asks, with its own input. */
   readonly delegated?: boolean;
+  /** Only read the configuration, see {@linkcode Plugin.parse}. */
+  readonly parse?: boolean;
+  /** Takes over what takes a successful ADD back, first to last. */
+  readonly undo?: ((job: () => Promise<unknown> | unknown) => void) | undefined;
 }
 
 /** Whether somebody asked this process to stop, whether a command was not started for that, and whether it is busy taking things back. */
@@ -61,6 +75,8 @@ export interface Interruption {
   requested: string;
   refused?: boolean;
   undoing: boolean;
+  /** How many calls are: members of a chain may fail side by side. */
+  undoers?: number;
 }
 
 /** What a call gave. */
@@ -242,6 +258,9 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
   // What is explained is read and copied by people: there the path is what they gave.
   const naming: Naming = { given, held: request.explain ? "" : netns?.path ?? "" };
   const undos: Undo[] = [];
+  // Once ADD has succeeded, whoever asked for it takes back what is still done for it.
+  const remember: Remember = { undo: (job) => void undos.push(job) };
+  const { through = (run: Run) => run } = request;
   const base: Call = {
     verb: verb as Verb,
     type: plugin.name,
@@ -252,22 +271,29 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
     stdin: bytes,
     env,
     path: (env["CNI_PATH"] ?? "").split(":"),
-    host: explaining(readable(request.run ?? systemRun(guarded(request, naming))), request.explain),
+    host: explaining(readable(through(request.run ?? systemRun(guarded(request, naming)))), request.explain),
     explain: request.explain,
     warn: (note) => request.warn(plugin.name, asGiven(note, naming)),
-    undo: (job) => undos.push(job),
-    delegate: (type, verb, { stdin = bytes, chosen, meanwhile } = {}) =>
-      delegate(type, {
+    undo: (job) => remember.undo(job),
+    delegate: async (type, verb, { stdin = bytes, chosen, meanwhile, through, before, later } = {}) => {
+      if (verb === "DEL") await request.before;
+      return await delegate(type, {
         ...request,
         ...(netns && { netns }),
         chosen,
         meanwhile,
+        through: through ?? request.through,
+        before,
+        later,
         deliver: undefined,
         delegated: true,
-        env: { ...env, CNI_COMMAND: verb === "HELD" ? "DEL" : verb },
+        env: { ...env, CNI_COMMAND: verb === "HELD" ? "DEL" : verb === "PARSE" ? "ADD" : verb },
         stdin: () => stdin,
         held: verb === "HELD",
-      }, version),
+        parse: verb === "PARSE",
+        undo: base.undo,
+      }, version);
+    },
   };
   for (const path of repeated ?? []) {
     base.warn(
@@ -277,7 +303,7 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
   try {
     if (verb === "DEL" || verb === "GC") await endKilledCalls(request);
     return netns
-      ? await callForContainer(plugin, base, { request, netns, naming, undos })
+      ? await callForContainer(plugin, base, { request, netns, naming, undos, remember })
       : await callForNetwork(plugin, base, request);
   } catch (error) {
     throw withGivenPath(error, naming);
@@ -287,6 +313,10 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
 }
 
 type Undo = () => Promise<unknown> | unknown;
+/** Where what takes a call back is kept. */
+interface Remember {
+  undo: (job: Undo) => void;
+}
 
 /** GC and STATUS. */
 async function callForNetwork(plugin: Plugin, base: Call, { interruption, delegated }: Request): Promise<Answer> {
@@ -310,13 +340,14 @@ interface ContainerWork {
   readonly netns: HeldNetns;
   readonly naming: Naming;
   readonly undos: readonly Undo[];
+  readonly remember: Remember;
 }
 
 /** ADD, DEL and CHECK. */
 async function callForContainer(
   plugin: Plugin,
   base: Call,
-  { request, netns: { state, path }, naming, undos }: ContainerWork,
+  { request, netns: { state, path }, naming, undos, remember }: ContainerWork,
 ): Promise<Answer> {
   const { env, interruption } = request;
   const { verb } = base;
@@ -344,6 +375,7 @@ async function callForContainer(
     args: env["CNI_ARGS"] ?? "",
     chosen: request.chosen,
     meanwhile: request.meanwhile,
+    later: request.later,
     pod: podAlive || request.explain
       ? inNetns(base.host, held || (given.includes("/") ? given : `./${given}`))
       : inNoNetns(given),
@@ -351,7 +383,11 @@ async function callForContainer(
     lock: async (name) => (await import("./own_lock.ts")).ownLock(name, base.warn),
   };
   if (request.held) return { held: await plugin.held?.(call) };
-  if (verb === "ADD") return await added(plugin, call, { request, undos });
+  if (request.parse) {
+    await plugin.parse?.({ ...call, warn: () => {} });
+    return {};
+  }
+  if (verb === "ADD") return await added(plugin, call, { request, undos, remember });
   if (verb === "CHECK") {
     await toTheEnd(() => plugin.check(call), { interruption, verb });
     return {};
@@ -371,7 +407,7 @@ async function callForContainer(
 async function added(
   plugin: Plugin,
   call: ContainerCall,
-  { request, undos }: { request: Request; undos: readonly Undo[] },
+  { request, undos, remember }: Pick<ContainerWork, "request" | "undos" | "remember">,
 ): Promise<Answer> {
   const { interruption } = request;
   try {
@@ -379,11 +415,10 @@ async function added(
     if (interruption?.requested) throw interrupted(interruption, call.verb);
     const printable = convertResult(result, call.version);
     request.deliver?.(printable);
+    if (request.undo) undos.forEach(remember.undo = request.undo);
     return { result, printable };
   } catch (error) {
-    if (interruption) interruption.undoing = true;
-    const left = await undoAll(undos);
-    if (interruption) interruption.undoing = false;
+    const left = await undoing(interruption, () => undoAll(undos));
     // Whatever the words of the plugin for what it was at: it failed because it was asked to.
     const failure = interruption?.requested ? interrupted(interruption, call.verb) : toCniError(error);
     if (left.length === 0) throw failure;
@@ -454,6 +489,18 @@ async function toTheEnd<T>(work: () => Promise<T> | T, { interruption, verb }: I
   const by = stopped();
   if (by?.refused) throw interrupted(by, verb);
   return result;
+}
+
+/** While this is under way, tools are started whoever asked to stop. */
+async function undoing<T>(interruption: Interruption | undefined, work: () => Promise<T>): Promise<T> {
+  if (!interruption) return await work();
+  interruption.undoers = (interruption.undoers ?? 0) + 1;
+  interruption.undoing = true;
+  try {
+    return await work();
+  } finally {
+    interruption.undoing = --interruption.undoers > 0;
+  }
 }
 
 /** Last first, every one of them; returns what failed. */
@@ -553,6 +600,11 @@ async function delegate(type: string, request: Request, version: string): Promis
     };
   }
   if (request.held) return {};
+  if (request.parse) {
+    const { checkSpoken } = await import("./foreign_versions.ts");
+    await checkSpoken(file, { type, version, env });
+    return {};
+  }
   const verb = env["CNI_COMMAND"] as Verb;
   if (request.explain) {
     request.explain.note(

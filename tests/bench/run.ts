@@ -14,6 +14,7 @@ import { cacheDir, cniboxDir, referenceDir } from "../e2e/support/bin.ts";
 import { binDir, type Namespace, type Node } from "../e2e/support/mod.ts";
 import { type Cost, measure, median, quantile, type Side } from "./measure.ts";
 import { type Curve, type Panel, svg } from "./plot.ts";
+import { podNets, podRates, type Rates } from "./pods.ts";
 import { Attached, benchNode, ByCommand, crowd, crowdContainers, type Net, nets, takeAddresses } from "./work.ts";
 
 /** One kind of work, both sides. Costs in milliseconds; `target`: the highest ratio of medians wanted. */
@@ -39,7 +40,7 @@ interface Figure {
 const args = parseArgs(Deno.args, {
   string: ["reference", "rows", "json", "plot"],
   boolean: ["quick", "help"],
-  default: { rows: "abcdefghi" },
+  default: { rows: "pqabcdefghi" },
 });
 const say = (text: string) => void Deno.stdout.writeSync(new TextEncoder().encode(`${text}\n`));
 const note = (text: string) => void Deno.stderr.writeSync(new TextEncoder().encode(`${text}\n`));
@@ -83,6 +84,8 @@ Deno.env.set("CNIBOX_E2E_REFERENCE", freshCopy(referenceDir()!, join(copies, bas
 
 type Rows = Record<string, () => Promise<unknown>>;
 const work: Rows = {
+  p: podsAtOnce,
+  q: podLives,
   a: () =>
     lifeOf("a", "bridge + host-local, ipMasq", nets.masq, { targets: { ADD: 1.3, DEL: 0.6, pair: 0.72 } })
       .then(() => lifeOf("a", "the same, dual stack", nets.dual, {})),
@@ -119,19 +122,22 @@ async function lifeOf(
   id: string,
   title: string,
   net: Net,
-  { targets = {}, ours = Attached, prepare, samples = SAMPLES }: {
+  { targets = {}, ours = Attached, prepare, samples = SAMPLES, side = OURS, folded = net }: {
     targets?: { ADD?: number; DEL?: number; pair?: number };
     ours?: typeof Attached;
     prepare?: (node: Node, side: Side) => Promise<void>;
     samples?: number;
+    side?: Side;
+    /** The same network as our side has it. */
+    folded?: Net;
   },
 ): Promise<{ add: Row; del: Row }> {
   await using mine = await benchNode();
   await using other = await benchNode();
   const pair: Attached[] = [];
-  for (const [node, who, kind] of [[mine, OURS, ours], [other, THEIRS, Attached]] as const) {
+  for (const [node, who, kind] of [[mine, side, ours], [other, THEIRS, Attached]] as const) {
     await prepare?.(node, who);
-    pair.push(new kind(node, who, net, await node.container("bench")));
+    pair.push(new kind(node, who, who === side ? folded : net, await node.container("bench")));
   }
   const costs: Record<"ADD" | "DEL", Cost[][]> = { ADD: [[], []], DEL: [[], []] };
   for (let index = -WARM_UP; index < samples; index++) {
@@ -167,6 +173,46 @@ async function lifeOf(
     figure(id, `${title}: ADD + DEL`, median(sum(0)) / median(sum(1)), { most: targets.pair });
   }
   return { add: made[0]!, del: made[1]! };
+}
+
+/** Lists of a pod, one container at a time: one chain beside the reference's processes, one after the other. */
+async function podLives(): Promise<void> {
+  const titles = { p2: "bridge + portmap", p3: "… + firewall", p4: "… + bandwidth" };
+  const targets = {
+    p2: { ADD: 0.85, DEL: 0.5, pair: 0.6 },
+    p3: { ADD: 0.75, DEL: 0.45, pair: 0.55 },
+    p4: { ADD: 0.65, DEL: 0.4, pair: 0.5 },
+  };
+  for (const id of ["p2", "p3", "p4"] as const) {
+    const { list, chain } = podNets[id];
+    await lifeOf(id, `pod: ${titles[id]}`, list, { folded: chain, targets: targets[id] });
+  }
+}
+
+/** The same lists for two hundred containers, sixteen at once. */
+async function podsAtOnce(): Promise<void> {
+  const count = quick ? 48 : 200;
+  const least = {
+    p2: { churn: 1.8, add: 1.3, del: 3 },
+    p3: { churn: undefined, add: undefined, del: undefined },
+    p4: { churn: 2, add: 1.5, del: 3 },
+  };
+  for (const id of ["p2", "p3", "p4"] as const) {
+    const { list, chain } = podNets[id];
+    await using mine = await benchNode();
+    await using other = await benchNode();
+    for (const node of [mine, other]) await crowdContainers(node, count);
+    const rates: [Rates[], Rates[]] = [[], []];
+    for (let batch = -1; batch < (quick ? 1 : 3); batch++) {
+      const pair = [await podRates(mine, OURS, chain, count), await podRates(other, THEIRS, list, count)];
+      if (batch >= 0) pair.forEach((one, at) => rates[at]?.push(one));
+    }
+    for (const [key, what] of [["churn", "ADD and DEL of a pod"], ["add", "ADD"], ["del", "DEL"]] as const) {
+      const [ours, theirs] = rates.map((all) => median(all.map((one) => one[key]))) as [number, number];
+      const title = `${count} pods, 16 at once: ${what}, a second, ${ours.toFixed(1)} / ${theirs.toFixed(1)}`;
+      figure(id, title, ours / theirs, least[id][key] === undefined ? {} : { least: least[id][key] });
+    }
+  }
 }
 
 /** Two hundred containers, sixteen at once; batches of both sides in turn. */
@@ -296,7 +342,8 @@ function freshCopy(from: string, to: string): string {
 function figure(id: string, what: string, value: number, limit: { most?: number; least?: number }): void {
   const { most, least } = limit;
   const met = most === undefined ? value >= (least ?? 0) : value <= most;
-  figures.push({ id, what, value, target: most === undefined ? `≥ ${least}` : `≤ ${most}`, met });
+  const target = most !== undefined ? `≤ ${most}` : least !== undefined ? `≥ ${least}` : "";
+  figures.push({ id, what, value, target, met });
 }
 
 function growth(id: string, what: string, { high, low, most }: { high?: Row; low?: Row; most: number }): void {
@@ -346,18 +393,20 @@ function report(): void {
       row.children?.map((count) => count ?? "?").join(" / ") ?? "",
     ];
   });
-  table([heads, ...lines]);
-  say("");
-  if (figures.length === 0) return;
-  table([
-    ["row", "figure", "value", "target"],
-    ...figures.map(({ id, what, value, target, met }) => [
-      id,
-      what,
-      value.toFixed(2),
-      `${target} ${met ? "met" : "missed"}`,
-    ]),
-  ]);
+  // What a node feels comes first.
+  if (figures.length > 0) {
+    table([
+      ["row", "figure", "value", "target"],
+      ...figures.map(({ id, what, value, target, met }) => [
+        id,
+        what,
+        value.toFixed(2),
+        target === "" ? "" : `${target} ${met ? "met" : "missed"}`,
+      ]),
+    ]);
+    say("");
+  }
+  if (lines.length > 0) table([heads, ...lines]);
 }
 
 /** As Markdown, so that it can go into a page as it is. */

@@ -44,6 +44,7 @@ function complaints(schema: Json, value: Json, path = ""): string[] {
   for (const one of schema.allOf ?? []) {
     if (!one.if || complaints(one.if, value).length === 0) found.push(...complaints(one.then ?? one, value, path));
   }
+  if (schema.not && complaints(schema.not, value).length === 0) complain("is what it may not be");
   if (schema.anyOf && schema.anyOf.every((one: Json) => complaints(one, value).length > 0)) {
     complain("none of the forms");
   }
@@ -70,6 +71,24 @@ Deno.test("the schema of lists takes the documentation's network and refuses wha
   assertEquals(spoiled((list) => list.plugins[0].ipam.ranges = {}), ["/plugins/0/ipam/ranges: no array"]);
   assertEquals(spoiled((list) => list.plugins[1].capabilities.portMappings = "yes"), [
     "/plugins/1/capabilities/portMappings: no boolean",
+  ]);
+});
+
+Deno.test("the schema of lists sees the members of a chain", () => {
+  const schema = JSON.parse(JSON.stringify(listSchema(plugins)));
+  const chain = (members: Json[], more = {}) => ({
+    ...demo,
+    plugins: [{ type: "chain", plugins: members, ...more }],
+  });
+  assertEquals(complaints(schema, chain(demo.plugins, { capabilities: { portMappings: true } })), []);
+  assertEquals(complaints(schema, chain([])), ["/plugins/0/plugins: too short"]);
+  assertEquals(complaints(schema, chain([{ type: "bridge", mtu: "1500" }])), ["/plugins/0/plugins/0/mtu: no integer"]);
+  assertEquals(complaints(schema, chain([{ mtu: 1500 }])), ["/plugins/0/plugins/0: no type"]);
+  assertEquals(complaints(schema, chain(demo.plugins, { capabilities: { portMappings: "yes" } })), [
+    "/plugins/0/capabilities/portMappings: no boolean",
+  ]);
+  assertEquals(complaints(schema, chain([{ type: "chain", plugins: [{ type: "loopback" }] }])), [
+    "/plugins/0/plugins/0: is what it may not be",
   ]);
 });
 

@@ -1,16 +1,6 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import {
-  byBytes,
-  ConfigError,
-  listOfSingle,
-  loadAll,
-  loadFile,
-  loadNetwork,
-  parseList,
-  requestOf,
-  sortedJson,
-  UnknownNetwork,
-} from "../../lib/cni/conflist.ts";
+import { listOfSingle, loadAll, loadFile, loadNetwork, parseList, UnknownNetwork } from "../../lib/cni/conflist.ts";
+import { byBytes, ConfigError, requestOf, sortedJson } from "../../lib/cni/member.ts";
 
 const bytes = (text: string) => new TextEncoder().encode(text);
 const text = (content: Uint8Array) => new TextDecoder().decode(content);

@@ -13,9 +13,11 @@ import {
 import { eventually } from "./support/traffic.ts";
 import { configure, must } from "./support/operator.ts";
 import {
+  checkAttachment,
   CriError,
   fetchPage,
   firstContainer,
+  foldFile,
   importWebImage,
   podNetwork,
   refuses,
@@ -125,6 +127,51 @@ runtimeTest("containerd's CRI service runs pods on two networks with host ports,
   await again.remove(other);
   assertEquals(await node.list("/var/lib/cni/results"), []);
   assertSameState(before, await snapshot(node), { allow: firstContainer });
+});
+
+runtimeTest("containerd runs pods on a folded list, which is unfolded and folded again while they live", [
+  ...needs,
+], async ({ node, cgroup }) => {
+  const file = "/etc/cni/net.d/10-net.conflist";
+  await configure(node, net);
+  const list = JSON.parse(await node.read(file) ?? "");
+  const chain = await foldFile(node, file);
+  const { cri } = await startContainerd(node, cgroup);
+  await importWebImage(node);
+  const outside = await node.outside();
+  const before = await snapshot(node);
+  const url = (port: number) => `http://${outside.hostIPv4}:${port}/`;
+  const swapped = async (how: "fold" | "unfold") => {
+    await foldFile(node, file, how);
+    await eventually("containerd has read the list", async () => {
+      return (await cri.networks()).includes('"chain"') === (how === "fold");
+    });
+  };
+
+  const one = await cri.run({ name: "one", cgroup, hostPort: 9090 });
+  assertEquals(await cri.addresses(one), ["10.88.0.2", "fd00:88::2"]);
+  assertEquals(await fetchPage(outside, url(9090)), PAGE);
+  await checkAttachment(node, chain, one);
+  // The same port again: the chain fails as a whole.
+  const alone = await snapshot(node);
+  const refused = await assertRejects(() => cri.run({ name: "late", cgroup, hostPort: 9090 }), CriError);
+  assertStringIncludes(refused.message, "9090");
+  assertSameState(alone, await snapshot(node), { allow: [hostLocalLeftovers] });
+
+  await swapped("unfold");
+  const two = await cri.run({ name: "two", cgroup, hostPort: 9091 });
+  for (const port of [9090, 9091]) assertEquals(await fetchPage(outside, url(port)), PAGE);
+  await checkAttachment(node, list, one);
+  await cri.remove(one);
+  assert(await refuses(outside, url(9090)));
+
+  await swapped("fold");
+  const three = await cri.run({ name: "three", cgroup, hostPort: 9092 });
+  for (const id of [two, three]) await checkAttachment(node, chain, id);
+  for (const port of [9091, 9092]) assertEquals(await fetchPage(outside, url(port)), PAGE);
+  for (const id of [two, three]) await cri.remove(id);
+  assertEquals(await node.list("/var/lib/cni/results"), []);
+  assertSameState(before, await snapshot(node), { allow: [...firstContainer, /type=anycast/] });
 });
 
 runtimeTest("a container whose namespace is owned by its process is attached by /proc/PID/ns/net, the docker way", [

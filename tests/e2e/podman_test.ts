@@ -2,7 +2,15 @@
 import { assert, assertEquals, assertMatch, assertNotEquals, assertStringIncludes } from "@std/assert";
 import { assertPings, assertSameState, hostLocalLeftovers, type Json, snapshot } from "./support/mod.ts";
 import { must } from "./support/operator.ts";
-import { fetchPage, firstContainer, Podman, refuses, runtimeTest } from "./support/runtimes.ts";
+import {
+  checkAttachment,
+  fetchPage,
+  firstContainer,
+  foldFile,
+  Podman,
+  refuses,
+  runtimeTest,
+} from "./support/runtimes.ts";
 
 const needs = ["tool:podman", "tool:conmon"] as const;
 
@@ -76,6 +84,41 @@ runtimeTest("podman's networks are taken as podman writes them; ports are publis
   assertEquals(await node.list("/var/lib/cni/results"), []);
   await podman.run("network", "rm", "one", "two");
   assertSameState(before, await snapshot(node), { allow: firstContainer });
+});
+
+runtimeTest("podman runs containers on a folded list, which is unfolded and folded again while they live", [
+  ...needs,
+], async ({ node, cgroup }) => {
+  const podman = new Podman(node, cgroup);
+  await podman.configure();
+  const outside = await node.outside();
+  const before = await snapshot(node);
+  const url = (port: number) => `http://${outside.hostIPv4}:${port}/`;
+  await podman.run("network", "create", "--ipv6", "one");
+  const file = "/etc/cni/net.d/one.conflist";
+  const list = JSON.parse(await node.read(file) ?? "");
+  const chain = await foldFile(node, file);
+  assertEquals(chain.plugins.map((plugin: Json) => plugin.type), ["chain"]);
+
+  const one = await podman.serve("one", "--network", "one", "--publish", "9090:80");
+  assertEquals(await fetchPage(outside, url(9090)), PAGE);
+  await checkAttachment(node, chain, one);
+  assertEquals(await foldFile(node, file, "unfold"), list);
+  const two = await podman.serve("two", "--network", "one", "--publish", "9091:80");
+  for (const id of [one, two]) await checkAttachment(node, list, id);
+  await podman.run("rm", "--force", "--time", "0", "one");
+  assert(await refuses(outside, url(9090)));
+  assertEquals(await foldFile(node, file), chain);
+  const three = await podman.serve("three", "--network", "one", "--publish", "9092:80");
+  for (const id of [two, three]) await checkAttachment(node, chain, id);
+  for (const port of [9091, 9092]) assertEquals(await fetchPage(outside, url(port)), PAGE);
+  // Monitor and container die at once.
+  const pids = await podman.run("inspect", "--format", "{{.State.ConmonPid}} {{.State.Pid}}", "three");
+  await node.run("kill", "-9", ...pids.split(" "));
+  await podman.run("rm", "--force", "--time", "0", "two", "three");
+  assertEquals(await node.list("/var/lib/cni/results"), []);
+  await podman.run("network", "rm", "one");
+  assertSameState(before, await snapshot(node), { allow: [...firstContainer, /type=anycast/] });
 });
 
 runtimeTest("podman's macvlan and internal networks give addresses and nothing else", [...needs, "macvlan"], async (

@@ -36,6 +36,8 @@ export interface Setup {
 
 const hostLocal = (subnet: string) => ({ type: "host-local", ranges: [[{ subnet }]] });
 
+const portMappings = [{ hostPort: 8080, containerPort: 80, protocol: "tcp" }];
+
 /** The networks that are tried. */
 export const setups: readonly Setup[] = [
   {
@@ -44,7 +46,7 @@ export const setups: readonly Setup[] = [
       { type: "bridge", bridge: "br1", isDefaultGateway: true, ipMasq: true, ipam: hostLocal("10.22.0.0/24") },
       { type: "portmap", capabilities: { portMappings: true } },
     ],
-    capabilities: { portMappings: [{ hostPort: 8080, containerPort: 80, protocol: "tcp" }] },
+    capabilities: { portMappings },
   },
   {
     name: "bridge+portmap nftables",
@@ -83,6 +85,21 @@ export const setups: readonly Setup[] = [
       { type: "tuning", sysctl: { "net.ipv4.conf.IFNAME.arp_filter": "1" }, mtu: 1400 },
     ],
     prepare: (node) => node.ip("link add up0 type veth peer name up1", "link set up0 up", "link set up1 up"),
+  },
+  {
+    name: "chain of five plugins",
+    plugins: [{
+      type: "chain",
+      capabilities: { portMappings: true },
+      plugins: [
+        { type: "bridge", bridge: "br1", isDefaultGateway: true, ipMasq: true, ipam: hostLocal("10.25.0.0/24") },
+        { type: "portmap", capabilities: { portMappings: true } },
+        { type: "bandwidth", egressRate: 8_000_000, egressBurst: 8_000_000 },
+        { type: "firewall" },
+        { type: "tuning", sysctl: { "net.ipv4.conf.IFNAME.arp_filter": "1" }, mtu: 1400 },
+      ],
+    }],
+    capabilities: { portMappings },
   },
 ];
 

@@ -1,7 +1,8 @@
 /** Container runtimes inside a node: a root file system, containerd with its CRI service, podman on its CNI backend. */
 import { Namespace, type Node, type Output, PATH } from "./node.ts";
 import type { Need } from "./needs.ts";
-import type { Json } from "./plugins.ts";
+import { must } from "./operator.ts";
+import { Attachment, type Json } from "./plugins.ts";
 import { type Allowed, hostLocalLeftovers } from "./snapshot.ts";
 import { nodeTest } from "./test.ts";
 import { eventually } from "./traffic.ts";
@@ -49,6 +50,23 @@ export const firstContainer: Allowed[] = [
 ];
 
 export const ROOTFS = "/var/rootfs";
+
+/** The list with its plugins as members of one chain, as `cnibox fold` prints it. */
+export async function foldFile(node: Node, file: string, how: "fold" | "unfold" = "fold"): Promise<Json> {
+  const { stdout, json } = await must(node, [how, file]);
+  await node.write(file, stdout);
+  return json;
+}
+
+/** CHECK of an attachment by the plugins of a list, with what the runtime has kept of it. Throws PluginFailed. */
+export async function checkAttachment(node: Node, list: Json, containerId: string): Promise<void> {
+  const kept: Json = JSON.parse(await node.read(`/var/lib/cni/results/${list.name}-${containerId}-eth0`) ?? "");
+  // Older libraries keep the namespace in the result alone.
+  const netns = kept.netns ?? kept.result.interfaces.find(({ sandbox }: Json) => sandbox).sandbox;
+  const attachment = new Attachment(node, list, netns, { containerId, capabilities: kept.capabilityArgs });
+  attachment.result = kept.result;
+  await attachment.check();
+}
 
 /** A root file system of nothing but BusyBox, with a page for its web server. */
 async function makeRootfs(node: Node): Promise<void> {
@@ -223,6 +241,13 @@ export class Cri {
       return condition[2] === undefined ? `${string(condition[3])}: ${string(condition[4])}` : "";
     }
     throw new Error("Status does not speak of NetworkReady");
+  }
+
+  /** The networks that containerd has loaded, as JSON. It hears of a new file a moment after it is written. */
+  async networks(): Promise<string> {
+    const answer = await this.#call("Status", number(1, 1));
+    const info = (answer[2] ?? []).map(fields).find((entry) => string(entry[1]) === "cniconfig");
+    return string(info?.[2]);
   }
 
   /** StopPodSandbox, then RemovePodSandbox. Throws CriError. */
