@@ -53,7 +53,9 @@ Deno.test("only processes that name a killed call are ended", asRoot, async () =
   const strangers = [start({ [CALL_VARIABLE]: `${name}0` }), start({ OTHER: `${CALL_VARIABLE}=${name}` })];
   const file = `${SCRATCH}/${name}-0.out`;
   try {
-    openScratch("")?.remove();
+    const scratch = openScratch("");
+    for (const stream of scratch?.streams ?? []) stream.close();
+    scratch?.remove();
     Deno.writeTextFileSync(file, "");
     // The call lives: it is waited for by whoever called.
     assertEquals(leftovers()?.has(name), false);
