@@ -10,7 +10,7 @@ import { CniError, code } from "../lib/cni/error.ts";
 import { openNetns } from "../lib/cni/netns.ts";
 import type { ContainerCall, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
 import { type JsonObject, type Result, since } from "../lib/cni/types.ts";
-import { allocate } from "../lib/attach/container_link.ts";
+import { allocate } from "../lib/link/container_link.ts";
 import {
   collectAddresses,
   ipamKeys,
@@ -19,10 +19,10 @@ import {
   needsLink,
   release,
   statusTools,
-} from "../lib/attach/ipam.ts";
-import { kindAdvice } from "../lib/attach/master.ts";
-import { attachLink, checkKind, checkMac, detachLink, requiredPrevResult } from "../lib/attach/new_link.ts";
-import { checkAddresses, checkRoutes, containerInterface, podState } from "../lib/attach/verify.ts";
+} from "../lib/link/ipam.ts";
+import { kindAdvice } from "../lib/link/master.ts";
+import { attachLink, checkKind, checkMac, detachLink, requiredPrevResult } from "../lib/link/new_link.ts";
+import { checkAddresses, checkRoutes, containerInterface, podState } from "../lib/link/verify.ts";
 import { linkDel } from "../lib/kernel/ip.ts";
 import { step, StepError } from "../lib/kernel/plan.ts";
 

@@ -12,7 +12,7 @@ import { openNetns } from "../lib/cni/netns.ts";
 import type { ContainerCall, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
 import { prevResult } from "../lib/cni/prev_result.ts";
 import { type JsonObject, type Result, since } from "../lib/cni/types.ts";
-import { allocate } from "../lib/attach/container_link.ts";
+import { allocate } from "../lib/link/container_link.ts";
 import {
   collectAddresses,
   ipamKeys,
@@ -23,7 +23,7 @@ import {
   release,
   statusTools,
   withDns,
-} from "../lib/attach/ipam.ts";
+} from "../lib/link/ipam.ts";
 import {
   checkMtu,
   defaultRouteLink,
@@ -32,16 +32,9 @@ import {
   masterPlace,
   type SubLink,
   subLinkSteps,
-} from "../lib/attach/master.ts";
-import {
-  attachLink,
-  checkKind,
-  checkMac,
-  detachLink,
-  passingName,
-  requiredPrevResult,
-} from "../lib/attach/new_link.ts";
-import { checkAddresses, checkRoutes, containerInterface, podState } from "../lib/attach/verify.ts";
+} from "../lib/link/master.ts";
+import { attachLink, checkKind, checkMac, detachLink, passingName, requiredPrevResult } from "../lib/link/new_link.ts";
+import { checkAddresses, checkRoutes, containerInterface, podState } from "../lib/link/verify.ts";
 import type { Link } from "../lib/kernel/ip.ts";
 import { step, StepError } from "../lib/kernel/plan.ts";
 

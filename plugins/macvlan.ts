@@ -11,7 +11,7 @@ import { CniError, code } from "../lib/cni/error.ts";
 import { openNetns } from "../lib/cni/netns.ts";
 import type { ContainerCall, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
 import { type JsonObject, type Result, since } from "../lib/cni/types.ts";
-import { allocate } from "../lib/attach/container_link.ts";
+import { allocate } from "../lib/link/container_link.ts";
 import {
   collectAddresses,
   ipamKeys,
@@ -22,8 +22,8 @@ import {
   release,
   statusTools,
   withDns,
-} from "../lib/attach/ipam.ts";
-import { askedMac, checkedMac, macKeys } from "../lib/attach/mac_input.ts";
+} from "../lib/link/ipam.ts";
+import { askedMac, checkedMac, macKeys } from "../lib/link/mac_input.ts";
 import {
   checkMtu,
   defaultRouteLink,
@@ -33,16 +33,9 @@ import {
   masterPlace,
   type SubLink,
   subLinkSteps,
-} from "../lib/attach/master.ts";
-import {
-  attachLink,
-  checkKind,
-  checkMac,
-  detachLink,
-  passingName,
-  requiredPrevResult,
-} from "../lib/attach/new_link.ts";
-import { checkAddresses, checkRoutes, containerInterface, podState } from "../lib/attach/verify.ts";
+} from "../lib/link/master.ts";
+import { attachLink, checkKind, checkMac, detachLink, passingName, requiredPrevResult } from "../lib/link/new_link.ts";
+import { checkAddresses, checkRoutes, containerInterface, podState } from "../lib/link/verify.ts";
 
 const MODES = ["bridge", "private", "vepa", "passthru"];
 

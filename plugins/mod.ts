@@ -5,26 +5,26 @@
 import type { Plugin } from "../lib/cni/plugin.ts";
 
 const plugins: Readonly<Record<string, () => Promise<{ plugin: Plugin }>>> = {
-  bandwidth: () => import("./bandwidth.ts"),
-  bridge: () => import("./bridge.ts"),
+  bandwidth: () => import("./bandwidth/mod.ts"),
+  bridge: () => import("./bridge/mod.ts"),
   chain: () => import("./chain.ts"),
-  dhcp: () => import("./dhcp.ts"),
+  dhcp: () => import("./dhcp/mod.ts"),
   dummy: () => import("./dummy.ts"),
-  firewall: () => import("./firewall.ts"),
-  flannel: () => import("./flannel.ts"),
-  "host-device": () => import("./host-device.ts"),
+  firewall: () => import("./firewall/mod.ts"),
+  flannel: () => import("./flannel/mod.ts"),
+  "host-device": () => import("./host-device/mod.ts"),
   "host-local": () => import("./host-local.ts"),
   ipvlan: () => import("./ipvlan.ts"),
   loopback: () => import("./loopback.ts"),
   macvlan: () => import("./macvlan.ts"),
-  portmap: () => import("./portmap.ts"),
-  ptp: () => import("./ptp.ts"),
-  sbr: () => import("./sbr.ts"),
+  portmap: () => import("./portmap/mod.ts"),
+  ptp: () => import("./ptp/mod.ts"),
+  sbr: () => import("./sbr/mod.ts"),
   static: () => import("./static.ts"),
   tap: () => import("./tap.ts"),
-  tuning: () => import("./tuning.ts"),
+  tuning: () => import("./tuning/mod.ts"),
   vlan: () => import("./vlan.ts"),
-  vrf: () => import("./vrf.ts"),
+  vrf: () => import("./vrf/mod.ts"),
 };
 
 /** Types of all plugins, in the order in which people are shown them. */

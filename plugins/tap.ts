@@ -11,7 +11,7 @@ import { CniError, code } from "../lib/cni/error.ts";
 import { openNetns } from "../lib/cni/netns.ts";
 import type { ContainerCall, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
 import { type Interface, type JsonObject, type Result, since } from "../lib/cni/types.ts";
-import { allocate, linkNow } from "../lib/attach/container_link.ts";
+import { allocate, linkNow } from "../lib/link/container_link.ts";
 import {
   collectAddresses,
   ipamKeys,
@@ -21,18 +21,11 @@ import {
   release,
   statusTools,
   withDns,
-} from "../lib/attach/ipam.ts";
-import { askedMac, checkedMac, macKeys } from "../lib/attach/mac_input.ts";
-import { kindAdvice } from "../lib/attach/master.ts";
-import {
-  attachLink,
-  checkKind,
-  checkMac,
-  detachLink,
-  passingName,
-  requiredPrevResult,
-} from "../lib/attach/new_link.ts";
-import { checkAddresses, checkRoutes, containerInterface, type PodState, podState } from "../lib/attach/verify.ts";
+} from "../lib/link/ipam.ts";
+import { askedMac, checkedMac, macKeys } from "../lib/link/mac_input.ts";
+import { kindAdvice } from "../lib/link/master.ts";
+import { attachLink, checkKind, checkMac, detachLink, passingName, requiredPrevResult } from "../lib/link/new_link.ts";
+import { checkAddresses, checkRoutes, containerInterface, type PodState, podState } from "../lib/link/verify.ts";
 import { linkDel, linkShow, linkUp } from "../lib/kernel/ip.ts";
 import { type Step, step, StepError } from "../lib/kernel/plan.ts";
 import { isIndexName, isLinkName } from "../lib/net/link_name.ts";

@@ -8,10 +8,11 @@ const root = dirname(dirname(fromFileUrl(import.meta.url)));
 const MAY: readonly [folder: string, may: readonly string[]][] = [
   ["lib/cli/", ["lib/"]],
   ["plugins/mod.ts", ["plugins/", "lib/"]],
-  ["plugins/", ["lib/link/", "lib/attach/", "lib/ipam/", "lib/cni/", "lib/kernel/", "lib/net/"]],
-  ["lib/attach/", ["lib/link/", "lib/attach/", "lib/ipam/", "lib/cni/", "lib/kernel/", "lib/net/"]],
-  ["lib/link/", ["lib/link/", "lib/cni/", "lib/kernel/", "lib/net/"]],
-  ["lib/ipam/", ["lib/ipam/", "lib/cni/", "lib/kernel/", "lib/net/"]],
+  ["plugins/", ["lib/rules/", "lib/link/", "lib/ipam/", "lib/cni/", "lib/kernel/", "lib/net/"]],
+  ["lib/rules/", ["lib/rules/", "lib/link/", "lib/ipam/", "lib/cni/", "lib/kernel/", "lib/net/"]],
+  ["lib/link/", ["lib/link/", "lib/ipam/", "lib/cni/", "lib/kernel/", "lib/net/"]],
+  ["lib/ipam/", ["lib/ipam/", "lib/store/", "lib/cni/", "lib/kernel/", "lib/net/"]],
+  ["lib/store/", ["lib/store/", "lib/cni/", "lib/kernel/", "lib/net/"]],
   ["lib/cni/", ["lib/cni/", "lib/kernel/", "lib/net/"]],
   ["lib/kernel/", ["lib/kernel/", "lib/net/"]],
   ["lib/net/", ["lib/net/"]],
@@ -38,10 +39,11 @@ function imports(file: string): string[] {
   return given.map((path) => relative(root, join(root, dirname(file), path)));
 }
 
-Deno.test("imports point down: main, plugins and cli, attach and ipam, cni, kernel, net", () => {
+Deno.test("imports point down: main, plugins and cli, rules, link, ipam, store, cni, kernel, net", () => {
   const up: string[] = [];
   for (const file of files) {
-    const may = MAY.find(([folder]) => file.startsWith(folder))?.[1] ?? [];
+    const own = /^plugins\/[^/]+\//.exec(file)?.[0];
+    const may = [...MAY.find(([folder]) => file.startsWith(folder))?.[1] ?? [], ...(own ? [own] : [])];
     for (const target of imports(file)) {
       if (!may.some((folder) => target.startsWith(folder))) up.push(`${file} → ${target}`);
     }

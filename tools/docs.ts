@@ -57,7 +57,17 @@ async function pluginTable(): Promise<string> {
 }
 
 /** Folders of the program, from the top of the import order down. */
-const FOLDERS = ["plugins", "lib/cli", "lib/attach", "lib/link", "lib/ipam", "lib/cni", "lib/kernel", "lib/net"];
+const FOLDERS = [
+  "plugins",
+  "lib/cli",
+  "lib/rules",
+  "lib/link",
+  "lib/ipam",
+  "lib/store",
+  "lib/cni",
+  "lib/kernel",
+  "lib/net",
+];
 
 /** Every source file with the first sentence of its own comment. */
 function moduleMap(): string {
@@ -67,12 +77,22 @@ function moduleMap(): string {
   ];
   for (const folder of FOLDERS) {
     lines.push("", `${folder}/`);
-    const names = [...Deno.readDirSync(join(root, folder))].map(({ name }) => name).filter((name) =>
-      name.endsWith(".ts")
-    ).sort();
-    for (const name of names) lines.push(`  ${name.padEnd(21)}${summary(`${folder}/${name}`)}`);
+    for (const name of sourcesIn(folder)) lines.push(`  ${name.padEnd(25)} ${summary(`${folder}/${name}`)}`);
   }
   return ["```text", ...lines, "```"].join("\n");
+}
+
+/** Names of source files, those one folder below included: `bridge/mod.ts`. */
+function sourcesIn(folder: string): string[] {
+  let entries: Deno.DirEntry[];
+  try {
+    entries = [...Deno.readDirSync(join(root, folder))];
+  } catch {
+    return [];
+  }
+  return entries.flatMap(({ name, isDirectory }) =>
+    isDirectory ? sourcesIn(`${folder}/${name}`).map((one) => `${name}/${one}`) : name.endsWith(".ts") ? [name] : []
+  ).sort();
 }
 
 /** First sentence of a file's opening comment. */

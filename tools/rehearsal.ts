@@ -125,7 +125,7 @@ function answer(tool: readonly string[], input: string): string {
   if (tool.some((word) => /(^|\/)nft$/.test(word))) return '{"nftables":[]}\n';
   if (tool.some((word) => word.endsWith("-save"))) return "*nat\n:POSTROUTING ACCEPT [0:0]\nCOMMIT\n";
   if (tool.some((word) => /(^|\/)ip6?tables$/.test(word))) return `-N ${tool[tool.indexOf("-S") + 1]}\n`;
-  // lib/attach/settings.ts asks what kind of file each setting is, then what they hold.
+  // plugins/tuning/settings.ts asks what kind of file each setting is, then what they hold.
   const settings = tool.filter((word) => word.startsWith("/proc/sys/"));
   if (settings.length > 0) return `${"f\n".repeat(settings.length)}${settings.map((path) => `${path}:512\n`).join("")}`;
   const questions = input === "" ? [tool.join(" ")] : input.split("\n");

@@ -3,7 +3,7 @@ import { isObject } from "../cni/decode.ts";
 import { CniError } from "../cni/error.ts";
 import { type RangeConf, rangeSets } from "../ipam/range.ts";
 import { isAnyName, isLinkName } from "../net/link_name.ts";
-import { canBeInRule } from "../attach/forward_rules.ts";
+import { canBeInRule } from "../rules/forwarding_iptables.ts";
 import { parseMac } from "../net/mac.ts";
 import { formatPrefix, networkPrefix, parseAddress, parsePrefix, type Prefix, prefixContains } from "../net/cidr.ts";
 import { Section, shown } from "./config_source.ts";

@@ -3,9 +3,9 @@
  * again, from what their ADD left in the result cache. Rules that are there stay as they are; what is missing of all of them goes in
  * together, so that no packet meets half of it.
  */
-import { checkForeignTables } from "../attach/forward_rules_nft.ts";
-import { checkMasquerade, masqueradeBackend, masqueradePlan, removeMasquerade } from "../attach/masquerade.ts";
-import { ruleError } from "../attach/rule_error.ts";
+import { checkForeignTables } from "../rules/forwarding_nft.ts";
+import { checkMasquerade, masqueradeBackend, masqueradePlan, removeMasquerade } from "../rules/masquerade.ts";
+import { ruleError } from "../rules/rule_error.ts";
 import { type NetworkList, parseList } from "../cni/conflist.ts";
 import { type Member, requestOf } from "../cni/member.ts";
 import { lookup } from "../cni/decode.ts";

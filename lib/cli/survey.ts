@@ -8,7 +8,7 @@ import { isObject, lookup } from "../cni/decode.ts";
 import type { Cached } from "../cni/result_cache.ts";
 import type { Result } from "../cni/types.ts";
 import { parseResult } from "../cni/version.ts";
-import { hostPortChain } from "../attach/host_ports.ts";
+import { hostPortChain } from "../rules/host_ports_iptables.ts";
 import type { RangeSet } from "../ipam/range.ts";
 import type { Lease } from "../ipam/store.ts";
 import { unseenText } from "../kernel/all_netns.ts";

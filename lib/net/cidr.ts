@@ -254,3 +254,9 @@ function formatIpv6(value: bigint): string {
   if (length < 2) return groups.join(":");
   return `${groups.slice(0, start).join(":")}::${groups.slice(start + length).join(":")}`;
 }
+
+/** Network of a CIDR, printed. */
+export function networkOf(cidr: string): string {
+  const prefix = parsePrefix(cidr);
+  return prefix ? formatPrefix(networkPrefix(prefix)) : cidr;
+}

@@ -7,7 +7,7 @@ import {
   masqueradeBackend,
   masqueradePlan,
   removeMasquerade,
-} from "../../lib/attach/masquerade.ts";
+} from "../../lib/rules/masquerade.ts";
 import type { NetworkCall } from "../../lib/cni/plugin.ts";
 import type { Attachment as ValidAttachment } from "../../lib/cni/types.ts";
 import { apply } from "../../lib/kernel/plan.ts";

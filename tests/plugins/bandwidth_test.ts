@@ -1,5 +1,5 @@
 import { assertEquals, assertRejects } from "@std/assert";
-import { plugin } from "../../plugins/bandwidth.ts";
+import { plugin } from "../../plugins/bandwidth/mod.ts";
 import { CniError } from "../../lib/cni/error.ts";
 import { linkShow } from "../../lib/kernel/ip.ts";
 import type { JsonObject } from "../../lib/cni/types.ts";

@@ -6,7 +6,7 @@ import type { IPConfig } from "../../lib/cni/types.ts";
 import { macFromIpv4 } from "../../lib/net/mac.ts";
 import { vethName } from "../../lib/net/name.ts";
 import { parseAddress } from "../../lib/net/cidr.ts";
-import { plugin } from "../../plugins/bridge.ts";
+import { plugin } from "../../plugins/bridge/mod.ts";
 import { noted } from "../fakes/kernel.ts";
 
 const CONF = { type: "bridge", bridge: "br9", ipam: { type: "host-local" } };

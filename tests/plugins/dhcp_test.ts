@@ -3,10 +3,10 @@ import { assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
 import { CniError, code } from "../../lib/cni/error.ts";
 import type { ContainerCall, Verb } from "../../lib/cni/plugin.ts";
 import type { JsonObject, Result } from "../../lib/cni/types.ts";
-import { leaseFolder, type LeaseRecord, writeRecord } from "../../lib/ipam/dhcp_client.ts";
-import { type CmdArgs, RpcError, serve } from "../../lib/ipam/dhcp_rpc.ts";
+import { leaseFolder, type LeaseRecord, writeRecord } from "../../plugins/dhcp/client.ts";
+import { type CmdArgs, RpcError, serve } from "../../plugins/dhcp/rpc.ts";
 import { listenUnix } from "../../lib/kernel/unix_socket.ts";
-import { plugin } from "../../plugins/dhcp.ts";
+import { plugin } from "../../plugins/dhcp/mod.ts";
 import { fakeCall, fakeNetworkCall } from "../fakes/call.ts";
 
 interface Scene {

@@ -1,7 +1,7 @@
 import { assertEquals, assertRejects } from "@std/assert";
-import { plugin } from "../../plugins/firewall.ts";
-import { forwardText, removeForwarding } from "../../lib/attach/forward_rules.ts";
-import { nftForwardText } from "../../lib/attach/forward_rules_nft.ts";
+import { plugin } from "../../plugins/firewall/mod.ts";
+import { forwardText, removeForwarding } from "../../lib/rules/forwarding_iptables.ts";
+import { nftForwardText } from "../../lib/rules/forwarding_nft.ts";
 import { CniError } from "../../lib/cni/error.ts";
 import type { JsonObject } from "../../lib/cni/types.ts";
 import type { Run } from "../../lib/kernel/run.ts";

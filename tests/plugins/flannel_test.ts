@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { plugin } from "../../plugins/flannel.ts";
+import { plugin } from "../../plugins/flannel/mod.ts";
 import { CniError } from "../../lib/cni/error.ts";
 import type { ContainerCall, DelegateVerb } from "../../lib/cni/plugin.ts";
 import type { JsonObject } from "../../lib/cni/types.ts";

@@ -2,7 +2,7 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { CniError } from "../../lib/cni/error.ts";
 import type { JsonObject } from "../../lib/cni/types.ts";
-import { plugin } from "../../plugins/host-device.ts";
+import { plugin } from "../../plugins/host-device/mod.ts";
 import { NETNS, noted } from "../fakes/kernel.ts";
 
 const link = (ifname: string, more = {}) => ({

@@ -10,18 +10,18 @@ import { fakeCall } from "../fakes/call.ts";
 import { NETNS } from "../fakes/kernel.ts";
 import { PRINTABLE, readByIproute2 } from "../fakes/iproute2.ts";
 import { settingsIn } from "../fakes/run.ts";
-import { plugin as bandwidth } from "../../plugins/bandwidth.ts";
-import { plugin as bridge } from "../../plugins/bridge.ts";
+import { plugin as bandwidth } from "../../plugins/bandwidth/mod.ts";
+import { plugin as bridge } from "../../plugins/bridge/mod.ts";
 import { plugin as dummy } from "../../plugins/dummy.ts";
-import { plugin as hostDevice } from "../../plugins/host-device.ts";
+import { plugin as hostDevice } from "../../plugins/host-device/mod.ts";
 import { plugin as ipvlan } from "../../plugins/ipvlan.ts";
 import { plugin as macvlan } from "../../plugins/macvlan.ts";
-import { plugin as ptp } from "../../plugins/ptp.ts";
-import { plugin as sbr } from "../../plugins/sbr.ts";
+import { plugin as ptp } from "../../plugins/ptp/mod.ts";
+import { plugin as sbr } from "../../plugins/sbr/mod.ts";
 import { plugin as tap } from "../../plugins/tap.ts";
-import { plugin as tuning } from "../../plugins/tuning.ts";
+import { plugin as tuning } from "../../plugins/tuning/mod.ts";
 import { plugin as vlan } from "../../plugins/vlan.ts";
-import { plugin as vrf } from "../../plugins/vrf.ts";
+import { plugin as vrf } from "../../plugins/vrf/mod.ts";
 
 interface Case {
   readonly plugin: Plugin;

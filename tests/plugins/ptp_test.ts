@@ -2,7 +2,7 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { CniError } from "../../lib/cni/error.ts";
 import type { JsonObject, Result } from "../../lib/cni/types.ts";
-import { plugin } from "../../plugins/ptp.ts";
+import { plugin } from "../../plugins/ptp/mod.ts";
 import { noted } from "../fakes/kernel.ts";
 
 const net = (more: JsonObject = {}): JsonObject => ({ type: "ptp", ipam: { type: "static" }, ...more });

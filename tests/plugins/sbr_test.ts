@@ -1,6 +1,6 @@
 import { assertEquals, assertRejects } from "@std/assert";
-import { plugin } from "../../plugins/sbr.ts";
-import { sourcesOf, withTables } from "../../lib/attach/source_routes.ts";
+import { plugin } from "../../plugins/sbr/mod.ts";
+import { sourcesOf, withTables } from "../../plugins/sbr/source_routes.ts";
 import { CniError } from "../../lib/cni/error.ts";
 import type { JsonObject, Result } from "../../lib/cni/types.ts";
 import { fakeCall } from "../fakes/call.ts";

@@ -1,6 +1,6 @@
 import { settingsIn } from "../fakes/run.ts";
 import { assertEquals, assertRejects } from "@std/assert";
-import { plugin } from "../../plugins/tuning.ts";
+import { plugin } from "../../plugins/tuning/mod.ts";
 import { CniError } from "../../lib/cni/error.ts";
 import type { ContainerCall } from "../../lib/cni/plugin.ts";
 import type { JsonObject } from "../../lib/cni/types.ts";

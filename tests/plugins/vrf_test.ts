@@ -1,6 +1,6 @@
 import { assertEquals, assertRejects } from "@std/assert";
-import { plugin } from "../../plugins/vrf.ts";
-import { planMove } from "../../lib/attach/vrf_move.ts";
+import { plugin } from "../../plugins/vrf/mod.ts";
+import { planMove } from "../../plugins/vrf/move.ts";
 import { CniError } from "../../lib/cni/error.ts";
 import type { JsonObject } from "../../lib/cni/types.ts";
 import type { Link } from "../../lib/kernel/ip.ts";

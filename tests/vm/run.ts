@@ -17,7 +17,7 @@ import { basename, fromFileUrl, join, resolve } from "@std/path";
 import { cniboxDir, referenceDir } from "../e2e/support/bin.ts";
 import { features, kernelFeatures } from "../e2e/support/needs.ts";
 
-const root = fromFileUrl(new URL("../../", import.meta.url));
+const root = fromFileUrl(new URL("../..", import.meta.url));
 const options = parseArgs(Deno.args, { boolean: ["all"], string: ["filter", "vms", "limit"] });
 const limit = Number(options.limit ?? 1200);
 const started = Date.now();

@@ -2,7 +2,7 @@
 import { fromFileUrl, join } from "@std/path";
 import { pluginNames } from "./plugins.ts";
 
-const root = fromFileUrl(new URL("../../../", import.meta.url));
+const root = fromFileUrl(new URL("../../..", import.meta.url));
 
 /** The project's folder for what may be thrown away. */
 export const cacheDir = join(root, ".cache");

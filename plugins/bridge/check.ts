@@ -1,0 +1,106 @@
+/** CHECK of what bridge made outside the container's addresses: the bridge, the two ends of the veth pair. */
+import { CniError, code } from "../../lib/cni/error.ts";
+import type { ContainerCall } from "../../lib/cni/plugin.ts";
+import type { Interface, Result } from "../../lib/cni/types.ts";
+import { isNamed, type Link, linkShow } from "../../lib/kernel/ip.ts";
+import { apply, step } from "../../lib/kernel/plan.ts";
+import { linkFolder, readKernelFile } from "../../lib/kernel/proc.ts";
+import { isAbsent } from "../../lib/kernel/run.ts";
+import { isLinkName } from "../../lib/net/link_name.ts";
+import type { PodState } from "../../lib/link/verify.ts";
+
+function invalid(msg: string, details: string): CniError {
+  return new CniError(code.internal, msg, details);
+}
+
+/** The part of bridge's configuration that CHECK compares with. */
+export interface BridgeConf {
+  readonly bridge: string;
+  readonly promiscMode: boolean;
+}
+
+/** prevResult's bridge is there, is one, and is as configured. */
+export function checkBridge(conf: BridgeConf, previous: Result, bridge: Link | undefined): void {
+  const name = conf.bridge;
+  const shown = previous.interfaces?.findLast((one) => bridge ? isNamed(bridge, one.name) : one.name === name);
+  if (!shown) throw invalid("Interface name missing ", `prevResult has no interface "${name}"`);
+  if (!bridge) throw invalid(`Interface name ${name} not found`, `the bridge is gone: ADD makes it again`);
+  if (shown.sandbox) throw invalid(`Interface ${name} should not be in sandbox`, shown.sandbox);
+  if (bridge.linkinfo?.info_kind !== "bridge") {
+    throw invalid(
+      `Interface ${name} does not have link type of bridge`,
+      `it is ${bridge.linkinfo?.info_kind ?? "a physical link"}`,
+    );
+  }
+  if (shown.mac && shown.mac !== bridge.address && isPinned(bridge)) {
+    throw invalid(`Bridge interface ${name} Mac doesn't match: ${shown.mac}`, `it is ${bridge.address}`);
+  }
+  const promisc = (bridge.promiscuity ?? 0) !== 0;
+  if (promisc !== conf.promiscMode) {
+    throw invalid(
+      `Bridge interface ${name} configured Promisc Mode ${conf.promiscMode} doesn't match current state: ${promisc} `,
+      `ip link set dev ${name} promisc ${conf.promiscMode ? "on" : "off"}`,
+    );
+  }
+}
+
+/** Was the link's MAC set by somebody? A bridge whose MAC was not follows its ports, which is no fault. */
+function isPinned({ ifname, ifindex }: Link): boolean {
+  try {
+    const folder = linkFolder(ifname, ifindex);
+    return folder !== undefined && readKernelFile(`${folder}/addr_assign_type`).trim() === "3";
+  } catch {
+    return false;
+  }
+}
+
+/** The container's link is the veth that prevResult names. */
+export function checkContainer({ name, mac }: Interface, { link }: PodState): void {
+  if (!link) throw invalid(`Interface name ${name} not found`, "the container's link is gone");
+  if (link.linkinfo?.info_kind !== "veth") {
+    throw invalid(
+      `Error: Container interface ${name} not of type veth`,
+      `it is ${link.linkinfo?.info_kind ?? "something else"}`,
+    );
+  }
+  if (link.link_index === undefined) throw invalid(`Unable to obtain veth peer index for veth ${name}`, "");
+  if (mac && mac !== link.address) {
+    throw invalid(`Interface ${name} Mac ${mac} doesn't match container Mac: ${link.address}`, "");
+  }
+}
+
+/** Some host interface of prevResult has to be the other end of the container's link, and a port of the bridge. */
+export async function checkHostEnd(
+  call: ContainerCall,
+  conf: BridgeConf,
+  previous: Result,
+  { pod, container }: { pod: PodState; bridge: Link | undefined; container: Interface },
+): Promise<void> {
+  const others = (previous.interfaces ?? []).filter((one) =>
+    one.name !== conf.bridge && !(one.name === container.name && one.sandbox === container.sandbox)
+  );
+  for (const one of others) {
+    if (!isLinkName(one.name)) continue;
+    let link: Link | undefined;
+    try {
+      const [shown] = await apply([[step("host", "ip", linkShow(one.name), { read: true })]], call);
+      link = shown?.[0] as Link | undefined;
+    } catch (error) {
+      if (!isAbsent(error)) throw error;
+    }
+    if (!link) throw invalid(`Interface name ${one.name} not found`, "the host's end of the container's link is gone");
+    if (one.sandbox) throw invalid(`Interface ${one.name} should not be in sandbox`, one.sandbox);
+    if (
+      link.linkinfo?.info_kind !== "veth" || link.link_index !== pod.link?.ifindex ||
+      pod.link?.link_index !== link.ifindex || link.master !== conf.bridge
+    ) continue;
+    if (one.mac && one.mac !== link.address) {
+      throw invalid(`Interface ${one.name} Mac doesn't match: ${one.mac} not found`, `it is ${link.address}`);
+    }
+    return;
+  }
+  throw invalid(
+    `CNI veth created for bridge ${conf.bridge} was not found`,
+    `no host interface of prevResult is the other end of ${container.name} and a port of ${conf.bridge}`,
+  );
+}
