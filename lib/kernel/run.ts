@@ -132,7 +132,7 @@ export interface RunHooks {
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 /** Tools get a small environment: English messages, a sane PATH (nsenter starts tools by name), nothing else. */
-const toolEnv = () => ({ PATH: toolFolders().join(":"), LC_ALL: "C" });
+export const toolEnv = () => ({ PATH: toolFolders().join(":"), LC_ALL: "C" });
 
 /** A `Run` in this process's own namespaces. */
 export function systemRun(hooks: RunHooks = {}): Run {
