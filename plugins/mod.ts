@@ -7,6 +7,7 @@ import type { Plugin } from "../lib/cni/plugin.ts";
 const plugins: Readonly<Record<string, () => Promise<{ plugin: Plugin }>>> = {
   bandwidth: () => import("./bandwidth.ts"),
   bridge: () => import("./bridge.ts"),
+  cluster: () => import("./cluster/mod.ts"),
   dhcp: () => import("./dhcp.ts"),
   dummy: () => import("./dummy.ts"),
   firewall: () => import("./firewall.ts"),

@@ -8,9 +8,11 @@ const root = dirname(dirname(fromFileUrl(import.meta.url)));
 const MAY: readonly [folder: string, may: readonly string[]][] = [
   ["lib/cli/", ["lib/"]],
   ["plugins/mod.ts", ["plugins/", "lib/"]],
+  ["plugins/cluster/", ["plugins/cluster/", "lib/attach/", "lib/ipam/", "lib/cni/", "lib/kernel/", "lib/net/"]],
   ["plugins/", ["lib/attach/", "lib/ipam/", "lib/cni/", "lib/kernel/", "lib/net/"]],
   ["lib/attach/", ["lib/attach/", "lib/ipam/", "lib/cni/", "lib/kernel/", "lib/net/"]],
-  ["lib/ipam/", ["lib/ipam/", "lib/cni/", "lib/kernel/", "lib/net/"]],
+  ["lib/ipam/", ["lib/ipam/", "lib/store/", "lib/cni/", "lib/kernel/", "lib/net/"]],
+  ["lib/store/", ["lib/store/", "lib/cni/", "lib/kernel/", "lib/net/"]],
   ["lib/cni/", ["lib/cni/", "lib/kernel/", "lib/net/"]],
   ["lib/kernel/", ["lib/kernel/", "lib/net/"]],
   ["lib/net/", ["lib/net/"]],

@@ -34,7 +34,16 @@ interface Module {
 export async function packs(folder: string, entry: string): Promise<Map<string, string>> {
   const modules = new Map<string, Module>();
   const names = [...Deno.readDirSync(folder)].map(({ name }) => name).sort();
-  for (const name of names) modules.set(name, read(name, await Deno.readTextFile(join(folder, name)), name === entry));
+  const pluginOf = new Map<string, string>();
+  for (const name of names) {
+    const text = await Deno.readTextFile(join(folder, name));
+    modules.set(name, read(name, text, name === entry));
+    for (const [, plugin = "", file = ""] of text.matchAll(PLUGIN)) pluginOf.set(file, plugin);
+  }
+  const stem = (name: string) => {
+    const own = name.replace(/(-[A-Z0-9]{8})?\.js$/, "");
+    return own === "mod" ? pluginOf.get(name) ?? own : own;
+  };
 
   const place = (name: string) => {
     const at = name === entry ? -1 : FIRST.indexOf(stem(name));
@@ -63,7 +72,8 @@ export async function packs(folder: string, entry: string): Promise<Map<string, 
   );
 }
 
-const stem = (name: string) => name.replace(/(-[A-Z0-9]{8})?\.js$/, "");
+/** A line of plugins/mod.ts: the bundler calls every `plugins/NAME/mod.ts` alike, so its name is the one that it is loaded by. */
+const PLUGIN = /"?([\w-]+)"?:\s*\(\)\s*=>\s*import\("\.\/([^"]+)"\)/g;
 
 /** A module and all that it imports statically, itself first. */
 function closure(name: string, modules: ReadonlyMap<string, Module>, found: string[] = []): string[] {
