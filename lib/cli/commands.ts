@@ -96,7 +96,7 @@ const NETNS: Positional = {
   about: "the container's namespace: a path, a name below /run/netns, or pid:N",
 };
 
-const cluster = () => import("./cluster.ts");
+const cluster = () => import("./pools.ts");
 const network = () => import("./network.ts");
 
 /** All commands, in the order in which people are shown them. */
