@@ -145,9 +145,7 @@ function takeHere(pool: Pool, leases: Store, draw: Draw): { taken: Candidate[] }
       ? freeAddress(pool, set, { state, taken, settle: draw.settle !== undefined })
       : requestedAddress(set, request, { state, leases });
     if (found === undefined) {
-      if (draw.settle && request === undefined) {
-        throw full(pool, set, "the store has no block left, or does not answer");
-      }
+      if (draw.settle && request === undefined) throw draw.settle;
       return { need: { kind: "block", set, ...(request && { wanted: request }) } };
     }
     plan.push(found);
