@@ -11,4 +11,6 @@ sh tests/support/packages.sh || true
 sh tests/support/reference.sh >/dev/null || true
 deno=$(sh tools/deno.sh)
 [ -n "${HOME:-}${DENO_DIR:-}" ] || export DENO_DIR="$root/.cache/dir"
+# What Deno gets from npm may come through a proxy whose authority only this system knows.
+export DENO_TLS_CA_STORE="${DENO_TLS_CA_STORE:-mozilla,system}"
 exec "$deno" task test "$@"

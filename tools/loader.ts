@@ -1,7 +1,7 @@
 /**
  * Reads the program in the compiled executable. The program lies there as packs: classic scripts, each an array of module
- * functions, made by one function that gets the timers (packs.ts). How a pack's text becomes functions is the entry's choice:
- * start.ts, start_plain.ts.
+ * functions, made by one function that gets the timers (packs.ts). How a pack's text becomes functions is the entry's choice
+ * (start.ts, rehearsal.ts).
  */
 
 /** What a module gives to others, by name. */
@@ -54,7 +54,7 @@ export function program(folder: string, evaluate: Evaluate, packs: Packs = new M
   return load;
 }
 
-/** The runtime's own modules; newer runtimes take milliseconds for the first of them, so none is loaded before it is asked for. */
+/** The runtime's own modules; each takes time to load, so none is loaded before it is asked for. */
 function builtin(name: string): Exports {
   return (globalThis as unknown as { process: typeof import("node:process") }).process.getBuiltinModule(
     name,

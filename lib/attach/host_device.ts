@@ -4,7 +4,7 @@ import { netnsWord } from "../cni/netns.ts";
 import type { Call, ContainerCall } from "../cni/plugin.ts";
 import { type Link, linkDown, linkShow, linkUp } from "../kernel/ip.ts";
 import { apply, step, StepError } from "../kernel/plan.ts";
-import { linkNames, listKernelFolder, readKernelFile, readKernelLink } from "../kernel/proc.ts";
+import { linkNames, listKernelFolder, readKernelFile } from "../kernel/proc.ts";
 import { CommandError, isAbsent, must } from "../kernel/run.ts";
 import { isLinkName, isNameInBatch } from "../net/link_name.ts";
 import { parseMac } from "../net/mac.ts";
@@ -67,7 +67,7 @@ export function isDpdk(pciBusID: string): boolean {
     );
   }
   try {
-    const driver = readKernelLink(`${path}/driver`);
+    const driver = Deno.readLinkSync(`${path}/driver`);
     return DPDK_DRIVERS.includes(driver.slice(driver.lastIndexOf("/") + 1));
   } catch {
     throw new CniError(

@@ -12,15 +12,9 @@ export interface NetnsLock {
 
 /** Takes the namespace for this process alone. Throws code 11 when it is not to be had in time. */
 export async function lockNetns(netns: string): Promise<NetnsLock> {
-  let file: Deno.FsFile | undefined;
-  try {
-    // Never made: an empty file in place of a namespace that is gone would be taken for one later.
-    file = Deno.openSync(netns, { read: true });
-  } catch (error) {
-    // Newer runtimes open nothing below /proc for us; then the lock is not to be had, and little is lost.
-    if (!(error instanceof Deno.errors.NotCapable)) throw error;
-  }
-  if (file && !await lockWithin(file, LIMIT_MS)) {
+  // Never made: an empty file in place of a namespace that is gone would be taken for one later.
+  let file: Deno.FsFile | undefined = Deno.openSync(netns, { read: true });
+  if (!await lockWithin(file, LIMIT_MS)) {
     throw new CniError(
       code.tryAgain,
       `could not lock ${netns} within ${LIMIT_MS / 1000} s`,

@@ -73,12 +73,23 @@ async function prepare(draft: string, version: string): Promise<void> {
   if (Deno.uid() === 0) Deno.chownSync(draft, 0, 0);
   using file = Deno.openSync(draft, { read: true });
   file.syncSync();
+  readWhole(draft);
   const { code, stdout, stderr } = await systemRun()({ argv: [draft, "--version"] });
   if (code !== 0 || !stdout.includes(version)) {
     throw new CliError("the executable does not start there; nothing was changed", status.failed, [
       stderr.trim() || stdout.trim(),
     ]);
   }
+}
+
+/**
+ * Reads a file from start to end. Before an executable is run for the first time: one that is paged in by being run makes every
+ * later call slower.
+ */
+function readWhole(path: string): void {
+  using file = Deno.openSync(path, { read: true });
+  const buffer = new Uint8Array(4 * 1024 * 1024);
+  while (file.readSync(buffer) !== null);
 }
 
 /** Atomic: at any moment the name is the old file or the new one. The old one is kept. */
@@ -148,6 +159,7 @@ export async function rollback(call: CommandCall): Promise<number> {
   try {
     Deno.copyFileSync(previous, draft);
     Deno.chmodSync(draft, 0o755);
+    // Reads the draft from start to end, as `prepare` does.
     const row = replaceBinary(dir, draft);
     const { stdout } = await systemRun()({ argv: [`${dir}/${NAME}`, "--version"] });
     return show(call, [{ ...row, state: `${stdout.trim()} is back, the one from before kept for rollback` }]);

@@ -2,7 +2,7 @@
  * Results on disk, in the reference library's own files: runtimes, cnitool and cnibox see each other's attachments.
  * One file per attachment: `<folder>/<network>-<containerID>-<ifname>`.
  */
-// The engine's own Uint8Array.toBase64 is too young for the older bases.
+// This engine has no Uint8Array.toBase64 yet.
 import { Buffer } from "node:buffer";
 import { byBytes, type NetworkList, sortedJson } from "./conflist.ts";
 import { isObject } from "./decode.ts";

@@ -9,7 +9,7 @@ import { CniError, code } from "../cni/error.ts";
 import type { JsonObject, Result } from "../cni/types.ts";
 import { startSocketProxy } from "../kernel/background.ts";
 import { must, type Run, systemRun } from "../kernel/run.ts";
-import { type Acceptor, connectUnix, inheritedListener, listenUnix, SocketError } from "../kernel/unix_socket.ts";
+import { type Acceptor, connectUnix, listenUnix, SocketError } from "../kernel/unix_socket.ts";
 import { Attachment, type Keeper, log, nameOf, write } from "./dhcp_attachment.ts";
 import {
   bootId,
@@ -149,14 +149,9 @@ class Daemon implements AsyncDisposable, Keeper {
       throw new Error(`Error getting listener: Too many (${passed}) FDs passed through socket activation`);
     }
     if (passed === 1) {
-      try {
-        return await inheritedListener(3);
-      } catch (error) {
-        if (!(error instanceof SocketError)) throw error;
-      }
-      // Deno before 2.9 cannot take it: systemd's own relay accepts there and passes on to a socket of ours.
+      // The runtime cannot take an inherited socket: systemd's own relay accepts there and passes on to a socket of ours.
       const inner = `${this.state}/daemon.sock`;
-      const acceptor = await listenUnix(inner);
+      const acceptor = listenUnix(inner);
       const stop = startSocketProxy(inner, `${this.state}/proxy.pid`);
       this.#closing.push(stop);
       return acceptor;
@@ -167,7 +162,7 @@ class Daemon implements AsyncDisposable, Keeper {
     } catch (error) {
       if (!(error instanceof SocketError)) throw error;
       try {
-        const acceptor = await listenUnix(path);
+        const acceptor = listenUnix(path);
         this.#closing.push(() => Deno.removeSync(path));
         return acceptor;
       } catch (error) {

@@ -27,8 +27,7 @@ export function busAbsence(address: string): string | undefined {
   try {
     Deno.statSync(path);
     return undefined;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotCapable) return undefined;
+  } catch {
     return `dial unix ${path}: connect: no such file or directory`;
   }
 }

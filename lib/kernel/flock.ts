@@ -11,16 +11,6 @@ import { readKernelFile } from "./proc.ts";
  * thread of the runtime asks for it: that takes most of a millisecond also where nobody has the lock. What it throws ends the wait.
  */
 export async function lockWithin(file: Deno.FsFile, limitMs: number, meanwhile = () => {}): Promise<boolean> {
-  // Newer runtimes can ask without waiting, which needs no thread.
-  if ("tryLockSync" in file && (file as unknown as TryLock).tryLockSync(true)) {
-    try {
-      meanwhile();
-      return true;
-    } catch (error) {
-      file.close();
-      throw error;
-    }
-  }
   // Asked first: the thread that waits is at work while the timer is made.
   const locked = file.lock(true).then(() => true as const);
   let timer: ReturnType<typeof setTimeout> | undefined;
@@ -39,10 +29,6 @@ export async function lockWithin(file: Deno.FsFile, limitMs: number, meanwhile =
   }
   locked.then(() => file.close(), () => file.close());
   return false;
-}
-
-interface TryLock {
-  tryLockSync(exclusive: boolean): boolean;
 }
 
 /** Who holds the lock on the file with this inode, which we wait for, as the kernel says: a clause for people. */

@@ -1,24 +1,11 @@
-/**
- * Files below /proc and /sys. Deno 2.6 and newer opens them only for a program that has every permission, and this one
- * is granted neither network nor FFI; then `cat`, `tee` and `stat` do what was asked, at the price of a process.
- * Errors are the same either way: `Deno.errors.NotFound`, `Deno.errors.PermissionDenied`, or one in the system's words.
- */
-import { missingTool, toolPath } from "./run.ts";
+/** Files below /proc and /sys. Errors are the runtime's own: `Deno.errors.NotFound`, or one in the system's words. */
 
 /** Text of a file, as it is. */
 export function readKernelFile(path: string): string {
-  try {
-    return Deno.readTextFileSync(path);
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotCapable)) throw error;
-    return ask("cat", ["--", path]);
-  }
+  return Deno.readTextFileSync(path);
 }
 
-/** Constant text for /bin/sh: the command line of its parent, whose number is asked of the same /proc. */
-const OF_PARENT = 'read -r _ _ _ parent _ </proc/self/stat && exec cat "/proc/$parent/cmdline"';
-
-/** Whether there is such a file; undefined where only a process could tell. */
+/** Whether there is such a file; undefined where that cannot be told. */
 export function kernelFileExists(path: string): boolean | undefined {
   try {
     Deno.lstatSync(path);
@@ -28,48 +15,22 @@ export function kernelFileExists(path: string): boolean | undefined {
   }
 }
 
-/** This process's own command line, each word ended by a NUL. Throws where /proc is not that of our own PID namespace. */
-export function ownCommandLine(): string {
-  try {
-    return Deno.readTextFileSync("/proc/self/cmdline");
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotCapable)) throw error;
-    return ask("sh", ["-c", OF_PARENT]);
-  }
-}
-
 /** Writes a setting in one piece; creates nothing. */
 export function writeKernelFile(path: string, text: string): void {
-  try {
-    // No `create`, no `truncate`: these are not files.
-    using file = Deno.openSync(path, { write: true });
-    file.writeSync(new TextEncoder().encode(text));
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotCapable)) throw error;
-    ask("sh", ["-c", 'printf %s "$2" | tee -- "$1" >/dev/null', "sh", path, text]);
-  }
+  // No `create`, no `truncate`: these are not files.
+  using file = Deno.openSync(path, { write: true });
+  file.writeSync(new TextEncoder().encode(text));
 }
 
 /** Device and inode of what a path leads to: the identity of a namespace. For any path, also outside /proc. */
 export function fileIdentity(path: string): { dev: number; ino: number | null } {
-  try {
-    const { dev, ino } = Deno.statSync(path);
-    return { dev, ino };
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotCapable)) throw error;
-    const [dev, ino] = ask("stat", ["-L", "-c", "%d %i", "--", path]).split(" ").map(Number);
-    return { dev: dev ?? 0, ino: ino ?? null };
-  }
+  const { dev, ino } = Deno.statSync(path);
+  return { dev, ino };
 }
 
 /** Names in a folder below /proc or /sys. */
 export function listKernelFolder(path: string): string[] {
-  try {
-    return [...Deno.readDirSync(path)].map(({ name }) => name);
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotCapable)) throw error;
-    return ask("ls", ["-A", "--", path]).split("\n").filter((name) => name !== "");
-  }
+  return [...Deno.readDirSync(path)].map(({ name }) => name);
 }
 
 /** Names of all links of this process's network namespace, without a child process; undefined when /proc does not tell. */
@@ -81,32 +42,4 @@ export function linkNames(): Set<string> | undefined {
   } catch {
     return undefined;
   }
-}
-
-/** What a symbolic link below /proc or /sys holds. */
-export function readKernelLink(path: string): string {
-  try {
-    return Deno.readLinkSync(path);
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotCapable)) throw error;
-    // `readlink` says nothing about why, unless asked.
-    return ask("readlink", ["-v", "--", path]).replace(/\n$/, "");
-  }
-}
-
-function ask(tool: string, args: string[]): string {
-  const command = toolPath(tool);
-  if (command === "") throw new Error(missingTool(tool));
-  const { success, stdout, stderr } = new Deno.Command(command, {
-    args,
-    clearEnv: true,
-    env: { LC_ALL: "C", PATH: "/usr/sbin:/usr/bin:/sbin:/bin" },
-    stdin: "null",
-  }).outputSync();
-  if (success) return new TextDecoder().decode(stdout);
-  const words = new TextDecoder().decode(stderr).trim();
-  if (words.endsWith("No such file or directory")) throw new Deno.errors.NotFound(words);
-  if (words.endsWith("Not a directory")) throw new Deno.errors.NotADirectory(words);
-  if (words.endsWith("Permission denied")) throw new Deno.errors.PermissionDenied(words);
-  throw new Error(words.slice(words.lastIndexOf(": ") + 2));
 }

@@ -156,9 +156,7 @@ async function start(command: Command): Promise<Output> {
     // The runtime finds the tool on the PATH of `toolEnv`, the same as `toolPath` would; a look of our own costs a third of a millisecond.
     const ended = files === undefined
       ? await throughPipes(tool, args, { input, limitMs })
-      : takesNumbers()
-      ? await throughNumbers(tool, args, { files, input, limitMs, done })
-      : await throughShell(command.argv, { files, limitMs, done });
+      : await throughNumbers(tool, args, { files, input, limitMs, done });
     if (ended?.code === NOT_FOUND && inner !== "" && isMissing(inner)) return failed(missingTool(inner));
     return ended ?? failed(`${tool} did not end within ${limitMs / 1000} s`);
   } catch (error) {
@@ -183,15 +181,9 @@ const scratchName = `${Deno.pid}-${Math.random().toString(36).slice(2, 10)}`;
 let scratchCount = 0;
 
 /**
- * Whether a child process can be given open files as its standard streams: this runtime takes the number that it knows a file by. It
- * is what its own node:child_process hands on, which would take a millisecond to load. Others mean something else by a number,
- * so there a shell opens the files.
+ * The number that the runtime knows an open file by. A child process takes it for a standard stream: it is what the runtime's own
+ * node:child_process hands on, which would take a millisecond to load.
  */
-function takesNumbers(): boolean {
-  return Deno.version.deno.startsWith("2.4.");
-}
-
-/** The number that the runtime knows an open file by. */
 function numberOf(file: Deno.FsFile): number {
   const symbol = Object.getOwnPropertySymbols(file).find(({ description }) => description === "Deno.internal.rid");
   const number = symbol === undefined ? undefined : Reflect.get(file, symbol);
@@ -282,68 +274,15 @@ async function endOf(child: Deno.ChildProcess, done: Command["done"]): Promise<D
   while (!ended && !done()) {
     // On a busy node it can take long, and looking costs as much as the work itself.
     const pause = Math.max(1, (performance.now() - started) / 4);
-    await Promise.race([child.status, new Promise((resolve) => setTimeout(resolve, pause))]);
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    await Promise.race([child.status, new Promise((resolve) => timer = setTimeout(resolve, pause))]);
+    clearTimeout(timer);
   }
   return ended ?? { success: true, code: 0, signal: null };
 }
 
 function removeAll(files: ScratchFiles): void {
   for (const path of [files.in, files.out, files.err]) if (path !== "/dev/null") removeScratch(path);
-}
-
-/** Constant texts for /bin/sh: standard streams to the three files, then the command, or the script that the command is. */
-const REDIRECT = 'exec <"$1" >"$2" 2>"$3" || exit 99; shift 3; ';
-const REDIRECTED = `${REDIRECT}exec "$@"`;
-
-async function throughShell(
-  argv: readonly string[],
-  { files, limitMs, done, again = false }: {
-    files: ScratchFiles;
-    limitMs: number;
-    done: Command["done"];
-    again?: boolean;
-  },
-): Promise<Output | undefined> {
-  const inner = argv[0] === "nsenter" ? 3 : 0;
-  const rest = argv.slice(inner);
-  const names = [files.in, files.out, files.err];
-  // A command that is a script itself takes the redirection in front, instead of a second shell.
-  const script = rest[0] === "sh" && rest[1] === "-c";
-  const redirected = script
-    ? ["/bin/sh", "-c", `${REDIRECT}${rest[2]}`, "sh", ...names, ...rest.slice(4)]
-    : ["/bin/sh", "-c", REDIRECTED, "sh", ...names, ...rest];
-  const [program = "", ...args] = inner === 0 ? redirected : ["nsenter", ...argv.slice(1, inner), ...redirected];
-  try {
-    const child = new Deno.Command(program, {
-      args,
-      clearEnv: true,
-      env: toolEnv(),
-      stdin: "null",
-      stdout: "null",
-      stderr: "null",
-    }).spawn();
-    const status = await within(limitMs, endOf(child, done), () => kill(child));
-    if (!status) return undefined;
-    const stdout = readScratch(files.out);
-    const stderr = readScratch(files.err);
-    if (stderr === undefined || status.code === 99) {
-      if (!again) {
-        // The folder is not there yet; or it was not, and another command beside this one made it meanwhile.
-        Deno.mkdirSync(SCRATCH, { recursive: true, mode: 0o700 });
-        return await throughShell(argv, { files, limitMs, done, again: true });
-      }
-      if (inner > 0 && exists(SCRATCH)) {
-        return { code: status.code || 1, signal: status.signal, stdout: "", stderr: notEntered(argv[1] ?? "") };
-      }
-      return { code: -1, signal: null, stdout: "", stderr: `cannot write below ${SCRATCH}` };
-    }
-    if (status.code === NOT_FOUND && !script) {
-      return { code: -1, signal: null, stdout: "", stderr: missingTool(rest[0] ?? "") };
-    }
-    return { code: status.code, signal: status.signal, stdout: stdout ?? "", stderr };
-  } finally {
-    removeAll(files);
-  }
 }
 
 /**
@@ -366,39 +305,11 @@ export function collectScratch(): number {
   return count;
 }
 
-function exists(path: string): boolean {
-  try {
-    Deno.statSync(path);
-    return true;
-  } catch {
-    return false;
-  }
-}
-
-function readScratch(path: string): string | undefined {
-  try {
-    return Deno.readTextFileSync(path);
-  } catch {
-    return undefined;
-  }
-}
-
 function removeScratch(path: string): void {
   try {
     Deno.removeSync(path);
   } catch {
     // A file that was never made.
-  }
-}
-
-/** What nsenter must have said when it did not get to run anything. */
-function notEntered(option: string): string {
-  const path = option.replace(/^--net=/, "");
-  try {
-    Deno.statSync(path);
-    return `nsenter: reassociate to namespace 'ns/net' failed: Invalid argument`;
-  } catch {
-    return `nsenter: cannot open ${path}: No such file or directory`;
   }
 }
 

@@ -1,13 +1,11 @@
 /** One call measured as its parent sees it: time, processor time of it and all its children, memory. */
 import { type Namespace, type Node, PATH } from "../e2e/support/mod.ts";
 
-/** Who is measured: a folder of plugins inside the node, and how one of them is started. */
+/** Who is measured: a folder of plugins inside the node. */
 export interface Side {
   readonly name: string;
   /** CNI_PATH inside the node. */
   readonly folder: string;
-  /** Command line of a plugin that is no file in `folder`; `argv0` is the name it is called by. */
-  readonly program?: readonly string[];
 }
 
 /** What one call, or several one after the other, cost. */
@@ -56,7 +54,7 @@ export function environment(side: Side, call: Call): Record<string, string> {
 
 /** Command line of a call, without the name that it is called by. */
 export function programOf(side: Side, call: Call): string[] {
-  return [...side.program ?? [`${side.folder}/${call.type}`], ...call.args ?? []];
+  return [`${side.folder}/${call.type}`, ...call.args ?? []];
 }
 
 /** Runs a call that has to succeed; gives its cost and its JSON. */

@@ -39,7 +39,7 @@ interface Figure {
 const args = parseArgs(Deno.args, {
   string: ["reference", "rows", "json", "plot"],
   boolean: ["quick", "help"],
-  default: { rows: "abcdefghin" },
+  default: { rows: "abcdefghi" },
 });
 const say = (text: string) => void Deno.stdout.writeSync(new TextEncoder().encode(`${text}\n`));
 const note = (text: string) => void Deno.stderr.writeSync(new TextEncoder().encode(`${text}\n`));
@@ -76,6 +76,10 @@ const OURS: Side = { name: "cnibox", folder: binDir.cnibox };
 const THEIRS: Side = { name: "reference", folder: binDir.ref };
 
 if (referenceDir() === undefined) throw new Error("no reference plugins: tests/support/reference.sh fetches them");
+const copies = Deno.makeTempDirSync({ dir: cacheDir, prefix: "bench-" });
+globalThis.addEventListener("unload", () => Deno.removeSync(copies, { recursive: true }));
+Deno.env.set("CNIBOX_E2E_BIN_DIR", freshCopy(cniboxDir(), join(copies, "cnibox")));
+Deno.env.set("CNIBOX_E2E_REFERENCE", freshCopy(referenceDir()!, join(copies, basename(referenceDir()!))));
 
 type Rows = Record<string, () => Promise<unknown>>;
 const work: Rows = {
@@ -94,7 +98,6 @@ const work: Rows = {
     }),
   h: () => lifeOf("h", "loopback", { cniVersion: "1.0.0", name: "lo", plugins: [{ type: "loopback" }] }, {}),
   i: versions,
-  n: newest,
 };
 say(
   `cnibox ${await versionOf(join(cniboxDir(), "cnibox"))}; reference ${await versionOf(
@@ -116,19 +119,17 @@ async function lifeOf(
   id: string,
   title: string,
   net: Net,
-  { targets = {}, ours = Attached, prepare, samples = SAMPLES, side = OURS }: {
+  { targets = {}, ours = Attached, prepare, samples = SAMPLES }: {
     targets?: { ADD?: number; DEL?: number; pair?: number };
     ours?: typeof Attached;
     prepare?: (node: Node, side: Side) => Promise<void>;
     samples?: number;
-    side?: Side;
   },
 ): Promise<{ add: Row; del: Row }> {
   await using mine = await benchNode();
   await using other = await benchNode();
   const pair: Attached[] = [];
-  for (const [node, who, kind] of [[mine, side, ours], [other, THEIRS, Attached]] as const) {
-    if (who.program) await linkPrograms(node, who);
+  for (const [node, who, kind] of [[mine, OURS, ours], [other, THEIRS, Attached]] as const) {
     await prepare?.(node, who);
     pair.push(new kind(node, who, net, await node.container("bench")));
   }
@@ -259,7 +260,7 @@ async function versions(): Promise<void> {
 async function programText(): Promise<void> {
   const folder = Deno.makeTempDirSync({ dir: cacheDir, prefix: "bench-" });
   try {
-    await packed(join(import.meta.dirname!, "../../main.ts"), folder, Deno.version.deno);
+    await packed(join(import.meta.dirname!, "../../main.ts"), folder);
     const sizes = new Map(
       [...Deno.readDirSync(join(folder, "packs"))].map((
         { name },
@@ -274,35 +275,22 @@ async function programText(): Promise<void> {
   }
 }
 
-/** The bundle on the Deno that runs this: a forecast for its base. */
-async function newest(): Promise<void> {
-  const folder = Deno.makeTempDirSync({ dir: cacheDir, prefix: "bench-" });
-  try {
-    const entry = await packed(join(import.meta.dirname!, "../../main.ts"), folder, Deno.version.deno);
-    // Only a compiled binary takes plugins that lead to its own file for itself.
-    const start = join(folder, "standalone.js");
-    Deno.writeTextFileSync(
-      start,
-      `Object.defineProperty(Deno, "build", { value: { ...Deno.build, standalone: true } });\nimport("./${
-        basename(entry)
-      }");\n`,
-    );
-    const program = [Deno.execPath(), "run", "--no-config", "--no-lock", "--cached-only", "--no-prompt", "-A", start];
-    const side: Side = { name: "newest", folder: "/run/newest", program };
-    const title = `bridge + host-local, ipMasq, on \`deno run\` ${Deno.version.deno}`;
-    await lifeOf("n", title, nets.masq, { side, targets: { ADD: 1, DEL: 0.55 } });
-  } finally {
-    Deno.removeSync(folder, { recursive: true });
+/**
+ * Copies a folder of plugins and reads every file from start to end, before any is run: how an executable got into the page cache
+ * changes what its calls cost, and both sides are to be alike.
+ */
+function freshCopy(from: string, to: string): string {
+  Deno.mkdirSync(to, { mode: 0o755 });
+  const buffer = new Uint8Array(4 * 1024 * 1024);
+  for (const { name, isSymlink } of Deno.readDirSync(from)) {
+    if (isSymlink) Deno.symlinkSync(Deno.readLinkSync(join(from, name)), join(to, name));
+    else {
+      Deno.copyFileSync(join(from, name), join(to, name));
+      using file = Deno.openSync(join(to, name));
+      while (file.readSync(buffer) !== null);
+    }
   }
-}
-
-/** Names of plugins that lead to the program: delegation then stays in one process, as in a compiled binary. */
-async function linkPrograms(node: Node, { folder, program = [] }: Side): Promise<void> {
-  await node.sh(
-    'mkdir -p "$1"; for name in bridge host-local; do ln -s "$2" "$1/$name"; done',
-    folder,
-    program[0] ?? "",
-  );
+  return to;
 }
 
 function figure(id: string, what: string, value: number, limit: { most?: number; least?: number }): void {

@@ -1,5 +1,4 @@
 /** dhcp as a runtime runs it: plugin and daemon against real servers, and each with the reference's other half. */
-import { fromFileUrl } from "@std/path";
 import { assert, assertEquals, assertMatch, assertNotEquals, assertStringIncludes } from "@std/assert";
 import {
   assertPings,
@@ -15,7 +14,6 @@ import {
   type PluginCall,
   runPlugin,
 } from "./support/mod.ts";
-import { DENO_VERSION, permissionsFor } from "../../tools/build.ts";
 import {
   attachments,
   clients,
@@ -546,42 +544,6 @@ nodeTest(
     await nothingLeft(node);
   },
 );
-
-const NEWEST = "dhcp works with the permissions that a base of the newest Deno gets";
-if (Deno.version.deno === DENO_VERSION) {
-  nodeTest(NEWEST, { needs: [...MASQ, "tool:systemd-socket-activate"] }, newestPermissions);
-} else Deno.test({ name: `${NEWEST} [skipped: this is not Deno ${DENO_VERSION}]`, ignore: true, fn: () => {} });
-
-async function newestPermissions({ node }: { readonly node: Node }): Promise<void> {
-  const world = await switchWithServer(node);
-  const server = await dnsmasq(world);
-  const container = await pluggedContainer(node, world);
-  const main = fromFileUrl(new URL("../../main.ts", import.meta.url));
-  const { stdout } = await new Deno.Command(Deno.execPath(), { args: ["info", "--json"] }).output();
-  const command = [Deno.execPath(), "run", "--quiet", "--no-check", ...permissionsFor(DENO_VERSION), main, "dhcp"];
-  const { denoDir } = JSON.parse(new TextDecoder().decode(stdout));
-  await node.write("/run/dhcp", `#!/bin/sh\nDENO_DIR='${denoDir}' exec '${command.join("' '")}' "$@"\n`, 0o755);
-  for (const path of ["/run/cni/dhcp.sock", "/run/elsewhere/of/dhcp", "/run/systemd.sock"]) {
-    const byHand = ["/run/dhcp", "daemon", "-socketpath", path];
-    const start = path.includes("systemd") ? ["systemd-socket-activate", "-l", path, ...byHand] : byHand;
-    const process = node.spawn(start);
-    await process.until(/listening on/i, 60_000);
-    const stdin = conf({ daemonSocketPath: path });
-    const ask = (command: PluginCall["command"], others: Json = {}) =>
-      call(node, { ...request(command, container, { ...stdin, ...others }), exe: "/run/dhcp" });
-    await ask("STATUS");
-    const result = await ask("ADD");
-    await container.ip(`addr replace ${result.ips[0].address} dev eth0`);
-    await ask("CHECK", { prevResult: result });
-    const before = seen(server, "DHCPRELEASE");
-    await ask("DEL");
-    assertEquals(seen(server, "DHCPRELEASE"), before + 1);
-    await container.ip("addr flush dev eth0");
-    assertEquals(await clients(node), []);
-    assertEquals(await node.list("/run/cni/.cnibox"), ["lock"]);
-    await process.close();
-  }
-}
 
 nodeTest("dhcp serves many containers at once", { needs: [...MASQ] }, async ({ node }) => {
   const world = await switchWithServer(node);

@@ -1,6 +1,5 @@
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
-import { DENO_VERSION, permissionsFor } from "../../tools/build.ts";
 import { CNIBOX, isRoot, listing, ROOT, run, temporaryFolder } from "./support.ts";
 
 const installer = join(ROOT, "install.sh");
@@ -75,43 +74,9 @@ Deno.test({
   },
 });
 
-Deno.test({
-  name: "demo works with the permissions that a base of the newest Deno gets",
-  ignore: ignore || Deno.version.deno !== DENO_VERSION,
-  fn: async () => {
-    using folder = temporaryFolder();
-    const command = [
-      Deno.execPath(),
-      "run",
-      "--quiet",
-      "--no-check",
-      ...permissionsFor(DENO_VERSION),
-      join(ROOT, "main.ts"),
-    ];
-    for (const name of ["bridge", "host-local", "portmap"]) {
-      Deno.writeTextFileSync(join(folder.path, name), `#!/bin/sh\nexec '${command.join("' '")}' ${name}\n`, {
-        mode: 0o755,
-      });
-    }
-    const { code, stdout, stderr } = await demoInside(folder.path);
-    assertEquals(code, 0, stdout + stderr);
-  },
-});
-
 Deno.test("demo uses the network of docs/examples/demo.conflist", async () => {
   const script = await Deno.readTextFile(installer);
   const conf = (name: string) => JSON.parse(`{${new RegExp(`^${name}_conf='([^']*)'`, "m").exec(script)?.[1]}}`);
   const { plugins } = JSON.parse(await Deno.readTextFile(join(ROOT, "docs", "examples", "demo.conflist")));
   assertEquals([conf("bridge"), conf("portmap")], plugins);
-});
-
-Deno.test("program asks for files below /proc and /sys only through lib/kernel/proc.ts", async () => {
-  const { stdout } = await run("grep", [
-    "-rnE",
-    "--include=*.ts",
-    "Deno\\.[a-zA-Z]+\\(\\s*[`\"']/(proc|sys)(/|[`\"'])",
-    ...["main.ts", "lib", "plugins"].map((name) => join(ROOT, name)),
-  ]);
-  const elsewhere = stdout.split("\n").filter((line) => line !== "" && !line.includes("/lib/kernel/proc.ts:"));
-  assertEquals(elsewhere, []);
 });

@@ -1,5 +1,6 @@
 import { assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
+import { DENO_VERSION, PINNED } from "../../tools/base.ts";
 import { copyTree, isRoot, listing, run, succeed, sumOf, temporaryFolder } from "./support.ts";
 
 /** One release, made in a tree of its own, for all tests. */
@@ -23,6 +24,7 @@ Deno.test("release is one archive of root's plain files, and says where it is", 
   assertEquals(release.stdout, `${archive}\n`);
   assertEquals(listing(join(tree, "dist")), {
     cnibox: "755",
+    "cnibox.base": "644",
     [`${name}.tar.gz`]: "644",
     [`${name}.tar.gz.sha256`]: "644",
   });
@@ -31,15 +33,25 @@ Deno.test("release is one archive of root's plain files, and says where it is", 
     words.slice(0, 2).concat(words.slice(5))
   );
   assertEquals(entries, [
+    ["-rw-r--r--", "0/0", `${name}/BASE`],
     ["-rw-r--r--", "0/0", `${name}/LICENSE`],
     ["-rw-r--r--", "0/0", `${name}/README.md`],
     ["-rw-r--r--", "0/0", `${name}/SHA256SUMS`],
     ["-rw-r--r--", "0/0", `${name}/cni-dhcp.service`],
     ["-rw-r--r--", "0/0", `${name}/cni-dhcp.socket`],
     ["-rwxr-xr-x", "0/0", `${name}/cnibox`],
+    ["-rw-r--r--", "0/0", `${name}/cnibox-page-cache.service`],
     ["-rw-r--r--", "0/0", `${name}/cnibox-restore.service`],
     ["-rwxr-xr-x", "0/0", `${name}/install.sh`],
   ]);
+});
+
+Deno.test("release records the base that its executable is made of", async () => {
+  const { stdout } = await succeed("tar", ["-xOzf", archive, `${name}/BASE`]);
+  const base = join(tree, ".cache", `denort-${DENO_VERSION}-${Deno.build.arch}`);
+  const [, sum] = /^Deno \S+ for \S+, SHA-256 ([0-9a-f]{64}), (not )?pinned\n$/.exec(stdout) ?? [];
+  assertEquals(sum, await sumOf(base));
+  if (Deno.build.arch === "x86_64") assertEquals(sum, PINNED.sha256);
 });
 
 Deno.test("release made again is the same, byte for byte", async () => {
@@ -64,8 +76,9 @@ Deno.test("release installs from the archive, and from where it was unpacked", a
   const units = join(folder.path, "units");
   await succeed(join(tree, "install.sh"), ["--no-deps", `--bin-dir=${bin}`, `--from=${archive}`, "--units", units]);
   await succeed(join(unpacked, name, "install.sh"), ["--no-deps", `--bin-dir=${bin}`, "--units", `${units}-2`]);
-  const three = { "cni-dhcp.service": "644", "cni-dhcp.socket": "644", "cnibox-restore.service": "644" };
-  assertEquals([listing(units), listing(`${units}-2`)], [three, three]);
+  const names = ["cni-dhcp.service", "cni-dhcp.socket", "cnibox-page-cache.service", "cnibox-restore.service"];
+  const all = Object.fromEntries(names.map((name) => [name, "644"]));
+  assertEquals([listing(units), listing(`${units}-2`)], [all, all]);
   await Deno.writeTextFile(join(unpacked, name, "cni-dhcp.service"), "[Service]\nExecStart=/tmp/else\n");
   const refused = await run(join(unpacked, name, "install.sh"), ["--no-deps", `--bin-dir=${bin}-2`, "--units", units]);
   assertEquals(refused.code, 1);

@@ -1,6 +1,7 @@
 /** Helpers for the tests of build and installer: trees, programs and folders of their own, never the machine's. */
 import { assertEquals } from "@std/assert";
 import { dirname, fromFileUrl, join } from "@std/path";
+import { sha256 } from "../../tools/base.ts";
 
 /** The project. */
 export const ROOT = dirname(dirname(dirname(fromFileUrl(import.meta.url))));
@@ -56,7 +57,7 @@ export function temporaryFolder(): { path: string } & Disposable {
 
 /**
  * A copy of what is built and installed from, at `path`, so that builds of tests never write to this tree. It shares
- * the cache, and with it the compilers and bases that are already here.
+ * the cache, and with it the compiler and the base that are already here.
  */
 export async function copyTree(path: string): Promise<void> {
   await Deno.mkdir(path, { recursive: true });
@@ -104,5 +105,5 @@ export function listing(path: string): Record<string, string> {
 
 /** SHA-256 of a file, in hex. */
 export async function sumOf(path: string): Promise<string> {
-  return new Uint8Array(await crypto.subtle.digest("SHA-256", await Deno.readFile(path))).toHex();
+  return sha256(await Deno.readFile(path));
 }
