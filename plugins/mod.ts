@@ -8,6 +8,7 @@ const plugins: Readonly<Record<string, () => Promise<{ plugin: Plugin }>>> = {
   bandwidth: () => import("./bandwidth/mod.ts"),
   bridge: () => import("./bridge/mod.ts"),
   chain: () => import("./chain.ts"),
+  cluster: () => import("./cluster/mod.ts"),
   dhcp: () => import("./dhcp/mod.ts"),
   dummy: () => import("./dummy.ts"),
   firewall: () => import("./firewall/mod.ts"),

@@ -96,6 +96,7 @@ const NETNS: Positional = {
   about: "the container's namespace: a path, a name below /run/netns, or pid:N",
 };
 
+const cluster = () => import("./pools.ts");
 const network = () => import("./network.ts");
 
 /** All commands, in the order in which people are shown them. */
@@ -305,6 +306,76 @@ export const COMMANDS: readonly Command[] = [
     ],
     load: () => import("./schema.ts"),
     entry: "schema",
+  },
+  {
+    name: "cluster pools",
+    group: "show",
+    summary: "the pools of addresses that nodes share, and how much of each is taken",
+    positional: [],
+    flags: [JSON_FLAG, CONF_DIR, ROOT],
+    examples: [["all pools", "cnibox cluster pools"]],
+    load: cluster,
+    entry: "listPools",
+  },
+  {
+    name: "cluster blocks",
+    group: "show",
+    summary: "which node holds which block of a pool, since when, and how full this node's own are",
+    positional: [{ name: "POOL", about: "only this pool", optional: true }],
+    flags: [JSON_FLAG, CONF_DIR, ROOT],
+    examples: [["one pool", "cnibox cluster blocks pods"]],
+    load: cluster,
+    entry: "listBlocks",
+  },
+  {
+    name: "cluster find",
+    group: "show",
+    summary: "which node an address belongs to, and which container of this node has it",
+    positional: [{ name: "ADDRESS", about: "the address" }],
+    flags: [JSON_FLAG, CONF_DIR, ROOT],
+    examples: [["whose address is it", "cnibox cluster find 10.42.3.7"]],
+    load: cluster,
+    entry: "find",
+  },
+  {
+    name: "cluster check",
+    group: "show",
+    summary: "hold the store's records against this node's files, both ways",
+    positional: [{ name: "POOL", about: "only this pool", optional: true }],
+    flags: [JSON_FLAG, CONF_DIR, ROOT],
+    examples: [["after the store was restored from a backup", "cnibox cluster check"]],
+    statuses: [[0, "records and files agree"], [1, "they do not, or could not be looked at"]],
+    load: cluster,
+    entry: "check",
+  },
+  {
+    name: "cluster trim",
+    group: "repair",
+    summary: "return the blocks of which this node uses no address",
+    positional: [{ name: "POOL", about: "only this pool", optional: true }],
+    flags: [JSON_FLAG, CONF_DIR, ROOT],
+    examples: [["before a node is taken out of service", "cnibox cluster trim"]],
+    load: cluster,
+    entry: "trim",
+  },
+  {
+    name: "cluster forget",
+    group: "repair",
+    summary: "free the blocks of a node that is gone for good",
+    about: [
+      "Its addresses may be given to others then. A node that is only silent may be cut off, with its containers alive: make sure that it is switched off.",
+    ],
+    positional: [{ name: "NODE", about: "the node's name" }],
+    flags: [
+      { name: "yes", short: "y", about: "do not ask" },
+      { name: "force", about: "also when it is this very node" },
+      JSON_FLAG,
+      CONF_DIR,
+      ROOT,
+    ],
+    examples: [["a node that was scrapped", "cnibox cluster forget node7"]],
+    load: cluster,
+    entry: "forget",
   },
   {
     name: "ipam",

@@ -79,7 +79,7 @@ export interface RunHooks {
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 /** Tools get a small environment: English messages, a sane PATH (nsenter starts tools by name), whose they are, nothing else. */
-const toolEnv = () => ({ PATH: toolEnvPath(), LC_ALL: "C", [CALL_VARIABLE]: callName() });
+export const toolEnv = () => ({ PATH: toolEnvPath(), LC_ALL: "C", [CALL_VARIABLE]: callName() });
 
 /** A `Run` in this process's own namespaces. */
 export function systemRun(hooks: RunHooks = {}): Run {

@@ -47,7 +47,7 @@ export function ipamTypeLeniently(ipam: JsonObject | undefined): string {
 
 /** Does this IPAM plugin need the container's link before it can answer? Those here do not; of others nobody knows. */
 export function needsLink(type: string): boolean {
-  return type !== "host-local" && type !== "static";
+  return type !== "host-local" && type !== "static" && type !== "cluster";
 }
 
 /**

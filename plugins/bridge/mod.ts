@@ -204,7 +204,7 @@ function trunkIds(
 const spoofCheck = () => import("./spoof_check.ts");
 
 /** IPAM plugins that need no link: their answer comes first, so that the MAC can be made from the address. */
-const ADDRESS_FIRST = ["host-local", "static"];
+const ADDRESS_FIRST = ["host-local", "static", "cluster"];
 
 function parseForAdd(call: ContainerCall): { readonly conf: Config; readonly podMac: string } {
   const conf = parse(call);
@@ -253,7 +253,7 @@ async function add(call: ContainerCall): Promise<Result> {
 
   // Rules need no link: they are set while the links are made. Only where a second ADD of a living attachment has been
   // refused by now: what it takes back would be the first one's.
-  if (masq && ipam && conf.ipamType === "host-local" && !call.explain) {
+  if (masq && ipam && (conf.ipamType === "host-local" || conf.ipamType === "cluster") && !call.explain) {
     const addresses = (ipam.ips ?? []).map((ip) => ip.address);
     const rules = async () => await apply([masqueradePlan(attachment, addresses, masq)], call);
     if (call.later) {

@@ -11,8 +11,8 @@ export type Command = "ADD" | "DEL" | "CHECK" | "GC" | "STATUS" | "VERSION";
 
 /** Every plugin's name: the symlinks of an installation. */
 export const pluginNames = [
-  ...["bandwidth", "bridge", "chain", "dhcp", "dummy", "firewall", "flannel", "host-device", "host-local", "ipvlan"],
-  ...["loopback", "macvlan", "portmap", "ptp", "sbr", "static", "tap", "tuning", "vlan", "vrf"],
+  ...["bandwidth", "bridge", "chain", "cluster", "dhcp", "dummy", "firewall", "flannel", "host-device", "host-local"],
+  ...["ipvlan", "loopback", "macvlan", "portmap", "ptp", "sbr", "static", "tap", "tuning", "vlan", "vrf"],
 ] as const;
 
 /**

@@ -1,0 +1,140 @@
+/**
+ * Blocks: the parts of a cluster's pool that nodes own. A block is an aligned prefix; what of it can be given out depends on the
+ * ranges that it overlaps.
+ *
+ * @module
+ */
+import {
+  type Address,
+  type Family,
+  familyBits,
+  formatAddress,
+  lastAddress,
+  networkAddress,
+  parsePrefix,
+  type Prefix,
+  prefixContains,
+} from "../net/cidr.ts";
+import { type Candidate, isGateway, type Range, type RangeSet } from "./range.ts";
+
+/** Ranges of a pool, and what of them is never given out. */
+export interface PoolSet {
+  readonly ranges: RangeSet;
+  readonly exclude: readonly Prefix[];
+  /** Prefix length of its blocks. */
+  readonly blockSize: number;
+}
+
+/** Most blocks that a pool is cut into unless the configuration says how large they are. */
+const MOST_BLOCKS = 4096n;
+
+/** The longest prefix length that cuts the ranges of a set into 4,096 blocks at most. */
+export function defaultBlockSize(ranges: RangeSet): number {
+  let addresses = 0n;
+  for (const { start, end } of ranges) addresses += end.value - start.value + 1n;
+  let size = familyBits(ranges[0].start.family);
+  // A range that begins or ends inside a block has one more than its size says.
+  for (let each = 1n; (addresses + each - 1n) / each > MOST_BLOCKS; each *= 2n) size--;
+  return Math.max(size, 1);
+}
+
+/** The block that an address lies in. */
+export function blockOf({ family, value }: Address, length: number): Prefix {
+  return { address: networkAddress({ address: { family, value }, length }), length };
+}
+
+/** How many blocks the ranges of a set lie in. */
+export function blockCount({ ranges, blockSize }: PoolSet): bigint {
+  return ranges.reduce((sum, range) => sum + blocksIn(range, blockSize), 0n);
+}
+
+function blocksIn({ start, end }: Range, length: number): bigint {
+  const shift = BigInt(familyBits(start.family) - length);
+  return (end.value >> shift) - (start.value >> shift) + 1n;
+}
+
+/** The block at a position from 0 to the count of blocks, in ascending order through the ranges. */
+export function blockAt({ ranges, blockSize }: PoolSet, position: bigint): Prefix {
+  for (const range of ranges) {
+    const count = blocksIn(range, blockSize);
+    if (position >= count) {
+      position -= count;
+      continue;
+    }
+    const { family } = range.start;
+    const shift = BigInt(familyBits(family) - blockSize);
+    return { address: { family, value: ((range.start.value >> shift) + position) << shift }, length: blockSize };
+  }
+  throw new RangeError("no block has this position");
+}
+
+/** Every address of a block that the set gives out, ascending; at most `limit` of them. */
+export function* addressesOf(block: Prefix, set: PoolSet, limit = 1_000_000): Generator<Candidate> {
+  const last = lastAddress(block).value;
+  for (const range of set.ranges) {
+    if (range.start.family !== block.address.family) continue;
+    const from = range.start.value > block.address.value ? range.start.value : block.address.value;
+    const to = range.end.value < last ? range.end.value : last;
+    for (let value = from; value <= to; value++) {
+      const address = { family: range.start.family, value };
+      if (isGateway(set.ranges, address) || set.exclude.some((one) => prefixContains(one, address))) continue;
+      if (limit-- <= 0) return;
+      yield { address, range };
+    }
+  }
+}
+
+/** Whether the set can give out any address of a block. */
+export function isUsable(block: Prefix, set: PoolSet): boolean {
+  return !addressesOf(block, set, 1).next().done;
+}
+
+/** Whether a block is one of the set's: of its size, and overlapping one of its ranges. */
+export function isBlockOf(block: Prefix, { ranges, blockSize }: PoolSet): boolean {
+  const last = lastAddress(block).value;
+  return block.length === blockSize &&
+    ranges.some(({ start, end }) =>
+      start.family === block.address.family && start.value <= last && end.value >= block.address.value
+    );
+}
+
+/** A record's key: `POOL/10.42.0.16-28`. The dash is what flannel writes too, since a slash would part the key. */
+export function blockKey(pool: string, block: Prefix): string {
+  return `${pool}/${formatAddress(block.address)}-${block.length}`;
+}
+
+/** The block that a key names; undefined when it is no block's key. */
+export function blockOfKey(key: string): Prefix | undefined {
+  const [, text] = /\/([0-9a-f.:]+-\d+)$/.exec(key) ?? [];
+  return text === undefined ? undefined : parsePrefix(text.replace("-", "/"));
+}
+
+/** What a record says about its block's owner. */
+export interface Owner {
+  /** Name of the node. */
+  readonly node: string;
+  /** `/etc/machine-id`: tells two nodes of one name apart; "" where there is none. */
+  readonly machineId: string;
+  /** `/proc/sys/kernel/random/boot_id` when the block was taken. */
+  readonly bootId: string;
+  /** When the block was taken, RFC 3339. */
+  readonly taken: string;
+  /** Differs for each attempt to take a block: an attempt whose answer was lost finds itself by it. */
+  readonly nonce: string;
+}
+
+/** Reads a record's value; undefined when it is not readable: such a block belongs to somebody, nobody knows to whom. */
+export function readOwner(value: string): Owner | undefined {
+  try {
+    const { node, machineId = "", bootId = "", taken = "", nonce = "" } = JSON.parse(value);
+    if (typeof node !== "string" || node === "") return undefined;
+    return { node, machineId: `${machineId}`, bootId: `${bootId}`, taken: `${taken}`, nonce: `${nonce}` };
+  } catch {
+    return undefined;
+  }
+}
+
+/** Address family of a set. */
+export function familyOf({ ranges }: PoolSet): Family {
+  return ranges[0].start.family;
+}

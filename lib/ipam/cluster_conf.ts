@@ -1,0 +1,458 @@
+/** Configuration of the `cluster` IPAM plugin: its own keys, and whereabouts' as synonyms. */
+import { parseArgs } from "../cni/args.ts";
+import {
+  anything,
+  decode,
+  FieldError,
+  flag,
+  isObject,
+  list,
+  lookup,
+  maybeText,
+  object,
+  refine,
+  text,
+} from "../cni/decode.ts";
+import { CniError, code, goQuote } from "../cni/error.ts";
+import type { Call } from "../cni/plugin.ts";
+import type { DNS, Route } from "../cni/types.ts";
+import { atLeast, readDns, readRoutes } from "../cni/version.ts";
+import { readKernelFile } from "../kernel/proc.ts";
+import type { Run } from "../kernel/run.ts";
+import {
+  type Address,
+  familyBits,
+  formatAddress,
+  formatPrefix,
+  hostPrefix,
+  networkPrefix,
+  parseAddress,
+  parsePrefix,
+  type Prefix,
+  sameAddress,
+} from "../net/cidr.ts";
+import { etcdStore } from "../store/etcd.ts";
+import type { Store } from "../store/store.ts";
+import type { Pool } from "./block_owner.ts";
+import { defaultBlockSize, familyOf, type PoolSet } from "./blocks.ts";
+import { type RangeConf, rangeSets } from "./range.ts";
+
+/** Folder of the leases unless `dataDir` names another: host-local's own. */
+const DATA_DIR = "/var/lib/cni/networks";
+/** Longest time that an ADD waits for the store, in milliseconds. */
+const LIMIT_MS = 20_000;
+/** Key prefix in etcd. */
+const ETCD_PREFIX = "/cnibox/cluster/v1";
+
+const address = (about: string) => refine(maybeText(about), plain, undefined);
+const excludes = list(
+  refine(text("", "an address or a prefix"), prefixOrAddress, undefined),
+  "addresses and prefixes that are never given out",
+);
+const rangeKeys = {
+  subnet: refine(maybeText("network to allocate from, in CIDR form without host bits"), cidr, undefined),
+  rangeStart: address("first address to give out; absent: the second of the subnet"),
+  rangeEnd: address("last address to give out; absent: the subnet's last, in IPv4 the one before"),
+  gateway: address("the gateway, never given out; absent: the subnet's second address"),
+  exclude: excludes,
+};
+const whereaboutsKeys = {
+  range: refine(
+    maybeText("as whereabouts has it: a network in CIDR form, or FIRST-LAST/LENGTH"),
+    whereaboutsRange,
+    undefined,
+  ),
+  range_start: address("first address to give out of `range`"),
+  range_end: address("last address to give out of `range`"),
+  exclude: excludes,
+};
+const kubernetesKeys = {
+  kubeconfig: maybeText("kubeconfig file; absent: the files of the pod's service account"),
+  namespace: maybeText("namespace of the Lease objects; absent: the kubeconfig's, else kube-system"),
+};
+const etcdKeys = {
+  endpoints: list(
+    refine(text("", "http://, https:// or unix:// of a member"), endpoint, ""),
+    "the members; the next one is asked when one cannot be reached",
+  ),
+  caFile: maybeText("certificates of the authorities that sign the members' certificates, PEM"),
+  certFile: maybeText("client certificate, PEM"),
+  keyFile: maybeText("its key, PEM"),
+  user: maybeText("user name"),
+  passwordFile: maybeText("file that holds the password"),
+  prefix: refine(text(ETCD_PREFIX, "what all keys begin with"), keyPrefix, ETCD_PREFIX),
+};
+
+/** The plugin's table of keys. */
+export const clusterKeys = {
+  ipam: object({
+    pool: maybeText("name of the pool; networks of one name and store share it; absent: the network's name"),
+    ranges: list(
+      list(object(rangeKeys, "one range"), "a range set: ranges that are alternatives"),
+      "range sets: one address is given from each",
+    ),
+    blockSize: refine(
+      anything('prefix length of the blocks that nodes own: a number, or {"4": 28, "6": 124}'),
+      blockSizes,
+      {},
+    ),
+    quarantine: refine(
+      text("60s", "how long a released address rests while others are free: 60s, 5m, 1h"),
+      duration,
+      60_000,
+    ),
+    timeout: refine(text("20s", "longest time that ADD waits for the store"), duration, LIMIT_MS),
+    allowOverlap: flag(false, "other pools of the store may overlap with this one: networks that never meet"),
+    node: maybeText("name of this node; absent: NODENAME of the environment, else the host name"),
+    store: object({
+      etcd: object(etcdKeys, "an etcd, 3.4 or later"),
+      kubernetes: object(kubernetesKeys, "Lease objects of a Kubernetes API"),
+    }, "where nodes agree on who owns what"),
+    routes: refine(anything("routes that the result names"), (value) => readRoutes(value, "ipam.routes"), []),
+    dns: refine(anything("resolver settings that the result names, unchanged"), readDns, undefined),
+    dataDir: text(DATA_DIR, "folder of the leases, one folder per network in it"),
+    ...whereaboutsKeys,
+    ipRanges: list(object(whereaboutsKeys, "one range"), "as whereabouts has it: one address is given from each"),
+    gateway: address("gateway of every range that names none; of the ranges of its family"),
+    network_name: maybeText("as whereabouts has it: name of the pool, which may overlap with others"),
+    enable_overlapping_ranges: flag(true, "as whereabouts has it: false is `allowOverlap`"),
+    kubernetes: object(kubernetesKeys, "as whereabouts has it: `store.kubernetes`"),
+  }, "what is given out"),
+  runtimeConfig: object({
+    ips: list(refine(text("", "an address; a prefix length is ignored"), requested, undefined), "addresses to get"),
+  }, "what the runtime adds"),
+  args: object({
+    cni: object(
+      { ips: list(refine(text("", "an address"), requested, undefined), "addresses to get") },
+      "by convention",
+    ),
+  }, "`args.cni.ips`: addresses to get"),
+};
+
+/** Everything that a call needs, checked. */
+export interface ClusterConf {
+  readonly pool: Pool;
+  readonly requested: readonly Address[];
+  readonly routes: readonly Route[];
+  readonly dns: DNS | undefined;
+  /** Removes what was written for the store's tools. */
+  close(): void;
+}
+
+/** What the reading of a configuration needs of a call. */
+export type ConfCall = Pick<Call, "config" | "network" | "version" | "host" | "warn"> & { readonly args?: string };
+
+/** Reads the configuration. Throws {@linkcode CniError} naming key and value. */
+export async function clusterConf(call: ConfCall): Promise<ClusterConf> {
+  const conf = decode(clusterKeys, call.config, "");
+  const { ipam } = conf;
+  if (ipam === undefined) {
+    throw invalid(
+      "IPAM config missing 'ipam' key",
+      'write "ipam": {"type": "cluster", "ranges": [[{"subnet": "10.42.0.0/16"}]], "store": …}',
+    );
+  }
+  const { folder, blockFolder } = foldersOf(call);
+  const name = ipam.pool ?? ipam.network_name ?? call.network;
+  if (!/^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,99}$/.test(name) || name === "cnibox-pools") {
+    throw invalid(
+      `"ipam.pool" is ${JSON.stringify(name)}`,
+      "a pool's name has letters, digits, `_`, `.` and `-`, 100 at most",
+    );
+  }
+  const node = ipam.node ?? (Deno.env.get("NODENAME") || Deno.hostname());
+  const limit = Date.now() + (ipam.timeout ?? LIMIT_MS);
+  const { store, close } = await storeOf({ ...ipam, node }, call.host, () => limit);
+  return {
+    pool: {
+      name,
+      sets: setsOf(ipam, call),
+      mayOverlap: ipam.allowOverlap || !ipam.enable_overlapping_ranges || ipam.network_name !== undefined,
+      folder,
+      blockFolder,
+      quarantineMs: ipam.quarantine ?? 60_000,
+      identity: { node, ...machine() },
+      store,
+    },
+    requested: allRequested([...conf.args?.cni?.ips ?? [], ...conf.runtimeConfig?.ips ?? []], call.args ?? ""),
+    routes: ipam.routes,
+    dns: ipam.dns,
+    close,
+  };
+}
+
+/** Folders of a network's leases and of its blocks' file; asks for nothing else, so that DEL works whatever became of the rest. */
+export function foldersOf(
+  { config, network }: Pick<Call, "config" | "network">,
+): { folder: string; blockFolder: string } {
+  const ipam = lookup(config, "ipam");
+  const given = isObject(ipam) ? lookup(ipam, "dataDir") : undefined;
+  const dataDir = (typeof given === "string" && given !== "" ? given : DATA_DIR).replace(/\/+$/, "");
+  const base = /^(.*)\/networks$/.exec(dataDir)?.[1] ?? dataDir;
+  // Outside of every lease folder: others take whatever lies in one for a lease.
+  return { folder: `${dataDir}/${network}`, blockFolder: `${base}/cluster/${network}` };
+}
+
+type Ipam = NonNullable<ReturnType<typeof readIpam>>;
+const readIpam = (config: Call["config"]) => decode(clusterKeys, config, "").ipam;
+
+function setsOf(ipam: Ipam, call: ConfCall): PoolSet[] {
+  const own = ipam.ranges ?? [];
+  const first = ipam.range === undefined ? [] : [[{ ...ipam.range, ...limits(ipam), exclude: ipam.exclude }]];
+  const more = (ipam.ipRanges ?? []).map((one) => {
+    if (one.range === undefined) {
+      throw invalid('an element of "ipam.ipRanges" has no "range"', 'write {"range": "192.0.2.0/24"}');
+    }
+    return [{ ...one.range, ...limits(one), exclude: one.exclude }];
+  });
+  const sets = [...first, ...more, ...own].map((set) =>
+    set.map((one) => ({ ...one, gateway: one.gateway ?? gatewayFor(one, ipam.gateway) }))
+  );
+  const checked = rangeSets(sets as RangeConf[][], {
+    version: call.version,
+    atLeast030: atLeast(call.version, "0.3.0"),
+    warn: call.warn,
+  });
+  return checked.map((ranges, index) => {
+    const exclude = [...ipam.exclude ?? [], ...(sets[index] ?? []).flatMap((one) => one.exclude ?? [])];
+    const family = ranges[0].start.family;
+    const blockSize = ipam.blockSize?.[family] ?? defaultBlockSize(ranges);
+    const shortest = Math.min(...ranges.map(({ subnet }) => subnet.length));
+    if (blockSize > familyBits(family) || blockSize < shortest) {
+      throw invalid(
+        `"ipam.blockSize" is ${blockSize}`,
+        `for ${ranges.map(({ subnet }) => formatPrefix(subnet)).join(", ")} it is a prefix length from ${shortest} to ${
+          familyBits(family)
+        }`,
+      );
+    }
+    for (const one of exclude) {
+      if (one.address.family !== family || ranges.some(({ subnet }) => overlaps(subnet, one))) continue;
+      if ((sets[index] ?? []).some((range) => range.exclude?.includes(one))) {
+        throw invalid(`"exclude" names ${formatPrefix(one)}`, "it is in none of the ranges that it stands beside");
+      }
+    }
+    const set = { ranges, exclude, blockSize };
+    if (isAllExcluded(set)) {
+      throw invalid(
+        `"exclude" leaves nothing of ${ranges.map(({ subnet }) => formatPrefix(subnet)).join(", ")}`,
+        "no address could be given out",
+      );
+    }
+    return set;
+  });
+}
+
+function overlaps(a: Prefix, b: Prefix): boolean {
+  if (a.address.family !== b.address.family) return false;
+  const length = Math.min(a.length, b.length);
+  return formatPrefix(networkPrefix({ ...a, length })) === formatPrefix(networkPrefix({ ...b, length }));
+}
+
+function isAllExcluded({ ranges, exclude }: PoolSet): boolean {
+  return ranges.every(({ start, end }) => exclude.some((one) => overlapsWhole(one, start) && overlapsWhole(one, end)));
+}
+
+function overlapsWhole(prefix: Prefix, address: Address): boolean {
+  return overlaps(prefix, hostPrefix(address));
+}
+
+function limits({ range_start, range_end }: { range_start?: string | undefined; range_end?: string | undefined }) {
+  return { ...(range_start && { rangeStart: range_start }), ...(range_end && { rangeEnd: range_end }) };
+}
+
+/** One gateway for all ranges of its family, and of no other. */
+function gatewayFor({ subnet }: { subnet?: string | undefined }, gateway: string | undefined): string | undefined {
+  const family = subnet === undefined ? undefined : parsePrefix(subnet)?.address.family;
+  return gateway !== undefined && parseAddress(gateway)?.family === family ? gateway : undefined;
+}
+
+async function storeOf(
+  ipam: Pick<Ipam, "store" | "kubernetes"> & { readonly node: string },
+  host: Run,
+  deadline: () => number,
+): Promise<{ store: () => Store; close: () => void }> {
+  const { etcd, kubernetes = ipam.kubernetes } = ipam.store ?? {};
+  if (etcd !== undefined && kubernetes !== undefined) {
+    throw invalid('"ipam.store" names etcd and kubernetes', "a pool is in one store: remove the other");
+  }
+  if (etcd !== undefined) {
+    const { endpoints = [], passwordFile, user } = etcd;
+    if (endpoints.length === 0) {
+      throw invalid('"ipam.store.etcd.endpoints" is empty', 'write "endpoints": ["https://10.0.0.1:2379"]');
+    }
+    if (user !== undefined && passwordFile === undefined) {
+      throw invalid(
+        `"ipam.store.etcd.user" is ${JSON.stringify(user)} without a "passwordFile"`,
+        "name the file that holds the password",
+      );
+    }
+    for (const key of ["caFile", "certFile", "keyFile", "passwordFile"] as const) {
+      readable(etcd[key], `ipam.store.etcd.${key}`);
+    }
+    const store = etcdStore(host, { ...etcd, endpoints }, { deadline });
+    return { store: () => store, close: () => {} };
+  }
+  if (kubernetes === undefined) {
+    throw invalid(
+      '"ipam.store" is missing',
+      'write "store": {"etcd": {"endpoints": […]}} or {"kubernetes": {"kubeconfig": "…"}}',
+    );
+  }
+  // Loaded when used: etcd needs no YAML.
+  const { openKubernetes } = await import("../store/open_kubernetes.ts");
+  return openKubernetes(host, { ...kubernetes, node: ipam.node }, deadline);
+}
+
+function readable(path: string | undefined, key: string): void {
+  if (path === undefined) return;
+  try {
+    Deno.openSync(path).close();
+  } catch (error) {
+    throw invalid(
+      `"${key}" is ${JSON.stringify(path)}: ${(error as Error).message.replace(/ \(os error .*$/, "").toLowerCase()}`,
+      "the file has to be there, and readable",
+    );
+  }
+}
+
+function machine(): { machineId: string; bootId: string } {
+  return { machineId: quietly("/etc/machine-id"), bootId: quietly("/proc/sys/kernel/random/boot_id") };
+}
+
+function quietly(path: string): string {
+  try {
+    return readKernelFile(path).trim();
+  } catch {
+    return "";
+  }
+}
+
+function allRequested(others: readonly Address[], args: string): Address[] {
+  const { IP = "" } = parseArgs(args, ["IP"]);
+  const asked = IP === "" ? [] : IP.split(",").map((one) => {
+    const found = ipOrCidr(one.trim());
+    if (found) return found;
+    throw new CniError(
+      code.environment,
+      `ARGS: error parsing value of pair ${goQuote(`IP=${IP}`)}: invalid IP address ${one}`,
+      "IP in CNI_ARGS is an address, or several with commas between them",
+    );
+  });
+  const all = [...asked, ...others];
+  return all.filter((one, at) => all.findIndex((other) => sameAddress(one, other)) === at);
+}
+
+function invalid(msg: string, details: string): CniError {
+  return new CniError(code.config, msg, details);
+}
+
+function cidr(value: string | undefined, path: string): string | undefined {
+  if (value === undefined || parsePrefix(value) !== undefined) return value;
+  throw new FieldError(
+    path,
+    `invalid CIDR address: ${value}`,
+    `"${path}" is an address and a prefix length: 10.1.2.0/24`,
+    value,
+  );
+}
+
+function plain(value: string | undefined, path: string): string | undefined {
+  if (value === undefined || value === "") return undefined;
+  if (parseAddress(value) !== undefined) return value;
+  throw new FieldError(path, `invalid IP address: ${value}`, `"${path}" is an address without a prefix length`, value);
+}
+
+function requested(value: string, path: string): Address {
+  const found = ipOrCidr(value);
+  if (found) return found;
+  throw new FieldError(
+    path,
+    `invalid IP address ${value}`,
+    `"${path}" is an address, with or without a prefix length`,
+    value,
+  );
+}
+
+function ipOrCidr(value: string): Address | undefined {
+  return value.includes("/") ? parsePrefix(value)?.address : parseAddress(value);
+}
+
+function prefixOrAddress(value: string, path: string): Prefix {
+  const single = parseAddress(value);
+  const found = single ? hostPrefix(single) : parsePrefix(value);
+  if (found) return networkPrefix(found);
+  throw new FieldError(
+    path,
+    `invalid CIDR address: ${value}`,
+    `"${path}" is an address or a prefix: 10.1.2.3, 10.1.2.0/28`,
+    value,
+  );
+}
+
+/** `192.0.2.0/24`, or `192.0.2.10-192.0.2.20/24`: the network is then the last address's. */
+function whereaboutsRange(value: string | undefined, path: string): RangeConf | undefined {
+  if (value === undefined) return undefined;
+  const [, first, last = "", length] = /^([^-/]+)-([^-/]+)\/(\d+)$/.exec(value) ?? [];
+  const whole = parsePrefix(first === undefined ? value : `${last}/${length}`);
+  const start = first === undefined ? undefined : parseAddress(first);
+  if (whole === undefined || (first !== undefined && start === undefined)) {
+    throw new FieldError(
+      path,
+      `invalid CIDR ${value}`,
+      `"${path}" is a network, 192.0.2.0/24, or 192.0.2.10-192.0.2.20/24`,
+      value,
+    );
+  }
+  const subnet = formatPrefix(networkPrefix(whole));
+  return start ? { subnet, rangeStart: formatAddress(start), rangeEnd: last } : { subnet };
+}
+
+function blockSizes(value: unknown, path: string): { readonly 4?: number; readonly 6?: number } {
+  const isLength = (one: unknown): one is number =>
+    typeof one === "number" && Number.isInteger(one) && one > 0 && one <= 128;
+  if (isLength(value)) return { 4: value, 6: value };
+  if (isObject(value) && Object.entries(value).every(([key, one]) => (key === "4" || key === "6") && isLength(one))) {
+    return value;
+  }
+  throw new FieldError(
+    path,
+    `"${path}" is ${JSON.stringify(value)}`,
+    'write a prefix length, 28, or {"4": 28, "6": 124}',
+    value,
+  );
+}
+
+/** Milliseconds of `90s`, `5m`, `1h30m`, `0`. */
+function duration(value: string, path: string): number {
+  const unit: Record<string, number> = { ms: 1, s: 1000, m: 60_000, h: 3600_000 };
+  const parts = [...value.matchAll(/(\d+(?:\.\d+)?)(ms|s|m|h)/g)];
+  if (value === "0") return 0;
+  if (parts.length > 0 && parts.map(([whole]) => whole).join("") === value) {
+    return parts.reduce((sum, [, count, name = ""]) => sum + Number(count) * (unit[name] ?? 0), 0);
+  }
+  throw new FieldError(path, `"${path}" is ${JSON.stringify(value)}`, "write a duration: 60s, 5m, 1h", value);
+}
+
+function endpoint(value: string, path: string): string {
+  if (/^(https?:\/\/[^\s/]+\/?|unix:\/\/\/\S+)$/.test(value)) return value;
+  throw new FieldError(
+    path,
+    `"${path}" is ${JSON.stringify(value)}`,
+    "write http://HOST:PORT, https://HOST:PORT or unix:///PATH",
+    value,
+  );
+}
+
+function keyPrefix(value: string, path: string): string {
+  if (/^\/[\x21-\x7e]*[^/\s]$/.test(value)) return value;
+  throw new FieldError(
+    path,
+    `"${path}" is ${JSON.stringify(value)}`,
+    "a prefix begins with a slash, and has none at its end",
+    value,
+  );
+}
+
+/** Family of a set, for callers that show one. */
+export { familyOf };

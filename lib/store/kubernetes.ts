@@ -1,0 +1,273 @@
+/**
+ * The Kubernetes API as a store: every record is a Lease of `coordination.k8s.io/v1` in one namespace, so no type of our own has to
+ * be installed. The key and the value are annotations, what lists are made by are labels.
+ *
+ * @module
+ */
+import type { Run } from "../kernel/run.ts";
+import { streamLines } from "../kernel/lines.ts";
+import { sha512 } from "../net/sha512.ts";
+import { curlConfig, NoAnswer, request } from "./curl.ts";
+import type { Access } from "./kubeconfig.ts";
+import { Compacted, type Store, StoreError, type StoreOptions, type StoreRecord, timeLeft } from "./store.ts";
+
+/** Which cluster and namespace, and who holds what this process makes. */
+export interface KubernetesConf {
+  readonly access: Access;
+  /** Namespace of the Lease objects. */
+  readonly namespace: string;
+  /** Name of this node: `holderIdentity`, and the owner whose deletion removes the objects. */
+  readonly node: string;
+}
+
+/** A Lease, as far as it is used. */
+interface Lease {
+  readonly kind?: string;
+  readonly metadata: {
+    readonly name: string;
+    readonly uid?: string;
+    readonly resourceVersion: string;
+    readonly labels?: Readonly<Record<string, string>>;
+    readonly annotations?: Readonly<Record<string, string>>;
+    readonly ownerReferences?: readonly unknown[];
+  };
+}
+
+/** What the API answers when it does not do what it is asked. */
+interface Status {
+  readonly kind?: string;
+  readonly message?: string;
+  readonly reason?: string;
+  readonly code?: number;
+}
+
+const KEY = "cnibox.dev/key";
+const VALUE = "cnibox.dev/record";
+const POOL = "cnibox.dev/pool";
+const MANAGED = "app.kubernetes.io/managed-by";
+
+/** Lease objects as a store. */
+export function kubernetesStore(run: Run, conf: KubernetesConf, options: StoreOptions): Store {
+  return new Kubernetes(run, conf, options);
+}
+
+class Kubernetes implements Store {
+  readonly name: string;
+  readonly #leases: string;
+  #owner: object | undefined;
+
+  constructor(readonly run: Run, readonly conf: KubernetesConf, readonly options: StoreOptions) {
+    this.name = `Kubernetes API ${conf.access.endpoint.url}`;
+    this.#leases = `/apis/coordination.k8s.io/v1/namespaces/${encodeURIComponent(conf.namespace)}/leases`;
+  }
+
+  async list(prefix: string): Promise<{ records: StoreRecord[]; revision: string }> {
+    const path = `${this.#leases}?labelSelector=${encodeURIComponent(selector(prefix))}`;
+    const answer = await this.#expect({ method: "GET", path }) as {
+      metadata?: { resourceVersion?: string };
+      items?: readonly Lease[];
+    };
+    const records = (answer.items ?? []).map(record).filter(({ key }) => key.startsWith(prefix));
+    return { records, revision: answer.metadata?.resourceVersion ?? "0" };
+  }
+
+  async createIfAbsent(key: string, value: string): Promise<StoreRecord | undefined> {
+    const body = await this.#object(key, value);
+    return await this.#write({ key, value, request: { method: "POST", path: this.#leases, body } });
+  }
+
+  async replaceIfRevision(key: string, value: string, revision: string): Promise<StoreRecord | undefined> {
+    const body = await this.#object(key, value, revision);
+    return await this.#write({ key, value, request: { method: "PUT", path: this.#path(key), body } });
+  }
+
+  async removeIfRevision(key: string, revision: string): Promise<boolean> {
+    const body = { apiVersion: "v1", kind: "DeleteOptions", preconditions: { resourceVersion: revision } };
+    try {
+      const { status, answer } = await this.#ask({ method: "DELETE", path: this.#path(key), body });
+      if (status === 404 || status === 409) return false;
+      this.#check(status, answer);
+      return true;
+    } catch (error) {
+      if (!isUnknown(error)) throw error;
+      const now = await this.#read(key);
+      if (now === undefined) return true;
+      if (now.revision === revision) throw error;
+      return false;
+    }
+  }
+
+  async watch(prefix: string, since: string, { event, signal }: Parameters<Store["watch"]>[2]): Promise<void> {
+    const query = `watch=1&resourceVersion=${since}&labelSelector=${encodeURIComponent(selector(prefix))}`;
+    const config = curlConfig(this.conf.access.endpoint, {
+      method: "GET",
+      path: `${this.#leases}?${query}`,
+      headers: this.#headers(),
+      limitMs: 24 * 3600_000,
+    });
+    let failure: Error | undefined;
+    const end = await streamLines({ argv: ["curl", "-q", "-N", "-K", "-"], input: [config], signal }, (line) => {
+      const { type, object } = (readObject(line) ?? {}) as { type?: string; object?: Lease & Status };
+      if (object === undefined) return;
+      if (type === "ERROR" || object.kind === "Status") {
+        const gone = object.code === 410;
+        failure = gone
+          ? new Compacted(`${this.name} forgot revision ${since}`)
+          : new StoreError("refused", `${this.name}: ${object.message}`);
+        return;
+      }
+      if (type === "BOOKMARK" || object.metadata === undefined) return;
+      const { key, value, revision } = record(object);
+      if (key.startsWith(prefix)) event({ key, value: type === "DELETED" ? undefined : value, revision });
+    });
+    if (signal.aborted) return;
+    throw failure ?? new StoreError("unreachable", `${this.name} ended the watch: ${end}`);
+  }
+
+  async #write({ key, value, request }: { key: string; value: string; request: Asked }): Promise<
+    StoreRecord | undefined
+  > {
+    try {
+      const { status, answer } = await this.#ask(request);
+      // 404: somebody removed what was to be replaced.
+      if (status === 409 || (status === 404 && request.method === "PUT")) return undefined;
+      this.#check(status, answer);
+      return record(answer as Lease);
+    } catch (error) {
+      if (!isUnknown(error)) throw error;
+      // Only the object itself can tell what became of the write.
+      const now = await this.#read(key);
+      if (now === undefined) throw error;
+      return now.value === value ? now : undefined;
+    }
+  }
+
+  async #read(key: string): Promise<StoreRecord | undefined> {
+    const { status, answer } = await this.#ask({ method: "GET", path: this.#path(key) });
+    if (status === 404) return undefined;
+    this.#check(status, answer);
+    return record(answer as Lease);
+  }
+
+  async #expect(asked: Asked): Promise<unknown> {
+    const { status, answer } = await this.#ask(asked);
+    this.#check(status, answer);
+    return answer;
+  }
+
+  #check(status: number, answer: unknown): void {
+    if (status >= 200 && status < 300) return;
+    const { message = `HTTP status ${status}` } = (answer ?? {}) as Status;
+    throw new StoreError(status >= 500 ? "unknown" : "refused", `${this.name}: ${message}`);
+  }
+
+  async #ask({ method, path, body }: Asked): Promise<{ status: number; answer: unknown }> {
+    const { endpoint } = this.conf.access;
+    try {
+      const { status, body: text } = await request(this.run, endpoint, {
+        method,
+        path,
+        headers: this.#headers(),
+        ...(body && { body: JSON.stringify(body) }),
+        limitMs: timeLeft(this.options, this.name),
+      });
+      const answer = readObject(text) ??
+        { message: text.trim().split("\n")[0]?.slice(0, 200) || `HTTP status ${status}` };
+      if (status >= 500) this.#check(status, answer);
+      return { status, answer };
+    } catch (error) {
+      if (!(error instanceof NoAnswer)) throw error;
+      throw new StoreError(error.sent ? "unknown" : "unreachable", `Kubernetes API ${error.message}`);
+    }
+  }
+
+  #headers(): string[] {
+    const token = this.conf.access.token();
+    return ["Accept: application/json", "Content-Type: application/json"].concat(
+      token === undefined ? [] : [`Authorization: Bearer ${token}`],
+    );
+  }
+
+  async #object(key: string, value: string, revision?: string): Promise<object> {
+    const { namespace, node } = this.conf;
+    this.#owner ??= await this.#nodeReference();
+    return {
+      apiVersion: "coordination.k8s.io/v1",
+      kind: "Lease",
+      metadata: {
+        name: leaseName(key),
+        namespace,
+        ...(revision && { resourceVersion: revision }),
+        labels: { [MANAGED]: "cnibox", [POOL]: label(poolOf(key)) },
+        annotations: { [KEY]: key, [VALUE]: value },
+        ...("uid" in this.#owner && { ownerReferences: [this.#owner] }),
+      },
+      spec: { holderIdentity: node },
+    };
+  }
+
+  /** With the node goes what it owned. `{}` where the cluster has no such node: then `cnibox cluster forget` frees its records. */
+  async #nodeReference(): Promise<object> {
+    const { node } = this.conf;
+    const { status, answer } = await this.#ask({ method: "GET", path: `/api/v1/nodes/${encodeURIComponent(node)}` });
+    if (status === 404) return {};
+    this.#check(status, answer);
+    const { uid } = (answer as Lease).metadata;
+    return { apiVersion: "v1", kind: "Node", name: node, uid };
+  }
+
+  #path(key: string): string {
+    return `${this.#leases}/${leaseName(key)}`;
+  }
+}
+
+interface Asked {
+  readonly method: "GET" | "POST" | "PUT" | "DELETE";
+  readonly path: string;
+  readonly body?: object;
+}
+
+function record({ metadata }: Lease): StoreRecord {
+  const { annotations = {}, resourceVersion } = metadata;
+  // A record whose annotations were removed by hand still stands for its name.
+  return { key: annotations[KEY] ?? metadata.name, value: annotations[VALUE] ?? "", revision: resourceVersion };
+}
+
+function poolOf(key: string): string {
+  return key.split("/")[0] ?? "";
+}
+
+function selector(prefix: string): string {
+  const ours = `${MANAGED}=cnibox`;
+  return prefix.includes("/") ? `${ours},${POOL}=${label(poolOf(prefix))}` : ours;
+}
+
+/** A label's value: at most 63 characters, letters and digits at both ends; what does not fit is told apart by a hash. */
+function label(text: string): string {
+  if (/^[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$/.test(text)) return text;
+  return `${text.replace(/[^A-Za-z0-9]+/g, "-").replace(/^-/, "").slice(0, 40)}.${sha512(text).slice(0, 16)}`;
+}
+
+/** An object's name: lower case letters, digits, `-` and `.`; what does not fit is told apart by a hash. */
+export function leaseName(key: string): string {
+  const plain = `cnibox.${key.replaceAll("/", ".").replaceAll(":", "-")}`;
+  const isName = /^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$/.test(plain);
+  // With a dot in the pool or a colon in the block two keys could have one name.
+  const isPlain = isName && plain.length <= 200 && /^[a-z0-9-]+\/[0-9.-]+$/.test(key);
+  if (isPlain) return plain;
+  const clean = plain.toLowerCase().replace(/[^a-z0-9]+/g, "-").slice(0, 150);
+  return `${clean}.${sha512(key).slice(0, 16)}`;
+}
+
+function isUnknown(error: unknown): boolean {
+  return error instanceof StoreError && error.failure === "unknown";
+}
+
+function readObject(text: string): unknown {
+  try {
+    const value = JSON.parse(text);
+    return typeof value === "object" ? value : undefined;
+  } catch {
+    return undefined;
+  }
+}

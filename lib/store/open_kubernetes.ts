@@ -1,0 +1,38 @@
+/** A Kubernetes API as a store, from what a configuration says. */
+import { CniError, code } from "../cni/error.ts";
+import type { Run } from "../kernel/run.ts";
+import { type Access, fromKubeconfig, inCluster } from "./kubeconfig.ts";
+import { kubernetesStore } from "./kubernetes.ts";
+import type { Store } from "./store.ts";
+
+/** Which API, and which node asks. */
+export interface KubernetesSettings {
+  readonly kubeconfig?: string | undefined;
+  readonly namespace?: string | undefined;
+  readonly node: string;
+}
+
+/** Namespace where nothing says another: there every cluster has one, and its objects outlive applications. */
+const NAMESPACE = "kube-system";
+
+/**
+ * Reads the access; nothing is asked yet. `close` removes what was written for curl.
+ *
+ * @throws {CniError} code 7 when the kubeconfig cannot be used
+ */
+export function openKubernetes(
+  run: Run,
+  { kubeconfig, namespace, node }: KubernetesSettings,
+  deadline: () => number,
+): { store: () => Store; close: () => void } {
+  let access: Access;
+  try {
+    access = kubeconfig === undefined ? inCluster() : fromKubeconfig(kubeconfig);
+  } catch (error) {
+    throw new CniError(code.config, (error as Error).message, 'see "store.kubernetes" in "ipam"');
+  }
+  const store = kubernetesStore(run, { access, namespace: namespace ?? access.namespace ?? NAMESPACE, node }, {
+    deadline,
+  });
+  return { store: () => store, close: access.close };
+}

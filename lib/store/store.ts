@@ -1,0 +1,88 @@
+/**
+ * A store for a whole cluster behind five verbs: etcd, or Lease objects of the Kubernetes API. Every record is one key with a text
+ * and a revision; all writes are conditional, so whoever was quicker wins and the other one hears of it.
+ *
+ * @module
+ */
+
+/** One record. */
+export interface StoreRecord {
+  /** Relative to the store's prefix: `POOL/BLOCK`. */
+  readonly key: string;
+  readonly value: string;
+  /** Changes with every write of this record; opaque, but for comparing two of one store as numbers. */
+  readonly revision: string;
+}
+
+/** All records below a prefix at one instant. */
+export interface Listing {
+  readonly records: readonly StoreRecord[];
+  /** The whole store's revision then: one that is smaller than before means that a backup was restored. */
+  readonly revision: string;
+}
+
+/** A record that came, changed (`value` present) or went. */
+export interface StoreEvent {
+  readonly key: string;
+  readonly value: string | undefined;
+  readonly revision: string;
+}
+
+/** What can be done with a store. All reads are linearizable. */
+export interface Store {
+  /** For messages: what kind of store, and where. Holds no credentials. */
+  readonly name: string;
+  /** Every record whose key begins with `prefix`. */
+  list(prefix: string): Promise<Listing>;
+  /** Makes a record; undefined when there is one already. */
+  createIfAbsent(key: string, value: string): Promise<StoreRecord | undefined>;
+  /** Replaces a record; undefined when it has another revision by now, or is gone. */
+  replaceIfRevision(key: string, value: string, revision: string): Promise<StoreRecord | undefined>;
+  /** Removes a record; false when it has another revision by now, or is gone. */
+  removeIfRevision(key: string, revision: string): Promise<boolean>;
+  /** Hears of every change after a revision until `signal` aborts. Throws {@linkcode Compacted} when the store forgot that revision. */
+  watch(prefix: string, since: string, options: WatchOptions): Promise<void>;
+}
+
+export interface WatchOptions {
+  readonly event: (event: StoreEvent) => void;
+  readonly signal: AbortSignal;
+}
+
+/** Why a store did not do what it was asked. */
+export type StoreFailure =
+  /** Nobody answered; nothing was written. */
+  | "unreachable"
+  /** A write was sent, and nobody can say whether it was done, or will be. */
+  | "unknown"
+  /** The store answered that it will not: credentials, rights, its own state. */
+  | "refused";
+
+/** A store that did not do what it was asked; the message names the endpoint and the reason, never a credential. */
+export class StoreError extends Error {
+  override readonly name = "StoreError";
+  constructor(readonly failure: StoreFailure, message: string) {
+    super(message);
+  }
+}
+
+/** The store no longer knows what happened since a revision: list, then watch from there. */
+export class Compacted extends Error {
+  override readonly name = "Compacted";
+}
+
+/** What every backend needs of its caller. */
+export interface StoreOptions {
+  /** Instant, as `Date.now()` tells it, at which the caller gives up. */
+  readonly deadline: () => number;
+}
+
+/** Longest time for one request, in milliseconds: etcd itself answers after 7 s that it has no quorum. */
+export const REQUEST_LIMIT_MS = 8_000;
+
+/** Time for the next request; throws when there is none left. */
+export function timeLeft({ deadline }: StoreOptions, name: string): number {
+  const left = Math.min(REQUEST_LIMIT_MS, deadline() - Date.now());
+  if (left < 100) throw new StoreError("unreachable", `${name} did not answer in time`);
+  return left;
+}

@@ -1,0 +1,192 @@
+/**
+ * cluster: addresses that are unique in a whole cluster. Nodes own blocks of a pool, by records in etcd or the Kubernetes API, and give
+ * their addresses out from files of their own: the store is asked only for a further block.
+ */
+import { isObject, lookup } from "../../lib/cni/decode.ts";
+import { CniError, code, toCniError } from "../../lib/cni/error.ts";
+import type { ContainerCall, NetworkCall, Plugin, Released } from "../../lib/cni/plugin.ts";
+import { type IPConfig, type Result, since } from "../../lib/cni/types.ts";
+import { collect, held as heldBy, release } from "../../lib/ipam/allocator.ts";
+import { blocksFile, confirmBlocks, releaseAddresses, returnSpare, takeAddresses } from "../../lib/ipam/block_owner.ts";
+import { readBlocks } from "../../lib/ipam/block_state.ts";
+import { addressesOf, isBlockOf } from "../../lib/ipam/blocks.ts";
+import { type ClusterConf, clusterConf, clusterKeys, foldersOf } from "../../lib/ipam/cluster_conf.ts";
+import type { Candidate } from "../../lib/ipam/range.ts";
+import { checkFolder } from "../../lib/ipam/store.ts";
+import { formatAddress, formatPrefix, parseAddress, prefixContains } from "../../lib/net/cidr.ts";
+
+export const plugin: Plugin = {
+  name: "cluster",
+  kind: "ipam",
+  about: "gives out addresses that are unique in a cluster, on etcd or the Kubernetes API",
+  versions: since("0.3.0"),
+  needs: ["curl"],
+  keys: clusterKeys,
+  parse: async (call) => (await clusterConf(call)).close(),
+  add,
+  del,
+  check,
+  gc,
+  status,
+  held,
+};
+
+async function add(call: ContainerCall): Promise<Result> {
+  const conf = await clusterConf(call);
+  try {
+    if (call.explain) return explained(call, conf);
+    const { chosen } = call;
+    const taken = await takeAddresses(conf.pool, call, {
+      warn: call.warn,
+      requested: conf.requested,
+      meanwhile: call.meanwhile,
+      chosen: chosen && ((candidates) => chosen(ipsOf(candidates))),
+    });
+    call.undo(() => releaseAddresses(conf.pool, call, { warn: call.warn }));
+    return result(conf, taken);
+  } finally {
+    conf.close();
+  }
+}
+
+function result({ routes, dns }: ClusterConf, taken: readonly Candidate[]): Result {
+  return { ips: ipsOf(taken), ...(routes.length > 0 && { routes: [...routes] }), ...(dns && { dns }) };
+}
+
+function ipsOf(taken: readonly Candidate[]): IPConfig[] {
+  return taken.map(({ address, range }) => ({
+    address: `${formatAddress(address)}/${range.subnet.length}`,
+    gateway: formatAddress(range.gateway),
+  }));
+}
+
+/** What ADD would give out of the blocks that are here. */
+function explained(call: ContainerCall, conf: ClusterConf): Result {
+  const { pool, requested } = conf;
+  const { blocks } = readBlocks(blocksFile(pool));
+  const taken = pool.sets.map((set): Candidate => {
+    const own = blocks.filter(({ block, phase }) => phase === "own" && isBlockOf(block, set));
+    for (const { block } of own) {
+      for (const candidate of addressesOf(block, set)) {
+        const wanted = requested.length === 0 || requested.some(({ value }) => value === candidate.address.value);
+        if (wanted && !exists(`${pool.folder}/${formatAddress(candidate.address)}`)) return candidate;
+      }
+    }
+    throw new CniError(
+      code.notAvailable,
+      `pool "${pool.name}": no address is free in the blocks of this node: ADD would ask ${pool.store().name} for a further one`,
+      "which one it gets is known only then; `cnibox cluster blocks` shows who has what",
+    );
+  });
+  for (const { address } of taken) {
+    const content = `${call.containerId}\r\n${call.ifName}`;
+    call.explain?.file(`${pool.folder}/${formatAddress(address)}`, content, "the address is taken");
+  }
+  return result(conf, taken);
+}
+
+function exists(path: string): boolean {
+  try {
+    Deno.lstatSync(path);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+async function del(call: ContainerCall): Promise<Released> {
+  const { folder } = foldersOf(call);
+  if (call.explain) {
+    const addresses = await heldBy(folder, call, { warn: call.warn });
+    for (const ip of addresses) call.explain.file(`${folder}/${ip}`, undefined, "the address is released");
+    return { addresses };
+  }
+  const conf = await leniently(call);
+  // Whatever became of the configuration: the address is released, and its block goes back later.
+  if (conf === undefined) return { addresses: await release(folder, call, { warn: call.warn }) };
+  try {
+    return { addresses: await releaseAddresses(conf.pool, call, { warn: call.warn }) };
+  } finally {
+    conf.close();
+  }
+}
+
+async function leniently(call: ContainerCall | NetworkCall): Promise<ClusterConf | undefined> {
+  try {
+    return await clusterConf({ ...call, args: "" });
+  } catch (error) {
+    call.warn(`blocks are not returned: ${(error as Error).message}`);
+    return undefined;
+  }
+}
+
+async function held(call: ContainerCall): Promise<readonly string[]> {
+  return await heldBy(foldersOf(call).folder, call, { warn: call.warn });
+}
+
+async function check(call: ContainerCall): Promise<void> {
+  const { folder, blockFolder } = foldersOf(call);
+  const addresses = await heldBy(folder, call, { warn: call.warn });
+  if (addresses.length === 0) {
+    throw new CniError(
+      code.internal,
+      `cluster: Failed to find address added by container ${call.containerId}`,
+      `no file in ${folder} says ${call.containerId} ${call.ifName}: the address may be given to others; add the container again`,
+    );
+  }
+  const { blocks } = readBlocks(blocksFile({ blockFolder }));
+  for (const { block, phase, holder } of blocks) {
+    const ip = addresses.find((one) => prefixContains(block, parseAddress(one)!));
+    if (phase !== "lost" || ip === undefined) continue;
+    throw new CniError(
+      code.internal,
+      `cluster: ${ip} belongs to node ${holder ?? "unknown"} now`,
+      `its block ${formatPrefix(block)} was given to that node, which may use the address too: add the container again`,
+    );
+  }
+}
+
+async function gc(call: NetworkCall): Promise<void> {
+  if (call.valid === undefined || !isObject(lookup(call.config, "ipam"))) return;
+  const valid = call.valid.map(({ containerID, ifname }) => ({ containerId: containerID, ifName: ifname }));
+  await collect(foldersOf(call).folder, valid, { warn: call.warn });
+  const conf = await leniently(call);
+  if (conf === undefined) return;
+  try {
+    await returnSpare(conf.pool, { warn: call.warn }, { keep: 1 });
+  } finally {
+    conf.close();
+  }
+}
+
+/** Longest wait for a lock, in milliseconds, before STATUS says that ADD would wait too. */
+const STATUS_LIMIT_MS = 5_000;
+
+async function status(call: NetworkCall): Promise<void> {
+  let conf: ClusterConf | undefined;
+  try {
+    conf = await clusterConf({ ...call, args: "" });
+    const { pool } = conf;
+    await checkFolder(pool.folder, call.host);
+    const options = { warn: call.warn, limitMs: STATUS_LIMIT_MS };
+    const own = readBlocks(blocksFile(pool)).blocks.filter(({ phase }) => phase === "own");
+    const full = pool.sets.filter((set) =>
+      !own.some(({ block }) => isBlockOf(block, set) && hasFree(pool.folder, { block, set }))
+    );
+    // With addresses left the store may be away.
+    if (full.length > 0) await confirmBlocks(pool, options);
+  } catch (error) {
+    const { msg, details } = toCniError(error);
+    throw new CniError(code.notAvailable, msg, details);
+  } finally {
+    conf?.close();
+  }
+}
+
+function hasFree(
+  folder: string,
+  { block, set }: { block: Parameters<typeof addressesOf>[0]; set: Parameters<typeof addressesOf>[1] },
+): boolean {
+  for (const { address } of addressesOf(block, set)) if (!exists(`${folder}/${formatAddress(address)}`)) return true;
+  return false;
+}
