@@ -3,7 +3,7 @@
  * One file per attachment: `<folder>/<network>-<containerID>-<ifname>`.
  */
 // This engine has no Uint8Array.toBase64 yet.
-import { Buffer } from "node:buffer";
+import { decodeBase64, encodeBase64 } from "@std/encoding/base64";
 import { readRegularText, usable } from "../kernel/regular_file.ts";
 import type { NetworkList } from "./conflist.ts";
 import { byBytes, sortedJson } from "./member.ts";
@@ -58,7 +58,7 @@ export function cacheText(list: NetworkList, attached: Attached, result: JsonObj
   const parts = [
     `"kind":"${KIND}"`,
     `"containerId":${goJson(containerId)}`,
-    `"config":"${Buffer.from(list.bytes).toString("base64")}"`,
+    `"config":"${encodeBase64(list.bytes)}"`,
     `"ifName":${goJson(ifName)}`,
     `"networkName":${goJson(network)}`,
   ];
@@ -120,11 +120,20 @@ export function readCache(file: string, warn: (note: string) => void = () => {})
     netns: text("netns") || sandboxOf(result),
     args: Array.isArray(cniArgs) ? cniArgs.filter(isPair) : [],
     capabilityArgs: isObject(capabilityArgs) ? capabilityArgs : {},
-    config: new Uint8Array(Buffer.from(text("config"), "base64")),
+    config: bytesOf(text("config")),
     ...(isObject(result) && { result }),
     file,
     ...(written && { written }),
   };
+}
+
+/** What base64 stands for; nothing where it is broken: the rest of the file still tells what is attached. */
+function bytesOf(base64: string): Uint8Array {
+  try {
+    return decodeBase64(base64);
+  } catch {
+    return new Uint8Array();
+  }
 }
 
 /** Older libraries do not write the namespace down, but their results name it. */
