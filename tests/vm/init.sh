@@ -1,7 +1,7 @@
 #!/bin/sh
 # First process of the virtual machine that `deno task test:vm` boots (run.ts beside this file says how it works together).
 # Its file system is the machine's own, read-only; the only folder of it that can be written is the run's own, /run/out.
-# It runs the test files that it finds in /run/out/queue, one after the other, sharing that queue with the machines beside it.
+# It runs the test files of /run/out/queue.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 
 mount -t proc proc /proc
@@ -34,16 +34,5 @@ chmod 1777 /run/tmp/upper
 mount -t overlay -o lowerdir=/tmp,upperdir=/run/tmp/upper,workdir=/run/tmp/work tmp /tmp
 ip link set lo up
 
-cd "$CNIBOX_VM_ROOT" || end
-for ready in /run/out/queue/*; do
-  name=${ready##*/}
-  # Whoever can move it out of the queue runs it.
-  mv "$ready" "/run/out/taken/$name" 2>/dev/null || continue
-  file=$(cat "/run/out/taken/$name")
-  # shellcheck disable=SC2086  # the options are words
-  timeout -k 10 "$CNIBOX_VM_LIMIT" "$CNIBOX_VM_DENO" test -A --no-check --no-lock $CNIBOX_VM_OPTIONS "$file" \
-    >"/run/out/taken/$name.log" 2>&1 </dev/null
-  echo $? >"/run/out/taken/$name.code.new"
-  mv "/run/out/taken/$name.code.new" "/run/out/taken/$name.code"
-done
+sh "$CNIBOX_VM_ROOT/tests/vm/queue.sh" queue
 end

@@ -90,12 +90,15 @@ export function writeDisk(file: string): void {
   run(["sh", "-c", 'PATH=$PATH:/usr/sbin:/sbin; truncate -s 4G "$1" && mkfs.ext4 -q -F "$1"', "sh", file]);
 }
 
+let machines = 0;
+
 /** Boots a machine. It ends by itself when it would boot again (a panic does that too), at the latest with this program. */
 export function boot(options: MachineOptions): Machine {
   const share = (name: string, path: string, more: string) => [
     ...["-fsdev", `local,id=${name},path=${path},security_model=none,${more}`],
     ...["-device", `virtio-9p-pci,fsdev=${name},mount_tag=${name}`],
   ];
+  const console = join(options.run, `console-${++machines}`);
   const parameters = [
     ...[`console=${architecture.console}`, "quiet", "panic=-1", "oops=panic", "reboot=t", "mitigations=off"],
     ...["rdinit=/init", `cnibox_init=${options.init}`, ...(options.parameters ?? [])],
@@ -103,27 +106,24 @@ export function boot(options: MachineOptions): Machine {
   const args = [
     // The kernel ends qemu with this program, however that ends.
     ...["--pdeathsig", "KILL", architecture.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"],
-    ...["-serial", "stdio", "-machine", architecture.machine, "-m", "2G"],
+    ...["-serial", `file:${console}`, "-machine", architecture.machine, "-m", "2G"],
     ...options.accelerator === "kvm" ? ["-accel", "kvm", "-cpu", "host"] : ["-accel", "tcg,tb-size=512", "-cpu", "max"],
     ...["-kernel", options.kernel.file, "-initrd", options.initramfs, "-append", parameters.join(" ")],
     ...share("root", "/", "readonly=on,multidevs=remap"),
     ...share("run", options.run, "multidevs=remap"),
     ...options.disk ? ["-drive", `file=${options.disk},format=raw,if=virtio,cache=unsafe`] : [],
   ];
-  const child = new Deno.Command("setpriv", { args, stdin: "null", stdout: "piped", stderr: "piped" }).spawn();
-  let console = "";
-  const collect = async (from: ReadableStream<Uint8Array>) => {
-    const decoder = new TextDecoder();
-    for await (const part of from) console += decoder.decode(part, { stream: true });
-  };
+  const child = new Deno.Command("setpriv", { args, stdin: "null", stdout: "null", stderr: "piped" }).spawn();
+  let complaints = "";
+  const collect = async () => complaints = await new Response(child.stderr).text();
   return {
-    ended: Promise.all([child.status, collect(child.stdout), collect(child.stderr)]),
+    ended: Promise.all([child.status, collect()]),
     stop: () => {
       try {
         child.kill("SIGKILL");
       } catch { /* it has ended already */ }
     },
-    console: () => console,
+    console: () => complaints + (exists(console) ? Deno.readTextFileSync(console) : ""),
   };
 }
 

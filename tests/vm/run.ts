@@ -6,7 +6,11 @@
  * system read-only, and one folder of the run to write to. The machines take the test files from a common queue and put each
  * file's output and exit status beside it. Neither root nor KVM is needed.
  *
- * Usage: deno task test:vm [--all] [--kernel FILE] [--vms N] [--filter TEXT] [--limit SECONDS] [FILE …]
+ * Files below tests/vm/systemd run in a machine of their own, whose first process is systemd and whose root file system is
+ * kept on a disk: one boot for each, in the order of their names.
+ *
+ * Usage: deno task test:vm [--all] [--systemd] [--kernel FILE] [--vms N] [--filter TEXT] [--limit SECONDS] [FILE …]
+ *   --systemd      the files below tests/vm/systemd
  *   --kernel FILE  a vmlinuz-VERSION with its modules in lib/modules; else that of tests/support/kernel.sh
  *   --vms N        machines side by side: as many as processors unless told
  *   --filter TEXT  only tests whose name contains it
@@ -17,13 +21,22 @@ import { parseArgs } from "@std/cli/parse-args";
 import { basename, fromFileUrl, join, relative, resolve } from "@std/path";
 import { cniboxDir, referenceDir } from "../e2e/support/bin.ts";
 import { ciFiles, ciMissing } from "./ci_set.ts";
-import { accelerator, boot, type Kernel, kernelOf, type Machine, missingPackages, writeInitramfs } from "./machine.ts";
+import {
+  accelerator,
+  boot,
+  type Kernel,
+  kernelOf,
+  type Machine,
+  missingPackages,
+  writeDisk,
+  writeInitramfs,
+} from "./machine.ts";
 
 const root = fromFileUrl(new URL("../../", import.meta.url));
-const options = parseArgs(Deno.args, { boolean: ["all"], string: ["filter", "vms", "limit", "kernel"] });
+const options = parseArgs(Deno.args, { boolean: ["all", "systemd"], string: ["filter", "vms", "limit", "kernel"] });
 const limit = Number(options.limit ?? 1800);
 const started = Date.now();
-const ciSet = !options.all && options._.length === 0;
+const ciSet = !options.all && !options.systemd && options._.length === 0;
 
 const missing = missingPackages();
 if (missing.length > 0) give(`install these Debian packages: ${missing.join(" ")}`);
@@ -35,14 +48,15 @@ prepare();
 
 const settings = { kernel, initramfs: writeInitramfs(kernel, run), run };
 const accel = await accelerator(settings, cache);
-const count = Math.max(1, Math.min(Number(options.vms ?? affordable()), files.length));
-say(`kernel ${kernel.version} (${accel}), ${count} machine${count > 1 ? "s" : ""}, ${files.length} test files\n`);
-const machines = Array.from(
-  { length: count },
-  () => boot({ ...settings, accelerator: accel, init: join(root, "tests/vm/init.sh") }),
+const [booted, queued] = [files.filter(needsSystemd), files.filter((file) => !needsSystemd(file))];
+const count = Math.min(Number(options.vms ?? affordable()), queued.length);
+say(
+  `kernel ${kernel.version} (${accel}), ${count + Math.min(1, booted.length)} machines, ${files.length} test files\n`,
 );
+const machines: Machine[] = [];
+let stopped = false;
 for (const signal of ["SIGINT", "SIGTERM"] as const) Deno.addSignalListener(signal, stop);
-const watchdog = setTimeout(stop, (limit * Math.ceil(files.length / count) + 120) * 1000);
+const watchdog = setTimeout(stop, (limit * Math.ceil(files.length / Math.max(1, count)) + 120) * 1000);
 
 const totals = { passed: 0, failed: 0, ignored: 0 };
 const broken: string[] = [];
@@ -51,14 +65,42 @@ const passed = new Set<string>();
 /** Entries of the queue whose file has ended, and how far the output of each has been printed. */
 const done = new Set<string>();
 const printed = new Map<string, number>();
-await follow(machines);
+await follow(Promise.all([...Array.from({ length: count }, () => start({ init: "init.sh" })), systemdMachine()]));
 clearTimeout(watchdog);
 report();
 
-/** Prints results as they come: one file at a time, the others when it has ended. */
-async function follow(machines: Machine[]): Promise<void> {
+/** Boots a machine and waits for its end. */
+async function start(more: { init: string; disk?: string; parameters?: string[] }): Promise<void> {
+  const init = join(root, "tests/vm", more.init);
+  const machine = boot({ ...settings, ...more, accelerator: accel, init });
+  machines.push(machine);
+  await machine.ended;
+}
+
+/** The machine that reboots for each of its files. */
+async function systemdMachine(): Promise<void> {
+  const disk = join(run, "disk");
+  if (booted.length > 0) writeDisk(disk);
+  for (const file of booted) {
+    if (stopped) return;
+    const name = nameOf(file);
+    Deno.writeTextFileSync(join(run, "queue.systemd", name), file);
+    await start({
+      init: "systemd.sh",
+      disk,
+      parameters: [
+        ...["systemd.unit=cnibox-vm.target", "systemd.show_status=false"],
+        ...["systemd.journald.forward_to_console=1", "systemd.journald.max_level_console=notice"],
+      ],
+    });
+    if (!exists(join(run, "taken", `${name}.code`))) return;
+  }
+}
+
+/** Prints results as they come until the machines have ended: one file at a time, the others when it has ended. */
+async function follow(ended: Promise<unknown>): Promise<void> {
   let running = true;
-  const over = Promise.all(machines.map((machine) => machine.ended)).then(() => running = false);
+  const over = ended.finally(() => running = false);
   let current: string | undefined;
   for (let last = false; !last;) {
     last = !running;
@@ -66,7 +108,7 @@ async function follow(machines: Machine[]): Promise<void> {
     const ended = taken.filter((name) => exists(join(run, "taken", `${name}.code`)));
     if (current === undefined || !taken.includes(current)) current = taken[0];
     if (current !== undefined) print(current);
-    if (current === undefined || ended.includes(current)) {
+    if (last || current === undefined || ended.includes(current)) {
       for (const name of ended) finish(name);
       current = undefined;
     }
@@ -105,10 +147,9 @@ function finish(name: string): void {
 
 /** What did not end, what failed, and the closing line in the form of `deno test`. Ends the program. */
 function report(): never {
-  for (const name of [...namesIn("taken"), ...namesIn("queue")].filter((name) => /_test\.ts$/.test(name))) {
-    if (done.has(name)) continue;
-    print(name);
-    broken.push(`${textOf(join(run, "taken", name)) || name}: did not end`);
+  for (const file of files.filter((file) => !done.has(nameOf(file)))) {
+    print(nameOf(file));
+    broken.push(`${file}: did not end`);
   }
   if (broken.length > 0) { for (const machine of machines) say(machine.console()); }
   if (totals.passed + totals.failed === 0 && broken.length === 0) broken.push("no test ran: does --filter match one?");
@@ -143,10 +184,20 @@ function testFiles(): string[] {
   const named = options._.map((file: string | number) => relative(root, resolve(String(file))));
   if (named.length > 0) return named;
   if (ciSet) return ciFiles(root);
-  return [...Deno.readDirSync(join(root, "tests/e2e"))].map(({ name }) => name).filter((name) =>
-    /_test\.ts$/.test(name)
-  )
-    .sort().map((name) => `tests/e2e/${name}`);
+  const folders = [...options.all ? ["tests/e2e"] : [], ...options.all || options.systemd ? ["tests/vm/systemd"] : []];
+  return folders.flatMap((folder) =>
+    [...Deno.readDirSync(join(root, folder))].map(({ name }) => `${folder}/${name}`)
+      .filter((name) => name.endsWith("_test.ts")).sort()
+  );
+}
+
+function needsSystemd(file: string): boolean {
+  return file.startsWith("tests/vm/systemd/");
+}
+
+/** A file's name in the queue. */
+function nameOf(file: string): string {
+  return `${String(files.indexOf(file)).padStart(3, "0")}-${basename(file)}`;
 }
 
 /** The run's folder: the queue of files, and what the tests find in their environment. */
@@ -158,10 +209,9 @@ function prepare(): void {
     cwd: root,
   }).outputSync();
   if (!cached.success) give(new TextDecoder().decode(cached.stderr));
-  Deno.mkdirSync(join(run, "queue"), { recursive: true });
-  Deno.mkdirSync(join(run, "taken"));
-  for (const [at, file] of files.entries()) {
-    Deno.writeTextFileSync(join(run, "queue", `${String(at).padStart(3, "0")}-${basename(file)}`), file);
+  for (const folder of ["queue", "queue.systemd", "taken"]) Deno.mkdirSync(join(run, folder), { recursive: true });
+  for (const file of files) {
+    if (!needsSystemd(file)) Deno.writeTextFileSync(join(run, "queue", nameOf(file)), file);
   }
   Deno.writeTextFileSync(join(run, "environment"), environment());
 }
@@ -213,6 +263,7 @@ function removeOldRuns(): void {
 }
 
 function stop(): void {
+  stopped = true;
   for (const machine of machines) machine.stop();
 }
 
