@@ -62,6 +62,9 @@ const totals = { passed: 0, failed: 0, ignored: 0 };
 const broken: string[] = [];
 /** Names of the tests that passed. */
 const passed = new Set<string>();
+/** What was skipped: each reason with its number of tests; and one line for each file. */
+const skipped = new Map<string, number>();
+const summary: string[] = [];
 /** Entries of the queue whose file has ended, and how far the output of each has been printed. */
 const done = new Set<string>();
 const printed = new Map<string, number>();
@@ -140,18 +143,24 @@ function finish(name: string): void {
   for (const line of lines) {
     const name = line.match(/^(.*) \.\.\. ?ok \(/)?.[1];
     if (name) passed.add(name);
+    const reason = line.match(/\[skipped: (.*)\] \.\.\. ignored/)?.[1];
+    if (reason) skipped.set(reason, (skipped.get(reason) ?? 0) + 1);
   }
+  summary.push(`${textOf(join(run, "taken", name)).padEnd(40)} ${closing.replace(/ \| 0 failed/, "")}`);
   const code = Number(textOf(join(run, "taken", `${name}.code`)));
   if (code !== 0) broken.push(`${textOf(join(run, "taken", name))}: exit ${code}`);
 }
 
 /** What did not end, what failed, and the closing line in the form of `deno test`. Ends the program. */
 function report(): never {
-  for (const file of files.filter((file) => !done.has(nameOf(file)))) {
+  const undone = files.filter((file) => !done.has(nameOf(file)));
+  for (const file of undone) {
     print(nameOf(file));
     broken.push(`${file}: did not end`);
   }
-  if (broken.length > 0) { for (const machine of machines) say(machine.console()); }
+  if (undone.length > 0) { for (const machine of machines) say(machine.console()); }
+  say(`\non kernel ${kernel.version} (${accel}):\n${summary.sort().join("\n")}\n`);
+  for (const [reason, count] of skipped) say(`${count} not run: ${reason}\n`);
   if (totals.passed + totals.failed === 0 && broken.length === 0) broken.push("no test ran: does --filter match one?");
   if (ciSet && options.filter === undefined && broken.length === 0) {
     broken.push(...ciMissing(passed).map((pattern) => `the CI set names ${pattern}, and no such test ran`));
