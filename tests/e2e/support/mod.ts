@@ -6,3 +6,4 @@ export * from "./snapshot.ts";
 export * from "./test.ts";
 export * from "./trace.ts";
 export * from "./traffic.ts";
+export * from "./vm.ts";

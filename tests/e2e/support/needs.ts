@@ -1,5 +1,6 @@
 /** What a test needs of the machine, and what this one has. */
 import { referenceDir } from "./bin.ts";
+import { inVm } from "./vm.ts";
 
 /**
  * "root"; "reference" (the reference plugins); "tool:NAME" (an executable on PATH); "cgroups" (a cgroup can be made, as
@@ -17,12 +18,6 @@ export const kernelFeatures = [
 export type KernelFeature = typeof kernelFeatures[number];
 
 const root = Deno.uid() === 0;
-
-/** True inside the kernel of `deno task test:vm`. */
-export const inVm = Deno.env.has("CNIBOX_E2E_VM");
-
-/** How many times longer whatever waits has to wait: an emulated processor is slow, and slower beside others. */
-export const patience = inVm ? 10 : 1;
 
 /** Which of the needs this machine does not meet, each in words. */
 export function unmet(needs: readonly Need[]): string[] {

@@ -7,7 +7,7 @@
  * it ends, every process of the node is killed by the kernel and nothing is left behind.
  */
 
-import { patience } from "./needs.ts";
+import { patience } from "./vm.ts";
 
 /** What a command gave back. */
 export interface Output {

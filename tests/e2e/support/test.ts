@@ -3,7 +3,8 @@ import { binDir, type By } from "./plugins.ts";
 import { cniboxDir, referenceDir } from "./bin.ts";
 import { createNode, type Node, type NodeOptions } from "./node.ts";
 import { inCiSet } from "../../vm/ci_set.ts";
-import { inVm, type Need, unmet } from "./needs.ts";
+import { type Need, unmet } from "./needs.ts";
+import { inVm } from "./vm.ts";
 
 export interface NodeTest {
   node: Node;

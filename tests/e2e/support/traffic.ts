@@ -1,5 +1,5 @@
 /** Traffic between the namespaces of a node: pings, and servers that tell who talked to them. */
-import { patience } from "./needs.ts";
+import { patience } from "./vm.ts";
 import type { Background, Namespace } from "./node.ts";
 
 export interface PingOptions {

@@ -1,7 +1,7 @@
 /** A whole machine under systemd, which a test may change as an administrator does: the virtual one, and no other. */
 import { fromFileUrl } from "@std/path";
 import { cniboxDir } from "../../e2e/support/bin.ts";
-import { inVm } from "../../e2e/support/needs.ts";
+import { inVm } from "../../e2e/support/vm.ts";
 
 const root = fromFileUrl(new URL("../../../", import.meta.url));
 
