@@ -18,6 +18,8 @@ if [ ! -e /etc/cnibox-vm ]; then
   # What lies in the machine's /tmp is not this boot's to clear.
   mkdir -p /etc/tmpfiles.d
   ln -sf /dev/null /etc/tmpfiles.d/tmp.conf
+  # podman's package deletes all leases at boot; a node without it keeps them.
+  ln -sf /dev/null /etc/tmpfiles.d/podman.conf
   : >/etc/fstab
   : >/etc/machine-id
   echo cnibox-vm >/etc/hostname

@@ -1,5 +1,6 @@
 /** The machine of 1_units_test.ts after its reboot: leases are on the disk, and nothing else of its containers is left. */
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { eventually } from "../../e2e/support/traffic.ts";
 import {
   cnibox,
   exec,
@@ -25,7 +26,7 @@ machineTest("after a reboot every enabled unit is up by itself", async () => {
   }
   assertEquals(await stateOf("cni-dhcp.service"), "inactive");
   await run("systemctl", "start", "nftables.service");
-  assertEquals(await stateOf("cnibox-restore.service"), "active");
+  await eventually("restore has run", async () => await stateOf("cnibox-restore.service") === "active", 60_000);
   await journalOf("cnibox-restore.service");
   await run("systemctl", "stop", "nftables.service");
 });
