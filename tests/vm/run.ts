@@ -50,9 +50,8 @@ const settings = { kernel, initramfs: writeInitramfs(kernel, run), run };
 const accel = await accelerator(settings, cache);
 const [booted, queued] = [files.filter(needsSystemd), files.filter((file) => !needsSystemd(file))];
 const count = Math.min(Number(options.vms ?? affordable()), queued.length);
-say(
-  `kernel ${kernel.version} (${accel}), ${count + Math.min(1, booted.length)} machines, ${files.length} test files\n`,
-);
+const side = count + Math.min(1, booted.length);
+say(`kernel ${kernel.version} (${accel}), ${side} machine${side > 1 ? "s" : ""}, ${files.length} test files\n`);
 const machines: Machine[] = [];
 let stopped = false;
 for (const signal of ["SIGINT", "SIGTERM"] as const) Deno.addSignalListener(signal, stop);
@@ -258,7 +257,8 @@ function denoDir(): string {
 
 /** As many machines as there are processors, and no more than the memory holds. */
 function affordable(): number {
-  return Math.min(navigator.hardwareConcurrency, Math.floor(Deno.systemMemoryInfo().available / (3 * 1024 ** 3)));
+  const fit = Math.floor(Deno.systemMemoryInfo().available / (3 * 1024 ** 3));
+  return Math.max(1, Math.min(navigator.hardwareConcurrency, fit));
 }
 
 /** Folders of runs that were killed. */
