@@ -5,6 +5,7 @@ import { Attachment, type By, call, type Json, PluginFailed } from "./support/pl
 import { childPrograms, type Trace, tracePlugin } from "./support/trace.ts";
 import { interopTest, nodeTest } from "./support/test.ts";
 import type { Need } from "./support/needs.ts";
+import { inVm } from "./support/vm.ts";
 
 const needs: Need[] = ["veth", "ifb", "tbf", "ingress"];
 const MBIT = 1_000_000;
@@ -88,7 +89,7 @@ nodeTest(
     await node.ip("addr add fd09::1/64 dev veth0 nodad");
     await pod.ip("addr add fd09::2/64 dev eth0 nodad");
     for (const burst of [4_294_967_295, 34_359_738_359]) {
-      for (const rate of [400_000, MBIT, 10 * MBIT, 1000 * MBIT]) {
+      for (const rate of inVm ? [10 * MBIT] : [400_000, MBIT, 10 * MBIT, 1000 * MBIT]) {
         const conf = { ingressRate: rate, ingressBurst: burst, egressRate: rate, egressBurst: burst };
         await call(node, { command: "ADD", ...request(pod, prevResult, conf) });
         await node.ip("neigh flush dev veth0");

@@ -44,66 +44,15 @@ fi
 for tool in apt-get dpkg-deb; do
   command -v "$tool" >/dev/null || { say "no $tool: set CNI_REFERENCE_DIR to a folder with the reference plugins"; exit 1; }
 done
-
-# Everything happens in a folder of our own, apt's lists included: the machine's sources and packages stay as they are. What it
-# prefers (a suite that is pinned low, a default release) is about what is installed, so it does not count here.
 mkdir -p "$cache"
 work=$(mktemp -d "$cache/fetch.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
+# shellcheck source=tests/support/debian.sh
+. "$root/tests/support/debian.sh"
 
-apt() {
-  apt-get -q -y -o Dir::State::lists="$work/lists" -o Dir::Cache="$work/cache" -o APT::Sandbox::User=root \
-    -o Dir::Etc::preferences=/dev/null -o Dir::Etc::preferencesparts=/dev/null -o APT::Default-Release= \
-    -o Acquire::Retries=3 "$@" </dev/null
-}
-
-# First Debian source of this machine, in either of apt's two formats, as "URI keyring"; security archives have no sid.
-debian_source() {
-  for file in /etc/apt/sources.list.d/*.sources; do
-    [ -e "$file" ] || continue
-    awk '
-      function done() { if (uri ~ /debian\/?$/ && enabled) { print uri, key; exit } }
-      BEGIN { enabled = 1 }
-      /^[[:space:]]*$/ { done(); uri = key = ""; enabled = 1 }
-      tolower($1) == "uris:" { uri = $2 }
-      tolower($1) == "signed-by:" { key = $2 }
-      tolower($1) == "enabled:" && tolower($2) == "no" { enabled = 0 }
-      END { done() }' "$file"
-  done
-  for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
-    [ -e "$file" ] || continue
-    awk '$1 == "deb" {
-      key = ""; at = 2
-      if ($2 ~ /^\[/) {
-        for (; at <= NF; at++) {
-          word = $at; gsub(/[][]/, "", word)
-          if (word ~ /^signed-by=/) key = substr(word, 11)
-          if ($at ~ /\]$/) { at++; break }
-        }
-      }
-      if ($at ~ /debian\/?$/) { print $at, key }
-    }' "$file"
-  done
-}
-
-mkdir -p "$work/lists/partial" "$work/cache/archives/partial"
-from_sid() {
-  # shellcheck disable=SC2046  # two words
-  set -- $(debian_source | head -n 1)
-  [ -n "${1:-}" ] || { say "no Debian source among this machine's apt sources"; return 1; }
-  keyring=${2:-/usr/share/keyrings/debian-archive-keyring.gpg}
-  printf 'deb [signed-by=%s] %s sid main\n' "$keyring" "$1" >"$work/sid.list"
-  apt -o Dir::Etc::sourcelist="$work/sid.list" -o Dir::Etc::sourceparts=/dev/null update >"$work/log" 2>&1 &&
-    (cd "$work" && apt -o Dir::Etc::sourcelist="$work/sid.list" -o Dir::Etc::sourceparts=/dev/null download "$package/sid") \
-      >>"$work/log" 2>&1
-}
-from_release() {
-  { apt update && (cd "$work" && apt download "$package"); } >"$work/log" 2>&1
-}
-
-if ! from_sid && { [ ! -e "$work/log" ] || tail -n 2 "$work/log" >&2; say "no sid; trying this release"; } &&
-  { [ -n "$found" ] || ! from_release; }; then
+if ! { suite sid && fetch "$package"; } &&
+  { tail -n 2 "$work/log" >&2; say "no sid; trying this release"; } && { [ -n "$found" ] || ! { suite release && fetch "$package"; }; }; then
   # What an earlier run kept, though older.
   [ -z "$found" ] || { printf '%s\n' "$found"; exit 0; }
   tail -n 5 "$work/log" >&2
@@ -111,7 +60,6 @@ if ! from_sid && { [ ! -e "$work/log" ] || tail -n 2 "$work/log" >&2; say "no si
   exit 1
 fi
 archive=$(find "$work" -maxdepth 1 -name "$package*.deb" | head -n 1)
-dpkg-deb -x "$archive" "$work/tree"
 version=$(dpkg-deb -f "$archive" Version | sed -e 's/^[0-9]*://' -e 's/[^0-9A-Za-z.]/-/g')
 # Appears whole or not at all; a second run beside this one may have been quicker.
 mv -T "$work/tree/usr/lib/cni" "$cache/$version" 2>/dev/null || [ -x "$cache/$version/bridge" ]

@@ -2,8 +2,6 @@
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { lackOf } from "../e2e/support/needs.ts";
 
-const script = new URL("reference.sh", import.meta.url).pathname;
-
 /** apt as on a machine that pins sid low: without the suite's name, or with the machine's preferences, the release's comes. */
 const APT = `#!/bin/sh
 echo "$*" >>"$LOG"
@@ -36,7 +34,9 @@ async function inTree(work: (fetch: (sid: boolean) => Promise<Fetched>) => Promi
   try {
     Deno.mkdirSync(`${root}/tests/support`, { recursive: true });
     Deno.mkdirSync(`${root}/bin`);
-    Deno.copyFileSync(script, `${root}/tests/support/reference.sh`);
+    for (const name of ["reference.sh", "debian.sh"]) {
+      Deno.copyFileSync(new URL(name, import.meta.url), `${root}/tests/support/${name}`);
+    }
     Deno.writeTextFileSync(`${root}/bin/apt-get`, APT, { mode: 0o755 });
     Deno.writeTextFileSync(`${root}/bin/dpkg-deb`, DPKG, { mode: 0o755 });
     await work(async (sid) => {

@@ -1,24 +1,28 @@
 #!/bin/sh
 # First process of the virtual machine that `deno task test:vm` boots (run.ts beside this file says how it works together).
-# Its file system is the machine's own, read-only; the only folder that it can write is the run's own, given as cnibox_run=.
-# It runs the test files that it finds in RUN/queue, one after the other, sharing that queue with the machines beside it.
+# Its file system is the machine's own, read-only; the only folder of it that can be written is the run's own, /run/out.
+# It runs the test files of /run/out/queue.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 
 mount -t proc proc /proc
+# Power off: the machine ends when it would boot again.
+end() {
+  sync
+  echo b >/proc/sysrq-trigger
+  sleep 60
+}
+
 mount -t sysfs sysfs /sys
-mount -t tmpfs -o mode=755 tmpfs /run
-mkdir -p /dev/pts /dev/shm /dev/net /run/netns /run/lock /run/modules/lib/modules /run/out
+mount -t cgroup2 cgroup /sys/fs/cgroup
+mkdir -p /dev/pts /dev/shm /run/netns /run/lock
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
 ln -sf /proc/self/fd /dev/fd
+# shellcheck disable=SC1091  # written by run.ts
+. /run/out/environment
 
-run=$(sed 's/.*cnibox_run=\([^ ]*\).*/\1/' /proc/cmdline)
-mount -t hostfs none /run/out -o "$run"
-
-# Modules are loaded when something asks for them, from where the package has them.
-version=$(uname -r)
-ln -s "/usr/lib/uml/modules/$version" "/run/modules/lib/modules/$version"
-printf '#!/bin/sh\nexec %s -d /run/modules "$@"\n' "$(command -v modprobe)" >/run/modprobe
+# Modules are loaded when something asks for them, from where the kernel has them.
+printf '#!/bin/sh\nexec %s -d %s "$@"\n' "$(command -v modprobe)" "$CNIBOX_VM_MODULES" >/run/modprobe
 chmod 755 /run/modprobe
 echo /run/modprobe >/proc/sys/kernel/modprobe
 # These nothing asks for by name.
@@ -28,25 +32,7 @@ for module in ipv6 overlay tun; do /run/modprobe -q "$module"; done
 mkdir -p /run/tmp/upper /run/tmp/work
 chmod 1777 /run/tmp/upper
 mount -t overlay -o lowerdir=/tmp,upperdir=/run/tmp/upper,workdir=/run/tmp/work tmp /tmp
-
-# This kernel's nf_tables lacks what iptables needs of it.
-mount --bind /usr/sbin/xtables-legacy-multi /usr/sbin/xtables-nft-multi
 ip link set lo up
 
-# shellcheck disable=SC1091  # written by run.ts
-. /run/out/environment
-cd "$CNIBOX_VM_ROOT" || echo o >/proc/sysrq-trigger
-for ready in /run/out/queue/*; do
-  name=${ready##*/}
-  # Whoever can move it out of the queue runs it.
-  mv "$ready" "/run/out/taken/$name" 2>/dev/null || continue
-  file=$(cat "/run/out/taken/$name")
-  # shellcheck disable=SC2086  # the options are words
-  timeout -k 10 "$CNIBOX_VM_LIMIT" "$CNIBOX_VM_DENO" test -A --no-check --no-lock $CNIBOX_VM_OPTIONS "$file" \
-    >"/run/out/taken/$name.log" 2>&1 </dev/null
-  echo $? >"/run/out/taken/$name.code.new"
-  mv "/run/out/taken/$name.code.new" "/run/out/taken/$name.code"
-done
-sync
-echo o >/proc/sysrq-trigger
-sleep 60
+sh "$CNIBOX_VM_ROOT/tests/vm/queue.sh" queue
+end

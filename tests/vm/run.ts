@@ -1,156 +1,239 @@
 /**
- * `deno task test:vm`: runs integration tests in user-mode Linux, a kernel that has every link type and needs no root.
+ * `deno task test:vm`: runs integration tests on a kernel that has everything, in virtual machines that run anywhere.
  *
- * The tests are the same files as on the machine's own kernel. Those run here that need something which that kernel lacks;
- * `--all` runs all of them. Each virtual machine sees the machine's own file system read-only, and one folder of its own to
- * write to. They take the test files from a common queue and put each file's output and exit status beside it.
+ * The tests are the same files as on the machine's own kernel. Without arguments the CI set runs (ci_set.ts); `--all` runs
+ * everything; files that are named run whole. Each machine is qemu with a Debian kernel; it sees the machine's own file
+ * system read-only, and one folder of the run to write to. The machines take the test files from a common queue and put each
+ * file's output and exit status beside it. Neither root nor KVM is needed.
  *
- * Usage: deno task test:vm [--all] [--vms N] [--filter TEXT] [--limit SECONDS] [FILE …]
- *   --limit  for one file, 1200 seconds unless told
+ * Files below tests/vm/systemd run in a machine of their own, whose first process is systemd and whose root file system is
+ * kept on a disk: one boot for each, in the order of their names.
+ *
+ * Usage: deno task test:vm [--all] [--systemd] [--kernel FILE] [--vms N] [--filter TEXT] [--limit SECONDS] [FILE …]
+ *   --systemd      the files below tests/vm/systemd
+ *   --kernel FILE  a vmlinuz-VERSION with its modules in lib/modules; else that of tests/support/kernel.sh
+ *   --vms N        machines side by side: as many as processors unless told
+ *   --filter TEXT  only tests whose name contains it
+ *   --limit N      for one file, 1800 seconds unless told
  * Exit status: 0 when every file passed, 1 when one failed or did not end, 2 when no virtual machine could be run.
- *
- * User-mode Linux 6.1 dies at its first process where the processor's extended state is larger than it knows (with AMX): then
- * nothing can be run, which is said, and is no failure.
  */
 import { parseArgs } from "@std/cli/parse-args";
-import { basename, fromFileUrl, join, resolve } from "@std/path";
+import { basename, fromFileUrl, join, relative, resolve } from "@std/path";
 import { cniboxDir, referenceDir } from "../e2e/support/bin.ts";
-import { features, kernelFeatures } from "../e2e/support/needs.ts";
+import { ciFiles, ciMissing } from "./ci_set.ts";
+import {
+  accelerator,
+  boot,
+  type Kernel,
+  kernelOf,
+  type Machine,
+  missingPackages,
+  writeDisk,
+  writeInitramfs,
+} from "./machine.ts";
 
-const root = fromFileUrl(new URL("../..", import.meta.url));
-const options = parseArgs(Deno.args, { boolean: ["all"], string: ["filter", "vms", "limit"] });
-const limit = Number(options.limit ?? 1200);
+const root = fromFileUrl(new URL("../../", import.meta.url));
+const options = parseArgs(Deno.args, { boolean: ["all", "systemd"], string: ["filter", "vms", "limit", "kernel"] });
+const limit = Number(options.limit ?? 1800);
 const started = Date.now();
+const ciSet = !options.all && !options.systemd && options._.length === 0;
 
-function say(text: string): void {
-  Deno.stdout.writeSync(new TextEncoder().encode(text));
-}
+const missing = missingPackages();
+if (missing.length > 0) give(`install these Debian packages: ${missing.join(" ")}`);
+const kernel = findKernel();
+const files = testFiles();
+const cache = join(root, ".cache/vm");
+const run = join(cache, `${Deno.pid}`);
+prepare();
 
-function give(text: string): never {
-  Deno.stderr.writeSync(new TextEncoder().encode(`test:vm: ${text}\n`));
-  Deno.exit(2);
-}
+const settings = { kernel, initramfs: writeInitramfs(kernel, run), run };
+const accel = await accelerator(settings, cache);
+const [booted, queued] = [files.filter(needsSystemd), files.filter((file) => !needsSystemd(file))];
+const count = Math.min(Number(options.vms ?? affordable()), queued.length);
+const side = count + Math.min(1, booted.length);
+say(`kernel ${kernel.version} (${accel}), ${side} machine${side > 1 ? "s" : ""}, ${files.length} test files\n`);
+const machines: Machine[] = [];
+let stopped = false;
+for (const signal of ["SIGINT", "SIGTERM"] as const) Deno.addSignalListener(signal, stop);
+const watchdog = setTimeout(stop, (limit * Math.ceil(files.length / Math.max(1, count)) + 120) * 1000);
 
-/** What this machine's own kernel can run; nothing for an ordinary user, whose tests then all run in the VM. */
-const host = Deno.uid() === 0 ? features() : new Set<string>();
-const lacking = kernelFeatures.filter((feature) => !host.has(feature));
-const files = await testFiles();
-if (files.length === 0) {
-  say(
-    "this machine's own kernel runs every test: nothing is left for the virtual machine (--all runs them there too)\n",
-  );
-  Deno.exit(0);
-}
-const version = kernelVersion();
-
-const run = join(root, ".cache/vm", `${Deno.pid}`);
-removeOldRuns(join(root, ".cache/vm"));
-Deno.mkdirSync(join(run, "queue"), { recursive: true });
-Deno.mkdirSync(join(run, "taken"));
-for (const [at, file] of files.entries()) {
-  Deno.writeTextFileSync(join(run, "queue", `${String(at).padStart(3, "0")}-${basename(file)}`), file);
-}
-Deno.writeTextFileSync(join(run, "environment"), environment());
-
-const count = Math.max(1, Math.min(Number(options.vms ?? navigator.hardwareConcurrency), files.length));
-say(`kernel ${version}, ${count} virtual machine${count > 1 ? "s" : ""}, ${files.length} test files`);
-say(options.all || Deno.uid() !== 0 ? "\n" : `, for what this kernel lacks: ${lacking.join(" ")}\n`);
-
-const machines = Array.from({ length: count }, boot);
-for (const signal of ["SIGINT", "SIGTERM"] as const) {
-  Deno.addSignalListener(signal, () => machines.forEach((machine) => machine.stop()));
-}
-const watchdog = setTimeout(() => machines.forEach((machine) => machine.stop()), (limit * files.length + 120) * 1000);
-let running = true;
-const over = Promise.all(machines.map((machine) => machine.ended)).then(() => running = false);
 const totals = { passed: 0, failed: 0, ignored: 0 };
 const broken: string[] = [];
+/** Names of the tests that passed. */
+const passed = new Set<string>();
+/** What was skipped: each reason with its number of tests; and one line for each file. */
+const skipped = new Map<string, number>();
+const summary: string[] = [];
+/** Entries of the queue whose file has ended, and how far the output of each has been printed. */
 const done = new Set<string>();
-try {
-  while (done.size < files.length) {
-    const last = !running;
-    collect();
-    if (last) break;
-    await Promise.race([over, new Promise((next) => setTimeout(next, 200))]);
-  }
-} finally {
-  clearTimeout(watchdog);
-  machines.forEach((machine) => machine.stop());
-  await over;
+const printed = new Map<string, number>();
+await follow(Promise.all([...Array.from({ length: count }, () => start({ init: "init.sh" })), systemdMachine()]));
+clearTimeout(watchdog);
+report();
+
+/** Boots a machine and waits for its end. */
+async function start(more: { init: string; disk?: string; parameters?: string[] }): Promise<void> {
+  const init = join(root, "tests/vm", more.init);
+  const machine = boot({ ...settings, ...more, accelerator: accel, init });
+  machines.push(machine);
+  await machine.ended;
 }
 
-if (done.size === 0 && machines.every((machine) => machine.console().includes("put_fp_registers"))) {
-  say(
-    `this processor's extended state (AMX) is more than kernel ${version} knows: it dies at its first process, and the tests ` +
-      "that need it stay skipped on this machine\n\nok | 0 passed | 0 failed\n",
-  );
+/** The machine that reboots for each of its files. */
+async function systemdMachine(): Promise<void> {
+  const disk = join(run, "disk");
+  if (booted.length > 0) writeDisk(disk);
+  for (const file of booted) {
+    if (stopped) return;
+    const name = nameOf(file);
+    Deno.writeTextFileSync(join(run, "queue.systemd", name), file);
+    await start({
+      init: "systemd.sh",
+      disk,
+      parameters: [
+        ...["systemd.unit=cnibox-vm.target", "systemd.show_status=false"],
+        ...["systemd.journald.forward_to_console=1", "systemd.journald.max_level_console=notice"],
+      ],
+    });
+    if (!exists(join(run, "taken", `${name}.code`))) return;
+  }
+}
+
+/** Prints results as they come until the machines have ended: one file at a time, the others when it has ended. */
+async function follow(ended: Promise<unknown>): Promise<void> {
+  let running = true;
+  const over = ended.finally(() => running = false);
+  let current: string | undefined;
+  for (let last = false; !last;) {
+    last = !running;
+    const taken = namesIn("taken").filter((name) => /_test\.ts$/.test(name) && !done.has(name));
+    const ended = taken.filter((name) => exists(join(run, "taken", `${name}.code`)));
+    if (current === undefined || !taken.includes(current)) current = taken[0];
+    if (current !== undefined) print(current);
+    if (last || current === undefined || ended.includes(current)) {
+      for (const name of ended) finish(name);
+      current = undefined;
+    }
+    if (!last) await Promise.race([over, new Promise((next) => setTimeout(next, 250))]);
+  }
+}
+
+/** Prints the whole lines that are new in a file's output; its own closing line is left out: one at the end counts all. */
+function print(name: string): void {
+  const from = printed.get(name) ?? 0;
+  const log = textOf(join(run, "taken", `${name}.log`)).replaceAll("\r", "");
+  const end = log.lastIndexOf("\n") + 1;
+  if (end <= from) return;
+  printed.set(name, end);
+  const lines = log.slice(from, end).split("\n");
+  say(lines.filter((line) => !isClosing(line)).join("\n").replace(/\n{3,}/g, "\n\n"));
+}
+
+function finish(name: string): void {
+  print(name);
+  done.add(name);
+  // What takes long is said between a test's name and its result.
+  const log = plain(textOf(join(run, "taken", `${name}.log`)).replaceAll("\r", ""));
+  const lines = log.replaceAll(/'.*' has been running for over \(.*\)\n/g, "").split("\n");
+  const closing = lines.findLast(isClosing) ?? "";
+  for (const key of ["passed", "failed", "ignored"] as const) {
+    totals[key] += Number(closing.match(new RegExp(`(\\d+) ${key}`))?.[1] ?? 0);
+  }
+  for (const line of lines) {
+    const name = line.match(/^(.*) \.\.\. ?ok \(/)?.[1];
+    if (name) passed.add(name);
+    const reason = line.match(/\[skipped: (.*)\] \.\.\. ignored/)?.[1];
+    if (reason) skipped.set(reason, (skipped.get(reason) ?? 0) + 1);
+  }
+  summary.push(`${textOf(join(run, "taken", name)).padEnd(40)} ${closing.replace(/ \| 0 failed/, "")}`);
+  const code = Number(textOf(join(run, "taken", `${name}.code`)));
+  if (code !== 0) broken.push(`${textOf(join(run, "taken", name))}: exit ${code}`);
+}
+
+/** What did not end, what failed, and the closing line in the form of `deno test`. Ends the program. */
+function report(): never {
+  const undone = files.filter((file) => !done.has(nameOf(file)));
+  for (const file of undone) {
+    print(nameOf(file));
+    broken.push(`${file}: did not end`);
+  }
+  if (undone.length > 0) { for (const machine of machines) say(machine.console()); }
+  say(`\non kernel ${kernel.version} (${accel}):\n${summary.sort().join("\n")}\n`);
+  for (const [reason, count] of skipped) say(`${count} not run: ${reason}\n`);
+  if (totals.passed + totals.failed === 0 && broken.length === 0) broken.push("no test ran: does --filter match one?");
+  if (ciSet && options.filter === undefined && broken.length === 0) {
+    broken.push(...ciMissing(passed).map((pattern) => `the CI set names ${pattern}, and no such test ran`));
+  }
+  if (broken.length > 0) say(`\n FAILURES \n\n${broken.join("\n")}\n`);
+  const seconds = Math.round((Date.now() - started) / 1000);
+  const ignored = totals.ignored > 0 ? ` | ${totals.ignored} ignored` : "";
+  const verdict = broken.length > 0 ? "FAILED" : "ok";
+  say(`\n${verdict} | ${totals.passed} passed | ${totals.failed} failed${ignored} (${seconds}s)\n`);
+  const matrix = Deno.env.get("CNIBOX_E2E_MATRIX");
+  if (matrix) Deno.writeTextFileSync(matrix, textOf(join(run, "matrix")), { append: true });
   Deno.removeSync(run, { recursive: true });
-  Deno.exit(0);
+  Deno.exit(broken.length > 0 ? 1 : 0);
 }
-for (const [at, file] of files.entries()) {
-  const name = `${String(at).padStart(3, "0")}-${basename(file)}`;
-  if (done.has(name)) continue;
-  broken.push(`${file}: did not end`);
-  say(`\n${file} did not end; so far:\n${textOf(join(run, "taken", `${name}.log`))}\n`);
-}
-if (broken.length > 0) {
-  for (const machine of machines) say(machine.console());
-  say(`\n FAILURES \n\n${broken.join("\n")}\n`);
-}
-if (totals.passed + totals.failed === 0 && broken.length === 0) {
-  broken.push("no test was run");
-  say("no test was run: does --filter match a test that this machine's own kernel cannot run?\n");
-}
-const seconds = Math.round((Date.now() - started) / 1000);
-const counts = `${totals.passed} passed | ${totals.failed} failed${
-  totals.ignored > 0 ? ` | ${totals.ignored} ignored` : ""
-}`;
-say(`\n${broken.length > 0 ? "FAILED" : "ok"} | ${counts} (${seconds}s)\n`);
-const report = Deno.env.get("CNIBOX_E2E_MATRIX");
-if (report) Deno.writeTextFileSync(report, textOf(join(run, "matrix")), { append: true });
-Deno.removeSync(run, { recursive: true });
-Deno.exit(broken.length > 0 ? 1 : 0);
 
-/** The test files of this run: those that name a feature which this kernel lacks, or all, or those asked for. */
-async function testFiles(): Promise<string[]> {
-  const named: string[] = options._.map(String);
-  const found: string[] = [];
-  for await (const entry of Deno.readDir(join(root, "tests/e2e"))) {
-    if (entry.name.endsWith("_test.ts")) found.push(`tests/e2e/${entry.name}`);
+function findKernel(): Kernel {
+  try {
+    if (options.kernel !== undefined) return kernelOf(resolve(options.kernel));
+    const found = new Deno.Command("sh", { args: [join(root, "tests/support/kernel.sh")], stderr: "inherit" })
+      .outputSync();
+    if (!found.success) Deno.exit(2);
+    return kernelOf(new TextDecoder().decode(found.stdout).trim());
+  } catch (error) {
+    give((error as Error).message);
   }
-  if (named.length > 0) return named.map((file) => resolve(file));
-  found.sort();
-  if (options.all || Deno.uid() !== 0) return found;
-  return found.filter((file) => {
-    const text = Deno.readTextFileSync(join(root, file));
-    return lacking.some((feature) => text.includes(`"${feature}"`));
-  });
 }
 
-/** Version of the kernel whose modules are installed, after the packages are there; ends the program where they are not. */
-function kernelVersion(): string {
-  const missing = ["linux.uml", "modprobe"].filter((tool) =>
-    !new Deno.Command("sh", {
-      args: ["-c", `PATH=$PATH:/usr/sbin:/sbin; command -v ${tool}`],
-      stdout: "null",
-    }).outputSync().success
+/** The test files of this run, from the project's folder. */
+function testFiles(): string[] {
+  const named = options._.map((file: string | number) => relative(root, resolve(String(file))));
+  if (named.length > 0) return named;
+  if (ciSet) return ciFiles(root);
+  const folders = [...options.all ? ["tests/e2e"] : [], ...options.all || options.systemd ? ["tests/vm/systemd"] : []];
+  return folders.flatMap((folder) =>
+    [...Deno.readDirSync(join(root, folder))].map(({ name }) => `${folder}/${name}`)
+      .filter((name) => name.endsWith("_test.ts")).sort()
   );
-  if (missing.length > 0) give(`no ${missing.join(", ")}: run tests/support/packages.sh`);
-  const versions = [...Deno.readDirSync("/usr/lib/uml/modules")].map((entry) => entry.name).sort();
-  return versions.at(-1) ?? give("no modules in /usr/lib/uml/modules");
+}
+
+function needsSystemd(file: string): boolean {
+  return file.startsWith("tests/vm/systemd/");
+}
+
+/** A file's name in the queue. */
+function nameOf(file: string): string {
+  return `${String(files.indexOf(file)).padStart(3, "0")}-${basename(file)}`;
+}
+
+/** The run's folder: the queue of files, and what the tests find in their environment. */
+function prepare(): void {
+  removeOldRuns();
+  // Compiled here, and read inside.
+  const cached = new Deno.Command(Deno.execPath(), {
+    args: ["test", "--no-run", "--no-check", "--quiet", ...files],
+    cwd: root,
+  }).outputSync();
+  if (!cached.success) give(new TextDecoder().decode(cached.stderr));
+  for (const folder of ["queue", "queue.systemd", "taken"]) Deno.mkdirSync(join(run, folder), { recursive: true });
+  for (const file of files) {
+    if (!needsSystemd(file)) Deno.writeTextFileSync(join(run, "queue", nameOf(file)), file);
+  }
+  Deno.writeTextFileSync(join(run, "environment"), environment());
 }
 
 function environment(): string {
-  const features = options.all || Deno.uid() !== 0 ? undefined : [...host].join(",");
   const variables: Record<string, string | undefined> = {
     CNIBOX_VM_ROOT: root,
     CNIBOX_VM_DENO: Deno.execPath(),
     CNIBOX_VM_LIMIT: String(limit),
+    CNIBOX_VM_MODULES: kernel.tree,
     CNIBOX_VM_OPTIONS: "",
-    CNIBOX_E2E_VM: "1",
+    CNIBOX_E2E_VM: ciSet ? "ci" : "all",
     CNIBOX_E2E_BIN_DIR: cniboxDir(),
     CNIBOX_E2E_REFERENCE: referenceDir() ?? "",
-    CNIBOX_E2E_HOST_FEATURES: features,
     CNIBOX_E2E_MATRIX: "/run/out/matrix",
     DENO_DIR: denoDir(),
     DENO_NO_UPDATE_CHECK: "1",
@@ -166,68 +249,52 @@ function environment(): string {
     .map(([name, value]) => `export ${name}='${value}'\n`).join("");
 }
 
-/** Folder of downloaded packages, which the VM reads. */
+/** Folder of downloaded packages, which the machines read. */
 function denoDir(): string {
   const { stdout } = new Deno.Command(Deno.execPath(), { args: ["info", "--json"], cwd: "/" }).outputSync();
   return JSON.parse(new TextDecoder().decode(stdout)).denoDir;
 }
 
-/** Boots one virtual machine. It ends by itself when the queue is empty, at the latest with this program. */
-function boot() {
-  // The kernel takes its stub processes with it in a PID namespace of its own; that takes root. The shell inside ends the
-  // kernel when its standard input is at end of file: when this program is gone, however it went. Signals to the process group
-  // are for this program alone.
-  const uml = [
-    ...["linux.uml", "mem=3G", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "quiet"],
-    ...["con=null", "con0=null,fd:1", `init=${join(root, "tests/vm/init.sh")}`, `cnibox_run=${run}`],
-  ];
-  const script =
-    `trap "" INT TERM; exec 3<&0; "$@" </dev/null 3<&- & uml=$!; (cat <&3 >/dev/null; kill -9 $uml) >/dev/null 2>&1 & wait $uml`;
-  const shell = ["/bin/sh", "-c", script, "sh", ...uml];
-  const alone = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
-  const [command = "", ...args] = Deno.uid() === 0 ? [...alone, ...shell] : shell;
-  const child = new Deno.Command(command, { args, stdin: "piped", stdout: "piped", stderr: "piped" }).spawn();
-  let console = "";
-  const collect = async (from: ReadableStream<Uint8Array>) => {
-    for await (const part of from.pipeThrough(new TextDecoderStream() as ReadableWritablePair<string, Uint8Array>)) {
-      console += part;
-    }
-  };
-  return {
-    ended: Promise.all([child.status, collect(child.stdout), collect(child.stderr)]),
-    stop: () => void child.stdin.close().catch(() => {}),
-    console: () => console,
-  };
-}
-
-/** Prints and counts the files that have ended since. */
-function collect(): void {
-  for (const { name } of [...Deno.readDirSync(join(run, "taken"))].sort((a, b) => a.name < b.name ? -1 : 1)) {
-    if (!name.endsWith(".code") || done.has(name.slice(0, -5))) continue;
-    const stem = name.slice(0, -5);
-    done.add(stem);
-    const log = textOf(join(run, "taken", `${stem}.log`)).replaceAll("\r", "");
-    const code = Number(textOf(join(run, "taken", name)));
-    // Each file's own closing line is left out: one at the end counts all of them.
-    const closing = /^(?:ok|FAILED) \| .*$/;
-    // deno-lint-ignore no-control-regex
-    const plain = (line: string) => line.replace(/\x1b\[[0-9;]*m/g, "");
-    const lines = log.split("\n");
-    say(lines.filter((line) => !closing.test(plain(line))).join("\n").replace(/\n{3,}/g, "\n\n"));
-    const last = lines.map(plain).findLast((line) => closing.test(line)) ?? "";
-    for (const key of ["passed", "failed", "ignored"] as const) {
-      totals[key] += Number(last.match(new RegExp(`(\\d+) ${key}`))?.[1] ?? 0);
-    }
-    if (code !== 0) broken.push(`${textOf(join(run, "taken", stem))}: exit ${code}`);
-  }
+/** As many machines as there are processors, and no more than the memory holds. */
+function affordable(): number {
+  const fit = Math.floor(Deno.systemMemoryInfo().available / (3 * 1024 ** 3));
+  return Math.max(1, Math.min(navigator.hardwareConcurrency, fit));
 }
 
 /** Folders of runs that were killed. */
-function removeOldRuns(folder: string): void {
-  Deno.mkdirSync(folder, { recursive: true });
-  for (const { name } of Deno.readDirSync(folder)) {
-    const alive = name !== String(Deno.pid) && textOf(`/proc/${name}/comm`) !== "";
-    if (!alive) Deno.removeSync(join(folder, name), { recursive: true });
+function removeOldRuns(): void {
+  Deno.mkdirSync(cache, { recursive: true });
+  for (const { name } of Deno.readDirSync(cache)) {
+    if (/^\d+$/.test(name) && (name === String(Deno.pid) || !exists(`/proc/${name}`))) {
+      Deno.removeSync(join(cache, name), { recursive: true });
+    }
+  }
+}
+
+function stop(): void {
+  stopped = true;
+  for (const machine of machines) machine.stop();
+}
+
+function namesIn(folder: string): string[] {
+  return [...Deno.readDirSync(join(run, folder))].map(({ name }) => name).sort();
+}
+
+function plain(line: string): string {
+  // deno-lint-ignore no-control-regex
+  return line.replace(/\x1b\[[0-9;]*m/g, "");
+}
+
+function isClosing(line: string): boolean {
+  return /^(?:ok|FAILED) \| .*$/.test(plain(line));
+}
+
+function exists(path: string): boolean {
+  try {
+    Deno.statSync(path);
+    return true;
+  } catch {
+    return false;
   }
 }
 
@@ -237,4 +304,13 @@ function textOf(path: string): string {
   } catch {
     return "";
   }
+}
+
+function say(text: string): void {
+  Deno.stdout.writeSync(new TextEncoder().encode(text));
+}
+
+function give(text: string): never {
+  Deno.stderr.writeSync(new TextEncoder().encode(`test:vm: ${text}\n`));
+  Deno.exit(2);
 }

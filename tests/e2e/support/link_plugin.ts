@@ -1,7 +1,8 @@
 /** What is promised of every plugin that makes a link in the container: macvlan, ipvlan, vlan, dummy and tap. */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { badIpam, besideReference, dual, failure, fixed, single, versions } from "./main_plugin.ts";
-import { inVm, type Need } from "./needs.ts";
+import type { Need } from "./needs.ts";
+import { inVm } from "./vm.ts";
 import type { Namespace, Node } from "./node.ts";
 import { Attachment, call, type Json, runPlugin } from "./plugins.ts";
 import { type Allowed, assertSameState, difference, hostLocalLeftovers, snapshot } from "./snapshot.ts";

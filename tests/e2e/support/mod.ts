@@ -7,3 +7,4 @@ export * from "./test.ts";
 export * from "./tools.ts";
 export * from "./trace.ts";
 export * from "./traffic.ts";
+export * from "./vm.ts";

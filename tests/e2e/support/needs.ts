@@ -1,5 +1,6 @@
 /** What a test needs of the machine, and what this one has. */
 import { referenceDir } from "./bin.ts";
+import { inVm } from "./vm.ts";
 
 /**
  * "root"; "reference" (the reference plugins, 1.9 or newer); "tool:NAME" (an executable on PATH); "cgroups" (a cgroup can be made, as
@@ -17,9 +18,6 @@ export const kernelFeatures = [
 export type KernelFeature = typeof kernelFeatures[number];
 
 const root = Deno.uid() === 0;
-
-/** True inside the kernel of `deno task test:vm`. */
-export const inVm = Deno.env.get("CNIBOX_E2E_VM") === "1";
 
 /** Version of the reference that tests compare with: older ones behave differently. */
 const REFERENCE = { major: 1, minor: 9 };
@@ -64,17 +62,6 @@ export function unmet(needs: readonly Need[]): string[] {
     }
   }
   return missing;
-}
-
-/**
- * True when the test is not for this run: in the VM only those run that the machine's own kernel cannot, unless all are
- * asked for.
- */
-export function notForThisKernel(needs: readonly Need[]): boolean {
-  const host = Deno.env.get("CNIBOX_E2E_HOST_FEATURES");
-  if (!inVm || host === undefined) return false;
-  const known = new Set(host.split(","));
-  return !needs.some((need) => isKernelFeature(need) && !known.has(need));
 }
 
 function isKernelFeature(need: string): need is KernelFeature {

@@ -7,6 +7,8 @@
  * it ends, every process of the node is killed by the kernel and nothing is left behind.
  */
 
+import { patience } from "./vm.ts";
+
 /** What a command gave back. */
 export interface Output {
   /** Exit status; 128 + the signal's number when a signal ended it. */
@@ -73,7 +75,7 @@ export class Namespace {
       stderr: "piped",
     }).spawn();
     let late = false;
-    const limit = options.timeout ?? 60_000;
+    const limit = (options.timeout ?? 60_000) * patience;
     const timer = setTimeout(() => {
       late = true;
       node.kill();
@@ -180,7 +182,7 @@ export class Background {
 
   /** Waits until standard output or standard error matches. Fails when the command ends first, or after `timeout` ms. */
   async until(pattern: RegExp, timeout = 20_000): Promise<RegExpMatchArray> {
-    const limit = Date.now() + timeout;
+    const limit = Date.now() + timeout * patience;
     while (true) {
       const match = this.stdout.match(pattern) ?? this.stderr.match(pattern);
       if (match) return match;

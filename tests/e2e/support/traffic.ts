@@ -1,4 +1,5 @@
 /** Traffic between the namespaces of a node: pings, and servers that tell who talked to them. */
+import { patience } from "./vm.ts";
 import type { Background, Namespace } from "./node.ts";
 
 export interface PingOptions {
@@ -107,7 +108,8 @@ export async function request(
 ): Promise<Reply | undefined> {
   const host = address.includes(":") ? `[${address}]` : address;
   const source = bind === undefined ? "" : `,bind=${bind.includes(":") ? `[${bind}]` : bind}`;
-  const seconds = timeout / 1000;
+  // Where no answer is expected, this is waited for every time.
+  const seconds = timeout * Math.min(patience, 3) / 1000;
   const to = transport === "udp"
     ? `UDP:${host}:${port}${source}`
     : `${transport.toUpperCase()}:${host}:${port}${source},connect-timeout=${seconds}`;
@@ -134,7 +136,7 @@ export async function eventually(
   holds: () => Promise<boolean> | boolean,
   timeout = 10_000,
 ): Promise<void> {
-  const limit = Date.now() + timeout;
+  const limit = Date.now() + timeout * patience;
   while (!await holds()) {
     if (Date.now() > limit) throw new Error(`still not so after ${timeout} ms: ${what}`);
     await pause(50);
