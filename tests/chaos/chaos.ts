@@ -168,6 +168,8 @@ class Scene {
     const watching = (async () => {
       while (!done) await this.#look();
     })();
+    // It is awaited below; until then its failure is nobody's.
+    watching.catch(() => done = true);
     await Promise.all(Array.from({ length: this.chaos.atOnce }, async () => {
       while (this.#started < this.chaos.operations) {
         this.#started++;
@@ -362,7 +364,7 @@ class Scene {
       this.#strangers = strangers;
     }
     const traces = await this.node.sh(
-      "iptables-save; nft list ruleset; grep -rs . /var/lib/cni/networks; ip -o link show",
+      "iptables-save; nft list ruleset; grep -rs . /var/lib/cni/networks || true; ip -o link show",
     );
     for (const { one, changes } of quiet) {
       if (one.state !== "gone" || one.changes !== changes) continue;
