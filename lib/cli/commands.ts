@@ -280,6 +280,46 @@ export const COMMANDS: readonly Command[] = [
     entry: "schema",
   },
   {
+    name: "node",
+    group: "run",
+    summary: "lease this node a subnet, and keep the ways to all other nodes",
+    about: [
+      "Stays, and does flannel's job: takes a subnet of the network for this node, writes what the flannel plugin reads, and keeps " +
+      "routes, vxlan devices and what is on them as the records of all nodes want them. When the store does not answer, everything " +
+      "stays as it is; when this program ends, too. Docs: docs/node.md.",
+    ],
+    positional: [],
+    flags: [
+      { name: "conf", value: "FILE", kind: "file", about: "the configuration; default /etc/cnibox/node.json" },
+      { name: "once", about: "one round, then end" },
+      { name: "explain", about: "print the commands that would repair this node's kernel now; change nothing" },
+      {
+        name: "withdraw",
+        about: "remove everything that is this program's: routes, devices, rules, files, the node's record",
+      },
+      { name: "take-over", about: "adopt the device, routes and files that flanneld left, where they say the same" },
+      { name: "json", about: "with --once, --explain and --withdraw: print JSON for scripts" },
+    ],
+    examples: [
+      ["try a configuration", "cnibox node --conf node.json --once"],
+      ["what is wrong with the routes", "cnibox node --explain"],
+      ["take a node out of the network", "cnibox node --withdraw"],
+    ],
+    load: () => import("./node.ts"),
+    entry: "node",
+  },
+  {
+    name: "node status",
+    group: "show",
+    summary: "how this node's part of the network is: subnets, store, other nodes, and what keeps it from them",
+    positional: [],
+    flags: [JSON_FLAG],
+    examples: [["for a probe: exit status 0 when ready", "cnibox node status --json"]],
+    statuses: [[0, "running and ready"], [1, "not running, or not ready"]],
+    load: () => import("./node.ts"),
+    entry: "nodeStatus",
+  },
+  {
     name: "cluster pools",
     group: "show",
     summary: "the pools of addresses that nodes share, and how much of each is taken",
