@@ -305,7 +305,7 @@ export const COMMANDS: readonly Command[] = [
       ["what is wrong with the routes", "cnibox node --explain"],
       ["take a node out of the network", "cnibox node --withdraw"],
     ],
-    load: () => import("./node.ts"),
+    load: () => import("./node_agent.ts"),
     entry: "node",
   },
   {
@@ -316,7 +316,7 @@ export const COMMANDS: readonly Command[] = [
     flags: [JSON_FLAG],
     examples: [["for a probe: exit status 0 when ready", "cnibox node status --json"]],
     statuses: [[0, "running and ready"], [1, "not running, or not ready"]],
-    load: () => import("./node.ts"),
+    load: () => import("./node_agent.ts"),
     entry: "nodeStatus",
   },
   {
