@@ -100,11 +100,13 @@ export function isOurs({ group, linkinfo }: Link): boolean {
 export function repair(wanted: Wanted, now: KernelState, { takeOver }: { readonly takeOver: boolean }): Repair {
   const problems: Problem[] = [];
   const links: PlannedLine[] = [];
+  /** Devices of which nothing will be left that is on them now. */
   const fresh = new Set<string>();
   const blocked = new Set<string>();
   for (const link of now.links) {
     if (!isOurs(link) || wanted.devices.some(({ name }) => name === link.ifname)) continue;
     links.push(own(`link del dev ${link.ifname}`));
+    fresh.add(link.ifname);
   }
   for (const device of wanted.devices) {
     const found = now.links.find(({ ifname }) => ifname === device.name);
@@ -118,7 +120,10 @@ export function repair(wanted: Wanted, now: KernelState, { takeOver }: { readonl
   const usable = <T extends { readonly dev: string }>(all: readonly T[]) => all.filter(({ dev }) => !blocked.has(dev));
   const stays = ({ dev }: { readonly dev: string }) =>
     !fresh.has(dev) && !blocked.has(dev) && wanted.devices.some(({ name }) => name === dev);
-  const routes = routeLines(usable(wanted.routes), now.routes, { takeOver, problems });
+  const routes = routeLines(usable(wanted.routes), now.routes.filter(({ dev = "" }) => !fresh.has(dev)), {
+    takeOver,
+    problems,
+  });
   return {
     batches: [
       { tool: "ip" as const, lines: links },
@@ -218,7 +223,7 @@ function routeLines(
     add.push(line(ours[0] ? "replace" : "add", route));
   }
   const gone = now.filter((one) => isOurRoute(one) && !kept.has(one));
-  return [...gone.map((one) => own(`route del ${one.dst} ${wayText(one)} proto ${PROTOCOL}`)), ...add];
+  return [...gone.map((one) => own(`route del ${typeText(one)}${one.dst} ${wayText(one)} proto ${PROTOCOL}`)), ...add];
 }
 
 function line(verb: "add" | "replace", { dst, gateway, dev, onlink, node }: WantedRoute): PlannedLine {
@@ -239,7 +244,12 @@ function leadsThere(route: KernelRoute, { gateway, dev, onlink }: WantedRoute): 
     (route.flags ?? []).includes("onlink") === onlink && !(route.flags ?? []).includes("dead");
 }
 
-function wayText({ gateway, via, dev, nexthops, type, metric, family }: KernelRoute): string {
+/** Plain routes need no type; they are number 1 (rtnetlink(7)). */
+function typeText({ type }: KernelRoute): string {
+  return type === undefined || type === "1" || type === "unicast" ? "" : `${type} `;
+}
+
+function wayText({ gateway, via, dev, nexthops, metric, family }: KernelRoute): string {
   if (nexthops) {
     return nexthops.map((one) =>
       `nexthop${one.gateway ? ` via ${one.gateway}` : ""}${one.dev ? ` dev ${one.dev}` : ""}`
@@ -247,7 +257,6 @@ function wayText({ gateway, via, dev, nexthops, type, metric, family }: KernelRo
       .join(" ");
   }
   const words = [
-    type,
     gateway && `via ${gateway}`,
     via && `via ${via.family} ${via.host}`,
     dev && `dev ${dev}`,

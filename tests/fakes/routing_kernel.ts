@@ -54,7 +54,7 @@ export class RoutingKernel {
     const family = line.startsWith("-6") ? 6 : 4;
     const isDefault = line.endsWith("default");
     const rows = this.routes.filter((one) => one.family === family && (!isDefault || one["dst"] === "default"));
-    return JSON.stringify(rows.map(({ family: _, ...one }) => one));
+    return JSON.stringify(rows.map(({ family: _, ...one }) => ({ type: "1", ...one })));
   }
 
   #batch(tool: string, { input = [] }: Command): Output {
@@ -76,6 +76,9 @@ export class RoutingKernel {
     if (object === "link") return this.#changeLink(verb, after);
     const dev = after("dev") ?? "";
     if (!this.links.some(({ ifname }) => ifname === dev)) return `Cannot find device "${dev}"`;
+    const rest = words.slice(3).join(" ").replaceAll(/\b(?:via|dev|proto|protocol|metric|lladdr|nud) \S+/g, "");
+    const odd = rest.split(" ").find((word) => word !== "" && word !== "onlink");
+    if (odd) return `Error: either "to" is duplicate, or "${odd}" is a garbage.`;
     if (object === "addr") {
       const link = this.links.find(({ ifname }) => ifname === dev)!;
       const rest = (link["addr_info"] as Row[]).filter((one) => `${one["local"]}/${one["prefixlen"]}` !== name);

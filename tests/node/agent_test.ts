@@ -183,6 +183,31 @@ Deno.test("node repairs what a flap, a flush or a deleted entry took, and touche
   assertEquals(kernel.lines.length, count);
 });
 
+Deno.test("node makes a device anew, with what is on it, when the network's configuration changes, and removes it with the backend", async () => {
+  const store = newStore(DUAL);
+  const vteps = {
+    BackendData: { VNI: 1, VtepMAC: "5a:00:00:00:00:02" },
+    BackendV6Data: { VNI: 1, VtepMAC: "5a:00:00:00:06:02" },
+  };
+  await peer(store, "10.5.2.0-24&fd05:0:0:2::-64", {
+    PublicIP: "10.99.0.2",
+    PublicIPv6: "fd99::2",
+    BackendType: "vxlan",
+    ...vteps,
+  });
+  using node = new TestNode(store, 1);
+  await node.round();
+  const before = [node.routes(), node.kernel.fdb.length, node.kernel.neighbours.length];
+  for (const [backend, after] of [[{ Type: "vxlan", Port: 4789 }, before], [{ Type: "none" }, [[], 0, 0]]] as const) {
+    const { revision } = (await store.list("config")).records[0]!;
+    await store.replaceIfRevision("config", JSON.stringify({ ...DUAL, Backend: backend }), revision);
+    const { problems } = await node.round();
+    assertEquals(problems, []);
+    assertEquals([node.routes(), node.kernel.fdb.length, node.kernel.neighbours.length], [...after]);
+  }
+  assertEquals(node.kernel.links.map(({ ifname }) => ifname), ["lo", "eth0"]);
+});
+
 Deno.test("node removes a node that went while it was not running, and says nothing to the store", async () => {
   const store = newStore(HOST_GW);
   await peer(store, "10.5.2.0-24", PEER);
