@@ -625,6 +625,56 @@ export const COMMANDS: readonly Command[] = [
     entry: "uninstall",
   },
   {
+    name: "image",
+    group: "install",
+    summary: "write an OCI image of this executable, without network or daemon",
+    about: [
+      "An archive of an OCI layout with one file in one layer. The same executable gives the same digest everywhere. It runs with the " +
+      "node's own C library and tools, which the manifest mounts.",
+    ],
+    positional: [{ name: "FILE", about: "the archive", kind: "file" }],
+    flags: [
+      { name: "name", value: "NAME:TAG", about: "name of the image; default localhost/cnibox:VERSION" },
+      JSON_FLAG,
+    ],
+    examples: [
+      ["for containerd", "cnibox image cnibox.tar && ctr -n k8s.io image import cnibox.tar"],
+      [
+        "for a registry",
+        "cnibox image cnibox.tar && skopeo copy oci-archive:cnibox.tar docker://registry.example/cnibox:1",
+      ],
+    ],
+    load: () => import("./image.ts"),
+    entry: "image",
+  },
+  {
+    name: "manifest",
+    group: "install",
+    summary: "print what kubectl applies to install plugins and network on every node, or to remove them",
+    positional: [],
+    flags: [
+      { name: "image", value: "NAME", about: "the image; default localhost/cnibox:VERSION" },
+      { name: "namespace", value: "NAME", about: "default kube-system" },
+      {
+        name: "network",
+        value: "CIDR",
+        many: true,
+        about: "pod network of the cluster, one per family; default 10.244.0.0/16",
+      },
+      { name: "backend", value: "TYPE", oneOf: ["vxlan", "host-gw", "none"], about: "default vxlan" },
+      { name: "uninstall", value: "NODE", many: true, about: "print a Job that removes everything from this node" },
+    ],
+    examples: [
+      [
+        "both families, nodes on one link",
+        "cnibox manifest --network 10.244.0.0/16 --network fd44::/48 --backend host-gw | kubectl apply -f -",
+      ],
+      ["remove it from two nodes", "cnibox manifest --uninstall node1 --uninstall node2 | kubectl apply -f -"],
+    ],
+    load: () => import("./manifest.ts"),
+    entry: "manifest",
+  },
+  {
     name: "verify",
     group: "install",
     summary: "is everything in place, owned by root, and this version",
