@@ -57,7 +57,17 @@ async function pluginTable(): Promise<string> {
 }
 
 /** Folders of the program, from the top of the import order down. */
-const FOLDERS = ["plugins", "lib/cli", "lib/attach", "lib/ipam", "lib/cni", "lib/kernel", "lib/net"];
+const FOLDERS = [
+  "plugins",
+  "lib/cli",
+  "lib/attach",
+  "lib/node",
+  "lib/ipam",
+  "lib/store",
+  "lib/cni",
+  "lib/kernel",
+  "lib/net",
+];
 
 /** Every source file with the first sentence of its own comment. */
 function moduleMap(): string {
