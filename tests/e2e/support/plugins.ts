@@ -11,7 +11,19 @@ export type Command = "ADD" | "DEL" | "CHECK" | "GC" | "STATUS" | "VERSION";
 
 /** Every plugin's name: the symlinks of an installation. */
 export const pluginNames = [
-  ...["bandwidth", "bridge", "cluster", "dhcp", "dummy", "firewall", "flannel", "host-device", "host-local", "ipvlan", "loopback"],
+  ...[
+    "bandwidth",
+    "bridge",
+    "cluster",
+    "dhcp",
+    "dummy",
+    "firewall",
+    "flannel",
+    "host-device",
+    "host-local",
+    "ipvlan",
+    "loopback",
+  ],
   ...["macvlan", "portmap", "ptp", "sbr", "static", "tap", "tuning", "vlan", "vrf"],
 ] as const;
 
