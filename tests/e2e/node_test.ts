@@ -69,7 +69,9 @@ interface Pod {
 
 async function pod(node: Node, name: string): Promise<Pod> {
   const { stdout } = await must(node, ["add", "cbr0", name, "--create"]);
-  const addresses = [...stdout.matchAll(/(10\.5\.[\d.]+|fd05:[0-9a-f:]+)\/\d+/g)].map(([, one = ""]) => one);
+  const addresses = [...stdout.matchAll(/^ +address +(10\.5\.[\d.]+|fd05:[0-9a-f:]+)\/\d+/gm)].map(([, one = ""]) =>
+    one
+  );
   assertEquals(addresses.length, 2, stdout);
   await node.exec(["ip", "netns", "exec", name, "ip", "link", "set", "lo", "up"]);
   return { namespace: await existing(node, name), addresses };
