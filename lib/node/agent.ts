@@ -118,8 +118,9 @@ export class Agent {
       return true;
     }
     const { key, record, revision } = event;
-    const isOwn = before.own?.key === key;
-    if (isOwn && before.own.revision === revision) return false;
+    // What the source itself assigns is read from its records, and needs no claim.
+    const isOwn = before.own?.key === key && this.world.source.claim !== undefined;
+    if (isOwn && before.own?.revision === revision) return false;
     const records = new Map(before.records);
     const known = records.get(key);
     if (record === undefined) records.delete(key);
@@ -131,7 +132,7 @@ export class Agent {
       return !isOver;
     });
     this.#memory = { ...this.#memory, records, unconfirmed };
-    if (isOwn) this.#memory = { ...this.#memory, own: { ...before.own, revision: "" } };
+    if (isOwn && before.own) this.#memory = { ...this.#memory, own: { ...before.own, revision: "" } };
     return isOwn || JSON.stringify(known, plain) !== JSON.stringify(record, plain);
   }
 
@@ -382,13 +383,12 @@ export class Agent {
   #status(round: Round | undefined, problems: readonly Problem[]): Status {
     const { conf } = this.world;
     const own = this.#memory.own;
+    const ways = Map.groupBy(round?.wanted.routes ?? [], ({ node }) => node);
     const nodes: PeerStatus[] = [...this.#memory.records].filter(([key]) => key !== own?.key).map(([key, record]) => ({
       node: record.name,
       publicIPs: record.publicIps.map(formatAddress),
       subnets: record.subnets.map(formatPrefix),
-      ways: (round?.wanted.routes ?? []).filter(({ node }) => node === record.name).map(({ dst, gateway, dev }) =>
-        `${dst} via ${gateway} dev ${dev}`
-      ),
+      ways: (ways.get(record.name) ?? []).map(({ dst, gateway, dev }) => `${dst} via ${gateway} dev ${dev}`),
       ...(this.#memory.unconfirmed.includes(key) && { unconfirmed: true }),
     }));
     return {

@@ -200,8 +200,9 @@ function routeLines(
 ): PlannedLine[] {
   const add: PlannedLine[] = [];
   const kept = new Set<KernelRoute>();
+  const byDst = Map.groupBy(now, ({ family, dst }) => `${family} ${dst}`);
   for (const route of wanted) {
-    const same = now.filter((one) => one.family === route.family && one.dst === route.dst);
+    const same = byDst.get(`${route.family} ${route.dst}`) ?? [];
     const ours = same.filter(isOurRoute);
     const foreign = same.find((one) => !isOurRoute(one) && hasUsualMetric(one));
     const exact = ours.find((one) => leadsThere(one, route));
@@ -266,8 +267,11 @@ function wayText({ gateway, via, dev, nexthops, metric, family }: KernelRoute): 
 }
 
 function neighbourLines(wanted: readonly WantedNeighbour[], now: readonly NeighbourEntry[]): PlannedLine[] {
-  const gone = now.filter((one) => !wanted.some((other) => sameNeighbour(one, other)));
-  const missing = wanted.filter((one) => !now.some((other) => sameNeighbour(other, one) && other.lladdr === one.mac));
+  const { gone, missing } = compared(wanted, now, {
+    key: ({ dst, dev }) => `${dst} ${dev}`,
+    keyNow: ({ dst, dev }) => `${canonicalAddress(dst)} ${dev}`,
+    isRight: (one, { mac }) => one.lladdr === mac,
+  });
   return [
     ...gone.map(({ dst, dev }) => own(`neigh del ${dst} dev ${dev}`)),
     ...missing.map(({ dst, mac, dev }) =>
@@ -276,20 +280,36 @@ function neighbourLines(wanted: readonly WantedNeighbour[], now: readonly Neighb
   ];
 }
 
-function sameNeighbour(one: NeighbourEntry, { dst, dev }: WantedNeighbour): boolean {
-  return canonicalAddress(one.dst) === dst && one.dev === dev;
-}
-
 function fdbLines(wanted: readonly WantedFdb[], now: readonly FdbEntry[]): PlannedLine[] {
   // All zeros: where unknown addresses go; we set no such entry.
   const unicast = now.filter(({ mac, dst }) => dst !== undefined && mac !== "00:00:00:00:00:00");
-  const isSame = (one: FdbEntry, other: WantedFdb) => one.mac === other.mac && one.dev === other.dev;
-  const gone = unicast.filter((one) => !wanted.some((other) => isSame(one, other)));
-  const missing = wanted.filter((one) => !unicast.some((other) => isSame(other, one) && other.dst === one.dst));
+  const { gone, missing } = compared(wanted, unicast, {
+    key: ({ mac, dev }) => `${mac} ${dev}`,
+    keyNow: ({ mac, dev }) => `${mac} ${dev}`,
+    isRight: (one, { dst }) => one.dst === dst,
+  });
   return [
     ...gone.map(({ mac, dst, dev }) => own(`fdb del ${mac} dev ${dev} dst ${dst} self`)),
     ...missing.map(({ mac, dst, dev }) => own(`fdb replace ${mac} dev ${dev} dst ${dst} self permanent`)),
   ];
+}
+
+/** What is there and not wanted, and what is wanted and not there as it should be. */
+function compared<W, N>(
+  wanted: readonly W[],
+  now: readonly N[],
+  { key, keyNow, isRight }: {
+    readonly key: (one: W) => string;
+    readonly keyNow: (one: N) => string;
+    readonly isRight: (one: N, wanted: W) => boolean;
+  },
+): { gone: N[]; missing: W[] } {
+  const keys = new Set(wanted.map(key));
+  const there = Map.groupBy(now, keyNow);
+  return {
+    gone: now.filter((one) => !keys.has(keyNow(one))),
+    missing: wanted.filter((one) => !there.get(key(one))?.some((other) => isRight(other, one))),
+  };
 }
 
 /** Carries a plan out; a line that fails stops no other. Returns what failed. */

@@ -1,5 +1,6 @@
 /** Which subnets of the network a node takes. Pure, but for the dice. */
 import { type Address, familyBits, type Prefix, prefixContains, prefixesOverlap } from "../net/cidr.ts";
+import { PrefixSet } from "./prefix_set.ts";
 import { type NetworkConf, ofFamily, type SubnetRule } from "./records.ts";
 
 /** What is chosen among. */
@@ -53,15 +54,13 @@ function randomSubnet(
   const start = count > BigInt(Number.MAX_SAFE_INTEGER)
     ? BigInt(Math.floor(random() * Number.MAX_SAFE_INTEGER))
     : BigInt(Math.floor(random() * Number(count)));
-  const equal = new Set(taken.filter((one) => one.length === length).map(({ address }) => address.value));
-  const rest = taken.filter((one) => one.length !== length && one.address.family === family);
+  const others = new PrefixSet(taken);
   for (let step = 0n, tries = 0; step < count && tries < MOST_TRIES; step++, tries++) {
     const subnet = { address: at((start + step) % count), length };
-    if (equal.has(subnet.address.value)) continue;
-    const other = rest.find((one) => prefixesOverlap(one, subnet));
+    const other = others.overlapping(subnet);
     if (other === undefined) return subnet;
     // A larger one is skipped as a whole.
-    if (other.length > length) continue;
+    if (other.length >= length) continue;
     const bits = BigInt(familyBits(family) - other.length);
     const next = ((other.address.value >> bits) + 1n) << bits;
     step += (next - subnet.address.value) / size - 1n;

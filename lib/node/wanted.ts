@@ -9,10 +9,10 @@ import {
   parseAddress,
   type Prefix,
   prefixContains,
-  prefixesOverlap,
   sameAddress,
 } from "../net/cidr.ts";
 import { isNameInBatch } from "../net/link_name.ts";
+import { PrefixSet } from "./prefix_set.ts";
 import { familiesOf, isInside, type NetworkConf, type NodeRecord, ofFamily } from "./records.ts";
 
 /** A route to another node's subnet. */
@@ -115,7 +115,7 @@ export function wantedState(
   }
   const devices = conf.backend.type === "vxlan" ? devicesOf(self, conf, underlays) : [];
   const all = { devices, routes: [] as WantedRoute[], neighbours: [] as WantedNeighbour[], fdb: [] as WantedFdb[] };
-  const taken = [...self.subnets];
+  const taken = new PrefixSet(self.subnets);
   if (conf.backend.type !== "none") {
     for (const node of [...others].sort(byName)) {
       for (const subnet of node.subnets) {
@@ -129,7 +129,7 @@ export function wantedState(
           problems.push({ node: node.name, text: way });
           continue;
         }
-        taken.push(subnet);
+        taken.add(subnet);
         all.routes.push(way.route);
         all.neighbours.push(...way.neighbour);
         all.fdb.push(...way.fdb);
@@ -194,7 +194,7 @@ function refusal(
   { node, subnet, taken, self, conf }: {
     readonly node: NodeRecord;
     readonly subnet: Prefix;
-    readonly taken: readonly Prefix[];
+    readonly taken: PrefixSet;
     readonly self: NodeRecord;
     readonly conf: NetworkConf;
   },
@@ -204,7 +204,7 @@ function refusal(
   if (!isInside(subnet, conf)) {
     return `${text} is not in ${conf.rules.map(({ network }) => formatPrefix(network)).join(" or ")}`;
   }
-  const other = taken.find((one) => prefixesOverlap(one, subnet));
+  const other = taken.overlapping(subnet);
   if (other) return `${text} overlaps with ${formatPrefix(other)}, which another node has`;
   const same = node.publicIps.find((one) => self.publicIps.some((own) => sameAddress(own, one)));
   if (same) return `it says that it has this node's address ${formatAddress(same)}`;

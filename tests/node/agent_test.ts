@@ -390,6 +390,53 @@ Deno.test("nodes that ask at once get different subnets, of both families", asyn
   }
 });
 
+Deno.test("node --take-over adopts flanneld's device, routes, record and file as they are: nothing is made anew", async () => {
+  const store = newStore({ Network: "10.5.0.0/16", Backend: { Type: "vxlan" } });
+  const record = (number: number) => ({
+    PublicIP: `10.99.0.${number}`,
+    BackendType: "vxlan",
+    BackendData: { VNI: 1, VtepMAC: `5a:00:00:00:00:0${number}` },
+  });
+  await peer(store, "10.5.1.0-24", record(1));
+  await peer(store, "10.5.2.0-24", record(2));
+  using node = new TestNode(store, 1, { takeOver: true });
+  const { kernel } = node;
+  kernel.link("flannel.1", ["10.5.1.0/32"], {
+    address: "5a:00:00:00:00:01",
+    mtu: 1450,
+    linkinfo: { info_kind: "vxlan", info_data: { id: 1, port: 8472, link: "eth0", local: "10.99.0.1" } },
+  });
+  for (const number of [2, 3]) {
+    const route = {
+      dst: `10.5.${number}.0/24`,
+      gateway: `10.5.${number}.0`,
+      dev: "flannel.1",
+      protocol: "3",
+      flags: ["onlink"],
+    };
+    kernel.routes.push({ family: 4, ...route });
+    kernel.fdb.push({
+      mac: `5a:00:00:00:00:0${number}`,
+      dst: `10.99.0.${number}`,
+      dev: "flannel.1",
+      state: "permanent",
+    });
+    kernel.neighbours.push({ dst: `10.5.${number}.0`, dev: "flannel.1", lladdr: `5a:00:00:00:00:0${number}` });
+  }
+  Deno.writeTextFileSync(node.path("subnet.env"), "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.1.1/24\n");
+  const { ready, problems, subnets } = await node.round();
+  assertEquals([ready, problems, subnets], [true, [], ["10.5.1.0/24"]]);
+  assertEquals(kernel.lines, [
+    `link set dev flannel.1 group ${0x636e6962}`,
+    // Of a node that has no record any more, on a device that is ours now.
+    "fdb del 5a:00:00:00:00:03 dev flannel.1 dst 10.99.0.3 self",
+    "neigh del 10.5.3.0 dev flannel.1",
+    "route replace 10.5.2.0/24 via 10.5.2.0 dev flannel.1 onlink proto 77",
+  ]);
+  assertEquals(JSON.parse(store.records.get("subnets/10.5.1.0-24")!.value).BackendData, record(1).BackendData);
+  assertMatch(node.read("subnet.env")!, /^# written by cnibox node\n/);
+});
+
 Deno.test("node does not replace files and devices that are another's", async () => {
   const store = newStore(DUAL);
   using node = new TestNode(store, 1);
@@ -420,6 +467,47 @@ Deno.test("node --withdraw removes what is its own, and its record", async () =>
   assert(node.kernel.routes.includes(foreign));
   assertEquals([node.read("subnet.env"), node.read("10-cnibox.conflist")], [undefined, "changed by hand"]);
   assertEquals([...store.records.keys()], ["config"]);
+});
+
+Deno.test("node of a thousand sends the kernel what one change needs and no more, in as many processes as ever", async () => {
+  const store = newStore({ Network: "10.0.0.0/8", SubnetLen: 24, Backend: { Type: "vxlan" } });
+  const record = (number: number, mac: number) => ({
+    PublicIP: `10.${200 + (number >> 8)}.${number & 255}.7`,
+    BackendType: "vxlan",
+    BackendData: {
+      VNI: 1,
+      VtepMAC: `5a:00:00:${[number >> 8, number & 255, mac].map((one) => one.toString(16).padStart(2, "0")).join(":")}`,
+    },
+  });
+  const key = (number: number) => `10.${number >> 8}.${number & 255}.0-24`;
+  for (let number = 1; number <= 1000; number++) await peer(store, key(number), record(number, 0));
+  using node = new TestNode(store, 1);
+  const run = node.kernel.run;
+  const commands: string[] = [];
+  Object.assign(node.kernel, {
+    run: (command: Parameters<typeof run>[0]) => {
+      commands.push(command.argv.join(" "));
+      return run(command);
+    },
+  });
+  await node.round();
+  assertEquals([node.routes().length, node.kernel.fdb.length], [1000, 1000]);
+  commands.length = 0;
+  await node.round();
+  const quiet = commands.length;
+  assert(quiet <= 6, commands.join("\n"));
+  const changed = `subnets/${key(500)}`;
+  await store.replaceIfRevision(changed, JSON.stringify(record(500, 1)), `${store.records.get(changed)!.revision}`);
+  const before = node.kernel.lines.length;
+  commands.length = 0;
+  await node.round();
+  assertEquals(node.kernel.lines.slice(before).map((line) => line.split(" ").slice(0, 2).join(" ")), [
+    "fdb del",
+    "fdb replace",
+    "neigh replace",
+  ]);
+  // One batch of each tool more.
+  assertEquals(commands.length, quiet + 2);
 });
 
 Deno.test("node --explain changes nothing", async () => {
