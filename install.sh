@@ -31,6 +31,7 @@ main() {
   case "$mode" in
     build) build; say "built $binary" ;;
     release) build; release ;;
+    image) find_binary; image ;;
     install)
       check_target
       find_binary
@@ -62,6 +63,7 @@ Needs Linux on x86_64 or aarch64 with glibc $glibc_needed or newer.
   --no-units       install no systemd units
   --build-only     build dist/cnibox, install nothing
   --release        build dist/cnibox-VERSION-linux-ARCH.tar.gz, install nothing
+  --image FILE     write an OCI image of the executable into the archive FILE, install nothing
   --uninstall      remove what this installed, and put back what --replace moved
   --help           this text
 
@@ -74,11 +76,11 @@ EOF
 
 default_dir=/opt/cni/bin
 default_units=/etc/systemd/system
-units='cni-dhcp.socket cni-dhcp.service cnibox-page-cache.service cnibox-restore.service'
+units='cni-dhcp.socket cni-dhcp.service cnibox-node.service cnibox-page-cache.service cnibox-restore.service'
 glibc_needed=2.27
 
 parse() {
-  mode=install demo=no replace=no deps=yes from='' plugins='' bin_dir=$default_dir
+  mode=install demo=no replace=no deps=yes from='' plugins='' image='' bin_dir=$default_dir
   with_units=auto units_dir=$default_units
   while [ $# -gt 0 ]; do
     case "$1" in
@@ -89,7 +91,7 @@ parse() {
         ;;
     esac
     case "$1" in
-      --bin-dir | --plugins | --from | --units) [ -n "${2:-}" ] || refuse "$1 needs a value; see --help" ;;
+      --bin-dir | --plugins | --from | --units | --image) [ -n "${2:-}" ] || refuse "$1 needs a value; see --help" ;;
     esac
     case "$1" in
       --bin-dir) bin_dir=$2; shift ;;
@@ -102,6 +104,7 @@ parse() {
       --no-units) with_units=no ;;
       --build-only) mode=build ;;
       --release) mode=release ;;
+      --image) mode=image image=$2; shift ;;
       --uninstall) mode=uninstall ;;
       --demo-inside) mode='demo-inside' ;; # for demo() alone
       --help | -h) usage; exit 0 ;;
@@ -307,6 +310,17 @@ release() {
     gzip -n "$name.tar" && sha256sum "$name.tar.gz" >"$name.tar.gz.sha256")
   mv -f "$draft/$name.tar.gz" "$draft/$name.tar.gz.sha256" "$here/dist/"
   say "$here/dist/$name.tar.gz"
+}
+
+# The executable writes its own image, so this needs nothing else.
+image() {
+  if [ -n "$archive" ]; then
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    trap 'exit 130' INT TERM
+    unpack
+  fi
+  "$binary" image "$image" || refuse "no image was made"
 }
 
 # Sets $binary, or $archive when it has to be unpacked first. From a checkout it is built; from an unpacked release it

@@ -11,6 +11,7 @@ const MAY: readonly [folder: string, may: readonly string[]][] = [
   ["plugins/", ["lib/rules/", "lib/link/", "lib/ipam/", "lib/cni/", "lib/kernel/", "lib/net/"]],
   ["lib/rules/", ["lib/rules/", "lib/link/", "lib/ipam/", "lib/cni/", "lib/kernel/", "lib/net/"]],
   ["lib/link/", ["lib/link/", "lib/ipam/", "lib/cni/", "lib/kernel/", "lib/net/"]],
+  ["lib/node/", ["lib/node/", "lib/ipam/", "lib/store/", "lib/cni/", "lib/kernel/", "lib/net/"]],
   ["lib/ipam/", ["lib/ipam/", "lib/store/", "lib/cni/", "lib/kernel/", "lib/net/"]],
   ["lib/store/", ["lib/store/", "lib/cni/", "lib/kernel/", "lib/net/"]],
   ["lib/cni/", ["lib/cni/", "lib/kernel/", "lib/net/"]],

@@ -62,6 +62,7 @@ const FOLDERS = [
   "lib/cli",
   "lib/rules",
   "lib/link",
+  "lib/node",
   "lib/ipam",
   "lib/store",
   "lib/cni",

@@ -58,6 +58,8 @@ export async function packs(folder: string, entry: string): Promise<Map<string, 
     // Without the bundler's hash, which depends on where packages lie on this machine.
     const pack = one === entry ? "main" : stem(one);
     if (members.has(pack)) throw new Error(`two modules named ${pack} are loaded when called`);
+    // `node:NAME` stands for the runtime's own modules.
+    if (pack === "node") throw new Error(`a module named ${pack} cannot be loaded when called`);
     // The entry is the first of its pack: its id is known without looking.
     const all = one === entry ? [...new Set([...closure(one, modules), ...shared])] : closure(one, modules);
     const own = all.filter((name) => !ids.has(name));

@@ -308,6 +308,46 @@ export const COMMANDS: readonly Command[] = [
     entry: "schema",
   },
   {
+    name: "node",
+    group: "run",
+    summary: "lease this node a subnet, and keep the ways to all other nodes",
+    about: [
+      "Stays, and does flannel's job: takes a subnet of the network for this node, writes what the flannel plugin reads, and keeps " +
+      "routes, vxlan devices and what is on them as the records of all nodes want them. When the store does not answer, everything " +
+      "stays as it is; when this program ends, too. Docs: docs/node.md.",
+    ],
+    positional: [],
+    flags: [
+      { name: "conf", value: "FILE", kind: "file", about: "the configuration; default /etc/cnibox/node.json" },
+      { name: "once", about: "one round, then end" },
+      { name: "explain", about: "print the commands that would repair this node's kernel now; change nothing" },
+      {
+        name: "withdraw",
+        about: "remove everything that is this program's: routes, devices, rules, files, the node's record",
+      },
+      { name: "take-over", about: "adopt the device, routes and files that flanneld left, where they say the same" },
+      { name: "json", about: "with --once, --explain and --withdraw: print JSON for scripts" },
+    ],
+    examples: [
+      ["try a configuration", "cnibox node --conf node.json --once"],
+      ["what is wrong with the routes", "cnibox node --explain"],
+      ["take a node out of the network", "cnibox node --withdraw"],
+    ],
+    load: () => import("./node_agent.ts"),
+    entry: "node",
+  },
+  {
+    name: "node status",
+    group: "show",
+    summary: "how this node's part of the network is: subnets, store, other nodes, and what keeps it from them",
+    positional: [],
+    flags: [JSON_FLAG],
+    examples: [["for a probe: exit status 0 when ready", "cnibox node status --json"]],
+    statuses: [[0, "running and ready"], [1, "not running, or not ready"]],
+    load: () => import("./node_agent.ts"),
+    entry: "nodeStatus",
+  },
+  {
     name: "cluster pools",
     group: "show",
     summary: "the pools of addresses that nodes share, and how much of each is taken",
@@ -611,6 +651,56 @@ export const COMMANDS: readonly Command[] = [
     examples: [["from /opt/cni/bin", "cnibox uninstall"]],
     load: () => import("./install.ts"),
     entry: "uninstall",
+  },
+  {
+    name: "image",
+    group: "install",
+    summary: "write an OCI image of this executable, without network or daemon",
+    about: [
+      "An archive of an OCI layout with one file in one layer. The same executable gives the same digest everywhere. It runs with the " +
+      "node's own C library and tools, which the manifest mounts.",
+    ],
+    positional: [{ name: "FILE", about: "the archive", kind: "file" }],
+    flags: [
+      { name: "name", value: "NAME:TAG", about: "name of the image; default localhost/cnibox:VERSION" },
+      JSON_FLAG,
+    ],
+    examples: [
+      ["for containerd", "cnibox image cnibox.tar && ctr -n k8s.io image import cnibox.tar"],
+      [
+        "for a registry",
+        "cnibox image cnibox.tar && skopeo copy oci-archive:cnibox.tar docker://registry.example/cnibox:1",
+      ],
+    ],
+    load: () => import("./image.ts"),
+    entry: "image",
+  },
+  {
+    name: "manifest",
+    group: "install",
+    summary: "print what kubectl applies to install plugins and network on every node, or to remove them",
+    positional: [],
+    flags: [
+      { name: "image", value: "NAME", about: "the image; default localhost/cnibox:VERSION" },
+      { name: "namespace", value: "NAME", about: "default kube-system" },
+      {
+        name: "network",
+        value: "CIDR",
+        many: true,
+        about: "pod network of the cluster, one per family; default 10.244.0.0/16",
+      },
+      { name: "backend", value: "TYPE", oneOf: ["vxlan", "host-gw", "none"], about: "default vxlan" },
+      { name: "uninstall", value: "NODE", many: true, about: "print a Job that removes everything from this node" },
+    ],
+    examples: [
+      [
+        "both families, nodes on one link",
+        "cnibox manifest --network 10.244.0.0/16 --network fd44::/48 --backend host-gw | kubectl apply -f -",
+      ],
+      ["remove it from two nodes", "cnibox manifest --uninstall node1 --uninstall node2 | kubectl apply -f -"],
+    ],
+    load: () => import("./manifest.ts"),
+    entry: "manifest",
   },
   {
     name: "verify",

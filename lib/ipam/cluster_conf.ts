@@ -4,6 +4,7 @@ import {
   anything,
   decode,
   FieldError,
+  type Fields,
   flag,
   isObject,
   list,
@@ -66,11 +67,13 @@ const whereaboutsKeys = {
   range_end: address("last address to give out of `range`"),
   exclude: excludes,
 };
-const kubernetesKeys = {
+/** Keys of `store.kubernetes`. */
+export const kubernetesKeys = {
   kubeconfig: maybeText("kubeconfig file; absent: the files of the pod's service account"),
   namespace: maybeText("namespace of the Lease objects; absent: the kubeconfig's, else kube-system"),
 };
-const etcdKeys = {
+/** Keys of `store.etcd`. */
+export const etcdKeys = {
   endpoints: list(
     refine(text("", "http://, https:// or unix:// of a member"), endpoint, ""),
     "the members; the next one is asked when one cannot be reached",
@@ -277,20 +280,7 @@ async function storeOf(
     throw invalid('"ipam.store" names etcd and kubernetes', "a pool is in one store: remove the other");
   }
   if (etcd !== undefined) {
-    const { endpoints = [], passwordFile, user } = etcd;
-    if (endpoints.length === 0) {
-      throw invalid('"ipam.store.etcd.endpoints" is empty', 'write "endpoints": ["https://10.0.0.1:2379"]');
-    }
-    if (user !== undefined && passwordFile === undefined) {
-      throw invalid(
-        `"ipam.store.etcd.user" is ${JSON.stringify(user)} without a "passwordFile"`,
-        "name the file that holds the password",
-      );
-    }
-    for (const key of ["caFile", "certFile", "keyFile", "passwordFile"] as const) {
-      readable(etcd[key], `ipam.store.etcd.${key}`);
-    }
-    const store = etcdStore(host, { ...etcd, endpoints }, { deadline });
+    const store = openEtcd(host, etcd, { deadline, path: "ipam.store.etcd" });
     return { store: () => store, close: () => {} };
   }
   if (kubernetes === undefined) {
@@ -302,6 +292,26 @@ async function storeOf(
   // Loaded when used: etcd needs no YAML.
   const { openKubernetes } = await import("../store/open_kubernetes.ts");
   return openKubernetes(host, { ...kubernetes, node: ipam.node }, deadline);
+}
+
+/** The etcd that a configuration names at `path`. Throws {@linkcode CniError} naming key and value. */
+export function openEtcd(
+  host: Run,
+  etcd: Fields<typeof etcdKeys>,
+  { deadline, path }: { readonly deadline: () => number; readonly path: string },
+): Store {
+  const { endpoints = [], passwordFile, user } = etcd;
+  if (endpoints.length === 0) {
+    throw invalid(`"${path}.endpoints" is empty`, 'write "endpoints": ["https://10.0.0.1:2379"]');
+  }
+  if (user !== undefined && passwordFile === undefined) {
+    throw invalid(
+      `"${path}.user" is ${JSON.stringify(user)} without a "passwordFile"`,
+      "name the file that holds the password",
+    );
+  }
+  for (const key of ["caFile", "certFile", "keyFile", "passwordFile"] as const) readable(etcd[key], `${path}.${key}`);
+  return etcdStore(host, { ...etcd, endpoints }, { deadline });
 }
 
 function readable(path: string | undefined, key: string): void {
@@ -316,7 +326,8 @@ function readable(path: string | undefined, key: string): void {
   }
 }
 
-function machine(): { machineId: string; bootId: string } {
+/** What tells this machine, and this run of it, apart from others; "" where the system does not say. */
+export function machine(): { machineId: string; bootId: string } {
   return { machineId: quietly("/etc/machine-id"), bootId: quietly("/proc/sys/kernel/random/boot_id") };
 }
 
@@ -444,7 +455,8 @@ function endpoint(value: string, path: string): string {
   );
 }
 
-function keyPrefix(value: string, path: string): string {
+/** A prefix of keys in etcd, as a key of a configuration. */
+export function keyPrefix(value: string, path: string): string {
   if (/^\/[\x21-\x7e]*[^/\s]$/.test(value)) return value;
   throw new FieldError(
     path,

@@ -26,6 +26,8 @@ export interface Link {
   readonly promiscuity?: number;
   readonly txqlen?: number;
   readonly ifalias?: string;
+  /** A number with `-N`. */
+  readonly group?: string;
   readonly linkinfo?: {
     readonly info_kind?: string;
     readonly info_data?: Readonly<Record<string, unknown>>;

@@ -6,12 +6,16 @@ import { isForeign, notAlone, RUN_FOLDER } from "./run_folder.ts";
 /**
  * Writes a file of mode 0600 in one piece and onto the disk; folders above it are made with mode 0700. Another reader sees
  * the old content or the new. Throws what the system says. `as`: a path in the same folder that drafts are named by instead, for
- * files whose names who cleans up may not know.
+ * files whose names who cleans up may not know. `mode`: another mode for the file, less what the process's mask takes off.
  */
-export function replaceFile(path: string, content: string | Uint8Array, as = path): void {
+export function replaceFile(
+  path: string,
+  content: string | Uint8Array,
+  { as = path, mode = 0o600 }: { readonly as?: string; readonly mode?: number } = {},
+): void {
   if (isForeign(path)) throw new Error(notAlone(RUN_FOLDER));
   Deno.mkdirSync(splitPath(path).folder, { recursive: true, mode: 0o700 });
-  const { file, draft } = openDraft(as);
+  const { file, draft } = openDraft(as, mode);
   try {
     try {
       const bytes = typeof content === "string" ? new TextEncoder().encode(content) : content;
@@ -43,11 +47,11 @@ function draftOf(path: string, number: number): string {
 }
 
 /** Never another's draft: two may write the same file at once. */
-function openDraft(path: string): { file: Deno.FsFile; draft: string } {
+function openDraft(path: string, mode: number): { file: Deno.FsFile; draft: string } {
   for (let number = 0;; number++) {
     const draft = draftOf(path, number);
     try {
-      return { file: Deno.openSync(draft, { write: true, createNew: true, mode: 0o600 }), draft };
+      return { file: Deno.openSync(draft, { write: true, createNew: true, mode }), draft };
     } catch (error) {
       if (!(error instanceof Deno.errors.AlreadyExists) || number >= MOST_DRAFTS) throw error;
     }

@@ -3,6 +3,7 @@ import { CniError, code } from "../cni/error.ts";
 import type { Run } from "../kernel/run.ts";
 import { type Access, fromKubeconfig, inCluster } from "./kubeconfig.ts";
 import { kubernetesStore } from "./kubernetes.ts";
+import { NodeObjects } from "./kubernetes_nodes.ts";
 import type { Store } from "./store.ts";
 
 /** Which API, and which node asks. */
@@ -25,14 +26,31 @@ export function openKubernetes(
   { kubeconfig, namespace, node }: KubernetesSettings,
   deadline: () => number,
 ): { store: () => Store; close: () => void } {
-  let access: Access;
-  try {
-    access = kubeconfig === undefined ? inCluster() : fromKubeconfig(kubeconfig);
-  } catch (error) {
-    throw new CniError(code.config, (error as Error).message, 'see "store.kubernetes" in "ipam"');
-  }
+  const access = open(kubeconfig, 'see "store.kubernetes" in "ipam"');
   const store = kubernetesStore(run, { access, namespace: namespace ?? access.namespace ?? NAMESPACE, node }, {
     deadline,
   });
   return { store: () => store, close: access.close };
+}
+
+/**
+ * The Node objects of an API, by a kubeconfig or the service account's files.
+ *
+ * @throws {CniError} code 7 when the kubeconfig cannot be used
+ */
+export function openNodes(
+  run: Run,
+  kubeconfig: string | undefined,
+  deadline: () => number,
+): { nodes: NodeObjects; close: () => void } {
+  const access = open(kubeconfig, 'see "store.kubernetes"');
+  return { nodes: new NodeObjects(run, access, { deadline }), close: access.close };
+}
+
+function open(kubeconfig: string | undefined, advice: string): Access {
+  try {
+    return kubeconfig === undefined ? inCluster() : fromKubeconfig(kubeconfig);
+  } catch (error) {
+    throw new CniError(code.config, (error as Error).message, advice);
+  }
 }

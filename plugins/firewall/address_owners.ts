@@ -35,8 +35,8 @@ export function dropOwnerDrafts(owner: Attachment): void {
 export function noteOwner(address: Address, owner: Attachment): () => void {
   const path = ownerPath(address);
   const before = readFileIfThere(path);
-  replaceFile(path, ownerText(owner), draftsOf(owner));
-  return () => before === undefined ? void removeFile(path) : replaceFile(path, before, draftsOf(owner));
+  replaceFile(path, ownerText(owner), { as: draftsOf(owner) });
+  return () => before === undefined ? void removeFile(path) : replaceFile(path, before, { as: draftsOf(owner) });
 }
 
 /** An address that was noted, and for whom. */

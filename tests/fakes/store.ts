@@ -1,8 +1,21 @@
 /** A cluster's store in memory, which can fail and be raced at any call. */
-import { type Listing, type Store, StoreError, type StoreRecord } from "../../lib/store/store.ts";
+import {
+  Compacted,
+  type Listing,
+  type Store,
+  StoreError,
+  type StoreEvent,
+  type StoreRecord,
+} from "../../lib/store/store.ts";
 
 /** Called before each request; may change the store, or throw. `after`: the work is done, and the answer is about to be given. */
 export type Interference = (call: { verb: string; key: string; after: boolean }) => void | Promise<void>;
+
+interface Change {
+  readonly key: string;
+  readonly value: string | undefined;
+  readonly revision: number;
+}
 
 /** Records, and the requests that were made. */
 export class FakeStore implements Store {
@@ -11,11 +24,15 @@ export class FakeStore implements Store {
   readonly records = new Map<string, { value: string; revision: number }>();
   revision = 1;
   interfere: Interference = () => {};
+  /** All changes, the first one first. */
+  readonly log: Change[] = [];
+  readonly listeners = new Set<(change: Change) => void>();
+  forgotten = 0;
 
   /** Another view of the same records: what another node has. */
   view(interfere: Interference = () => {}): FakeStore {
     const other = new FakeStore();
-    Object.assign(other, { records: this.records, interfere });
+    Object.assign(other, { records: this.records, log: this.log, listeners: this.listeners, interfere });
     Object.defineProperty(other, "revision", { get: () => this.revision, set: (value) => this.revision = value });
     return other;
   }
@@ -39,13 +56,37 @@ export class FakeStore implements Store {
     return await this.#do("remove", key, () => {
       if (!this.#is(key, revision)) return false;
       this.revision++;
+      this.#tell({ key, value: undefined, revision: this.revision });
       return this.records.delete(key);
     });
   }
 
-  watch(): Promise<void> {
-    return Promise.reject(new StoreError("refused", "the fake store is not watched"));
+  /** Hears of what this view and others write, as long as `cut` is not called. Revisions before `forgotten` are compacted. */
+  watch(prefix: string, since: string, { event, signal }: Parameters<Store["watch"]>[2]): Promise<void> {
+    this.calls.push(`watch ${prefix} ${since}`);
+    if (Number(since) < this.forgotten) return Promise.reject(new Compacted(`revision ${since} is forgotten`));
+    for (const one of this.log) if (one.revision > Number(since) && one.key.startsWith(prefix)) event(told(one));
+    return new Promise((resolve, reject) => {
+      const listener = (one: Change) => {
+        if (one.key.startsWith(prefix)) event(told(one));
+      };
+      this.listeners.add(listener);
+      const end = (error?: Error) => {
+        this.listeners.delete(listener);
+        if (error) reject(error);
+        else resolve();
+      };
+      signal.addEventListener("abort", () => end(), { once: true });
+      this.#cuts.push(() => end(new StoreError("unreachable", "the fake store ended the watch")));
+    });
   }
+
+  /** Ends all watches of this view. */
+  cut(): void {
+    for (const end of this.#cuts.splice(0)) end();
+  }
+
+  readonly #cuts: (() => void)[] = [];
 
   #is(key: string, revision: string): boolean {
     return `${this.records.get(key)?.revision}` === revision;
@@ -54,7 +95,13 @@ export class FakeStore implements Store {
   #put(key: string, value: string): StoreRecord {
     const one = { value, revision: ++this.revision };
     this.records.set(key, one);
+    this.#tell({ key, ...one });
     return shown(key, one);
+  }
+
+  #tell(change: Change): void {
+    this.log.push(change);
+    for (const listener of this.listeners) listener(change);
   }
 
   async #do<T>(verb: string, key: string, work: () => T): Promise<T> {
@@ -64,6 +111,10 @@ export class FakeStore implements Store {
     await this.interfere({ verb, key, after: true });
     return answer;
   }
+}
+
+function told({ key, value, revision }: Change): StoreEvent {
+  return { key, value, revision: `${revision}` };
 }
 
 function shown(key: string, { value, revision }: { value: string; revision: number }): StoreRecord {

@@ -3,7 +3,13 @@ import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
 import { CNIBOX, listing, ROOT, run, succeed, temporaryFolder } from "./support.ts";
 
-const UNITS = ["cni-dhcp.service", "cni-dhcp.socket", "cnibox-page-cache.service", "cnibox-restore.service"];
+const UNITS = [
+  "cni-dhcp.service",
+  "cni-dhcp.socket",
+  "cnibox-node.service",
+  "cnibox-page-cache.service",
+  "cnibox-restore.service",
+];
 const ALL = Object.fromEntries(UNITS.map((name) => [name, "644"]));
 
 async function install(bin: string, ...args: string[]): Promise<string> {
@@ -28,7 +34,7 @@ Deno.test("install --units puts units in place that start this program, and says
     `ExecStart=/bin/cat ${bin}/cnibox\n`,
   );
   // Again: nothing changes, also when the folder is not named; an older unit of ours is brought up to date.
-  assertEquals((await install(bin, "--units", units)).match(/cni.*\/units\/.* unchanged$/gm)?.length, 4);
+  assertEquals((await install(bin, "--units", units)).match(/cni.*\/units\/.* unchanged$/gm)?.length, UNITS.length);
   for (const place of [join(units, "cni-dhcp.socket"), join(bin, ".cnibox/units/cni-dhcp.socket")]) {
     await Deno.writeTextFile(place, "[Socket]\n# as an earlier version had it\n");
   }

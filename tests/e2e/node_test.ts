@@ -1,0 +1,180 @@
+/** Three machines on one switch, an etcd, and `cnibox node` on each: pods reach pods, and what is broken is repaired. */
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { switchboard, type World } from "./support/world.ts";
+import { cnibox, must } from "./support/operator.ts";
+import type { Namespace, Node } from "./support/node.ts";
+import { unmet } from "./support/needs.ts";
+import type { Json } from "./support/plugins.ts";
+import { eventually, ping } from "./support/traffic.ts";
+
+const missing = unmet(["root", "bridge", "veth", "vxlan", "tool:etcd", "tool:curl"]);
+const CONF = "/etc/cnibox/node.json";
+
+/** The network's configuration in etcd; both families always. */
+const network = (type: string) => ({
+  Network: "10.5.0.0/16",
+  EnableIPv6: true,
+  IPv6Network: "fd05::/48",
+  Backend: { Type: type },
+});
+
+function worldTest(name: string, body: (world: World) => Promise<void>): void {
+  const ignore = missing.length > 0;
+  Deno.test({
+    name: ignore ? `${name} [skipped: ${missing.join("; ")}]` : name,
+    ignore,
+    fn: async () => {
+      await using world = await switchboard(3);
+      await body(world);
+    },
+  });
+}
+
+/** Starts the agent; the way back ends it as a unit does. */
+function start(node: Node): { stop: () => Promise<void>; said: () => string } {
+  const agent = node.spawn(["/opt/cni/bin/cnibox", "node"]);
+  return { stop: () => agent.close(), said: () => agent.stderr };
+}
+
+async function configure(world: World, type: string): Promise<void> {
+  await world.put("/coreos.com/network/config", JSON.stringify(network(type)));
+  for (const node of world.nodes) {
+    await node.write(
+      CONF,
+      JSON.stringify({ store: { etcd: { endpoints: [world.etcd] } }, conflist: {}, node: world.nameOf(node) }),
+    );
+  }
+}
+
+async function status(node: Node): Promise<Json> {
+  const { stdout } = await cnibox(node, ["node", "status", "--json"]);
+  return stdout.startsWith("{") ? JSON.parse(stdout) : undefined;
+}
+
+/** Waits until each of the nodes knows all others and has a way to them. */
+async function settled(world: World, nodes: readonly Node[] = world.nodes): Promise<void> {
+  for (const node of nodes) {
+    await eventually(`${world.nameOf(node)} is ready`, async () => {
+      const now = await status(node);
+      return now?.ready && now.nodes.length === nodes.length - 1 &&
+        now.nodes.every(({ ways }: Json) => ways.length === 2);
+    }, 60_000);
+  }
+}
+
+interface Pod {
+  readonly namespace: Namespace;
+  readonly addresses: string[];
+}
+
+async function pod(node: Node, name: string): Promise<Pod> {
+  const { stdout } = await must(node, ["add", "cbr0", name, "--create"]);
+  const addresses = [...stdout.matchAll(/^ +address +(10\.5\.[\d.]+|fd05:[0-9a-f:]+)\/\d+/gm)].map(([, one = ""]) =>
+    one
+  );
+  assertEquals(addresses.length, 2, stdout);
+  await node.exec(["ip", "netns", "exec", name, "ip", "link", "set", "lo", "up"]);
+  return { namespace: await existing(node, name), addresses };
+}
+
+async function existing(node: Node, name: string): Promise<Namespace> {
+  const { Namespace } = await import("./support/node.ts");
+  return new Namespace(node, name, `/run/netns/${name}`);
+}
+
+async function allReach(pods: readonly Pod[]): Promise<void> {
+  for (const from of pods) {
+    for (const to of pods) {
+      if (from === to) continue;
+      for (const address of to.addresses) {
+        await eventually(`${from.addresses[0]} reaches ${address}`, () => ping(from.namespace, address), 30_000);
+      }
+    }
+  }
+}
+
+for (const type of ["host-gw", "vxlan"]) {
+  worldTest(`pods of three machines reach each other over ${type}, and every fault is repaired`, async (world) => {
+    await configure(world, type);
+    const agents = world.nodes.map(start);
+    await settled(world);
+    const pods = await Promise.all(world.nodes.map((node) => pod(node, "box")));
+    await allReach(pods);
+    const [one, two] = world.nodes as [Node, Node];
+    const dev = type === "vxlan" ? "flannel.1" : "eth0";
+    const ours = async () =>
+      (await one.ipJson("route", "show", "proto", "77")).length +
+      (await one.ipJson("-6", "route", "show", "proto", "77")).length;
+    assertEquals(await ours(), 4);
+    await one.run("ip", "route", "add", "10.77.0.0/16", "via", "10.99.0.2", "proto", "static");
+    // Flushed table.
+    await one.run("ip", "route", "flush", "proto", "77");
+    await one.run("ip", "-6", "route", "flush", "proto", "77");
+    await eventually("flushed routes are back", async () => await ours() === 4);
+    // Flap: the administrator's IPv6 address goes with the link, and comes back with it.
+    await one.ip("link set eth0 down", "link set eth0 up", "addr replace fd99::1/64 dev eth0 nodad");
+    await one.ip("route replace 10.77.0.0/16 via 10.99.0.2 proto static");
+    await eventually("the routes are back after a flap", async () => await ours() === 4);
+    if (type === "vxlan") {
+      const [{ mac, dst }] = JSON.parse(await one.run("bridge", "-j", "fdb", "show", "dev", dev));
+      await one.run("bridge", "fdb", "del", mac, "dev", dev, "dst", dst, "self");
+      await eventually(
+        "the FDB entry is back",
+        async () => (await one.run("bridge", "fdb", "show", "dev", dev)).includes(`${mac} dst ${dst} self permanent`),
+      );
+      await one.run("ip", "neigh", "flush", "dev", dev, "nud", "permanent");
+      await one.run("ip", "link", "del", dev);
+      await eventually("the device is back", async () => await ours() === 4);
+    }
+    await allReach(pods);
+    // Store away: all stays, and new pods start.
+    await world.stopEtcd();
+    await allReach([...pods, await pod(one, "late")]);
+    await eventually("it says that the store is away", async () => (await status(one)).store.state === "away", 30_000);
+    assertEquals((await status(one)).ready, true);
+    await world.startEtcd();
+    await eventually(
+      "it says that the store is back",
+      async () => (await status(one)).store.state === "connected",
+      60_000,
+    );
+    // Ended, its neighbour gone meanwhile, started anew.
+    await agents[0]!.stop();
+    assertEquals(await ours(), 4);
+    await agents[1]!.stop();
+    assertMatch((await must(two, ["node", "--withdraw"])).stdout, /out of the network/);
+    assertEquals(await two.ipJson("route", "show", "proto", "77"), []);
+    assertEquals((await two.run("ip", "-br", "link")).includes("flannel"), false);
+    const explained = (await must(one, ["node", "--explain"])).stdout;
+    assertMatch(explained, /^ip route del 10\.5\.\d+\.0\/24 via \S+ dev \S+ proto 77$/m);
+    agents[0] = start(one);
+    await eventually("the routes of the node that went are gone", async () => await ours() === 2, 60_000);
+    await allReach([pods[0]!, pods[2]!]);
+    assert((await one.run("ip", "route", "show", "10.77.0.0/16")).includes("via 10.99.0.2"));
+  });
+}
+
+worldTest("pods' traffic to the world is masqueraded, and that between nodes is not", async (world) => {
+  await configure(world, "host-gw");
+  world.nodes.forEach(start);
+  await settled(world);
+  const [one, two] = world.nodes as [Node, Node];
+  const [a, b] = [await pod(one, "box"), await pod(two, "box")];
+  // The switch knows no way back to pods: an answer came by the node's own address.
+  assert(await ping(a.namespace, "10.99.0.254"));
+  const sniffer = b.namespace.spawn(["tcpdump", "-lnni", "eth0", "icmp"]);
+  await sniffer.until(/listening on/);
+  assert(await ping(a.namespace, b.addresses[0]!));
+  await sniffer.until(new RegExp(`IP ${a.addresses[0]!.replaceAll(".", "\\.")} > `));
+  await sniffer.close();
+});
+
+worldTest("a second agent of one node waits, and says who holds the place", async (world) => {
+  await configure(world, "host-gw");
+  const [node] = world.nodes as [Node];
+  start(node);
+  await eventually("it runs", async () => (await status(node))?.ready, 60_000);
+  const { code, stderr } = await cnibox(node, ["node", "--once"]);
+  assertEquals(code, 75);
+  assertMatch(stderr, /cnibox node runs on this node already\n.*held by process \d+/);
+});
