@@ -11,9 +11,11 @@ import {
   prefixContains,
   sameAddress,
 } from "../net/cidr.ts";
-import { isAnyName } from "../net/link_name.ts";
 import { PrefixSet } from "./prefix_set.ts";
 import { familiesOf, isInside, type NetworkConf, type NodeRecord, ofFamily } from "./records.ts";
+
+/** A link's name that stands in a batch line as it is. */
+const PLAIN_NAME = /^(?!-)[^\s/"'`$\\%#\p{Cc}]+$/u;
 
 /** A route to another node's subnet. */
 export interface WantedRoute {
@@ -151,7 +153,7 @@ function underlayOf(self: NodeRecord, family: Family, links: readonly Link[]): U
   if (address === undefined) return `this node has no IPv${family} address that others reach it by`;
   const link = linkWith(links, address);
   if (link === undefined) return `no link of this node has the address ${formatAddress(address)}`;
-  if (!isAnyName(link.ifname)) return `the link's name ${JSON.stringify(link.ifname)} cannot be written for ip`;
+  if (!PLAIN_NAME.test(link.ifname)) return `the link's name ${JSON.stringify(link.ifname)} cannot be written for ip`;
   if (!link.flags.includes("UP")) return `${link.ifname} with ${formatAddress(address)} is down`;
   const onLink = (link.addr_info ?? []).flatMap(({ local, prefixlen }) => {
     const one = parseAddress(local);
