@@ -106,7 +106,9 @@ function shown({ list, valid, goes, doubts }: Plan) {
 }
 
 function planText({ list: { name }, valid, goes, doubts }: Plan): string {
-  const head = `${name}: ${valid.length} living ${valid.length === 1 ? "attachment stays" : "attachments stay"}, `;
+  const head = `${oneLine(name)}: ${valid.length} living ${
+    valid.length === 1 ? "attachment stays" : "attachments stay"
+  }, `;
   const kept = doubts.map((line) => `  kept, not proved to be gone: ${oneLine(line)}\n`).join("");
   if (goes.length === 0) return `${head}nothing is known to go\n${kept}`;
   return `${head}${goes.length} to go\n${goes.map((line) => `  ${oneLine(line)}\n`).join("")}${kept}`;

@@ -14,6 +14,7 @@ import {
   request,
   runPlugin,
   serve,
+  type Snapshot,
   snapshot,
   tracePlugin,
 } from "./support/mod.ts";
@@ -75,6 +76,11 @@ const fixed = {
   ),
 };
 
+/** The container's link is another one each time: tuning's note of it has another number. */
+function unnumbered(state: Snapshot): Snapshot {
+  return { ...state, files: state.files.map((line) => line.replace(/\\"index\\": \d+/, "")) };
+}
+
 nodeTest(
   "chain leaves on the node what its members leave in a list, and answers the same",
   { needs },
@@ -92,7 +98,7 @@ nodeTest(
     await byList.del();
 
     assertEquals(await byChain.add(), result);
-    assertSameState(attached[0], await snapshot(node));
+    assertSameState(unnumbered(attached[0]), unnumbered(await snapshot(node)));
     assertSameState(attached[1], await snapshot(pod));
     await byChain.check();
     await byChain.del();
