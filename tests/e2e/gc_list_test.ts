@@ -71,7 +71,9 @@ nodeTest("GC keeps what nobody spoke of, and takes the list under either name", 
 
 nodeTest("GC of every plugin takes a left-out list for nothing said", async ({ node }) => {
   for (const type of pluginNames) {
-    const output = await runPlugin(node, { command: "GC", type, stdin: { cniVersion: "1.1.0", name: "n", type } });
+    const members = type === "chain" ? { plugins: [{ type: "loopback" }] } : {};
+    const stdin = { cniVersion: "1.1.0", name: "n", type, ...members };
+    const output = await runPlugin(node, { command: "GC", type, stdin });
     assertEquals([output.code, output.stderr.match(/nothing is removed/g)?.length], [0, 1], `${type} ${output.stdout}`);
   }
   await call(node, {
