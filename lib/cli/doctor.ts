@@ -11,6 +11,7 @@ import { readSysctl } from "../kernel/sysctl.ts";
 import { type Run, systemRun, toolPath } from "../kernel/run.ts";
 import { familyBits, formatPrefix, networkPrefix, parsePrefix, prefixContains, prefixesOverlap } from "../net/cidr.ts";
 import type { CommandCall } from "./command.ts";
+import { otherNodes } from "./doctor_nodes.ts";
 import { judge, pools, useOf } from "./leases.ts";
 import { watchedRuntime } from "./runtime.ts";
 import { type Folders, foldersOf } from "./setup.ts";
@@ -68,6 +69,7 @@ const CHECKS: readonly Check[] = [
   attachments,
   bridges,
   daemons,
+  otherNodes,
   disk,
   labels,
 ];

@@ -169,6 +169,40 @@ worldTest("pods' traffic to the world is masqueraded, and that between nodes is 
   await sniffer.close();
 });
 
+worldTest(
+  "doctor tries the ways to other nodes with packets as large as pods send, and knows when nobody keeps them",
+  async (world) => {
+    await configure(world, "vxlan");
+    const agents = world.nodes.map(start);
+    await settled(world);
+    const [one] = world.nodes as [Node];
+    const said = async () => {
+      const { stdout } = await cnibox(one, ["doctor", "--json"]);
+      return (JSON.parse(stdout) as Json[]).filter(({ area }) => area === "nodes").map(({ grade, text }) =>
+        `${grade} ${text}`
+      );
+    };
+    await eventually(
+      "all ways carry",
+      async () => (await said()).join() === "ok 4 ways to 2 other nodes carry 1430 bytes",
+      30_000,
+    );
+    await world.hub.ip("link set p2 mtu 1300");
+    const narrow = await said();
+    assertEquals(
+      narrow.map((text) => text.replace(/10\.5\.\d+\.0|fd05:[0-9a-f:]+/, "ADDRESS")),
+      [
+        "warning node2: ADDRESS answers, but not to packets of 1430 bytes",
+        "warning node2: ADDRESS answers, but not to packets of 1430 bytes",
+      ],
+    );
+    await world.hub.ip("link set p2 down");
+    assertEquals((await said()).filter((text) => /^warning node2: \S+ does not answer$/.test(text)).length, 2);
+    await agents[0]!.stop();
+    assertMatch((await said())[0]!, /^failure cnibox node does not run; it last looked at /);
+  },
+);
+
 worldTest("a second agent of one node waits, and says who holds the place", async (world) => {
   await configure(world, "host-gw");
   const [node] = world.nodes as [Node];
