@@ -18,13 +18,13 @@ const network = (type: string) => ({
   Backend: { Type: type },
 });
 
-function worldTest(name: string, body: (world: World) => Promise<void>): void {
+function worldTest(name: string, body: (world: World) => Promise<void>, options: { members?: number } = {}): void {
   const ignore = missing.length > 0;
   Deno.test({
     name: ignore ? `${name} [skipped: ${missing.join("; ")}]` : name,
     ignore,
     fn: async () => {
-      await using world = await switchboard(3);
+      await using world = await switchboard(3, options);
       await body(world);
     },
   });
@@ -41,7 +41,7 @@ async function configure(world: World, type: string): Promise<void> {
   for (const node of world.nodes) {
     await node.write(
       CONF,
-      JSON.stringify({ store: { etcd: { endpoints: [world.etcd] } }, conflist: {}, node: world.nameOf(node) }),
+      JSON.stringify({ store: { etcd: { endpoints: world.endpoints } }, conflist: {}, node: world.nameOf(node) }),
     );
   }
 }
@@ -202,6 +202,26 @@ worldTest(
     assertMatch((await said())[0]!, /^failure cnibox node does not run; it last looked at /);
   },
 );
+
+worldTest("two of three etcd members gone, and an agent killed: pods keep talking, new ones start", async (world) => {
+  await configure(world, "host-gw");
+  world.nodes.forEach(start);
+  await settled(world);
+  const [one, two] = world.nodes as [Node, Node];
+  const pods = [await pod(one, "box"), await pod(two, "box")];
+  // One is enough for nobody to notice: the others are asked.
+  await world.stopEtcd(1);
+  await allReach(pods);
+  assertEquals((await cnibox(two, ["node", "status"])).code, 0);
+  await world.stopEtcd(2);
+  await one.sh("kill -9 $(pidof cnibox)");
+  await one.run("ip", "route", "flush", "proto", "77");
+  start(one);
+  await allReach([...pods, await pod(one, "late")]);
+  await eventually("the agent says so", async () => (await status(one))?.store.state === "away", 60_000);
+  await world.startEtcd();
+  await eventually("the agent is told again", async () => (await status(one)).store.state === "connected", 60_000);
+}, { members: 3 });
 
 worldTest("a second agent of one node waits, and says who holds the place", async (world) => {
   await configure(world, "host-gw");
