@@ -13,6 +13,7 @@ import { readSysctl } from "../kernel/sysctl.ts";
 import { type Run, systemRun, toolPath } from "../kernel/run.ts";
 import { familyBits, formatPrefix, networkPrefix, parsePrefix, prefixContains, prefixesOverlap } from "../net/cidr.ts";
 import type { CommandCall } from "./command.ts";
+import { otherNodes } from "./doctor_nodes.ts";
 import { gather, GONE, judge, pools, useOf } from "./leases.ts";
 import { watchedRuntime } from "./runtime.ts";
 import { attachmentsOf, type Folders, foldersOf } from "./setup.ts";
@@ -70,6 +71,7 @@ const CHECKS: readonly Check[] = [
   attachments,
   bridges,
   daemons,
+  otherNodes,
   disk,
   labels,
 ];

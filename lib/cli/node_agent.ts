@@ -1,11 +1,12 @@
 /** `cnibox node`: this node's subnet, and the ways to those of all others */
 import { machine, openEtcd } from "../ipam/cluster_conf.ts";
-import { holderOf, lockWithin } from "../kernel/flock.ts";
+import { holderOf } from "../kernel/flock.ts";
 import { blockOfCommand } from "../kernel/shell.ts";
 import { readFileIfThere } from "../kernel/state_file.ts";
 import { readable, systemRun } from "../kernel/run.ts";
 import { Agent, type World } from "../node/agent.ts";
 import { CONF_FILE, type NodeConf, parseNodeConf } from "../node/conf.ts";
+import { isHeld, takeLock } from "../node/lock.ts";
 import { parseNetworkConf } from "../node/records.ts";
 import { batchCommand, type Repair } from "../node/reconcile.ts";
 import { serve } from "../node/serve.ts";
@@ -18,9 +19,6 @@ import { ageOf, columns, complain, jsonText, painter, say } from "./terminal.ts"
 
 /** How long another `cnibox node` has to end, in milliseconds: a unit or pod that is restarted. */
 const LOCK_MS = 10_000;
-
-/** How long a free lock takes to be had on a busy machine. */
-const LOOK_MS = 1_000;
 
 /** `cnibox node` */
 export async function node(call: CommandCall): Promise<number> {
@@ -66,18 +64,10 @@ async function sourceOf(conf: NodeConf): Promise<{ source: Source; close: () => 
 
 /** Exactly one per node. */
 async function onlyOne(): Promise<Disposable> {
-  Deno.mkdirSync(PLACES.lock.slice(0, PLACES.lock.lastIndexOf("/")), { recursive: true, mode: 0o700 });
-  const file = Deno.openSync(PLACES.lock, { create: true, write: true, mode: 0o600 });
-  if (await lockWithin(file, LOCK_MS)) return { [Symbol.dispose]: () => file.close() };
+  const lock = await takeLock(PLACES.lock, LOCK_MS);
+  if (lock) return lock;
   const { ino } = Deno.statSync(PLACES.lock);
   throw new CliError("cnibox node runs on this node already", status.tryAgain, [holderOf(ino ?? 0)]);
-}
-
-/** Does somebody hold the lock? Process IDs tell nothing: the holder may be in a container. */
-async function isLocked(): Promise<boolean> {
-  if (readFileIfThere(PLACES.lock) === undefined) return false;
-  using file = Deno.openSync(PLACES.lock);
-  return !await lockWithin(file, LOOK_MS);
 }
 
 /** Aborts when this process is asked to end. */
@@ -144,7 +134,7 @@ export async function nodeStatus(call: CommandCall): Promise<number> {
     ]);
   }
   const now = JSON.parse(text) as Status;
-  const isRunning = await isLocked();
+  const isRunning = await isHeld(PLACES.lock);
   if (call.is("json")) say(jsonText({ ...now, running: isRunning }));
   else say(shown(now, isRunning));
   return now.ready && isRunning ? status.done : status.failed;

@@ -18,13 +18,13 @@ const network = (type: string) => ({
   Backend: { Type: type },
 });
 
-function worldTest(name: string, body: (world: World) => Promise<void>): void {
+function worldTest(name: string, body: (world: World) => Promise<void>, options: { members?: number } = {}): void {
   const ignore = missing.length > 0;
   Deno.test({
     name: ignore ? `${name} [skipped: ${missing.join("; ")}]` : name,
     ignore,
     fn: async () => {
-      await using world = await switchboard(3);
+      await using world = await switchboard(3, options);
       await body(world);
     },
   });
@@ -41,7 +41,7 @@ async function configure(world: World, type: string): Promise<void> {
   for (const node of world.nodes) {
     await node.write(
       CONF,
-      JSON.stringify({ store: { etcd: { endpoints: [world.etcd] } }, conflist: {}, node: world.nameOf(node) }),
+      JSON.stringify({ store: { etcd: { endpoints: world.endpoints } }, conflist: {}, node: world.nameOf(node) }),
     );
   }
 }
@@ -168,6 +168,60 @@ worldTest("pods' traffic to the world is masqueraded, and that between nodes is 
   await sniffer.until(new RegExp(`IP ${a.addresses[0]!.replaceAll(".", "\\.")} > `));
   await sniffer.close();
 });
+
+worldTest(
+  "doctor tries the ways to other nodes with packets as large as pods send, and knows when nobody keeps them",
+  async (world) => {
+    await configure(world, "vxlan");
+    const agents = world.nodes.map(start);
+    await settled(world);
+    const [one] = world.nodes as [Node];
+    const said = async () => {
+      const { stdout } = await cnibox(one, ["doctor", "--json"]);
+      return (JSON.parse(stdout) as Json[]).filter(({ area }) => area === "nodes").map(({ grade, text }) =>
+        `${grade} ${text}`
+      );
+    };
+    await eventually(
+      "all ways carry",
+      async () => (await said()).join() === "ok 4 ways to 2 other nodes carry 1430 bytes",
+      30_000,
+    );
+    await world.hub.ip("link set p2 mtu 1300");
+    const narrow = await said();
+    assertEquals(
+      narrow.map((text) => text.replace(/10\.5\.\d+\.0|fd05:[0-9a-f:]+/, "ADDRESS")),
+      [
+        "warning node2: ADDRESS answers, but not to packets of 1430 bytes",
+        "warning node2: ADDRESS answers, but not to packets of 1430 bytes",
+      ],
+    );
+    await world.hub.ip("link set p2 down");
+    assertEquals((await said()).filter((text) => /^warning node2: \S+ does not answer$/.test(text)).length, 2);
+    await agents[0]!.stop();
+    assertMatch((await said())[0]!, /^failure cnibox node does not run; it last looked at /);
+  },
+);
+
+worldTest("two of three etcd members gone, and an agent killed: pods keep talking, new ones start", async (world) => {
+  await configure(world, "host-gw");
+  world.nodes.forEach(start);
+  await settled(world);
+  const [one, two] = world.nodes as [Node, Node];
+  const pods = [await pod(one, "box"), await pod(two, "box")];
+  // One is enough for nobody to notice: the others are asked.
+  await world.stopEtcd(1);
+  await allReach(pods);
+  assertEquals((await cnibox(two, ["node", "status"])).code, 0);
+  await world.stopEtcd(2);
+  await one.sh("kill -9 $(pidof cnibox)");
+  await one.run("ip", "route", "flush", "proto", "77");
+  start(one);
+  await allReach([...pods, await pod(one, "late")]);
+  await eventually("the agent says so", async () => (await status(one))?.store.state === "away", 60_000);
+  await world.startEtcd();
+  await eventually("the agent is told again", async () => (await status(one)).store.state === "connected", 60_000);
+}, { members: 3 });
 
 worldTest("a second agent of one node waits, and says who holds the place", async (world) => {
   await configure(world, "host-gw");

@@ -456,7 +456,7 @@ async function feed(child: Deno.ChildProcess, input: string | Uint8Array | undef
     await writer.write(typeof input === "string" ? new TextEncoder().encode(input) : input as Uint8Array<ArrayBuffer>);
     await writer.close();
   } catch (error) {
-    // A command may end without reading what it is given.
-    if (!(error instanceof Deno.errors.BrokenPipe)) throw error;
+    // A command may end without reading what it is given, and a killed one while it is written.
+    if (!(error instanceof Deno.errors.BrokenPipe) && !(error instanceof TypeError)) throw error;
   }
 }

@@ -4,41 +4,62 @@ import { type Background, createNode, type Node } from "./node.ts";
 import { testNode } from "./test.ts";
 import { eventually } from "./traffic.ts";
 
-const PORT = 2379;
-
 /** Machines 10.99.0.1, fd99::1 and so on; the switch, their router, is 10.99.0.254 and fd99::fe, and etcd listens there. */
 export class World implements AsyncDisposable {
-  #etcd: Background | undefined;
-  readonly etcd = `http://10.99.0.254:${PORT}`;
+  readonly #members: (Background | undefined)[];
 
-  constructor(readonly hub: Node, readonly nodes: readonly Node[]) {}
+  constructor(readonly hub: Node, readonly nodes: readonly Node[], members: number) {
+    this.#members = Array.from({ length: members }, () => undefined);
+  }
 
   nameOf(node: Node): string {
     return `node${this.nodes.indexOf(node) + 1}`;
   }
 
-  async startEtcd(): Promise<void> {
-    const url = this.etcd;
-    this.#etcd = this.hub.spawn([
-      ...["etcd", "--data-dir", "/run/etcd", "--log-level", "error"],
-      ...["--listen-client-urls", url, "--advertise-client-urls", url],
-      ...["--listen-peer-urls", "http://127.0.0.1:2380"],
-    ]);
-    await eventually(
-      "etcd answers",
-      async () => (await this.hub.exec(["curl", "-s", "-f", `${url}/health`])).code === 0,
-      60_000,
-    );
+  /** Where clients reach the members. */
+  get endpoints(): string[] {
+    return this.#members.map((_, at) => `http://10.99.0.254:${clientPort(at)}`);
   }
 
-  async stopEtcd(): Promise<void> {
-    await this.#etcd?.close();
+  /** Starts the members that do not run, and waits until a write would be done. */
+  async startEtcd(): Promise<void> {
+    const peers = this.#members.map((_, at) => `m${at}=${peerUrl(at)}`).join();
+    this.#members.forEach((running, at) => {
+      const url = this.endpoints[at]!;
+      this.#members[at] = running ?? this.hub.spawn([
+        ...["etcd", "--name", `m${at}`, "--data-dir", `/run/etcd${at}`, "--log-level", "error"],
+        ...["--listen-client-urls", url, "--advertise-client-urls", url],
+        ...[
+          "--listen-peer-urls",
+          peerUrl(at),
+          "--initial-advertise-peer-urls",
+          peerUrl(at),
+          "--initial-cluster",
+          peers,
+        ],
+      ]);
+    });
+    for (const url of this.endpoints) {
+      await eventually(
+        `${url} answers`,
+        async () => (await this.hub.exec(["curl", "-s", "-f", `${url}/health`])).code === 0,
+        60_000,
+      );
+    }
+  }
+
+  /** Ends so many members, the first ones first. */
+  async stopEtcd(count = this.#members.length): Promise<void> {
+    for (let at = 0; at < count; at++) {
+      await this.#members[at]?.close();
+      this.#members[at] = undefined;
+    }
   }
 
   /** Writes a key. */
   async put(key: string, value: string): Promise<void> {
     const body = JSON.stringify({ key: btoa(key), value: btoa(value) });
-    await this.hub.run("curl", "-s", "-f", "-d", body, `${this.etcd}/v3/kv/put`);
+    await this.hub.run("curl", "-s", "-f", "-d", body, `${this.endpoints[0]}/v3/kv/put`);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -46,8 +67,11 @@ export class World implements AsyncDisposable {
   }
 }
 
+const clientPort = (member: number) => 2379 + 10 * member;
+const peerUrl = (member: number) => `http://127.0.0.1:${2380 + 10 * member}`;
+
 /** Makes the machines and the switch, and starts etcd. */
-export async function switchboard(count: number): Promise<World> {
+export async function switchboard(count: number, { members = 1 } = {}): Promise<World> {
   if (!hasTool("etcd")) throw new Error("etcd is not installed");
   const made: Node[] = [];
   try {
@@ -64,7 +88,7 @@ export async function switchboard(count: number): Promise<World> {
       made.push(node);
       await plug(hub, node, number);
     }
-    const world = new World(hub, made.slice(1));
+    const world = new World(hub, made.slice(1), members);
     await world.startEtcd();
     return world;
   } catch (error) {
