@@ -258,17 +258,28 @@ nodeTest("a bridge by its alternative name is the bridge: results, CHECK, firewa
     await call(node, { type: plugin.type, command: "CHECK", netns: a, stdin });
   }
   for (const attachment of [one, two, three]) await attachment.del();
-  const children: string[][] = [];
-  for (const bridge of ["lan", "lan-of-pods"]) {
-    const plugin = { ...one.network.plugins[0]!, bridge };
-    const asked = { type: "bridge", netns: a };
-    for (const [command, previous] of [["ADD"], ["DEL", result]] as const) {
-      children.push(
-        childPrograms(await tracePlugin(node, { ...asked, command, stdin: one.request(plugin, previous) })),
-      );
+  const children = new Map<string, string[]>();
+  // A port that is late to forward costs one process more: the least of three counts.
+  for (let attempt = 0; attempt < 3; attempt++) {
+    for (const bridge of ["lan", "lan-of-pods"]) {
+      const plugin = { ...one.network.plugins[0]!, bridge };
+      const asked = { type: "bridge", netns: a };
+      for (const [command, previous] of [["ADD"], ["DEL", result]] as const) {
+        const key = `${bridge} ${command}`;
+        const programs = childPrograms(
+          await tracePlugin(node, { ...asked, command, stdin: one.request(plugin, previous) }),
+        );
+        if (programs.length < (children.get(key)?.length ?? Infinity)) children.set(key, programs);
+      }
     }
   }
-  assertEquals(children.slice(2), children.slice(0, 2), "the other name costs no process");
+  for (const command of ["ADD", "DEL"]) {
+    assertEquals(
+      children.get(`lan-of-pods ${command}`),
+      children.get(`lan ${command}`),
+      "the other name costs no process",
+    );
+  }
 });
 
 nodeTest("a route that the kernel cannot have is named, in the reference's words, and no script is shown", {
