@@ -13,6 +13,8 @@ import {
   type Address,
   formatAddress,
   formatPrefix,
+  parseAddress,
+  parsePrefix,
   type Prefix,
   prefixContains,
   prefixesOverlap,
@@ -522,7 +524,7 @@ async function declare(pool: Pool, store: ClusterStore): Promise<void> {
 function readSubnets(value: string): Prefix[] {
   try {
     const { subnets } = JSON.parse(value);
-    return subnets.flatMap((text: string) => blockOfKey(`/${text.replace("/", "-")}`) ?? []);
+    return subnets.flatMap((text: string) => parsePrefix(text) ?? []);
   } catch {
     return [];
   }
@@ -624,11 +626,11 @@ export async function returnSpare(
 }
 
 function forgotten(state: BlockState, block: Prefix): BlockState {
-  const freed = Object.fromEntries(
-    Object.entries(state.freed).filter(([ip]) =>
-      !prefixContains(block, blockOfKey(`/${ip}-${block.address.family === 4 ? 32 : 128}`)!.address)
-    ),
-  );
+  const isIn = (ip: string) => {
+    const address = parseAddress(ip);
+    return address !== undefined && prefixContains(block, address);
+  };
+  const freed = Object.fromEntries(Object.entries(state.freed).filter(([ip]) => !isIn(ip)));
   return { ...withBlock(state, block, undefined), freed };
 }
 

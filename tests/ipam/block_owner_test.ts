@@ -105,6 +105,17 @@ Deno.test("fifteen of sixteen addresses cost no request", async () => {
   });
 });
 
+Deno.test("a thousand addresses of a /16 cost at most a request for each twelve", async () => {
+  const store = new FakeStore();
+  await withNodes(store, [set("10.42.0.0/16")], async (node) => {
+    const one = node("a");
+    const given = new Set<string>();
+    for (let index = 0; index < 1000; index++) given.add(await one.add(`c${index}`));
+    assertEquals(given.size, 1000);
+    assert(store.calls.length <= 1000 / 12, `${store.calls.length} requests`);
+  });
+});
+
 Deno.test("a block that somebody else takes in the same moment is theirs", async () => {
   const store = new FakeStore();
   await withNodes(store, [set("10.42.0.0/16")], async (node) => {
@@ -184,6 +195,18 @@ Deno.test("one spare block stays, the others are returned; trim returns that one
     assertEquals(blockRecords(store).length, 1);
     await returnSpare(one.pool, { warn: () => {} }, { keep: 0, always: true });
     assertEquals([blockRecords(store), one.blocks()], [[], []]);
+  });
+});
+
+Deno.test("spare blocks of both families are returned", async () => {
+  const store = new FakeStore();
+  await withNodes(store, [set("10.42.0.0/24"), set("fd42::/120")], async (node) => {
+    const one = node("a");
+    for (const id of ["c1", "c2", "c3"]) await one.add(id);
+    for (const id of ["c1", "c2", "c3"]) await one.del(id);
+    await returnSpare(one.pool, { warn: () => {} }, { keep: 0, always: true });
+    assertEquals([one.warnings, blockRecords(store), one.blocks()], [[], [], []]);
+    assertEquals(readBlocks(blocksFile(one.pool)).freed, {});
   });
 });
 
