@@ -575,21 +575,22 @@ function noteFreed(pool: Pool, ips: readonly string[], leases: Store): void {
   const now = Date.now();
   const freed = { ...state.freed };
   for (const ip of ips) freed[ip] = now;
-  const spare = spareBlocks(pool, { ...state, freed }, leases).slice(1).map(({ block }) => formatPrefix(block));
+  const spare = spareBlocks(pool, { ...state, freed }, leases, 1).map(({ block }) => formatPrefix(block));
   const blocks = state.blocks.map((one) =>
     spare.includes(formatPrefix(one.block)) ? { ...one, phase: "returning" as const } : one
   );
   writeBlocks(blocksFile(pool), { ...state, freed, blocks });
 }
 
-/** Own blocks of which no address is given out. */
-function spareBlocks(pool: Pool, state: BlockState, leases: Store): OwnBlock[] {
-  const names = leases.names();
-  return state.blocks.filter(({ block, phase }) => {
-    const set = pool.sets.find((one) => isBlockOf(block, one));
-    if (phase !== "own" || set === undefined) return false;
-    for (const { address } of addressesOf(block, set)) if (names.has(formatAddress(address))) return false;
-    return true;
+/** Own blocks of which no address is given out, beyond the first `keep` of each range set. */
+function spareBlocks(pool: Pool, state: BlockState, leases: Store, keep: number): OwnBlock[] {
+  const used = [...leases.names()].flatMap((name) => parseAddress(name) ?? []);
+  // Asked of the leases, not of a block's addresses: a block may have more of them than can be gone through.
+  return pool.sets.flatMap((set) => {
+    const inUse = new Set(used.map((address) => formatPrefix(blockOf(address, set.blockSize))));
+    return state.blocks.filter(({ block, phase }) =>
+      phase === "own" && isBlockOf(block, set) && !inUse.has(formatPrefix(block))
+    ).slice(keep);
   });
 }
 
@@ -601,7 +602,7 @@ export async function returnSpare(
 ): Promise<readonly Prefix[]> {
   const state = await withStore(pool.folder, options, (leases) => {
     let now = readBlocks(blocksFile(pool));
-    const spare = spareBlocks(pool, now, leases).slice(keep);
+    const spare = spareBlocks(pool, now, leases, keep);
     for (const { block, ...rest } of spare) now = withBlock(now, block, { ...rest, phase: "returning" });
     if (spare.length > 0) writeBlocks(blocksFile(pool), now);
     return now;

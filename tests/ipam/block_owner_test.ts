@@ -204,9 +204,26 @@ Deno.test("spare blocks of both families are returned", async () => {
     const one = node("a");
     for (const id of ["c1", "c2", "c3"]) await one.add(id);
     for (const id of ["c1", "c2", "c3"]) await one.del(id);
+    // One of each family stays, so that the next container costs no request.
+    assertEquals(blockRecords(store).length, 2);
+    assertEquals(one.blocks().map((line) => line.includes(":")).sort(), [false, true]);
     await returnSpare(one.pool, { warn: () => {} }, { keep: 0, always: true });
     assertEquals([one.warnings, blockRecords(store), one.blocks()], [[], [], []]);
     assertEquals(readBlocks(blocksFile(one.pool)).freed, {});
+  });
+});
+
+Deno.test("a block is spare only when none of its addresses is in use, however large it is", async () => {
+  const store = new FakeStore();
+  await withNodes(store, [set("fd42::/64")], async (node) => {
+    const one = node("a");
+    // The last address of the first /76.
+    await one.add("c1", "fd42::f:ffff:ffff:ffff");
+    const trimmed = await returnSpare(one.pool, { warn: () => {} }, { keep: 0, always: true });
+    assertEquals([trimmed, blockRecords(store)], [[], ["pods/fd42::-76"]]);
+    await one.del("c1");
+    await returnSpare(one.pool, { warn: () => {} }, { keep: 0, always: true });
+    assertEquals(blockRecords(store), []);
   });
 });
 
