@@ -77,7 +77,10 @@ export function* addressesOf(block: Prefix, set: PoolSet, limit = 1_000_000): Ge
     const to = range.end.value < last ? range.end.value : last;
     for (let value = from; value <= to; value++) {
       const address = { family: range.start.family, value };
-      if (isGateway(set.ranges, address) || set.exclude.some((one) => prefixContains(one, address))) continue;
+      const excluded = set.exclude.find((one) => prefixContains(one, address));
+      // To its end at once: what is excluded may be more than can be counted through.
+      if (excluded) value = lastAddress(excluded).value;
+      if (excluded || isGateway(set.ranges, address)) continue;
       if (limit-- <= 0) return;
       yield { address, range };
     }

@@ -10,7 +10,7 @@ import {
   takeAddresses,
 } from "../../lib/ipam/block_owner.ts";
 import { readBlocks, writeBlocks } from "../../lib/ipam/block_state.ts";
-import { blockOfKey, defaultBlockSize, type PoolSet } from "../../lib/ipam/blocks.ts";
+import { addressesOf, blockOfKey, defaultBlockSize, isUsable, type PoolSet } from "../../lib/ipam/blocks.ts";
 import { rangeSets } from "../../lib/ipam/range.ts";
 import { formatAddress, formatPrefix, parseAddress, parsePrefix } from "../../lib/net/cidr.ts";
 import { StoreError } from "../../lib/store/store.ts";
@@ -80,6 +80,16 @@ const away = () => Promise.reject(new StoreError("unreachable", "fake store: con
 
 Deno.test("a pool of a /24 has blocks of /32, of a /16 of /28, of a /64 of /76", () => {
   assertEquals(["10.0.0.0/24", "10.0.0.0/16", "fd42::/64"].map((subnet) => set(subnet).blockSize), [32, 28, 76]);
+});
+
+Deno.test("what is excluded may be larger than anybody can count", () => {
+  const pool = set("fd42::/64", 76, ["fd42::/70", "fd42::400:0:0:0/77"]);
+  const [first, after, half] = ["fd42::/76", "fd42:0:0:0:0800::/76", "fd42:0:0:0:0400::/76"].map((text) =>
+    parsePrefix(text)!
+  );
+  assertEquals([isUsable(first!, pool), isUsable(after!, pool), isUsable(half!, pool)], [false, true, true]);
+  const [one] = addressesOf(half!, pool, 1);
+  assertEquals(formatAddress(one!.address), "fd42::408:0:0:0");
 });
 
 Deno.test("two nodes never give the same address, and share the pool to its last one", async () => {
