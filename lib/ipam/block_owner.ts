@@ -368,7 +368,8 @@ function randomBelow(count: bigint): bigint {
 
 /** Makes the record of a block. What is about to happen is written down before, so that a killed call loses nothing. */
 async function claim(pool: Pool, block: Prefix, options: OwnerOptions): Promise<boolean> {
-  const owner: Owner = { ...pool.identity, taken: new Date().toISOString(), nonce: crypto.randomUUID() };
+  const { identity, folder } = pool;
+  const owner: Owner = { ...identity, folder, taken: new Date().toISOString(), nonce: crypto.randomUUID() };
   const value = JSON.stringify(owner);
   await change(pool, options, (now) => withBlock(now, block, { phase: "taking", revision: "", value }));
   let made: StoreRecord | undefined;
@@ -466,9 +467,11 @@ async function settled(pool: Pool, one: OwnBlock, record: StoreRecord | undefine
   return { block: one.block, phase: "own", revision: record.revision, value: record.value };
 }
 
-function isOurs({ identity }: Pool, value: string): boolean {
+/** Is it this node's, and for these leases? */
+function isOurs({ identity, folder }: Pool, value: string): boolean {
   const owner = readOwner(value);
-  return owner?.node === identity.node && (owner.machineId === "" || owner.machineId === identity.machineId);
+  return owner?.node === identity.node && owner.folder === folder &&
+    (owner.machineId === "" || owner.machineId === identity.machineId);
 }
 
 function refuseOtherMachine({ identity, name }: Pool, records: readonly StoreRecord[]): void {
@@ -547,11 +550,12 @@ function holders(records: readonly StoreRecord[]): string {
 
 function heldBy(pool: Pool, address: Address, records: readonly StoreRecord[]): CniError {
   const record = records.find((one) => blockOfRecord(one).some((block) => prefixContains(block, address)));
-  const node = record && readOwner(record.value)?.node;
+  const owner = record && readOwner(record.value);
+  const where = owner?.node === pool.identity.node ? ` for another network, in ${owner.folder}` : "";
   return new CniError(
     code.internal,
     `requested IP address ${formatAddress(address)} is not available in pool "${pool.name}"`,
-    `its block is held by node ${node ?? "unknown"}`,
+    `its block is held by node ${owner?.node ?? "unknown"}${where}`,
   );
 }
 

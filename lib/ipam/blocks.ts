@@ -118,6 +118,8 @@ export interface Owner {
   readonly node: string;
   /** `/etc/machine-id`: tells two nodes of one name apart; "" where there is none. */
   readonly machineId: string;
+  /** Its lease folder on that node: two networks of one node may share a pool, and have no leases in common. */
+  readonly folder: string;
   /** `/proc/sys/kernel/random/boot_id` when the block was taken. */
   readonly bootId: string;
   /** When the block was taken, RFC 3339. */
@@ -129,9 +131,10 @@ export interface Owner {
 /** Reads a record's value; undefined when it is not readable: such a block belongs to somebody, nobody knows to whom. */
 export function readOwner(value: string): Owner | undefined {
   try {
-    const { node, machineId = "", bootId = "", taken = "", nonce = "" } = JSON.parse(value);
+    const { node, machineId = "", folder = "", bootId = "", taken = "", nonce = "" } = JSON.parse(value);
     if (typeof node !== "string" || node === "") return undefined;
-    return { node, machineId: `${machineId}`, bootId: `${bootId}`, taken: `${taken}`, nonce: `${nonce}` };
+    const rest = { folder: `${folder}`, bootId: `${bootId}`, taken: `${taken}`, nonce: `${nonce}` };
+    return { node, machineId: `${machineId}`, ...rest };
   } catch {
     return undefined;
   }

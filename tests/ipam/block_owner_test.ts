@@ -284,6 +284,20 @@ Deno.test("records that went are made again at the next boot", async () => {
   });
 });
 
+Deno.test("two networks of one node share a pool: neither gives out the other's addresses", async () => {
+  const store = new FakeStore();
+  await withNodes(store, [set("10.42.0.0/24", 28)], async (node) => {
+    const [one, two] = [
+      node("a"),
+      node("a", { folder: `${node("a").pool.folder}-too`, blockFolder: `${node("a").pool.blockFolder}-too` }),
+    ];
+    const given = [await one.add("c1"), await two.add("c2"), await one.add("c3"), await two.add("c4")];
+    assertEquals(new Set(given).size, 4, given.join());
+    assertEquals(blockRecords(store).length, 2);
+    assertEquals([one.blocks().length, readBlocks(blocksFile(two.pool)).blocks.length], [1, 1]);
+  });
+});
+
 Deno.test("another machine with this node's name is refused", async () => {
   const store = new FakeStore();
   await withNodes(store, [set("10.42.0.0/24", 28)], async (node) => {
