@@ -87,6 +87,40 @@ export function* addressesOf(block: Prefix, set: PoolSet, limit = 1_000_000): Ge
   }
 }
 
+/** How many addresses of a block the set gives out. */
+export function addressCount(block: Prefix, set: PoolSet): bigint {
+  // Prefixes lie in each other or apart: the outer ones count.
+  const gaps = set.exclude.filter((one, index) =>
+    !set.exclude.some((other, at) =>
+      prefixContains(other, one.address) && (other.length < one.length || (other.length === one.length && at < index))
+    )
+  );
+  const gateways = new Map(set.ranges.map(({ gateway }) => [gateway.value, gateway]));
+  let count = 0n;
+  for (const range of set.ranges) {
+    if (range.start.family !== block.address.family) continue;
+    const [from, to] = overlap(block, [range.start.value, range.end.value]);
+    count += to - from;
+    for (const gap of gaps) {
+      const [start, end] = overlap(gap, [from, to - 1n]);
+      count -= end - start;
+    }
+    for (const gateway of gateways.values()) {
+      const isIn = gateway.value >= from && gateway.value < to;
+      if (isIn && !gaps.some((gap) => prefixContains(gap, gateway))) count--;
+    }
+  }
+  return count;
+}
+
+/** Where a prefix and the addresses from `first` to `last` overlap: the first one, and the one after the last one. */
+function overlap(prefix: Prefix, [first, last]: [bigint, bigint]): [bigint, bigint] {
+  const end = lastAddress(prefix).value;
+  const from = first > prefix.address.value ? first : prefix.address.value;
+  const to = (last < end ? last : end) + 1n;
+  return [from, to < from ? from : to];
+}
+
 /** Whether the set can give out any address of a block. */
 export function isUsable(block: Prefix, set: PoolSet): boolean {
   return !addressesOf(block, set, 1).next().done;

@@ -143,7 +143,8 @@ export interface ClusterConf {
 }
 
 /** What the reading of a configuration needs of a call. */
-export type ConfCall = Pick<Call, "config" | "network" | "version" | "host" | "warn"> & { readonly args?: string };
+export type ConfCall = SetsCall & Pick<Call, "network" | "host"> & { readonly args?: string };
+type SetsCall = Pick<Call, "config" | "version" | "warn">;
 
 /** Reads the configuration. Throws {@linkcode CniError} naming key and value. */
 export async function clusterConf(call: ConfCall): Promise<ClusterConf> {
@@ -196,10 +197,16 @@ export function foldersOf(
   return { folder: `${dataDir}/${network}`, blockFolder: `${base}/cluster/${network}` };
 }
 
+/** The range sets that a configuration describes; asks for nothing else. Throws {@linkcode CniError} naming key and value. */
+export function poolSets(call: SetsCall): readonly PoolSet[] {
+  const ipam = readIpam(call.config);
+  return ipam === undefined ? [] : setsOf(ipam, call);
+}
+
 type Ipam = NonNullable<ReturnType<typeof readIpam>>;
 const readIpam = (config: Call["config"]) => decode(clusterKeys, config, "").ipam;
 
-function setsOf(ipam: Ipam, call: ConfCall): PoolSet[] {
+function setsOf(ipam: Ipam, call: SetsCall): PoolSet[] {
   const own = ipam.ranges ?? [];
   const first = ipam.range === undefined ? [] : [[{ ...ipam.range, ...limits(ipam), exclude: ipam.exclude }]];
   const more = (ipam.ipRanges ?? []).map((one) => {

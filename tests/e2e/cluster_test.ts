@@ -3,7 +3,7 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import type { Namespace, Node } from "./support/node.ts";
 import { type Need, unmet } from "./support/needs.ts";
 import { configure, must } from "./support/operator.ts";
-import { Attachment, type Json, type PluginOutput, runPlugin } from "./support/plugins.ts";
+import { Attachment, binDir, type Json, type PluginOutput, runPlugin } from "./support/plugins.ts";
 import { eventually } from "./support/traffic.ts";
 import { type EtcdOptions, switchboard, type World } from "./support/world.ts";
 
@@ -359,6 +359,52 @@ worldTest("one name for two machines, an overlapping pool, a record edited by ha
   assertEquals(stdout, "records and files agree\n");
   await done(one, "CHECK", "c1", mine);
   await done(one, "DEL", "c1", mine);
+});
+
+worldTest("show, ipam, doctor, explain and schema know what cluster gives out", { machines: 1 }, async (world) => {
+  const [node] = world.nodes as [Node];
+  const section = ipam(world, node, { blockSize: 29 });
+  await configure(node, {
+    cniVersion: "1.1.0",
+    name: "pods",
+    plugins: [{ type: "bridge", bridge: "cni0", isGateway: true, ipam: section }],
+  });
+  for (const name of ["box", "free"]) await node.container(name);
+  const empty = await must(node, ["explain", "add", "pods", "box", "--id", "c1"]).catch((error) => `${error}`);
+  assertMatch(`${empty}`, /no address is free in the blocks of this node: ADD would ask etcd http:/);
+  await must(node, ["add", "pods", "box", "--id", "c1"]);
+  const { json: [pool] } = await must(node, ["ipam", "--json"]);
+  const [{ range, taken, free, total, blocks }] = pool.ranges;
+  assertEquals([pool.trouble, range, taken, blocks], [undefined, "10.42.0.1-10.42.0.62", 1, 1]);
+  // The first block has the gateway and the network's address, the last one what is after its end.
+  assertEquals(Number(total) - Number(free), 1);
+  assert([6, 7, 8].includes(Number(total)), total);
+  assertMatch((await must(node, ["ipam"])).stdout, /1 taken +\d free in 1 block of this node/);
+  const { json: [lease] } = await must(node, ["ipam", "list", "--json"]);
+  assertEquals([lease.network, lease.container, lease.state], ["pods", "c1", "alive"]);
+  assertEquals((await must(node, ["ipam", "check"])).code, 0);
+  assertMatch((await must(node, ["show"])).stdout, /pods.*10\.42\.0\.0\/26/);
+  assertMatch(
+    (await must(node, ["explain", "add", "pods", "free", "--id", "c2"])).stdout,
+    /\/var\/lib\/cni\/networks\/pods\/10\.42\.0\.\d+/,
+  );
+  assertMatch((await must(node, ["schema", "cluster"])).stdout, /"blockSize"/);
+  // Another node has the block by now.
+  const [record] = (await keys(world, world.etcd)).filter(({ key }) => key.includes("/pods/10."));
+  await world.put(record!.key, JSON.stringify({ node: "node9", machineId: "9" }));
+  await must(node, ["cluster", "check"]).catch(() => {});
+  const doctor = (await node.exec([`${binDir.cnibox}/cnibox`, "doctor"])).stdout;
+  assertMatch(doctor, /network pods: block 10\.42\.0\.\d+\/29 belongs to node9 now/);
+  // Nothing that can be executed: curl is missing.
+  await node.run("mount", "--bind", "/dev/null", "/usr/bin/curl");
+  assertMatch((await node.exec([`${binDir.cnibox}/cnibox`, "doctor"])).stdout, /curl is missing/);
+  const fresh = conf(ipam(world, node), "fresh");
+  refused(await ask(node, "ADD", "c2", fresh), 11, /exec: "curl": executable file not found in \$PATH/);
+  refused(await ask(node, "STATUS", "", fresh), 50, /exec: "curl": executable file not found in \$PATH/);
+  await node.run("umount", "/usr/bin/curl");
+  await world.put(record!.key, record!.value);
+  await must(node, ["cluster", "check"]);
+  await must(node, ["del", "pods", "box", "--id", "c1"]);
 });
 
 /** Each main plugin with what its configuration needs. */

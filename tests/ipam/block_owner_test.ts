@@ -10,7 +10,14 @@ import {
   takeAddresses,
 } from "../../lib/ipam/block_owner.ts";
 import { readBlocks, writeBlocks } from "../../lib/ipam/block_state.ts";
-import { addressesOf, blockOfKey, defaultBlockSize, isUsable, type PoolSet } from "../../lib/ipam/blocks.ts";
+import {
+  addressCount,
+  addressesOf,
+  blockOfKey,
+  defaultBlockSize,
+  isUsable,
+  type PoolSet,
+} from "../../lib/ipam/blocks.ts";
 import { rangeSets } from "../../lib/ipam/range.ts";
 import { formatAddress, formatPrefix, parseAddress, parsePrefix } from "../../lib/net/cidr.ts";
 import { StoreError } from "../../lib/store/store.ts";
@@ -90,6 +97,28 @@ Deno.test("what is excluded may be larger than anybody can count", () => {
   assertEquals([isUsable(first!, pool), isUsable(after!, pool), isUsable(half!, pool)], [false, true, true]);
   const [one] = addressesOf(half!, pool, 1);
   assertEquals(formatAddress(one!.address), "fd42::408:0:0:0");
+});
+
+Deno.test("the addresses of a block are counted without going through them", () => {
+  const excludes = [
+    "10.42.0.0/30",
+    "10.42.0.2",
+    "10.42.0.20",
+    "10.42.0.40/29",
+    "10.42.0.44",
+    "10.42.0.44",
+    "10.42.0.62/31",
+  ];
+  for (const exclude of [[], excludes]) {
+    const pool = set("10.42.0.0/26", 28, exclude.map((text) => text.includes("/") ? text : `${text}/32`));
+    for (const text of ["10.42.0.0/28", "10.42.0.16/28", "10.42.0.32/28", "10.42.0.48/28", "10.42.1.0/28"]) {
+      const block = parsePrefix(text)!;
+      assertEquals(addressCount(block, pool), BigInt([...addressesOf(block, pool)].length), text);
+    }
+  }
+  const large = set("fd42::/64", 76);
+  // Without the network's own address and the gateway.
+  assertEquals(addressCount(parsePrefix("fd42::/76")!, large), 2n ** 52n - 2n);
 });
 
 Deno.test("two nodes never give the same address, and share the pool to its last one", async () => {
