@@ -361,6 +361,29 @@ worldTest("one name for two machines, an overlapping pool, a record edited by ha
   await done(one, "DEL", "c1", mine);
 });
 
+worldTest("two networks of one node share a pool, each with blocks of its own", { machines: 1 }, async (world) => {
+  const [node] = world.nodes as [Node];
+  const section = ipam(world, node, { pool: "common", blockSize: 29 });
+  for (const name of ["left", "right"]) {
+    await configure(node, { cniVersion: "1.1.0", name, plugins: [{ type: "bridge", ipam: section }] });
+  }
+  const given: string[] = [];
+  for (const id of ["c1", "c2"]) {
+    for (const name of ["left", "right"]) given.push(await added(node, id, conf(section, name)));
+  }
+  assertEquals(new Set(given).size, 4, given.join());
+  const { json: { pools } } = await must(node, ["cluster", "pools", "--json"]);
+  assertEquals(pools.map(({ networks, blocks }: Json) => [networks, blocks.taken]), [[["left", "right"], 2]]);
+  const { json: { blocks } } = await must(node, ["cluster", "blocks", "--json"]);
+  assertEquals(blocks.map(({ used }: Json) => used), [2, 2]);
+  assertEquals((await must(node, ["cluster", "check"])).stdout, "records and files agree\n");
+  for (const id of ["c1", "c2"]) {
+    for (const name of ["left", "right"]) await done(node, "DEL", id, conf(section, name));
+  }
+  await must(node, ["cluster", "trim"]);
+  assertEquals(await keys(world, world.etcd), []);
+});
+
 worldTest("show, ipam, doctor, explain and schema know what cluster gives out", { machines: 1 }, async (world) => {
   const [node] = world.nodes as [Node];
   const section = ipam(world, node, { blockSize: 29 });
