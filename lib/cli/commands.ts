@@ -422,7 +422,7 @@ export const COMMANDS: readonly Command[] = [
     group: "show",
     summary: "how full the address ranges of this node are",
     about: [
-      "Ranges of host-local, with what is taken and free. Leases, cached attachments and the kernel are looked at together; nothing is changed.",
+      "Ranges of host-local and cluster, with what is taken and free; of a cluster's pool the part that is this node's. Leases, cached attachments and the kernel are looked at together; nothing is changed.",
     ],
     positional: [{ name: "NETWORK", about: "only this network", optional: true, kind: "network" }],
     flags: [JSON_FLAG, ...LEASE_PLACES],

@@ -1,6 +1,7 @@
 /** What plugins need beyond their tables of keys: values that must fit together, and what cannot be meant. */
 import { isObject } from "../cni/decode.ts";
 import { CniError } from "../cni/error.ts";
+import { checkConf } from "../ipam/cluster_conf.ts";
 import { type RangeConf, rangeSets } from "../ipam/range.ts";
 import { isAnyName, isLinkName } from "../net/link_name.ts";
 import { canBeInRule } from "../rules/forwarding_iptables.ts";
@@ -77,6 +78,7 @@ export const RULES: Readonly<Record<string, Rule>> = {
 /** Rules of IPAM plugins: they see the member with the `ipam` section. */
 export const IPAM_RULES: Readonly<Record<string, (view: MemberView, ipam: Section) => void>> = {
   "host-local": hostLocal,
+  cluster: clusterPool,
   static: staticAddresses,
 };
 
@@ -367,6 +369,40 @@ function hostLocal(view: MemberView, ipam: Section): void {
       `"dataDir" is "${folder}": relative to wherever the runtime was started`,
       "write an absolute path",
     );
+  }
+}
+
+/** Whatever the plugin refuses without asking anybody, in its own words, where the key is that it names. */
+function clusterPool({ member, version, subnets }: MemberView, ipam: Section): void {
+  const { source } = member;
+  if (source.findings.some(({ severity }) => severity === "error")) return;
+  try {
+    const config = valueOf(member.node) as Record<string, unknown>;
+    checkConf({ config, version: version || "0.1.0", network: "network", warn: () => {} });
+  } catch (error) {
+    if (!(error instanceof CniError)) throw error;
+    const [first, ...below] = /"ipam\.([\w.]+)"/.exec(error.msg)?.[1]?.split(".") ?? [];
+    let [section, key]: [Section, string | undefined] = [ipam, first];
+    for (const next of below) {
+      const inner: Section | undefined = key === undefined ? undefined : section.section(key);
+      if (inner === undefined) break;
+      [section, key] = [inner, next];
+    }
+    const isMissing = key !== undefined && section.get(key) === undefined;
+    source.error(
+      isMissing ? "missing-key" : "range",
+      key === undefined ? ipam.valueAt("ranges") : section.valueAt(key),
+      error.msg,
+      error.details,
+    );
+    return;
+  }
+  // Networks of one pool have the same addresses on purpose: only others' are compared.
+  if (ipam.get("pool") !== undefined || ipam.get("network_name") !== undefined) return;
+  for (const node of ipam.items("ranges").flatMap((set) => [...set.items ?? []])) {
+    const section = new Section(source, node);
+    const prefix = parsePrefix(section.text("subnet") ?? "");
+    if (prefix) subnets.push({ prefix, place: section.property("subnet")?.value ?? node, section });
   }
 }
 

@@ -11,10 +11,18 @@ import { readKernelFile } from "../kernel/proc.ts";
 import { readRegularText } from "../kernel/regular_file.ts";
 import { readSysctl } from "../kernel/sysctl.ts";
 import { type Run, systemRun, toolPath } from "../kernel/run.ts";
-import { familyBits, formatPrefix, networkPrefix, parsePrefix, prefixContains, prefixesOverlap } from "../net/cidr.ts";
+import {
+  familyBits,
+  formatPrefix,
+  networkPrefix,
+  parseAddress,
+  parsePrefix,
+  prefixContains,
+  prefixesOverlap,
+} from "../net/cidr.ts";
 import type { CommandCall } from "./command.ts";
 import { otherNodes } from "./doctor_nodes.ts";
-import { gather, GONE, judge, pools, useOf } from "./leases.ts";
+import { gather, GONE, judge, type Pool, pools, useOf } from "./leases.ts";
 import { watchedRuntime } from "./runtime.ts";
 import { attachmentsOf, type Folders, foldersOf } from "./setup.ts";
 import { real } from "./show.ts";
@@ -710,13 +718,33 @@ async function mtu({ host, seen }: Patient): Promise<Line[]> {
   }];
 }
 
+/** Blocks of a cluster's pool that another node has by now: the store was restored from a backup, or somebody forgot this node. */
+function lostBlocks({ network, leases, share }: Pool): Line[] {
+  return (share?.lost ?? []).map(({ block, holder }) => {
+    const isIn = (ip: string) => {
+      const address = parseAddress(ip);
+      return address !== undefined && prefixContains(block, address);
+    };
+    const used = leases.map(({ ip }) => ip).filter(isIn);
+    return {
+      area: "addresses",
+      grade: "warning",
+      text: `network ${network}: block ${formatPrefix(block)} belongs to ${holder ?? "another node"} now`,
+      breaks: used.length === 0 ? "" : `${used.join(", ")} may be given to others as well`,
+      mend: "cnibox cluster check says whose it is; add the containers that have such an address again",
+    };
+  });
+}
+
 async function addresses({ folders, host, root }: Patient): Promise<Line[]> {
   const area = "addresses";
   if (!root) return [];
   const all = await pools(folders);
   const lines: Line[] = [];
   for (const pool of all) {
-    for (const { range, taken, total } of useOf(pool)) {
+    for (const { range, taken, total, blocks } of useOf(pool)) {
+      // A node takes a further block when its own are full.
+      if (blocks !== undefined) continue;
       const full = BigInt(taken) >= total;
       if (!full && BigInt(taken) * 10n < total * 9n) continue;
       lines.push({
@@ -728,6 +756,7 @@ async function addresses({ folders, host, root }: Patient): Promise<Line[]> {
       });
     }
   }
+  lines.push(...all.flatMap(lostBlocks));
   const evidence = await gather(attachmentsOf(folders), host);
   const { judged, unrecorded, duplicates } = judge(all, evidence);
   for (const one of evidence.unseen) {

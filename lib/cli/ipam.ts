@@ -1,4 +1,4 @@
-/** `cnibox ipam`: the addresses that host-local keeps on this node, who has them, and what is wrong. */
+/** `cnibox ipam`: the addresses that are kept in files of this node, who has them, and what is wrong. */
 import { releaseOnly } from "../ipam/allocator.ts";
 import { type Lease, Store, withStore } from "../ipam/store.ts";
 import { readFileIfThere, replaceFile } from "../kernel/state_file.ts";
@@ -31,11 +31,12 @@ export async function usage(call: CommandCall): Promise<number> {
       folder: pool.folder,
       trouble: pool.trouble || undefined,
       leases: pool.leases.length,
-      ranges: useOf(pool).map(({ range, taken, total }) => ({
+      ranges: useOf(pool).map(({ range, taken, total, blocks }) => ({
         range,
         taken,
-        free: String(total - BigInt(taken)),
+        free: String(freeOf(taken, total)),
         total: String(total),
+        blocks,
       })),
     }))));
     return status.done;
@@ -44,13 +45,14 @@ export async function usage(call: CommandCall): Promise<number> {
   const rows: string[][] = [];
   for (const pool of chosen) {
     const uses = useOf(pool);
-    for (const { range, taken, total } of uses) {
+    for (const { range, taken, total, blocks } of uses) {
+      const where = blocks === undefined ? "" : ` in ${blocks} ${blocks === 1 ? "block" : "blocks"} of this node`;
       rows.push([
         paint("bold", pool.network),
         range,
         bar(taken, total, paint),
         `${taken} taken`,
-        `${total - BigInt(taken)} free`,
+        `${freeOf(taken, total)} free${where}`,
       ]);
     }
     if (uses.length === 0) {
@@ -60,6 +62,9 @@ export async function usage(call: CommandCall): Promise<number> {
   say(rows.length > 0 ? columns(rows) : "no network of this node keeps addresses\n");
   return status.done;
 }
+
+/** Leases can be in no block of this node any more: then nothing is free for them. */
+const freeOf = (taken: number, total: bigint) => BigInt(taken) > total ? 0n : total - BigInt(taken);
 
 /** Ten cells, filled as the range is; the colour says how soon it is full. */
 function bar(taken: number, total: bigint, paint: ReturnType<typeof painter>): string {

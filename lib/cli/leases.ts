@@ -9,6 +9,10 @@ import type { Cached } from "../cni/result_cache.ts";
 import type { JsonObject } from "../cni/types.ts";
 import { atLeast } from "../cni/version.ts";
 import { leases } from "../ipam/allocator.ts";
+import { blocksFile } from "../ipam/block_owner.ts";
+import { type OwnBlock, readBlocks } from "../ipam/block_state.ts";
+import { addressCount, isBlockOf, type PoolSet } from "../ipam/blocks.ts";
+import { foldersOf, poolSets } from "../ipam/cluster_conf.ts";
 import { describe, type RangeConf, rangeOf, type RangeSet, rangeSets, size } from "../ipam/range.ts";
 import type { Lease } from "../ipam/store.ts";
 import { bootTime } from "../ipam/lease_index.ts";
@@ -16,11 +20,11 @@ import { addressesInUse, type Unseen, unseenText } from "../kernel/all_netns.ts"
 import { netnsState } from "../kernel/netns.ts";
 import { fileIdentity } from "../kernel/proc.ts";
 import type { Run } from "../kernel/run.ts";
-import { canonicalAddress, parseAddress } from "../net/cidr.ts";
+import { canonicalAddress, parseAddress, type Prefix } from "../net/cidr.ts";
 import { CliError, status } from "./command.ts";
 import { type Folders, note } from "./setup.ts";
 
-/** A network whose addresses host-local keeps. */
+/** A network whose addresses are kept in files of this node: by host-local, or by cluster. */
 export interface Pool {
   readonly network: string;
   readonly folder: string;
@@ -29,6 +33,13 @@ export interface Pool {
   /** Why there are no sets. */
   readonly trouble: string;
   readonly leases: readonly Lease[];
+  /** This node's share, where the sets are a whole cluster's: what counts against the leases here. */
+  readonly share?: {
+    readonly sets: readonly PoolSet[];
+    readonly blocks: readonly Prefix[];
+    /** Blocks that another node has by now. */
+    readonly lost: readonly OwnBlock[];
+  };
 }
 
 /**
@@ -74,11 +85,16 @@ export async function pools(folders: Folders): Promise<Pool[]> {
   for (const list of configured(folders)) {
     for (const member of list.plugins) {
       const ipam = lookup(member.config, "ipam");
-      if (!isObject(ipam) || lookup(ipam, "type") !== "host-local") continue;
+      if (!isObject(ipam)) continue;
+      const type = lookup(ipam, "type");
+      if (type !== "host-local" && type !== "cluster") continue;
       const given = lookup(ipam, "dataDir");
       const data = typeof given === "string" && given !== "" ? `${folders.root}${given}` : folders.data;
       const folder = `${data}/${list.name}`;
-      found.set(folder, { network: list.name, folder, ...setsOf(ipam, list.version), leases: await read(folder) });
+      const known = type === "cluster"
+        ? shareOf(member.config, { list, root: folders.root })
+        : setsOf(ipam, list.version);
+      found.set(folder, { network: list.name, folder, ...known, leases: await read(folder) });
     }
   }
   for (const network of foldersIn(folders.data)) {
@@ -113,6 +129,23 @@ function foldersIn(folder: string): string[] {
     return [...Deno.readDirSync(folder)].filter(({ isDirectory }) => isDirectory).map(({ name }) => name);
   } catch {
     return [];
+  }
+}
+
+/** The sets of a cluster's pool, and the blocks of it that are this node's. */
+function shareOf(
+  config: JsonObject,
+  { list: { name, version }, root }: { list: NetworkList; root: string },
+): Pick<Pool, "sets" | "trouble" | "share"> {
+  try {
+    const sets = poolSets({ config, version, warn: () => {} });
+    const { blockFolder } = foldersOf({ config, network: name });
+    const own = readBlocks(blocksFile({ blockFolder: `${root}${blockFolder}` })).blocks;
+    const blocks = own.filter(({ phase }) => phase === "own").map(({ block }) => block);
+    const lost = own.filter(({ phase }) => phase === "lost");
+    return { sets: sets.map(({ ranges }) => ranges), trouble: "", share: { sets, blocks, lost } };
+  } catch (error) {
+    return { sets: [], trouble: toCniError(error).msg };
   }
 }
 
@@ -323,17 +356,23 @@ function duplicatesOf(judged: readonly Judged[], used: readonly Unrecorded[]): C
 export interface Use {
   readonly range: string;
   readonly taken: number;
-  /** Addresses that can be given out; IPv6 sets have more than a number can count. */
+  /** Addresses that can be given out, on this node; IPv6 sets have more than a number can count. */
   readonly total: bigint;
+  /** How many blocks of the set are this node's, where it is a cluster's: more can be taken when they are full. */
+  readonly blocks?: number;
 }
 
 /** Use of every set of a pool. */
 export function useOf(pool: Pool): Use[] {
-  return pool.sets.map((set) => {
+  return pool.sets.map((set, index) => {
     const taken = pool.leases.filter(({ ip, containerId }) => {
       const address = parseAddress(ip);
       return containerId !== "" && address !== undefined && rangeOf(set, address) !== undefined;
     }).length;
-    return { range: describe(set), taken, total: size(set) };
+    const whole = pool.share?.sets[index];
+    if (whole === undefined) return { range: describe(set), taken, total: size(set) };
+    const own = pool.share?.blocks.filter((block) => isBlockOf(block, whole)) ?? [];
+    const total = own.reduce((sum, block) => sum + addressCount(block, whole), 0n);
+    return { range: describe(set), taken, total, blocks: own.length };
   });
 }

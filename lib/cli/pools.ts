@@ -15,23 +15,36 @@ import { CliError, type CommandCall, nearest, status } from "./command.ts";
 import { type Folders, foldersOf, needRoot, note } from "./setup.ts";
 import { ageOf, columns, jsonText, painter, say } from "./terminal.ts";
 
-/** A pool with the networks of this node that use it. */
+/** A network of this node with its pool. */
 interface Configured {
   readonly pool: Pool;
-  readonly networks: readonly string[];
+  readonly network: string;
   close(): void;
+}
+
+/** A pool with the networks of this node that use it. */
+interface Shared {
+  /** Of the first of these networks. */
+  readonly pool: Pool;
+  readonly networks: readonly Configured[];
+}
+
+/** Each pool once, by name and store. */
+function shared(all: readonly Configured[]): Shared[] {
+  const groups = Map.groupBy(all, ({ pool }) => `${pool.name} ${pool.store().name}`);
+  return [...groups.values()].map((networks) => ({ pool: networks[0]!.pool, networks }));
 }
 
 /** `cnibox cluster pools` */
 export async function listPools(call: CommandCall): Promise<number> {
   return await withPools(call, async (all) => {
     const rows = [];
-    for (const { pool, networks } of all) {
+    for (const { pool, networks } of shared(all)) {
       const records = await recordsOf(pool);
       const total = pool.sets.reduce((sum, set) => sum + blockCount(set), 0n);
       rows.push({
         pool: pool.name,
-        networks,
+        networks: networks.map(({ network }) => network),
         store: pool.store().name,
         ranges: pool.sets.flatMap(({ ranges }) => ranges.map(({ subnet }) => formatPrefix(subnet))),
         blockSizes: pool.sets.map(({ blockSize }) => blockSize),
@@ -64,8 +77,8 @@ export async function listPools(call: CommandCall): Promise<number> {
 export async function listBlocks(call: CommandCall): Promise<number> {
   return await withPools(call, async (all) => {
     const rows = [];
-    for (const { pool } of all) {
-      const mine = await leasesOf(pool);
+    for (const { pool, networks } of shared(all)) {
+      const mine = await allLeases(networks);
       for (const record of (await recordsOf(pool)).sort(byBlock)) rows.push(blockRow(pool, record, mine));
     }
     if (call.is("json")) say(jsonText({ version: 1, blocks: rows }));
@@ -121,13 +134,13 @@ export async function find(call: CommandCall): Promise<number> {
   if (address === undefined) throw new CliError(`"${word}" is not a valid address`, status.usage);
   return await withPools(call, async (all) => {
     const rows = [];
-    for (const { pool } of all) {
+    for (const { pool, networks } of shared(all)) {
       if (!pool.sets.some(({ ranges }) => ranges.some(({ subnet }) => prefixContains(subnet, address)))) continue;
       const record = (await recordsOf(pool)).find(({ key }) => {
         const block = blockOfKey(key);
         return block !== undefined && prefixContains(block, address);
       });
-      const lease = (await leasesOf(pool)).find(({ ip }) => parseAddress(ip)?.value === address.value);
+      const lease = (await allLeases(networks)).find(({ ip }) => parseAddress(ip)?.value === address.value);
       rows.push({
         pool: pool.name,
         block: record && blockOfKey(record.key) ? formatPrefix(blockOfKey(record.key)!) : undefined,
@@ -230,7 +243,7 @@ export async function forget(call: CommandCall): Promise<number> {
   return await withPools(call, async (all) => {
     const found: { pool: Pool; record: StoreRecord }[] = [];
     const names = new Set<string>();
-    for (const { pool } of all) {
+    for (const { pool } of shared(all)) {
       for (const record of await recordsOf(pool)) {
         const owner = readOwner(record.value);
         if (owner) names.add(owner.node);
@@ -283,6 +296,10 @@ async function recordsOf(pool: Pool): Promise<StoreRecord[]> {
   return [...(await asked(pool, () => pool.store().list(`${pool.name}/`))).records];
 }
 
+async function allLeases(networks: readonly Configured[]): Promise<Lease[]> {
+  return (await Promise.all(networks.map(({ pool }) => leasesOf(pool)))).flat();
+}
+
 async function leasesOf(pool: Pool): Promise<Lease[]> {
   try {
     return await leases(pool.folder, { warn: note });
@@ -323,9 +340,9 @@ async function withPools(call: CommandCall, work: (pools: readonly Configured[])
   }
 }
 
-/** The pools that the configured networks use: each once, by name and store. */
+/** The configured networks that use a pool; networks with one lease folder, and so with one share of the pool, once. */
 async function configuredPools(folders: Folders): Promise<Configured[]> {
-  const found = new Map<string, Configured & { networks: string[] }>();
+  const found = new Map<string, Configured>();
   for (const { list, config } of clusterMembers(folders)) {
     let conf: ClusterConf;
     try {
@@ -334,12 +351,10 @@ async function configuredPools(folders: Folders): Promise<Configured[]> {
       note(`network "${list.name}": ${toCniError(error).message}`);
       continue;
     }
-    const key = `${conf.pool.name} ${conf.pool.store().name}`;
-    const known = found.get(key);
-    if (known) {
-      known.networks.push(list.name);
-      conf.close();
-    } else found.set(key, { pool: conf.pool, networks: [list.name], close: conf.close });
+    const { pool, close } = conf;
+    const key = `${pool.name} ${pool.store().name} ${pool.folder}`;
+    if (found.has(key)) close();
+    else found.set(key, { pool, network: list.name, close });
   }
   return [...found.values()];
 }

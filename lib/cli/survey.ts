@@ -404,12 +404,12 @@ function problemsOf(facts: Facts, around: Around): Problem[] {
   return problems;
 }
 
-/** Addresses of host-local that no lease names, or that others have as well. */
+/** Addresses of host-local and cluster that no lease names, or that others have as well. */
 function leaseProblems({ network, containerId, ifName, addresses, own, list }: Facts, around: Around): Problem[] {
   const ipam = list?.plugins.map(({ config }) => lookup(config, "ipam")).find((one) =>
     isObject(one) && lookup(one, "type") !== undefined
   );
-  const isKept = isObject(ipam) && lookup(ipam, "type") === "host-local";
+  const isKept = isObject(ipam) && ["host-local", "cluster"].includes(String(lookup(ipam, "type")));
   return addresses.flatMap((cidr): Problem[] => {
     const ip = cidr.split("/")[0] ?? "";
     const claims = around.judgement.duplicates.find((list) => list[0]?.ip === ip) ?? [];

@@ -13,6 +13,8 @@ import {
   type Address,
   formatAddress,
   formatPrefix,
+  parseAddress,
+  parsePrefix,
   type Prefix,
   prefixContains,
   prefixesOverlap,
@@ -366,7 +368,8 @@ function randomBelow(count: bigint): bigint {
 
 /** Makes the record of a block. What is about to happen is written down before, so that a killed call loses nothing. */
 async function claim(pool: Pool, block: Prefix, options: OwnerOptions): Promise<boolean> {
-  const owner: Owner = { ...pool.identity, taken: new Date().toISOString(), nonce: crypto.randomUUID() };
+  const { identity, folder } = pool;
+  const owner: Owner = { ...identity, folder, taken: new Date().toISOString(), nonce: crypto.randomUUID() };
   const value = JSON.stringify(owner);
   await change(pool, options, (now) => withBlock(now, block, { phase: "taking", revision: "", value }));
   let made: StoreRecord | undefined;
@@ -464,9 +467,11 @@ async function settled(pool: Pool, one: OwnBlock, record: StoreRecord | undefine
   return { block: one.block, phase: "own", revision: record.revision, value: record.value };
 }
 
-function isOurs({ identity }: Pool, value: string): boolean {
+/** Is it this node's, and for these leases? */
+function isOurs({ identity, folder }: Pool, value: string): boolean {
   const owner = readOwner(value);
-  return owner?.node === identity.node && (owner.machineId === "" || owner.machineId === identity.machineId);
+  return owner?.node === identity.node && owner.folder === folder &&
+    (owner.machineId === "" || owner.machineId === identity.machineId);
 }
 
 function refuseOtherMachine({ identity, name }: Pool, records: readonly StoreRecord[]): void {
@@ -522,7 +527,7 @@ async function declare(pool: Pool, store: ClusterStore): Promise<void> {
 function readSubnets(value: string): Prefix[] {
   try {
     const { subnets } = JSON.parse(value);
-    return subnets.flatMap((text: string) => blockOfKey(`/${text.replace("/", "-")}`) ?? []);
+    return subnets.flatMap((text: string) => parsePrefix(text) ?? []);
   } catch {
     return [];
   }
@@ -545,11 +550,12 @@ function holders(records: readonly StoreRecord[]): string {
 
 function heldBy(pool: Pool, address: Address, records: readonly StoreRecord[]): CniError {
   const record = records.find((one) => blockOfRecord(one).some((block) => prefixContains(block, address)));
-  const node = record && readOwner(record.value)?.node;
+  const owner = record && readOwner(record.value);
+  const where = owner?.node === pool.identity.node ? ` for another network, in ${owner.folder}` : "";
   return new CniError(
     code.internal,
     `requested IP address ${formatAddress(address)} is not available in pool "${pool.name}"`,
-    `its block is held by node ${node ?? "unknown"}`,
+    `its block is held by node ${owner?.node ?? "unknown"}${where}`,
   );
 }
 
@@ -573,21 +579,22 @@ function noteFreed(pool: Pool, ips: readonly string[], leases: Store): void {
   const now = Date.now();
   const freed = { ...state.freed };
   for (const ip of ips) freed[ip] = now;
-  const spare = spareBlocks(pool, { ...state, freed }, leases).slice(1).map(({ block }) => formatPrefix(block));
+  const spare = spareBlocks(pool, { ...state, freed }, leases, 1).map(({ block }) => formatPrefix(block));
   const blocks = state.blocks.map((one) =>
     spare.includes(formatPrefix(one.block)) ? { ...one, phase: "returning" as const } : one
   );
   writeBlocks(blocksFile(pool), { ...state, freed, blocks });
 }
 
-/** Own blocks of which no address is given out. */
-function spareBlocks(pool: Pool, state: BlockState, leases: Store): OwnBlock[] {
-  const names = leases.names();
-  return state.blocks.filter(({ block, phase }) => {
-    const set = pool.sets.find((one) => isBlockOf(block, one));
-    if (phase !== "own" || set === undefined) return false;
-    for (const { address } of addressesOf(block, set)) if (names.has(formatAddress(address))) return false;
-    return true;
+/** Own blocks of which no address is given out, beyond the first `keep` of each range set. */
+function spareBlocks(pool: Pool, state: BlockState, leases: Store, keep: number): OwnBlock[] {
+  const used = [...leases.names()].flatMap((name) => parseAddress(name) ?? []);
+  // Asked of the leases, not of a block's addresses: a block may have more of them than can be gone through.
+  return pool.sets.flatMap((set) => {
+    const inUse = new Set(used.map((address) => formatPrefix(blockOf(address, set.blockSize))));
+    return state.blocks.filter(({ block, phase }) =>
+      phase === "own" && isBlockOf(block, set) && !inUse.has(formatPrefix(block))
+    ).slice(keep);
   });
 }
 
@@ -599,7 +606,7 @@ export async function returnSpare(
 ): Promise<readonly Prefix[]> {
   const state = await withStore(pool.folder, options, (leases) => {
     let now = readBlocks(blocksFile(pool));
-    const spare = spareBlocks(pool, now, leases).slice(keep);
+    const spare = spareBlocks(pool, now, leases, keep);
     for (const { block, ...rest } of spare) now = withBlock(now, block, { ...rest, phase: "returning" });
     if (spare.length > 0) writeBlocks(blocksFile(pool), now);
     return now;
@@ -624,11 +631,11 @@ export async function returnSpare(
 }
 
 function forgotten(state: BlockState, block: Prefix): BlockState {
-  const freed = Object.fromEntries(
-    Object.entries(state.freed).filter(([ip]) =>
-      !prefixContains(block, blockOfKey(`/${ip}-${block.address.family === 4 ? 32 : 128}`)!.address)
-    ),
-  );
+  const isIn = (ip: string) => {
+    const address = parseAddress(ip);
+    return address !== undefined && prefixContains(block, address);
+  };
+  const freed = Object.fromEntries(Object.entries(state.freed).filter(([ip]) => !isIn(ip)));
   return { ...withBlock(state, block, undefined), freed };
 }
 

@@ -77,11 +77,48 @@ export function* addressesOf(block: Prefix, set: PoolSet, limit = 1_000_000): Ge
     const to = range.end.value < last ? range.end.value : last;
     for (let value = from; value <= to; value++) {
       const address = { family: range.start.family, value };
-      if (isGateway(set.ranges, address) || set.exclude.some((one) => prefixContains(one, address))) continue;
+      const excluded = set.exclude.find((one) => prefixContains(one, address));
+      // To its end at once: what is excluded may be more than can be counted through.
+      if (excluded) value = lastAddress(excluded).value;
+      if (excluded || isGateway(set.ranges, address)) continue;
       if (limit-- <= 0) return;
       yield { address, range };
     }
   }
+}
+
+/** How many addresses of a block the set gives out. */
+export function addressCount(block: Prefix, set: PoolSet): bigint {
+  // Prefixes lie in each other or apart: the outer ones count.
+  const gaps = set.exclude.filter((one, index) =>
+    !set.exclude.some((other, at) =>
+      prefixContains(other, one.address) && (other.length < one.length || (other.length === one.length && at < index))
+    )
+  );
+  const gateways = new Map(set.ranges.map(({ gateway }) => [gateway.value, gateway]));
+  let count = 0n;
+  for (const range of set.ranges) {
+    if (range.start.family !== block.address.family) continue;
+    const [from, to] = overlap(block, [range.start.value, range.end.value]);
+    count += to - from;
+    for (const gap of gaps) {
+      const [start, end] = overlap(gap, [from, to - 1n]);
+      count -= end - start;
+    }
+    for (const gateway of gateways.values()) {
+      const isIn = gateway.value >= from && gateway.value < to;
+      if (isIn && !gaps.some((gap) => prefixContains(gap, gateway))) count--;
+    }
+  }
+  return count;
+}
+
+/** Where a prefix and the addresses from `first` to `last` overlap: the first one, and the one after the last one. */
+function overlap(prefix: Prefix, [first, last]: [bigint, bigint]): [bigint, bigint] {
+  const end = lastAddress(prefix).value;
+  const from = first > prefix.address.value ? first : prefix.address.value;
+  const to = (last < end ? last : end) + 1n;
+  return [from, to < from ? from : to];
 }
 
 /** Whether the set can give out any address of a block. */
@@ -115,6 +152,8 @@ export interface Owner {
   readonly node: string;
   /** `/etc/machine-id`: tells two nodes of one name apart; "" where there is none. */
   readonly machineId: string;
+  /** Its lease folder on that node: two networks of one node may share a pool, and have no leases in common. */
+  readonly folder: string;
   /** `/proc/sys/kernel/random/boot_id` when the block was taken. */
   readonly bootId: string;
   /** When the block was taken, RFC 3339. */
@@ -126,9 +165,10 @@ export interface Owner {
 /** Reads a record's value; undefined when it is not readable: such a block belongs to somebody, nobody knows to whom. */
 export function readOwner(value: string): Owner | undefined {
   try {
-    const { node, machineId = "", bootId = "", taken = "", nonce = "" } = JSON.parse(value);
+    const { node, machineId = "", folder = "", bootId = "", taken = "", nonce = "" } = JSON.parse(value);
     if (typeof node !== "string" || node === "") return undefined;
-    return { node, machineId: `${machineId}`, bootId: `${bootId}`, taken: `${taken}`, nonce: `${nonce}` };
+    const rest = { folder: `${folder}`, bootId: `${bootId}`, taken: `${taken}`, nonce: `${nonce}` };
+    return { node, machineId: `${machineId}`, ...rest };
   } catch {
     return undefined;
   }

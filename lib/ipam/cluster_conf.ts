@@ -143,7 +143,8 @@ export interface ClusterConf {
 }
 
 /** What the reading of a configuration needs of a call. */
-export type ConfCall = Pick<Call, "config" | "network" | "version" | "host" | "warn"> & { readonly args?: string };
+export type ConfCall = SetsCall & Pick<Call, "network" | "host"> & { readonly args?: string };
+type SetsCall = Pick<Call, "config" | "version" | "warn">;
 
 /** Reads the configuration. Throws {@linkcode CniError} naming key and value. */
 export async function clusterConf(call: ConfCall): Promise<ClusterConf> {
@@ -156,13 +157,7 @@ export async function clusterConf(call: ConfCall): Promise<ClusterConf> {
     );
   }
   const { folder, blockFolder } = foldersOf(call);
-  const name = ipam.pool ?? ipam.network_name ?? call.network;
-  if (!/^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,99}$/.test(name) || name === "cnibox-pools") {
-    throw invalid(
-      `"ipam.pool" is ${JSON.stringify(name)}`,
-      "a pool's name has letters, digits, `_`, `.` and `-`, 100 at most",
-    );
-  }
+  const name = poolName(ipam, call.network);
   const node = ipam.node ?? (Deno.env.get("NODENAME") || Deno.hostname());
   const limit = Date.now() + (ipam.timeout ?? LIMIT_MS);
   const { store, close } = await storeOf({ ...ipam, node }, call.host, () => limit);
@@ -196,10 +191,35 @@ export function foldersOf(
   return { folder: `${dataDir}/${network}`, blockFolder: `${base}/cluster/${network}` };
 }
 
+/** Throws {@linkcode CniError} naming key and value that cannot work anywhere; no file is opened. */
+export function checkConf(call: SetsCall & Pick<Call, "network">): void {
+  const ipam = readIpam(call.config);
+  if (ipam === undefined) return;
+  poolName(ipam, call.network);
+  const { etcd } = oneStore(ipam);
+  if (etcd !== undefined) checkEtcd(etcd, "ipam.store.etcd");
+  setsOf(ipam, call);
+}
+
+function poolName({ pool, network_name }: Ipam, network: string): string {
+  const name = pool ?? network_name ?? network;
+  if (/^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,99}$/.test(name) && name !== "cnibox-pools") return name;
+  throw invalid(
+    `"ipam.pool" is ${JSON.stringify(name)}`,
+    "a pool's name has letters, digits, `_`, `.` and `-`, 100 at most",
+  );
+}
+
+/** The range sets that a configuration describes; asks for nothing else. Throws {@linkcode CniError} naming key and value. */
+export function poolSets(call: SetsCall): readonly PoolSet[] {
+  const ipam = readIpam(call.config);
+  return ipam === undefined ? [] : setsOf(ipam, call);
+}
+
 type Ipam = NonNullable<ReturnType<typeof readIpam>>;
 const readIpam = (config: Call["config"]) => decode(clusterKeys, config, "").ipam;
 
-function setsOf(ipam: Ipam, call: ConfCall): PoolSet[] {
+function setsOf(ipam: Ipam, call: SetsCall): PoolSet[] {
   const own = ipam.ranges ?? [];
   const first = ipam.range === undefined ? [] : [[{ ...ipam.range, ...limits(ipam), exclude: ipam.exclude }]];
   const more = (ipam.ipRanges ?? []).map((one) => {
@@ -270,24 +290,29 @@ function gatewayFor({ subnet }: { subnet?: string | undefined }, gateway: string
   return gateway !== undefined && parseAddress(gateway)?.family === family ? gateway : undefined;
 }
 
+/** The one store that a configuration names. */
+function oneStore(ipam: Pick<Ipam, "store" | "kubernetes">) {
+  const { etcd, kubernetes = ipam.kubernetes } = ipam.store ?? {};
+  if (etcd !== undefined && kubernetes !== undefined) {
+    throw invalid('"ipam.store" names etcd and kubernetes', "a pool is in one store: remove the other");
+  }
+  if (etcd !== undefined) return { etcd };
+  if (kubernetes !== undefined) return { kubernetes };
+  throw invalid(
+    '"ipam.store" is missing',
+    'write "store": {"etcd": {"endpoints": […]}} or {"kubernetes": {"kubeconfig": "…"}}',
+  );
+}
+
 async function storeOf(
   ipam: Pick<Ipam, "store" | "kubernetes"> & { readonly node: string },
   host: Run,
   deadline: () => number,
 ): Promise<{ store: () => Store; close: () => void }> {
-  const { etcd, kubernetes = ipam.kubernetes } = ipam.store ?? {};
-  if (etcd !== undefined && kubernetes !== undefined) {
-    throw invalid('"ipam.store" names etcd and kubernetes', "a pool is in one store: remove the other");
-  }
+  const { etcd, kubernetes } = oneStore(ipam);
   if (etcd !== undefined) {
     const store = openEtcd(host, etcd, { deadline, path: "ipam.store.etcd" });
     return { store: () => store, close: () => {} };
-  }
-  if (kubernetes === undefined) {
-    throw invalid(
-      '"ipam.store" is missing',
-      'write "store": {"etcd": {"endpoints": […]}} or {"kubernetes": {"kubeconfig": "…"}}',
-    );
   }
   // Loaded when used: etcd needs no YAML.
   const { openKubernetes } = await import("../store/open_kubernetes.ts");
@@ -300,6 +325,13 @@ export function openEtcd(
   etcd: Fields<typeof etcdKeys>,
   { deadline, path }: { readonly deadline: () => number; readonly path: string },
 ): Store {
+  const endpoints = checkEtcd(etcd, path);
+  for (const key of ["caFile", "certFile", "keyFile", "passwordFile"] as const) readable(etcd[key], `${path}.${key}`);
+  return etcdStore(host, { ...etcd, endpoints }, { deadline });
+}
+
+/** What has to be there in any case; returns the endpoints. */
+function checkEtcd(etcd: Fields<typeof etcdKeys>, path: string): readonly string[] {
   const { endpoints = [], passwordFile, user } = etcd;
   if (endpoints.length === 0) {
     throw invalid(`"${path}.endpoints" is empty`, 'write "endpoints": ["https://10.0.0.1:2379"]');
@@ -310,8 +342,7 @@ export function openEtcd(
       "name the file that holds the password",
     );
   }
-  for (const key of ["caFile", "certFile", "keyFile", "passwordFile"] as const) readable(etcd[key], `${path}.${key}`);
-  return etcdStore(host, { ...etcd, endpoints }, { deadline });
+  return endpoints;
 }
 
 function readable(path: string | undefined, key: string): void {

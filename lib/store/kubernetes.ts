@@ -77,7 +77,10 @@ class Kubernetes implements Store {
   }
 
   async replaceIfRevision(key: string, value: string, revision: string): Promise<StoreRecord | undefined> {
-    const body = await this.#object(key, value, revision);
+    // A Lease is made by PUT where there is none, whatever its resourceVersion says. Only a uid refuses that.
+    const { uid, resourceVersion } = (await this.#get(key))?.metadata ?? {};
+    if (uid === undefined || resourceVersion !== revision) return undefined;
+    const body = await this.#object(key, value, { uid, resourceVersion });
     return await this.#write({ key, value, request: { method: "PUT", path: this.#path(key), body } });
   }
 
@@ -129,8 +132,7 @@ class Kubernetes implements Store {
   > {
     try {
       const { status, answer } = await this.#ask(request);
-      // 404: somebody removed what was to be replaced.
-      if (status === 409 || (status === 404 && request.method === "PUT")) return undefined;
+      if (status === 409) return undefined;
       this.#check(status, answer);
       return record(answer as Lease);
     } catch (error) {
@@ -142,11 +144,16 @@ class Kubernetes implements Store {
     }
   }
 
-  async #read(key: string): Promise<StoreRecord | undefined> {
+  async #get(key: string): Promise<Lease | undefined> {
     const { status, answer } = await this.#ask({ method: "GET", path: this.#path(key) });
     if (status === 404) return undefined;
     this.#check(status, answer);
-    return record(answer as Lease);
+    return answer as Lease;
+  }
+
+  async #read(key: string): Promise<StoreRecord | undefined> {
+    const lease = await this.#get(key);
+    return lease && record(lease);
   }
 
   async #expect(asked: Asked): Promise<unknown> {
@@ -188,7 +195,11 @@ class Kubernetes implements Store {
     );
   }
 
-  async #object(key: string, value: string, revision?: string): Promise<object> {
+  async #object(
+    key: string,
+    value: string,
+    condition: { uid?: string; resourceVersion?: string } = {},
+  ): Promise<object> {
     const { namespace, node } = this.conf;
     this.#owner ??= await this.#nodeReference();
     return {
@@ -197,7 +208,7 @@ class Kubernetes implements Store {
       metadata: {
         name: leaseName(key),
         namespace,
-        ...(revision && { resourceVersion: revision }),
+        ...condition,
         labels: { [MANAGED]: "cnibox", [POOL]: label(poolOf(key)) },
         annotations: { [KEY]: key, [VALUE]: value },
         ...("uid" in this.#owner && { ownerReferences: [this.#owner] }),

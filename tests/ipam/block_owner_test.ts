@@ -10,7 +10,14 @@ import {
   takeAddresses,
 } from "../../lib/ipam/block_owner.ts";
 import { readBlocks, writeBlocks } from "../../lib/ipam/block_state.ts";
-import { blockOfKey, defaultBlockSize, type PoolSet } from "../../lib/ipam/blocks.ts";
+import {
+  addressCount,
+  addressesOf,
+  blockOfKey,
+  defaultBlockSize,
+  isUsable,
+  type PoolSet,
+} from "../../lib/ipam/blocks.ts";
 import { rangeSets } from "../../lib/ipam/range.ts";
 import { formatAddress, formatPrefix, parseAddress, parsePrefix } from "../../lib/net/cidr.ts";
 import { StoreError } from "../../lib/store/store.ts";
@@ -82,6 +89,38 @@ Deno.test("a pool of a /24 has blocks of /32, of a /16 of /28, of a /64 of /76",
   assertEquals(["10.0.0.0/24", "10.0.0.0/16", "fd42::/64"].map((subnet) => set(subnet).blockSize), [32, 28, 76]);
 });
 
+Deno.test("what is excluded may be larger than anybody can count", () => {
+  const pool = set("fd42::/64", 76, ["fd42::/70", "fd42::400:0:0:0/77"]);
+  const [first, after, half] = ["fd42::/76", "fd42:0:0:0:0800::/76", "fd42:0:0:0:0400::/76"].map((text) =>
+    parsePrefix(text)!
+  );
+  assertEquals([isUsable(first!, pool), isUsable(after!, pool), isUsable(half!, pool)], [false, true, true]);
+  const [one] = addressesOf(half!, pool, 1);
+  assertEquals(formatAddress(one!.address), "fd42::408:0:0:0");
+});
+
+Deno.test("the addresses of a block are counted without going through them", () => {
+  const excludes = [
+    "10.42.0.0/30",
+    "10.42.0.2",
+    "10.42.0.20",
+    "10.42.0.40/29",
+    "10.42.0.44",
+    "10.42.0.44",
+    "10.42.0.62/31",
+  ];
+  for (const exclude of [[], excludes]) {
+    const pool = set("10.42.0.0/26", 28, exclude.map((text) => text.includes("/") ? text : `${text}/32`));
+    for (const text of ["10.42.0.0/28", "10.42.0.16/28", "10.42.0.32/28", "10.42.0.48/28", "10.42.1.0/28"]) {
+      const block = parsePrefix(text)!;
+      assertEquals(addressCount(block, pool), BigInt([...addressesOf(block, pool)].length), text);
+    }
+  }
+  const large = set("fd42::/64", 76);
+  // Without the network's own address and the gateway.
+  assertEquals(addressCount(parsePrefix("fd42::/76")!, large), 2n ** 52n - 2n);
+});
+
 Deno.test("two nodes never give the same address, and share the pool to its last one", async () => {
   const store = new FakeStore();
   await withNodes(store, [set("10.42.0.0/27")], async (node) => {
@@ -102,6 +141,17 @@ Deno.test("fifteen of sixteen addresses cost no request", async () => {
     for (let index = 0; index < 96; index++) await one.add(`c${index}`);
     // Two lists and the pool's own record at first, then a request for each block.
     assert(store.calls.length <= 3 + 8, store.calls.join("\n"));
+  });
+});
+
+Deno.test("a thousand addresses of a /16 cost at most a request for each twelve", async () => {
+  const store = new FakeStore();
+  await withNodes(store, [set("10.42.0.0/16")], async (node) => {
+    const one = node("a");
+    const given = new Set<string>();
+    for (let index = 0; index < 1000; index++) given.add(await one.add(`c${index}`));
+    assertEquals(given.size, 1000);
+    assert(store.calls.length <= 1000 / 12, `${store.calls.length} requests`);
   });
 });
 
@@ -187,6 +237,35 @@ Deno.test("one spare block stays, the others are returned; trim returns that one
   });
 });
 
+Deno.test("spare blocks of both families are returned", async () => {
+  const store = new FakeStore();
+  await withNodes(store, [set("10.42.0.0/24"), set("fd42::/120")], async (node) => {
+    const one = node("a");
+    for (const id of ["c1", "c2", "c3"]) await one.add(id);
+    for (const id of ["c1", "c2", "c3"]) await one.del(id);
+    // One of each family stays, so that the next container costs no request.
+    assertEquals(blockRecords(store).length, 2);
+    assertEquals(one.blocks().map((line) => line.includes(":")).sort(), [false, true]);
+    await returnSpare(one.pool, { warn: () => {} }, { keep: 0, always: true });
+    assertEquals([one.warnings, blockRecords(store), one.blocks()], [[], [], []]);
+    assertEquals(readBlocks(blocksFile(one.pool)).freed, {});
+  });
+});
+
+Deno.test("a block is spare only when none of its addresses is in use, however large it is", async () => {
+  const store = new FakeStore();
+  await withNodes(store, [set("fd42::/64")], async (node) => {
+    const one = node("a");
+    // The last address of the first /76.
+    await one.add("c1", "fd42::f:ffff:ffff:ffff");
+    const trimmed = await returnSpare(one.pool, { warn: () => {} }, { keep: 0, always: true });
+    assertEquals([trimmed, blockRecords(store)], [[], ["pods/fd42::-76"]]);
+    await one.del("c1");
+    await returnSpare(one.pool, { warn: () => {} }, { keep: 0, always: true });
+    assertEquals(blockRecords(store), []);
+  });
+});
+
 Deno.test("a block that could not be returned is returned later, and gives out nothing meanwhile", async () => {
   const store = new FakeStore();
   await withNodes(store, [set("10.42.0.0/24")], async (node) => {
@@ -231,6 +310,20 @@ Deno.test("records that went are made again at the next boot", async () => {
     for (const key of keys) store.records.delete(key);
     await node("a", { identity: { ...one.pool.identity, bootId: "boot2" } }).add("c2");
     assertEquals(blockRecords(store), keys);
+  });
+});
+
+Deno.test("two networks of one node share a pool: neither gives out the other's addresses", async () => {
+  const store = new FakeStore();
+  await withNodes(store, [set("10.42.0.0/24", 28)], async (node) => {
+    const [one, two] = [
+      node("a"),
+      node("a", { folder: `${node("a").pool.folder}-too`, blockFolder: `${node("a").pool.blockFolder}-too` }),
+    ];
+    const given = [await one.add("c1"), await two.add("c2"), await one.add("c3"), await two.add("c4")];
+    assertEquals(new Set(given).size, 4, given.join());
+    assertEquals(blockRecords(store).length, 2);
+    assertEquals([one.blocks().length, readBlocks(blocksFile(two.pool)).blocks.length], [1, 1]);
   });
 });
 

@@ -1,0 +1,480 @@
+/** cluster on a real etcd: three machines share a pool, members die, somebody misconfigures, and the main plugins delegate to it. */
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import type { Namespace, Node } from "./support/node.ts";
+import { type Need, unmet } from "./support/needs.ts";
+import { configure, must } from "./support/operator.ts";
+import { Attachment, binDir, type Json, type PluginOutput, runPlugin } from "./support/plugins.ts";
+import { eventually } from "./support/traffic.ts";
+import { type EtcdOptions, switchboard, type World } from "./support/cluster_world.ts";
+
+const PASSWORD = "a-password-that-nobody-sees";
+
+interface WorldOptions {
+  readonly machines?: number;
+  readonly etcd?: EtcdOptions | false;
+  readonly needs?: readonly Need[];
+}
+
+function worldTest(name: string, options: WorldOptions, body: (world: World) => Promise<void>): void {
+  const { machines = 3, etcd = {}, needs = [] } = options;
+  const missing = unmet(["root", "bridge", "veth", "tool:etcd", "tool:curl", ...needs]);
+  Deno.test({
+    name: missing.length > 0 ? `${name} [skipped: ${missing.join("; ")}]` : name,
+    ignore: missing.length > 0,
+    fn: async () => {
+      await using world = await switchboard(machines, { etcd });
+      for (const [index, node] of world.nodes.entries()) {
+        await node.write("/etc/machine-id", `${index + 1}`.repeat(32) + "\n");
+      }
+      await body(world);
+    },
+  });
+}
+
+/** The `ipam` section of a node's configuration. */
+function ipam(world: World, node: Node, changes: Json = {}): Json {
+  return {
+    type: "cluster",
+    node: world.nameOf(node),
+    ranges: [[{ subnet: "10.42.0.0/26" }]],
+    timeout: "15s",
+    store: { etcd: { endpoints: [world.etcd] } },
+    ...changes,
+  };
+}
+
+const conf = (section: Json, name = "pods") => ({ cniVersion: "1.1.0", name, ipam: section });
+
+/** Calls the IPAM plugin as a main plugin does. */
+async function ask(node: Node, command: "ADD" | "DEL" | "CHECK" | "STATUS", id: string, stdin: Json) {
+  const about = command === "STATUS" ? { ifName: null } : { containerId: id, netns: "/run/netns/none" };
+  return await runPlugin(node, { type: "cluster", command, ...about, stdin });
+}
+
+async function added(node: Node, id: string, stdin: Json): Promise<string> {
+  const output = await ask(node, "ADD", id, stdin);
+  assertEquals(output.code, 0, output.stdout + output.stderr);
+  return output.json.ips[0].address.split("/")[0];
+}
+
+async function done(node: Node, command: "DEL" | "CHECK" | "STATUS", id: string, stdin: Json): Promise<void> {
+  const output = await ask(node, command, id, stdin);
+  assertEquals(output.code, 0, output.stdout + output.stderr);
+}
+
+function refused(output: PluginOutput, code: number, msg: RegExp): void {
+  assert(output.code !== 0, output.stdout);
+  assertEquals(output.json?.code, code, output.stdout);
+  assertMatch(output.json.msg, msg);
+}
+
+/** Works through jobs, so many at once. */
+async function atOnce(count: number, jobs: readonly (() => Promise<void>)[]): Promise<void> {
+  const left = jobs.values();
+  await Promise.all(Array.from({ length: count }, async () => {
+    for (const job of left) await job();
+  }));
+}
+
+/** Files below /var/lib/cni, by name. */
+async function files(node: Node): Promise<string> {
+  return await node.sh("cd /var/lib/cni && find . | sort");
+}
+
+interface Key {
+  readonly key: string;
+  readonly value: string;
+}
+
+/** Everything in an etcd that answers without a password. */
+async function keys(world: World, url: string): Promise<Key[]> {
+  const body = JSON.stringify({ key: btoa("/"), range_end: btoa("0") });
+  const answer = await world.hub.run("curl", "-s", "-f", "-d", body, `${url}/v3/kv/range`);
+  return (JSON.parse(answer).kvs ?? []).map(({ key, value }: Key) => ({ key: atob(key), value: atob(value) }));
+}
+
+/** The network where `cnibox cluster` finds it. */
+async function publish(node: Node, section: Json): Promise<void> {
+  await configure(node, { cniVersion: "1.1.0", name: "pods", plugins: [{ type: "bridge", ipam: section }] });
+}
+
+worldTest("three machines share a pool to its last address, and leave nothing", { etcd: false }, async (world) => {
+  const members = await world.startMembers();
+  const endpoints = members.map(({ url }) => url);
+  const first = endpoints[0] ?? "";
+  const confs = new Map<Node, Json>();
+  for (const node of world.nodes) {
+    const section = ipam(world, node, { store: { etcd: { endpoints } } });
+    confs.set(node, conf(section));
+    await publish(node, section);
+    // Locks and folders are there from the first use on.
+    await added(node, "first", confs.get(node));
+    await done(node, "DEL", "first", confs.get(node));
+    await must(node, ["cluster", "trim"]);
+  }
+  const before = await Promise.all(world.nodes.map(files));
+  assertEquals(await keys(world, first), []);
+
+  const given: { node: Node; id: string; ip: string }[] = [];
+  const full: PluginOutput[] = [];
+  const adds = Array.from({ length: 70 }, (_, index) => async () => {
+    const node = world.nodes[index % 3]!;
+    const output = await ask(node, "ADD", `c${index}`, confs.get(node));
+    if (output.code === 0) given.push({ node, id: `c${index}`, ip: output.json.ips[0].address });
+    else full.push(output);
+  });
+  await atOnce(12, adds);
+  assertEquals(new Set(given.map(({ ip }) => ip)).size, given.length);
+  for (const output of full) {
+    refused(output, 100, /^pool "pods" is full: no address of 10\.42\.0\.1-10\.42\.0\.62 is free$/);
+    assertMatch(output.json.details, /61 blocks are taken: node\d has \d+/);
+  }
+  assertEquals([given.length, full.length], [61, 9]);
+  const { json } = await must(world.nodes[0]!, ["cluster", "blocks", "--json"]);
+  assertEquals(json.blocks.length, 61);
+
+  await atOnce(12, given.map(({ node, id }) => () => done(node, "DEL", id, confs.get(node))));
+  for (const node of world.nodes) await must(node, ["cluster", "trim"]);
+  assertEquals(await Promise.all(world.nodes.map(files)), before);
+  assertEquals(await keys(world, first), []);
+});
+
+worldTest("with two of three members killed a node gives out what it owns, and says when that is all", {
+  etcd: false,
+}, async (world) => {
+  const members = await world.startMembers();
+  const [one, two] = world.nodes as [Node, Node];
+  const section = {
+    ranges: [[{ subnet: "10.42.0.0/24", rangeStart: "10.42.0.8" }]],
+    blockSize: 30,
+    timeout: "3s",
+    store: { etcd: { endpoints: members.map(({ url }) => url) } },
+  };
+  const mine = conf(ipam(world, one, section));
+  const given = [await added(one, "c1", mine)];
+  for (const member of members.slice(1)) await member.kill();
+  for (const id of ["c2", "c3"]) given.push(await added(one, id, mine));
+  await done(one, "DEL", "c3", mine);
+  await done(one, "CHECK", "c1", mine);
+  await done(one, "STATUS", "", mine);
+  given.pop();
+  // A block of four: all of it, what rests included, then no more.
+  for (const id of ["c4", "c5"]) given.push(await added(one, id, mine));
+  assertEquals(new Set(given).size, 4, given.join());
+  refused(await ask(one, "ADD", "c6", mine), 11, /^pool "pods": .*etcd.*http:\/\/10\.99\.0\./);
+  refused(await ask(one, "STATUS", "", mine), 50, /etcd/);
+  const foreign = conf(ipam(world, two, section));
+  refused(await ask(two, "ADD", "c1", foreign), 11, /etcd/);
+  await done(one, "DEL", "c5", mine);
+  given.pop();
+
+  // Back again: what was asked for meanwhile is settled, and everybody goes on.
+  await Promise.all(members.slice(1).map((member) => member.start()));
+  await eventually("the members agree again", async () => {
+    const output = await ask(two, "ADD", "c2", foreign);
+    if (output.code === 0) given.push(output.json.ips[0].address.split("/")[0]);
+    else assertEquals(output.json.code, 11, output.stdout);
+    return output.code === 0;
+  }, 60_000);
+  for (const id of ["c7", "c8", "c9"]) given.push(await added(one, id, mine));
+  assertEquals(new Set(given).size, 7, given.join());
+  const owners = (await keys(world, members[0]!.url)).filter(({ key }) => key.startsWith("/cnibox/cluster/v1/pods/"));
+  const known = JSON.parse(await one.read("/var/lib/cni/cluster/pods/blocks.json") ?? "").blocks;
+  assertEquals(owners.filter(({ value }) => JSON.parse(value).node === "node1").length, known.length);
+});
+
+worldTest("the leader is killed while addresses are given out: none is given twice", { etcd: false }, async (world) => {
+  const members = await world.startMembers();
+  const store = { etcd: { endpoints: members.map(({ url }) => url) } };
+  const confs = world.nodes.map((node) => conf(ipam(world, node, { store, ranges: [[{ subnet: "10.42.0.0/24" }]] })));
+  const given: string[] = [];
+  const adds = Array.from({ length: 36 }, (_, index) => async () => {
+    if (index === 12) await (await leader(world, members)).kill();
+    const output = await ask(world.nodes[index % 3]!, "ADD", `c${index}`, confs[index % 3]);
+    if (output.code === 0) given.push(output.json.ips[0].address);
+    else assertEquals(output.json?.code, 11, output.stdout);
+  });
+  await atOnce(6, adds);
+  assert(given.length > 12, `${given.length} of 36 were given`);
+  assertEquals(new Set(given).size, given.length);
+});
+
+async function leader<M extends { url: string }>(world: World, members: readonly M[]): Promise<M> {
+  for (const member of members) {
+    const text = await world.hub.run("curl", "-s", "-f", "-d", "{}", `${member.url}/v3/maintenance/status`);
+    const { header, leader } = JSON.parse(text);
+    if (header.member_id === leader) return member;
+  }
+  throw new Error("no member is the leader");
+}
+
+/** An authority of its own, in a folder of a node, and a server certificate for etcd's address. */
+async function certificates(node: Node, folder: string): Promise<void> {
+  await node.sh(
+    `mkdir -p "$1"; cd "$1"
+    openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj "/CN=test authority" -keyout ca.key -out ca.pem 2>&1
+    openssl req -newkey rsa:2048 -nodes -subj "/CN=etcd" -keyout server.key -out server.csr 2>&1
+    printf 'subjectAltName=IP:10.99.0.254,IP:127.0.0.1\\n' >ext
+    openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out server.pem 2>&1`,
+    folder,
+  );
+}
+
+/** Starts etcd with TLS and a password, and gives the machines what they need to reach it. */
+async function secure(world: World): Promise<void> {
+  const { hub } = world;
+  for (const folder of ["/etc/etcd-tls", "/etc/other-tls"]) await certificates(hub, folder);
+  const args = ["--cert-file", "/etc/etcd-tls/server.pem", "--key-file", "/etc/etcd-tls/server.key"];
+  await world.startEtcd({ scheme: "https", args: [...args, "--bcrypt-cost", "4"] });
+  const post = (path: string, body: Json) =>
+    hub.run("curl", "-s", "-k", "-f", "-d", JSON.stringify(body), `${world.etcd}/v3/auth/${path}`);
+  await post("user/add", { name: "root", password: PASSWORD });
+  await post("role/add", { name: "root" });
+  await post("user/grant", { user: "root", role: "root" });
+  await post("enable", {});
+  for (const node of world.nodes) {
+    await node.write("/etc/cni/etcd/ca.pem", await hub.read("/etc/etcd-tls/ca.pem") ?? "");
+    await node.write("/etc/cni/etcd/other-ca.pem", await hub.read("/etc/other-tls/ca.pem") ?? "");
+    await node.write("/etc/cni/etcd/password", `${PASSWORD}\n`, 0o600);
+    await node.write("/etc/cni/etcd/wrong-password", "guessed-by-somebody\n", 0o600);
+  }
+}
+
+const secured = (world: World, changes: Json = {}) => ({
+  store: {
+    etcd: {
+      endpoints: [world.etcd],
+      caFile: "/etc/cni/etcd/ca.pem",
+      user: "root",
+      passwordFile: "/etc/cni/etcd/password",
+      ...changes,
+    },
+  },
+});
+
+worldTest("the executable opens no internet socket, and no secret is in a command line or an environment", {
+  machines: 1,
+  etcd: false,
+  needs: ["tool:strace", "tool:openssl"],
+}, async (world) => {
+  await secure(world);
+  const [node] = world.nodes as [Node];
+  await node.sh("mkdir /run/trace");
+  const wrap = ["strace", "-ff", "-qq", "-v", "-s", "8192", "-e", "trace=socket,execve", "-o", "/run/trace/t"];
+  const stdin = conf(ipam(world, node, secured(world)));
+  const about = { containerId: "c1", netns: "/run/netns/none" };
+  const output = await runPlugin(node, { type: "cluster", command: "ADD", ...about, stdin, wrap });
+  assertEquals(output.code, 0, output.stdout + output.stderr);
+  let curls = 0;
+  for (const name of await node.list("/run/trace")) {
+    const text = await node.read(`/run/trace/${name}`) ?? "";
+    for (const secret of [PASSWORD, btoa(PASSWORD), "Authorization"]) assert(!text.includes(secret), text);
+    const isCurl = /execve\("[^"]*\/curl", .* = 0$/m.test(text);
+    assertEquals(/socket\(AF_INET6?, SOCK_STREAM/.test(text), isCurl, text);
+    if (isCurl) curls++;
+    else assert(!/AF_INET/.test(text), text);
+  }
+  assert(curls >= 3, `${curls} requests were made`);
+});
+
+worldTest("a store that refuses or cannot be reached is named with the reason, and nothing is lost", {
+  machines: 1,
+  etcd: false,
+  needs: ["tool:openssl"],
+}, async (world) => {
+  await secure(world);
+  const [node] = world.nodes as [Node];
+  const good = conf(ipam(world, node, secured(world)));
+  await added(node, "c1", good);
+  const before = await files(node);
+  // A pool of its own each time: nothing is confirmed yet, so the store has to be asked.
+  const bad = (changes: Json) => ask(node, "ADD", "c2", conf(ipam(world, node, secured(world, changes)), "fresh"));
+  const password = await bad({ passwordFile: "/etc/cni/etcd/wrong-password" });
+  refused(password, 7, /^pool "fresh": etcd https:\/\/10\.99\.0\.254:2379: user "root": .*invalid user ID or password/);
+  assert(!(password.stdout + password.stderr).includes("guessed"), password.stdout);
+  refused(
+    await bad({ caFile: "/etc/cni/etcd/other-ca.pem" }),
+    11,
+    /^pool "fresh": etcd https:\/\/10\.99\.0\.254:2379: SSL certificate problem/,
+  );
+  refused(await bad({ caFile: "/etc/cni/etcd/none.pem" }), 7, /"ipam\.store\.etcd\.caFile" is "\/etc\/cni\/etcd\/none/);
+  refused(await bad({ user: undefined }), 7, /etcd https:.*user name is empty/);
+  refused(
+    await bad({ endpoints: ["https://10.99.0.254:1"] }),
+    11,
+    /^pool "fresh": etcd https:\/\/10\.99\.0\.254:1: .*(refused|Failed to connect)/,
+  );
+  // The container that was there before is what it was.
+  await done(node, "CHECK", "c1", good);
+  assertEquals((await files(node)).replaceAll(/^.*\bfresh\b.*\n/gm, ""), before);
+  await added(node, "c2", good);
+  for (const id of ["c1", "c2"]) await done(node, "DEL", id, good);
+});
+
+worldTest("one name for two machines, an overlapping pool, a record edited by hand: refused, and nothing is lost", {
+  machines: 2,
+}, async (world) => {
+  const [one, two] = world.nodes as [Node, Node];
+  const small = { blockSize: 30 };
+  const mine = conf(ipam(world, one, small));
+  const ip = await added(one, "c1", mine);
+  const before = await keys(world, world.etcd);
+
+  const twin = await ask(two, "ADD", "c1", conf(ipam(world, two, { ...small, node: "node1" })));
+  refused(twin, 7, /^pool "pods": another machine has the node name "node1" too$/);
+  assertMatch(twin.json.details, new RegExp(`machine ${"1".repeat(32)}, this is ${"2".repeat(32)}`));
+  const overlapping = conf(ipam(world, two, { ranges: [[{ subnet: "10.42.0.0/24" }]] }), "more");
+  refused(await ask(two, "ADD", "c1", overlapping), 7, /^pool "more" overlaps with pool "pods": 10\.42\.0\.0\/24$/);
+  const other = conf(ipam(world, two, { blockSize: 29 }));
+  refused(
+    await ask(two, "ADD", "c1", other),
+    7,
+    /^pool "pods": "blockSize" is 29 here, and the pool has blocks of \/30$/,
+  );
+  assertEquals(await keys(world, world.etcd), before);
+  await done(one, "CHECK", "c1", mine);
+
+  const record = before.find(({ key }) => key.includes("/pods/10."))!;
+  await world.put(record.key, "edited by hand");
+  await publish(one, mine.ipam);
+  const found = await must(one, ["cluster", "check", "--json"]).catch((error) => `${error}`);
+  assertMatch(`${found}`, /the record is not readable; its block is given to nobody/);
+  assertMatch(`${found}`, new RegExp(`in use here: ${ip.replaceAll(".", "\\.")}\\b`));
+  refused(
+    await ask(one, "CHECK", "c1", mine),
+    999,
+    new RegExp(`^cluster: ${ip.replaceAll(".", "\\.")} belongs to node`),
+  );
+  // Nobody gets an address of that block any more.
+  const theirs = conf(ipam(world, two, small));
+  const given = [ip];
+  for (const [index, node] of [one, two, one, two, one].entries()) {
+    given.push(await added(node, `more${index}`, node === one ? mine : theirs));
+  }
+  assertEquals(new Set(given).size, 6, given.join());
+  const block = (address: string) => Math.trunc(Number(address.split(".")[3]) / 4);
+  assertEquals(given.filter((address) => block(address) === block(ip)), [ip]);
+  await world.put(record.key, record.value);
+  const { stdout } = await must(one, ["cluster", "check"]);
+  assertEquals(stdout, "records and files agree\n");
+  await done(one, "CHECK", "c1", mine);
+  await done(one, "DEL", "c1", mine);
+});
+
+worldTest("two networks of one node share a pool, each with blocks of its own", { machines: 1 }, async (world) => {
+  const [node] = world.nodes as [Node];
+  const section = ipam(world, node, { pool: "common", blockSize: 29 });
+  for (const name of ["left", "right"]) {
+    await configure(node, { cniVersion: "1.1.0", name, plugins: [{ type: "bridge", ipam: section }] });
+  }
+  const given: string[] = [];
+  for (const id of ["c1", "c2"]) {
+    for (const name of ["left", "right"]) given.push(await added(node, id, conf(section, name)));
+  }
+  assertEquals(new Set(given).size, 4, given.join());
+  const { json: { pools } } = await must(node, ["cluster", "pools", "--json"]);
+  assertEquals(pools.map(({ networks, blocks }: Json) => [networks, blocks.taken]), [[["left", "right"], 2]]);
+  const { json: { blocks } } = await must(node, ["cluster", "blocks", "--json"]);
+  assertEquals(blocks.map(({ used }: Json) => used), [2, 2]);
+  assertEquals((await must(node, ["cluster", "check"])).stdout, "records and files agree\n");
+  for (const id of ["c1", "c2"]) {
+    for (const name of ["left", "right"]) await done(node, "DEL", id, conf(section, name));
+  }
+  await must(node, ["cluster", "trim"]);
+  assertEquals(await keys(world, world.etcd), []);
+});
+
+worldTest("show, ipam, doctor, explain and schema know what cluster gives out", { machines: 1 }, async (world) => {
+  const [node] = world.nodes as [Node];
+  const section = ipam(world, node, { blockSize: 29 });
+  await configure(node, {
+    cniVersion: "1.1.0",
+    name: "pods",
+    plugins: [{ type: "bridge", bridge: "cni0", isGateway: true, ipam: section }],
+  });
+  for (const name of ["box", "free"]) await node.container(name);
+  const empty = await must(node, ["explain", "add", "pods", "box", "--id", "c1"]).catch((error) => `${error}`);
+  assertMatch(`${empty}`, /no address is free in the blocks of this node: ADD would ask etcd http:/);
+  await must(node, ["add", "pods", "box", "--id", "c1"]);
+  const { json: [pool] } = await must(node, ["ipam", "--json"]);
+  const [{ range, taken, free, total, blocks }] = pool.ranges;
+  assertEquals([pool.trouble, range, taken, blocks], [undefined, "10.42.0.1-10.42.0.62", 1, 1]);
+  // The first block has the gateway and the network's address, the last one what is after its end.
+  assertEquals(Number(total) - Number(free), 1);
+  assert([6, 7, 8].includes(Number(total)), total);
+  assertMatch((await must(node, ["ipam"])).stdout, /1 taken +\d free in 1 block of this node/);
+  const { json: [lease] } = await must(node, ["ipam", "list", "--json"]);
+  assertEquals([lease.network, lease.container, lease.state], ["pods", "c1", "alive"]);
+  assertEquals((await must(node, ["ipam", "check"])).code, 0);
+  assertMatch((await must(node, ["show"])).stdout, /pods.*10\.42\.0\.0\/26/);
+  assertMatch(
+    (await must(node, ["explain", "add", "pods", "free", "--id", "c2"])).stdout,
+    /\/var\/lib\/cni\/networks\/pods\/10\.42\.0\.\d+/,
+  );
+  assertMatch((await must(node, ["schema", "cluster"])).stdout, /"blockSize"/);
+  // Another node has the block by now.
+  const [record] = (await keys(world, world.etcd)).filter(({ key }) => key.includes("/pods/10."));
+  await world.put(record!.key, JSON.stringify({ node: "node9", machineId: "9" }));
+  await must(node, ["cluster", "check"]).catch(() => {});
+  const doctor = (await node.exec([`${binDir.cnibox}/cnibox`, "doctor"])).stdout;
+  assertMatch(doctor, /network pods: block 10\.42\.0\.\d+\/29 belongs to node9 now/);
+  // Nothing that can be executed: curl is missing.
+  await node.run("mount", "--bind", "/dev/null", "/usr/bin/curl");
+  assertMatch((await node.exec([`${binDir.cnibox}/cnibox`, "doctor"])).stdout, /curl is missing/);
+  const fresh = conf(ipam(world, node), "fresh");
+  refused(await ask(node, "ADD", "c2", fresh), 11, /exec: "curl": executable file not found in \$PATH/);
+  refused(await ask(node, "STATUS", "", fresh), 50, /exec: "curl": executable file not found in \$PATH/);
+  await node.run("umount", "/usr/bin/curl");
+  await world.put(record!.key, record!.value);
+  await must(node, ["cluster", "check"]);
+  await must(node, ["del", "pods", "box", "--id", "c1"]);
+});
+
+/** Each main plugin with what its configuration needs. */
+const mains: { name: string; needs: Need[]; plugin: Json }[] = [
+  { name: "bridge", needs: [], plugin: { type: "bridge", bridge: "cni0", isGateway: true } },
+  { name: "ptp", needs: [], plugin: { type: "ptp" } },
+  { name: "macvlan", needs: ["macvlan"], plugin: { type: "macvlan", master: "eth0" } },
+  { name: "ipvlan", needs: ["ipvlan"], plugin: { type: "ipvlan", master: "eth0" } },
+];
+
+for (const { name, needs, plugin } of mains) {
+  for (const folded of name === "bridge" ? [false, true] : [false]) {
+    const title = `${name}${folded ? " in chain" : ""} gets addresses of both families from cluster and returns them`;
+    worldTest(title, { machines: 1, needs }, async (world) => {
+      const [node] = world.nodes as [Node];
+      const section = ipam(world, node, {
+        ranges: [[{ subnet: "10.42.0.0/24" }], [{ subnet: "fd42::/64" }]],
+        routes: [{ dst: "0.0.0.0/0" }, { dst: "::/0" }],
+      });
+      const main = { ...plugin, ipam: section };
+      const list = {
+        cniVersion: "1.1.0",
+        name: "pods",
+        plugins: [folded ? { type: "chain", plugins: [main, { type: "tuning" }] } : main],
+      };
+      await configure(node, list);
+      const attached: { pod: Namespace; attachment: Attachment; ips: string[] }[] = [];
+      for (let count = 0; count < 3; count++) {
+        const pod = await node.container();
+        const attachment = new Attachment(node, list, pod);
+        const { ips } = await attachment.add();
+        attached.push({ pod, attachment, ips: ips.map(({ address }: Json) => address) });
+        await attachment.check();
+      }
+      const all = attached.flatMap(({ ips }) => ips);
+      assertEquals([all.length, new Set(all).size], [6, 6]);
+      for (const { pod, ips } of attached) {
+        const shown = await pod.run("ip", "-o", "addr", "show", "dev", "eth0");
+        for (const address of ips) assert(shown.includes(` ${address} `), `${address} is not in ${shown}`);
+      }
+      const { json } = await must(node, ["cluster", "find", all[0]!.split("/")[0]!, "--json"]);
+      assertEquals([json.found[0].node, json.found[0].containerId], ["node1", attached[0]!.pod.name]);
+      for (const { attachment } of attached) await attachment.del();
+      await must(node, ["cluster", "trim"]);
+      assertEquals(await keys(world, world.etcd), []);
+      const left = await node.list("/var/lib/cni/networks/pods");
+      assertEquals(left.filter((file) => /^(10\.|fd42)/.test(file)), []);
+    });
+  }
+}
