@@ -341,7 +341,7 @@ class Scene {
   }
 
   #wasKilled({ code, stdout }: PluginOutput, kill: Kill | undefined): boolean {
-    if (!kill || code !== KILLED) return false;
+    if (!kill || !KILLED.includes(code)) return false;
     this.#counts.killed++;
     if (stdout !== "" && stdout.trim()[0] !== "{") this.#violation(`a killed call printed ${stdout}`);
     return true;
@@ -417,8 +417,8 @@ interface Kill {
   readonly alone: boolean;
 }
 
-/** What timeout(1) ends with when it has killed. */
-const KILLED = 137;
+/** What timeout(1) ends with when it has killed, or when the call ended by itself at that very moment. */
+const KILLED = [137, 124];
 
 /** timeout(1) kills its own process group, tools included; in the foreground its child alone. */
 function killer({ after, alone }: Kill): string[] {

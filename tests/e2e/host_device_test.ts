@@ -347,6 +347,20 @@ nodeTest("host-device DEL keeps the device in the container while the host has a
   assertEquals([await links(node), await links(pod)], [["dev0"], []]);
 });
 
+nodeTest(
+  "host-device DEL goes on where one was killed that had given a veth its own name again",
+  { needs },
+  async ({ node }) => {
+    await node.ip("link add dev0 type veth peer name far0");
+    const pod = await node.container("a");
+    const one = new Attachment(node, net(), pod);
+    await one.add();
+    await pod.ip("link set eth0 down", "link set eth0 name dev0", "link add dev1 type veth peer name dev2");
+    await one.del();
+    assertEquals([await links(node), await links(pod)], [["dev0", "far0"], ["dev1", "dev2"]]);
+  },
+);
+
 nodeTest("host-device DEL finds a device that the container renamed, or whose alias it changed", {
   needs: [...needs, "dummy"],
 }, async ({ node }) => {

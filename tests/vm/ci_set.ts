@@ -1,12 +1,12 @@
 /**
- * What CI runs in the virtual machine: the tests of what few kernels have, and of firewalls that few machines have. A test takes
- * ten to twenty seconds of a processor there, so each has to be worth it; `--all` is the long form, with every plugin.
+ * What CI runs in the virtual machine: tests of what few kernels have. A test takes ten to twenty seconds of a processor there,
+ * so vlan, ipvlan and vrf are left to files that are named and to `--all`, the long form, with every plugin.
  */
 import { join } from "@std/path";
 import { type KernelFeature, type Need } from "../e2e/support/needs.ts";
 
 /** Kernel features whose tests run: machines that build and test have often been without them. */
-const rare: readonly KernelFeature[] = ["vlan", "dummy", "ipvlan", "vrf", "vlan_filtering"];
+const rare: readonly KernelFeature[] = ["dummy", "vlan_filtering"];
 
 /** Of those, what is the code of all link plugins, and runs for macvlan and tap on the machine's own kernel. */
 const common = new RegExp(
@@ -27,10 +27,8 @@ const common = new RegExp(
 const interop = /: (cnibox|ref) adds, (cnibox|ref) checks, (cnibox|ref) deletes$/;
 const shared = /: (cnibox adds, ref checks, ref deletes|ref adds, cnibox checks, cnibox deletes)$/;
 
-/** The other tests, by their file: firewalls that the machine's own kernel or packages may lack. */
-const chosen: Record<string, RegExp[]> = {
-  "firewall_tools_test.ts": [/^with (iptables-legacy|nft alone) /, /^without any firewall tool /],
-};
+/** Other tests, by their file. */
+const chosen: Record<string, RegExp[]> = {};
 
 /** Whether a test belongs to the set. */
 export function inCiSet(name: string, needs: readonly Need[]): boolean {
