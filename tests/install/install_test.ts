@@ -399,7 +399,7 @@ async function onlyTools(folder: string): Promise<void> {
   Deno.mkdirSync(folder);
   const names =
     "sh cat sed awk grep sort tr cut od tar gzip sha256sum cmp cp mv ln rm rmdir mkdir mktemp chmod chown " +
-    "readlink dirname basename uname id wc head sync getconf";
+    "readlink dirname basename uname id wc head sync getconf stat";
   for (const name of names.split(" ")) {
     const { stdout } = await succeed("sh", ["-c", `command -v ${name}`]);
     Deno.symlinkSync(stdout.trim(), join(folder, name));

@@ -41,7 +41,7 @@ Deno.test({
   ignore: noStrace || !isRoot,
   fn: async () => {
     using folder = temporaryFolder();
-    const draft = /\/cnibox-draft-\d+$/, flag = `--bin-dir=${folder.path}`;
+    const draft = /\/\.cnibox\/work\.[^/]+\/cnibox$/, flag = `--bin-dir=${folder.path}`;
     Deno.copyFileSync(CNIBOX, join(folder.path, "cnibox"));
     // Other bytes than those to be installed.
     Deno.writeTextFileSync(join(folder.path, "cnibox"), "\n", { append: true });
