@@ -169,7 +169,7 @@ Deno.test("release with one changed byte, cut short, or with files that do not b
       repacked((inside) => {
         Deno.renameSync(inside, `${inside}-elsewhere`);
         Deno.symlinkSync(`${inside}-elsewhere`, inside);
-      }), /holds something else than files/],
+      }), /holds files that no release/],
     [
       "a second name for a file",
       () => repacked((inside) => Deno.linkSync(join(inside, "LICENSE"), join(inside, "NOTICE"))),
