@@ -34,12 +34,13 @@ import {
   releaseOnly,
   usage,
 } from "../lib/ipam/allocator.ts";
+import { cidr, ipOrCidr, plain } from "../lib/ipam/address_keys.ts";
 import { type Candidate, type RangeConf, rangeSets } from "../lib/ipam/range.ts";
 import { findDead, RESULTS_FOLDER } from "../lib/ipam/reclaim.ts";
 import { checkFolder, systemWords } from "../lib/ipam/store.ts";
 import { readFileIfThere } from "../lib/kernel/state_file.ts";
 import { readRegularText } from "../lib/kernel/regular_file.ts";
-import { type Address, formatAddress, parseAddress, parsePrefix, sameAddress } from "../lib/net/cidr.ts";
+import { type Address, formatAddress, sameAddress } from "../lib/net/cidr.ts";
 
 const DATA_DIR = "/var/lib/cni/networks";
 
@@ -281,30 +282,9 @@ function nullsAs<T>(instead: unknown, key: Key<T>): Key<T> {
   return { ...key, read: (value, path) => key.read(Array.isArray(value) ? value.map(replace) : value, path) };
 }
 
-function cidr(value: string | undefined, path: string): string | undefined {
-  if (value === undefined || parsePrefix(value) !== undefined) return value;
-  throw new FieldError(
-    path,
-    `invalid CIDR address: ${value}`,
-    `"${path}" is an address and a prefix length: 10.1.2.0/24`,
-    value,
-  );
-}
-
-/** A plain address; "" is as good as absent. */
-function plain(value: string | undefined, path: string): string | undefined {
-  if (value === undefined || value === "") return undefined;
-  if (parseAddress(value) !== undefined) return value;
-  throw new FieldError(path, `invalid IP address: ${value}`, `"${path}" is an address without a prefix length`, value);
-}
-
 function requestedIp(value: string, path: string): Address {
   const address = ipOrCidr(value);
   if (address !== undefined) return address;
   const msg = value === "" ? "cannot understand ip: IP <nil> not v4 nor v6" : `invalid IP address ${value}`;
   throw new FieldError(path, msg, `"${path}" is an address, with or without a prefix length`, value);
-}
-
-function ipOrCidr(value: string): Address | undefined {
-  return value.includes("/") ? parsePrefix(value)?.address : parseAddress(value);
 }

@@ -34,6 +34,7 @@ import {
 } from "../net/cidr.ts";
 import { etcdStore } from "../store/etcd.ts";
 import type { Store } from "../store/store.ts";
+import { cidr, ipOrCidr, plain } from "./address_keys.ts";
 import type { Pool } from "./block_owner.ts";
 import { defaultBlockSize, familyOf, type PoolSet } from "./blocks.ts";
 import { type RangeConf, rangeSets } from "./range.ts";
@@ -389,22 +390,6 @@ function invalid(msg: string, details: string): CniError {
   return new CniError(code.config, msg, details);
 }
 
-function cidr(value: string | undefined, path: string): string | undefined {
-  if (value === undefined || parsePrefix(value) !== undefined) return value;
-  throw new FieldError(
-    path,
-    `invalid CIDR address: ${value}`,
-    `"${path}" is an address and a prefix length: 10.1.2.0/24`,
-    value,
-  );
-}
-
-function plain(value: string | undefined, path: string): string | undefined {
-  if (value === undefined || value === "") return undefined;
-  if (parseAddress(value) !== undefined) return value;
-  throw new FieldError(path, `invalid IP address: ${value}`, `"${path}" is an address without a prefix length`, value);
-}
-
 function requested(value: string, path: string): Address {
   const found = ipOrCidr(value);
   if (found) return found;
@@ -414,10 +399,6 @@ function requested(value: string, path: string): Address {
     `"${path}" is an address, with or without a prefix length`,
     value,
   );
-}
-
-function ipOrCidr(value: string): Address | undefined {
-  return value.includes("/") ? parsePrefix(value)?.address : parseAddress(value);
 }
 
 function prefixOrAddress(value: string, path: string): Prefix {

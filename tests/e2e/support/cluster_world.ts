@@ -1,8 +1,7 @@
 /** Three machines on one switch with etcd members of their own, for the tests of `cluster`. */
-import { hasTool } from "./needs.ts";
-import { type Background, createNode, type Node } from "./node.ts";
-import { testNode } from "./test.ts";
+import type { Background, Node } from "./node.ts";
 import { eventually } from "./traffic.ts";
+import { connected } from "./world.ts";
 
 const PORT = 2379;
 
@@ -104,58 +103,9 @@ async function healthy(from: Node, url: string): Promise<void> {
 
 /** Makes the machines and the switch, and starts etcd: in the middle, unless `etcd` is false. */
 export async function switchboard(count: number, { etcd = {} }: { etcd?: EtcdOptions | false } = {}): Promise<World> {
-  if (!hasTool("etcd")) throw new Error("etcd is not installed");
-  const made: Node[] = [];
-  try {
-    const hub = await createNode();
-    made.push(hub);
-    await hub.ip(
-      "link add br0 type bridge",
-      "addr add 10.99.0.254/24 dev br0",
-      "addr add fd99::fe/64 dev br0 nodad",
-      "link set br0 up",
-    );
-    for (let number = 1; number <= count; number++) {
-      const node = await testNode();
-      made.push(node);
-      await plug(hub, node, number);
-    }
-    const world = new World(hub, made.slice(1));
+  return await connected(count, async (hub, nodes) => {
+    const world = new World(hub, nodes);
     if (etcd) await world.startEtcd(etcd);
     return world;
-  } catch (error) {
-    await Promise.all(made.map((one) => one.close()));
-    throw error;
-  }
-}
-
-async function plug(hub: Node, node: Node, number: number): Promise<void> {
-  // Process IDs are those of this machine: neither node knows the other's.
-  const { success, stderr } = await new Deno.Command("nsenter", {
-    args: [
-      `--net=/proc/${hub.pid}/ns/net`,
-      "ip",
-      "link",
-      "add",
-      `p${number}`,
-      "type",
-      "veth",
-      "peer",
-      "name",
-      "eth0",
-      "netns",
-      `${node.pid}`,
-    ],
-  }).output();
-  if (!success) throw new Error(new TextDecoder().decode(stderr));
-  await hub.ip(`link set p${number} master br0 up`);
-  await node.ip(
-    `addr add 10.99.0.${number}/24 dev eth0`,
-    `addr add fd99::${number}/64 dev eth0 nodad`,
-    "link set eth0 up",
-    "route add default via 10.99.0.254",
-    "route add ::/0 via fd99::fe",
-  );
-  await node.sysctl("ipv4/ip_forward", 1);
-  await node.sysctl("ipv6/conf/all/forwarding", 1);
+  });
 }

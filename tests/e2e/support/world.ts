@@ -72,6 +72,15 @@ const peerUrl = (member: number) => `http://127.0.0.1:${2380 + 10 * member}`;
 
 /** Makes the machines and the switch, and starts etcd. */
 export async function switchboard(count: number, { members = 1 } = {}): Promise<World> {
+  return await connected(count, async (hub, nodes) => {
+    const world = new World(hub, nodes, members);
+    await world.startEtcd();
+    return world;
+  });
+}
+
+/** Machines on a switch, `hub`, handed to `make`; what it throws ends them all. */
+export async function connected<T>(count: number, make: (hub: Node, nodes: readonly Node[]) => Promise<T>): Promise<T> {
   if (!hasTool("etcd")) throw new Error("etcd is not installed");
   const made: Node[] = [];
   try {
@@ -88,9 +97,7 @@ export async function switchboard(count: number, { members = 1 } = {}): Promise<
       made.push(node);
       await plug(hub, node, number);
     }
-    const world = new World(hub, made.slice(1), members);
-    await world.startEtcd();
-    return world;
+    return await make(hub, made.slice(1));
   } catch (error) {
     await Promise.all(made.map((one) => one.close()));
     throw error;
