@@ -151,8 +151,9 @@ async function giveBack(call: ContainerCall, choice: DeviceChoice): Promise<void
   if (!call.podAlive) return await adopt(call, (link) => mine(link) || isInSysfs(choice, link));
   const links = await podLinks(call);
   const named = links.find((link) => link.ifname === ifName);
-  // The container may have renamed it, or a DEL was killed that had given it its own name again. Of a veth the alias alone is proof.
-  const told = (link: Link) => choice.device !== "" && link.ifalias === choice.device;
+  // The container may have renamed it, or a DEL was killed that had given it its own name again: of a veth, which any
+  // container may have with any alias, nothing less than both is proof.
+  const told = ({ ifname, ifalias }: Link) => choice.device !== "" && ifname === choice.device && ifalias === ifname;
   const alike = named ? [] : links.filter((link) => (link.linkinfo?.info_kind !== "veth" || told(link)) && mine(link));
   const link = named ?? (alike.length === 1 ? alike[0] : undefined);
   if (!link) return;

@@ -19,6 +19,7 @@ import {
   tracePlugin,
 } from "./support/mod.ts";
 import type { Need } from "./support/needs.ts";
+import { settled } from "./support/main_plugin.ts";
 import { cnibox, configure, must } from "./support/operator.ts";
 
 const needs: Need[] = ["bridge", "veth", "iptables", "ip6tables", "ifb", "tbf", "ingress"];
@@ -183,6 +184,8 @@ for (const foreign of [[], ["bridge", "portmap"]]) {
     await pod.ip("link set lo up");
     const warm = new Attachment(node, fold(fixed), pod, { capabilities, env: { CNI_PATH: path } });
     await warm.add();
+    // The reference's bridge has no route to its own IPv6 address before the kernel has tried the address.
+    await settled(node);
     await warm.del();
     const clean = [await snapshot(node), await snapshot(pod)] as const;
     // The kernel refuses it when it is written, and not before.
