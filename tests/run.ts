@@ -1,0 +1,33 @@
+/**
+ * `deno task test`: every test, in two runs of `deno test`. First the unit tests, one file after the other, since some
+ * change the process's environment; then the tests with namespaces of their own, as many files at once as there are
+ * processors. Arguments go to both runs, for example `--filter bridge`; with files among them there is one run of those.
+ */
+import { fromFileUrl, join } from "@std/path";
+
+const root = fromFileUrl(new URL("..", import.meta.url));
+
+/** Folders whose tests share nothing but the build. */
+const ISOLATED = ["chaos", "e2e", "faults", "fuzz", "install", "load", "pains"].map((folder) => `tests/${folder}`);
+
+const options = ["test", "-A", "--no-check"];
+const named = Deno.args.some((arg) => arg.startsWith("tests/"));
+const runs = named ? [[...options, ...Deno.args]] : [
+  [...options, ...Deno.args, `--ignore=${ISOLATED.join(",")}`, "tests/"],
+  [...options, ...Deno.args, "--parallel", ...ISOLATED.filter((folder) => isThere(join(root, folder)))],
+];
+
+let failed = false;
+for (const args of runs) {
+  const { success } = await new Deno.Command(Deno.execPath(), { args, cwd: root }).spawn().status;
+  failed ||= !success;
+}
+Deno.exit(failed ? 1 : 0);
+
+function isThere(path: string): boolean {
+  try {
+    return Deno.statSync(path).isDirectory;
+  } catch {
+    return false;
+  }
+}
