@@ -107,7 +107,8 @@ export const COMMANDS: readonly Command[] = [
     summary: "attach a namespace to a network",
     about: [
       "Runs the network's plugins as a runtime does, in one process where they are cnibox itself, and keeps the result " +
-      "where runtimes and cnitool keep theirs. When a plugin fails, what the others did is undone in reverse order.",
+      "where runtimes and cnitool keep theirs. When a plugin fails, what the others did is undone in reverse order. " +
+      "Prints the result as JSON when standard output is not a terminal.",
     ],
     positional: [NETWORK, NETNS],
     flags: [

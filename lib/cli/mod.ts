@@ -20,6 +20,7 @@ export interface Invocation {
 /** Runs one operator command; returns the exit status. */
 export async function operator(invocation: Invocation): Promise<number> {
   const { called, args, version, load } = invocation;
+  if (called === "cnitool") return await (await import("./cnitool.ts")).cnitool(invocation);
   const own = load(called);
   if (own) {
     complain(aboutText(await own, version));

@@ -145,7 +145,7 @@ async function addAll(call: CommandCall, folders: Folders, targets: readonly Tar
   } finally {
     close();
   }
-  if (call.is("json")) {
+  if (call.is("json") || !Deno.stdout.isTerminal()) {
     const results = done.map(({ answer }) => answer.printable);
     say(`${goJson(results.length === 1 ? results[0] : results, 4)}\n`);
   } else for (const one of done) say(attachedText(one.target, one.answer, one.calls, folders));

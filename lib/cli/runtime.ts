@@ -24,16 +24,20 @@ export interface WatchOptions {
   readonly interruptible?: boolean;
 }
 
+/** From here on, the usual signals ask the plugins to stop and to undo what they did, instead of ending this process. */
+export function interruptedBySignals(): Interruption {
+  const interruption: Interruption = { requested: "", undoing: false };
+  for (const signal of ["SIGTERM", "SIGINT", "SIGHUP"] as const) {
+    Deno.addSignalListener(signal, () => interruption.requested = signal);
+  }
+  return interruption;
+}
+
 /** Makes the runtime of a call. */
 export function watchedRuntime(call: CommandCall, folders: Folders, options: WatchOptions = {}): Watched {
   const { explain, interruptible = false } = options;
   const limitMs = timeoutMs(call);
-  const interruption: Interruption = { requested: "", undoing: false };
-  if (interruptible) {
-    for (const signal of ["SIGTERM", "SIGINT", "SIGHUP"] as const) {
-      Deno.addSignalListener(signal, () => interruption.requested = signal);
-    }
-  }
+  const interruption: Interruption = interruptible ? interruptedBySignals() : { requested: "", undoing: false };
   const timer = limitMs === undefined ? undefined : setTimeout(() => {
     interruption.requested ||= `the time limit of ${limitMs / 1000} s`;
   }, limitMs);

@@ -94,6 +94,22 @@ export class MemberError extends CniError {
   }
 }
 
+/** What failed while garbage was collected: each failure with what was being done. The rest was done all the same. */
+export class GcError extends CniError {
+  constructor(readonly failures: readonly { readonly doing: string; readonly error: CniError }[]) {
+    const told = failures.map(({ doing, error: { code, msg, details } }) =>
+      new CniError(code, `${doing}: ${msg}`, details)
+    );
+    const [first] = told;
+    const alone = told.length === 1;
+    super(
+      first?.code ?? code.internal,
+      alone ? first?.msg ?? "" : told.map(({ message }) => message).join("\n"),
+      alone ? first?.details : "",
+    );
+  }
+}
+
 type Located = { readonly file: string; readonly own: Plugin | undefined };
 
 /** Where a member's plugin is: a file of CNI_PATH, and the plugin object when that file is this very binary. */
@@ -426,16 +442,15 @@ export async function gcNetwork(
   valid?: readonly Attachment[],
 ): Promise<{ readonly deleted: readonly Cached[] }> {
   if (list.disableGC) return { deleted: [] };
-  const errors: CniError[] = [];
+  const failures: { doing: string; error: CniError }[] = [];
   const deleted: Cached[] = [];
   for (const stale of staleAttachments(list, runtime.cache, valid)) {
     try {
       await delNetwork(list, stale, runtime);
       deleted.push(stale);
     } catch (error) {
-      const failure = toCniError(error);
-      const text = `failed to delete stale attachment ${stale.containerId} ${stale.ifName}: ${failure.msg}`;
-      errors.push(new CniError(failure.code, text, failure.details));
+      const doing = `failed to delete stale attachment ${stale.containerId} ${stale.ifName}`;
+      failures.push({ doing, error: toCniError(error) });
     }
   }
   if (atLeast(list.version, "1.1.0")) {
@@ -445,13 +460,11 @@ export async function gcNetwork(
         const stdin = requestOf(list, member, { valid });
         await callMember({ verb: "GC", list, index, where, attached: undefined, stdin }, runtime);
       } catch (error) {
-        const failure = toCniError(error);
-        errors.push(new CniError(failure.code, `failed to GC plugin ${member.type}: ${failure.msg}`, failure.details));
+        failures.push({ doing: `failed to GC plugin ${member.type}`, error: toCniError(error) });
       }
     }
   }
-  const [first] = errors;
-  if (first) throw errors.length === 1 ? first : new CniError(first.code, errors.map((one) => one.message).join("\n"));
+  if (failures.length > 0) throw new GcError(failures);
   return { deleted };
 }
 

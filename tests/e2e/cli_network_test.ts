@@ -128,12 +128,13 @@ for (const by of ["cnibox", "ref", "mixed"] as const) {
 
 nodeTest(
   "cnibox add shows a person what was attached, and JSON to a script",
-  { needs: ["iptables"] },
+  { needs: ["iptables", "tool:script"] },
   async ({ node }) => {
     await configure(node, demo);
-    await node.container("one");
-    const { stdout, stderr } = await must(node, ["add", "demo", "one", "-p", "127.0.0.1:8080:80/udp"]);
-    assertEquals(stderr, "");
+    for (const name of ["one", "two"]) await node.container(name);
+    const line = "/opt/cni/bin/cnibox add demo one -p 127.0.0.1:8080:80/udp";
+    const env = { PATH: "/usr/sbin:/usr/bin:/sbin:/bin", TERM: "dumb" };
+    const { stdout } = await node.exec(["script", "-qec", line, "/dev/null"], { env });
     for (
       const part of [
         "attached eth0",
@@ -146,6 +147,8 @@ nodeTest(
       assertStringIncludes(stdout, part);
     }
     assert(!stdout.includes("\x1b"), "colours go to terminals alone");
+    const piped = await must(node, ["add", "demo", "two"]);
+    assertEquals([piped.json.ips[0].address, piped.stderr], ["10.85.0.3/24", ""]);
   },
 );
 

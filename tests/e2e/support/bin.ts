@@ -8,7 +8,7 @@ const root = fromFileUrl(new URL("../../..", import.meta.url));
 export const cacheDir = join(root, ".cache");
 
 /**
- * A folder as the installer makes it: `cnibox` and a relative symlink for each plugin. Made once per build, below .cache/e2e,
+ * A folder as the installer makes it: `cnibox`, and a relative symlink for each plugin and `cnitool`. Made once per build, below .cache/e2e,
  * from $CNIBOX_BINARY or dist/cnibox, so that a build beside a running test does not change what it tests.
  * Throws when there is no binary.
  */
@@ -41,7 +41,7 @@ function make(binary: string, parent: string, folder: string): void {
   Deno.copyFileSync(binary, join(draft, "cnibox"));
   Deno.chmodSync(join(draft, "cnibox"), 0o755);
   Deno.chmodSync(draft, 0o755);
-  for (const name of pluginNames) Deno.symlinkSync("cnibox", join(draft, name));
+  for (const name of [...pluginNames, "cnitool"]) Deno.symlinkSync("cnibox", join(draft, name));
   try {
     Deno.renameSync(draft, folder);
   } catch (error) {
