@@ -38,6 +38,12 @@ const BIN_DIR: Flag = {
   kind: "folder",
   about: "the plugin folder; default /opt/cni/bin",
 };
+const PATH_DIR: Flag = {
+  name: "path-dir",
+  value: "DIR",
+  kind: "folder",
+  about: "folder on the PATH for links to cnibox and cnitool, \"\" for none; default /usr/local/bin, none with --bin-dir",
+};
 const PLUGINS: Flag = { name: "plugins", value: "A,B", about: "only these plugins" };
 const DATA_DIR: Flag = {
   name: "data-dir",
@@ -623,9 +629,10 @@ export const COMMANDS: readonly Command[] = [
     summary: "put this executable and a symlink for every plugin into a folder",
     about: [
       "The executable is tried where it will live, then takes its place by rename: calls that are under way and calls that begin meanwhile all work. The one before is kept for rollback. Files that are not ours stay unless --replace is given.",
+      "The command line that runs networks is linked as well: cnitool in the folder of the plugins, cnibox and cnitool on the PATH. Where something of that name exists, it stays.",
     ],
     positional: [],
-    flags: [BIN_DIR, PLUGINS, {
+    flags: [BIN_DIR, PATH_DIR, PLUGINS, {
       name: "replace",
       about: "move files that are not ours out of the way; uninstall puts them back",
     }, JSON_FLAG],
@@ -646,9 +653,9 @@ export const COMMANDS: readonly Command[] = [
   {
     name: "uninstall",
     group: "install",
-    summary: "take executable and symlinks away, put replaced files back",
+    summary: "remove executable and symlinks, put replaced files back",
     positional: [],
-    flags: [BIN_DIR, JSON_FLAG],
+    flags: [BIN_DIR, PATH_DIR, JSON_FLAG],
     examples: [["from /opt/cni/bin", "cnibox uninstall"]],
     load: () => import("./install.ts"),
     entry: "uninstall",

@@ -44,6 +44,7 @@ export async function install(call: CommandCall): Promise<number> {
     await prepare(draft, call.invocation.version);
     rows.push(replaceBinary(dir, draft));
     for (const name of names) rows.push(link({ dir, work, replace: call.is("replace") }, name));
+    rows.push(...linkCommands(dir, pathFolder(call)));
     await label(dir);
   });
   return show(call, rows);
@@ -240,6 +241,7 @@ export function uninstall(call: CommandCall): number {
   if (dir === PLUGIN_FOLDER) needRoot(call, `it writes to ${dir}`);
   const rows: Row[] = [];
   try {
+    rows.push(...unlinkCommands(dir, pathFolder(call)));
     const replaced = `${dir}/.${NAME}/replaced`;
     for (const { name, isSymlink } of [...Deno.readDirSync(dir)]) {
       if (!isSymlink || linkOf(`${dir}/${name}`) !== NAME) continue;
@@ -361,4 +363,45 @@ function removeEmpty(folder: string): void {
   } catch {
     // Something is kept there.
   }
+}
+
+/** Folder on people's PATH where commands are linked when the plugins go to their usual place. */
+const PATH_FOLDER = "/usr/local/bin";
+
+/** Where commands are linked for people; undefined when nowhere. */
+function pathFolder(call: CommandCall): string | undefined {
+  const given = call.value("path-dir") ?? (folderOf(call) === PLUGIN_FOLDER ? PATH_FOLDER : "");
+  return given === "" ? undefined : given.replace(/(.)\/+$/, "$1");
+}
+
+/** Links for people, and the executable or link that each leads to: `cnitool` here, it and `cnibox` on the PATH. */
+function commandLinks(dir: string, path: string | undefined): { file: string; target: string }[] {
+  const whole = dir.startsWith("/") ? dir : `${Deno.cwd()}/${dir}`;
+  const onPath = path === undefined ? [] : [NAME, "cnitool"];
+  return [
+    { file: `${dir}/cnitool`, target: NAME },
+    ...onPath.map((name) => ({ file: `${path}/${name}`, target: `${whole}/${NAME}` })),
+  ];
+}
+
+/** Makes the links that are not there; what somebody else put in such a place stays, `--replace` or not. */
+function linkCommands(dir: string, path: string | undefined): Row[] {
+  return commandLinks(dir, path).map(({ file, target }) => {
+    if (linkOf(file) === target) return { file, state: "unchanged", good: true };
+    if (exists(file)) return { file, state: "left alone: not ours", good: file.endsWith("/cnitool") };
+    try {
+      Deno.symlinkSync(target, file);
+      return { file, state: `-> ${target}`, good: true };
+    } catch (error) {
+      return { file, state: `not made: ${fileError(file, error).message}`, good: false };
+    }
+  });
+}
+
+/** Removes the links that lead to what is uninstalled. */
+function unlinkCommands(dir: string, path: string | undefined): Row[] {
+  return commandLinks(dir, path).filter(({ file, target }) => linkOf(file) === target).map(({ file }) => {
+    Deno.removeSync(file);
+    return { file, state: "removed", good: true };
+  });
 }

@@ -42,6 +42,37 @@ Deno.test({
 });
 
 Deno.test({
+  name: "install links cnibox and cnitool for people, and uninstall removes those links and nobody else's",
+  ignore,
+  fn: () =>
+    inFolder(async (folder) => {
+      const dir = `${folder}/plugins`, path = `${folder}/path`;
+      const options = ["--bin-dir", dir, "--path-dir", path, "--plugins", "bridge"];
+      await Deno.mkdir(path);
+      assertEquals((await run(binary, "install", ...options)).code, 0);
+      assertEquals(await Deno.readLink(`${dir}/cnitool`), "cnibox");
+      for (const name of ["cnibox", "cnitool"]) {
+        assertEquals(await Deno.readLink(`${path}/${name}`), `${dir}/cnibox`);
+        assertEquals((await run(`${path}/${name}`, "--help")).code, 0);
+      }
+      assertStringIncludes((await run(`${path}/cnibox`, "--version")).stdout, "cnibox v");
+      assertEquals((await run(binary, "install", ...options)).stdout.match(/unchanged/g)?.length, 5);
+      assertEquals((await run(`${path}/cnibox`, "uninstall", ...options.slice(0, 4))).code, 0);
+      assertEquals([...Deno.readDirSync(path), ...Deno.readDirSync(dir)].map(({ name }) => name), []);
+
+      // Somebody else's: a program, and a link to another installation.
+      await Deno.writeTextFile(`${path}/cnitool`, "theirs");
+      await Deno.symlink("/opt/other/cnibox", `${path}/cnibox`);
+      await Deno.writeTextFile(`${dir}/cnitool`, "theirs");
+      const { code, stdout } = await run(binary, "install", ...options, "--replace");
+      assertEquals([code, stdout.match(/left alone: not ours/g)?.length], [0, 3]);
+      assertEquals((await run(binary, "uninstall", ...options.slice(0, 4))).code, 0);
+      for (const file of [`${path}/cnitool`, `${dir}/cnitool`]) assertEquals(await Deno.readTextFile(file), "theirs");
+      assertEquals(await Deno.readLink(`${path}/cnibox`), "/opt/other/cnibox");
+    }),
+});
+
+Deno.test({
   name: "an upgrade keeps the executable from before, and rollback brings it back",
   ignore,
   fn: () =>
