@@ -1,6 +1,6 @@
 /** `cnibox plugins` and `cnibox version`: what this program is. */
 import type { CommandCall } from "./command.ts";
-import { columns, jsonText, painter, say } from "./terminal.ts";
+import { columns, jsonDocument, jsonText, painter, say } from "./terminal.ts";
 
 /** `cnibox plugins` */
 export async function plugins(call: CommandCall): Promise<number> {
@@ -12,7 +12,9 @@ export async function plugins(call: CommandCall): Promise<number> {
   const all = await Promise.all(names.map((name) => load(name)));
   const known = all.filter((plugin) => plugin !== undefined);
   if (call.is("json")) {
-    say(jsonText(known.map(({ name, kind, about, versions, needs }) => ({ name, kind, about, versions, needs }))));
+    say(jsonDocument({
+      plugins: known.map(({ name, kind, about, versions, needs }) => ({ name, kind, about, versions, needs })),
+    }));
     return 0;
   }
   const paint = painter();

@@ -42,7 +42,7 @@ const PATH_DIR: Flag = {
   name: "path-dir",
   value: "DIR",
   kind: "folder",
-  about: "folder on the PATH for links to cnibox and cnitool, \"\" for none; default /usr/local/bin, none with --bin-dir",
+  about: 'folder on the PATH for links to cnibox and cnitool, "" for none; default /usr/local/bin, none with --bin-dir',
 };
 const PLUGINS: Flag = { name: "plugins", value: "A,B", about: "only these plugins" };
 const DATA_DIR: Flag = {
@@ -61,7 +61,8 @@ const ID: Flag = {
   name: "id",
   value: "ID",
   kind: "container",
-  about: "container ID; default: that of the attachment on disk, else cnitool's, made of the namespace's path",
+  about:
+    "container ID, or NAMESPACE/POD; default: that of the attachment on disk, else cnitool's, made of the namespace's path",
 };
 const WISHES: readonly Flag[] = [
   {
@@ -88,6 +89,11 @@ const TRACE: readonly Flag[] = [
 const WATCH: readonly Flag[] = [
   { name: "timeout", value: "SECONDS", about: "stop waiting for plugins after this long, and take back what was done" },
   ...TRACE,
+];
+
+const TABLE: readonly Flag[] = [
+  { name: "no-headings", about: "without the line of titles" },
+  { name: "no-trunc", about: "whole IDs, and cells that are not cut to the terminal's width" },
 ];
 
 const NETWORK: Positional = {
@@ -120,7 +126,7 @@ export const COMMANDS: readonly Command[] = [
     flags: [
       CONF,
       IFNAME,
-      ID,
+      { ...ID, about: "container ID; default: cnitool's, made of the namespace's path" },
       ...WISHES,
       { name: "create", about: "make the namespace first, if there is none of that name" },
       { name: "dry-run", about: "show what would be done, as cnibox explain does" },
@@ -205,10 +211,16 @@ export const COMMANDS: readonly Command[] = [
   {
     name: "status",
     group: "run",
-    summary: "ask a network's plugins whether the next container can be attached",
-    positional: [NETWORK],
-    flags: [CONF, ...WATCH, JSON_FLAG, ...PLACES],
-    examples: [["before a rollout", "cnibox status mynet"]],
+    summary: "the node's health on one screen; of a network, whether the next container can be attached",
+    about: [
+      "Without a network: how many networks and attachments there are, how full the ranges are, and each kind of problem once, " +
+      "with the command that repairs all of it. Changes nothing, and works without root as far as rights go.",
+      "With a network: asks its plugins by the protocol's STATUS.",
+    ],
+    positional: [{ ...NETWORK, optional: true }],
+    flags: [CONF, ...WATCH, JSON_FLAG, DATA_DIR, ...PLACES],
+    examples: [["is this node well?", "cnibox status"], ["before a rollout", "cnibox status mynet"]],
+    statuses: [[0, "healthy, or ready"], [1, "problems were found, or a plugin is not ready"]],
     load: network,
     entry: "networkStatus",
   },
@@ -541,16 +553,57 @@ export const COMMANDS: readonly Command[] = [
     entry: "restore",
   },
   {
+    name: "networks",
+    group: "show",
+    summary: "the networks of this node, one line each",
+    positional: [],
+    flags: [
+      { name: "quiet", short: "q", about: "only the names" },
+      ...TABLE,
+      JSON_FLAG,
+      ...LEASE_PLACES,
+    ],
+    examples: [["what can be attached to?", "cnibox networks"], ["for a loop", "cnibox networks -q"]],
+    load: () => import("./networks.ts"),
+    entry: "networks",
+  },
+  {
+    name: "inspect",
+    group: "show",
+    summary: "one network: its plugins and their settings, ranges, gateways, attachments",
+    positional: [{ name: "NETWORK", kind: "network", about: "name of a network" }],
+    flags: [JSON_FLAG, ...LEASE_PLACES],
+    examples: [["all of one network", "cnibox inspect mynet"]],
+    load: () => import("./networks.ts"),
+    entry: "inspect",
+  },
+  {
     name: "show",
     group: "show",
     summary: "networks of this node and what is attached, with what disagrees",
     about: [
       "Reads the runtimes' cache, the leases, the kernel's links and the rules, and puts them side by side. Whatever one of " +
-      "them knows and the others do not is marked, with the command that mends it.",
+      "them knows and the others do not is marked, with the command that repairs it.",
+      "Of a container, a pod or an address it shows all: counters of both ends, published ports, limits, rules.",
     ],
-    positional: [{ ...NETWORK, optional: true, about: "only this network" }],
+    positional: [{
+      name: "WHAT",
+      optional: true,
+      kind: "network",
+      about: "a network, or a container (ID or its beginning), a pod (NAMESPACE/NAME) or an address",
+    }],
     flags: [
+      { name: "network", value: "NAME", kind: "network", about: "only this network" },
+      { name: "pod", value: "NAME", about: "only this pod: NAMESPACE/NAME, or its name alone" },
+      { name: "problems", about: "only attachments with problems" },
       { name: "watch", short: "w", about: "look again every two seconds" },
+      { name: "quiet", short: "q", about: "only container IDs" },
+      {
+        name: "format",
+        value: "TEMPLATE",
+        about: 'json, or a line for each attachment with keys of the JSON: "{{.containerId}} {{.addresses}}"',
+      },
+      ...TABLE,
       JSON_FLAG,
       CONF_DIR,
       CACHE_DIR,
@@ -559,6 +612,8 @@ export const COMMANDS: readonly Command[] = [
     ],
     examples: [
       ["the whole node", "cnibox show"],
+      ["everything about a pod", "cnibox show default/web"],
+      ["what needs attention", "cnibox show --problems"],
       ["what a script wants to know", "cnibox show mynet --json"],
     ],
     load: () => import("./show.ts"),

@@ -2,7 +2,8 @@
 import { lookup } from "../cni/decode.ts";
 import type { Link } from "../kernel/ip.ts";
 import { portText } from "./network.ts";
-import { healthOf, real, shortId } from "./show.ts";
+import { shortId } from "./owner_names.ts";
+import { healthOf, real } from "./show.ts";
 import type { Survey, View } from "./survey.ts";
 
 /** An interface of the host that leads elsewhere, or that containers hang on directly. */

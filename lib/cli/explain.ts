@@ -10,7 +10,7 @@ import { CliError, type CommandCall, status } from "./command.ts";
 import { type Target, targetsOfAdd, targetsOfDel } from "./network.ts";
 import { watchedRuntime } from "./runtime.ts";
 import { foldersOf, needNetns, netnsPath } from "./setup.ts";
-import { jsonText, painter, say } from "./terminal.ts";
+import { jsonDocument, painter, say } from "./terminal.ts";
 
 /** What was recorded of one plugin. */
 interface Part {
@@ -212,7 +212,7 @@ async function shadowOf(netns: string): Promise<Shadow> {
 }
 
 function jsonOf(verb: string, parts: readonly Part[], results: readonly unknown[]): string {
-  return jsonText({
+  return jsonDocument({
     verb,
     plugins: parts.map(({ plugin, network, entries }) => ({
       network,

@@ -9,7 +9,7 @@ import { gather, GONE, judge, lifeOf, pools } from "./leases.ts";
 import { watchedRuntime } from "./runtime.ts";
 import { attachmentsOf, type Folders, foldersOf, needRoot, networksOf, onlyOne } from "./setup.ts";
 import { linksIn, ownerByAlias } from "./survey.ts";
-import { jsonText, oneLine, say } from "./terminal.ts";
+import { jsonDocument, oneLine, say } from "./terminal.ts";
 
 /** What is to go from one network, and what stays. */
 interface Plan {
@@ -31,7 +31,7 @@ export async function gc(call: CommandCall): Promise<number> {
   for (const list of lists) plans.push(await planOf(list, folders));
   if (!call.is("json")) { for (const plan of plans) say(planText(plan)); }
   if (dry) {
-    if (call.is("json")) say(jsonText(plans.map(shown)));
+    if (call.is("json")) say(jsonDocument({ networks: plans.map(shown) }));
     return status.done;
   }
   if (!call.is("yes") && plans.some(({ goes }) => goes.length > 0)) confirm(call);
@@ -50,7 +50,7 @@ export async function gc(call: CommandCall): Promise<number> {
     close();
   }
   if (call.is("json")) {
-    say(jsonText(plans.map((plan) => ({ ...shown(plan), failures }))));
+    say(jsonDocument({ networks: plans.map(shown), failures }));
   }
   if (failures.length > 0) {
     throw new CliError(failures.join("; "), status.failed, [
@@ -102,7 +102,12 @@ async function planOf(list: NetworkList, folders: Folders): Promise<Plan> {
 
 /** What `--json` prints of a plan. */
 function shown({ list, valid, goes, doubts }: Plan) {
-  return { network: list.name, valid, goes, doubts };
+  return {
+    network: list.name,
+    valid: valid.map(({ containerID, ifname }) => ({ containerId: containerID, ifName: ifname })),
+    goes,
+    doubts,
+  };
 }
 
 function planText({ list: { name }, valid, goes, doubts }: Plan): string {

@@ -3,13 +3,18 @@ import type { RouteEntry } from "../kernel/ip.ts";
 import { systemRun } from "../kernel/run.ts";
 import { type CommandCall, status } from "./command.ts";
 import { type Bridge, type Container, type Drawing, drawingOf, type Port } from "./drawing.ts";
+import { unknownNetwork } from "./owner_names.ts";
 import { foldersOf, note } from "./setup.ts";
 import { survey } from "./survey.ts";
 import { oneLine, type Paint, painter, say } from "./terminal.ts";
 
 /** `cnibox graph` */
 export async function graph(call: CommandCall): Promise<number> {
-  const seen = await survey(foldersOf(call), { network: call.arg("NETWORK") });
+  const [folders, network] = [foldersOf(call), call.arg("NETWORK")];
+  const seen = await survey(folders, { network });
+  if (network !== undefined && seen.networks.length === 0) {
+    throw unknownNetwork(network, (await survey(folders)).networks.map(({ name }) => name));
+  }
   for (const text of seen.blind) note(text);
   const drawing = drawingOf(seen, Deno.hostname(), await defaultLinks());
   switch (call.value("format") ?? "tree") {

@@ -6,7 +6,7 @@ import { createHash } from "node:crypto";
 import { gzipSync } from "node:zlib";
 import { CliError, type CommandCall, status } from "./command.ts";
 import { fileError } from "./setup.ts";
-import { jsonText, say } from "./terminal.ts";
+import { jsonDocument, say } from "./terminal.ts";
 
 /** Name of the image, tag aside. */
 export const IMAGE = "localhost/cnibox";
@@ -44,7 +44,7 @@ export function image(call: CommandCall): number {
   } catch (error) {
     throw fileError(file, error);
   }
-  if (call.is("json")) say(jsonText({ version: 1, file, name, digest, bytes: archive.length }));
+  if (call.is("json")) say(jsonDocument({ file, name, digest, bytes: archive.length }));
   else say(`${file}: ${name}, ${(archive.length / 1e6).toFixed(1)} MB, ${digest}\n`);
   return status.done;
 }

@@ -13,7 +13,7 @@ import { openRegular } from "../kernel/regular_file.ts";
 import { systemRun, toolPath } from "../kernel/run.ts";
 import { CliError, type CommandCall, status } from "./command.ts";
 import { fileError, needRoot, PLUGIN_FOLDER } from "./setup.ts";
-import { columns, jsonText, painter, say } from "./terminal.ts";
+import { columns, jsonDocument, painter, say } from "./terminal.ts";
 
 /** What was done to one file, or found there. */
 interface Row {
@@ -310,7 +310,7 @@ export function verify(call: CommandCall): number {
 }
 
 function show(call: CommandCall, rows: readonly Row[]): number {
-  if (call.is("json")) say(jsonText(rows));
+  if (call.is("json")) say(jsonDocument({ files: rows }));
   else {
     const paint = painter();
     say(columns(rows.map(({ file, state, good }) => [file, paint(good ? "green" : "yellow", state)])));

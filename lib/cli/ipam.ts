@@ -19,26 +19,15 @@ import {
   type Unrecorded,
   useOf,
 } from "./leases.ts";
+import { containerIdOf } from "./owner_names.ts";
 import { attachmentsOf, type Folders, foldersOf, needRoot, note } from "./setup.ts";
-import { ageOf, columns, jsonText, oneLine, painter, say } from "./terminal.ts";
+import { ageOf, columns, jsonDocument, oneLine, painter, say } from "./terminal.ts";
 
 /** `cnibox ipam [NETWORK]` */
 export async function usage(call: CommandCall): Promise<number> {
   const chosen = await poolsOf(call);
   if (call.is("json")) {
-    say(jsonText(chosen.map((pool) => ({
-      network: pool.network,
-      folder: pool.folder,
-      trouble: pool.trouble || undefined,
-      leases: pool.leases.length,
-      ranges: useOf(pool).map(({ range, taken, total, blocks }) => ({
-        range,
-        taken,
-        free: String(freeOf(taken, total)),
-        total: String(total),
-        blocks,
-      })),
-    }))));
+    say(jsonDocument({ pools: chosen.map(shownPool) }));
     return status.done;
   }
   const paint = painter();
@@ -61,6 +50,22 @@ export async function usage(call: CommandCall): Promise<number> {
   }
   say(rows.length > 0 ? columns(rows) : "no network of this node keeps addresses\n");
   return status.done;
+}
+
+function shownPool(pool: Pool) {
+  return {
+    network: pool.network,
+    folder: pool.folder,
+    trouble: pool.trouble || undefined,
+    leases: pool.leases.length,
+    ranges: useOf(pool).map(({ range, taken, total, blocks }) => ({
+      range,
+      taken,
+      free: String(freeOf(taken, total)),
+      total: String(total),
+      blocks,
+    })),
+  };
 }
 
 /** Leases can be in no block of this node any more: then nothing is free for them. */
@@ -90,12 +95,17 @@ export async function find(call: CommandCall): Promise<number> {
   const what = call.arg("WHAT") ?? "";
   const ip = canonicalAddress(what.split("/")[0] ?? "");
   const { judged, unrecorded } = await judgement(await pools(folders), folders);
+  const id = ip === undefined ? containerIdOf(what, folders) : what;
   const isMeant = (address: string, containerId: string) =>
-    address === ip || containerId === what || (ip === undefined && containerId.startsWith(what));
+    address === ip || containerId === id || (ip === undefined && containerId.startsWith(id));
   const found = judged.filter(({ lease }) => isMeant(lease.ip, lease.containerId));
   const lost = unrecorded.filter(({ ip, attachment }) => isMeant(ip, attachment.containerId));
   if (found.length + lost.length === 0) {
-    throw new CliError(`nobody holds "${what}"`, status.unknown, ["cnibox ipam list shows every address"]);
+    const near = ip === undefined ? nearest(what, judged.map(({ lease }) => lease.containerId)) : undefined;
+    throw new CliError(ip === undefined ? `"${what}" holds no address` : `nobody holds "${what}"`, status.unknown, [
+      ...(near ? [`did you mean ${near}?`] : []),
+      "cnibox ipam list shows every address",
+    ]);
   }
   print(call, found, lost);
   return status.done;
@@ -103,7 +113,7 @@ export async function find(call: CommandCall): Promise<number> {
 
 function print(call: CommandCall, judged: readonly Judged[], lost: readonly Unrecorded[] = []): void {
   if (call.is("json")) {
-    say(jsonText([...judged.map(shown), ...lost.map(shownLost)]));
+    say(jsonDocument({ addresses: [...judged.map(shown), ...lost.map(shownLost)] }));
     return;
   }
   const paint = painter();
@@ -117,11 +127,11 @@ function print(call: CommandCall, judged: readonly Judged[], lost: readonly Unre
       paint(state === "alive" ? "green" : "yellow", state),
       state === "alive" ? "" : evidence,
     ]),
-    ...lost.map(shownLost).map(({ address, network, container, interface: face, state, evidence }) => [
+    ...lost.map(shownLost).map(({ address, network, containerId, ifName, state, evidence }) => [
       address,
       network,
-      container,
-      face,
+      containerId,
+      ifName,
       "-",
       paint("red", state),
       evidence,
@@ -134,8 +144,8 @@ function shownLost({ pool, ip, attachment }: Unrecorded) {
   return {
     address: ip,
     network: pool.network,
-    container: attachment.containerId,
-    interface: attachment.ifName,
+    containerId: attachment.containerId,
+    ifName: attachment.ifName,
     state: "unrecorded",
     evidence: `${attachment.netns} has it, and no file says so; cnibox ipam repair ${pool.network} records it`,
   };
@@ -145,9 +155,9 @@ function shown({ pool, lease, state, evidence }: Judged) {
   return {
     address: lease.ip,
     network: pool.network,
-    container: lease.containerId,
-    interface: lease.ifName,
-    written: lease.written.toISOString(),
+    containerId: lease.containerId,
+    ifName: lease.ifName,
+    since: lease.written.toISOString(),
     state,
     evidence,
   };
@@ -162,7 +172,7 @@ async function judgement(chosen: readonly Pool[], folders: Folders): Promise<Jud
 
 function shownClaim({ pool, ip, containerId, ifName, recorded, evidence }: Claim) {
   const state = recorded ? "alive" : "unrecorded";
-  return { address: ip, network: pool.network, container: containerId, interface: ifName, state, evidence };
+  return { address: ip, network: pool.network, containerId, ifName, state, evidence };
 }
 
 const claimText = ({ pool, ip, containerId, ifName }: Claim): string =>
@@ -205,14 +215,14 @@ function oddFiles({ folder }: Pool): string[] {
 export async function check(call: CommandCall): Promise<number> {
   const found = await findings(call, foldersOf(call));
   if (call.is("json")) {
-    say(jsonText({
+    say(jsonDocument({
       gone: found.gone.map(shown),
       suspects: found.suspects.map(shown),
       unrecorded: found.unrecorded.map(({ pool, ip, attachment }) => ({
         address: ip,
         network: pool.network,
-        container: attachment.containerId,
-        interface: attachment.ifName,
+        containerId: attachment.containerId,
+        ifName: attachment.ifName,
       })),
       duplicates: found.duplicates.map((list) => list.map(shownClaim)),
       odd: found.odd,
@@ -274,7 +284,7 @@ export async function repair(call: CommandCall): Promise<number> {
     }
   }
   if (call.is("json")) {
-    say(jsonText({
+    say(jsonDocument({
       dryRun: dry,
       done,
       left: found.suspects.map(shown),
@@ -354,14 +364,14 @@ export async function free(call: CommandCall): Promise<number> {
     if (!call.is("json")) say(`freed ${lease.ip} of ${oneLine(lease.containerId || "nobody")} on ${pool.network}\n`);
   }
   if (call.is("json")) {
-    say(jsonText(
-      wanted.map(({ pool, lease: { ip, containerId, ifName } }) => ({
+    say(jsonDocument({
+      freed: wanted.map(({ pool, lease: { ip, containerId, ifName } }) => ({
         address: ip,
         network: pool.network,
         containerId,
         ifName,
       })),
-    ));
+    }));
   }
   return status.done;
 }
@@ -373,8 +383,9 @@ async function poolsOf(call: CommandCall): Promise<Pool[]> {
   const chosen = all.filter(({ network }) => network === name);
   if (chosen.length > 0) return chosen;
   const near = call.command.name === "ipam" ? nearest(name, ["list", "find", "check", "free", "repair"]) : undefined;
+  const other = nearest(name, all.map(({ network }) => network));
   throw new CliError(`no network "${name}" keeps addresses here`, status.unknown, [
-    ...(near ? [`did you mean cnibox ipam ${near}?`] : []),
+    ...(near ? [`did you mean cnibox ipam ${near}?`] : other ? [`did you mean ${other}?`] : []),
     `networks that do: ${all.map(({ network }) => network).join(", ") || "none"}`,
   ]);
 }

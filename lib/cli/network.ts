@@ -11,9 +11,11 @@ import { type NetworkList, parseList } from "../cni/conflist.ts";
 import { netnsState } from "../kernel/netns.ts";
 import { must, systemRun } from "../kernel/run.ts";
 import { type Attached, type Cached, cachePath, readCache } from "../cni/result_cache.ts";
+import { rounded } from "../cni/log.ts";
 import { atLeast, goJson } from "../cni/version.ts";
 import { WISH_FLAGS, type Wishes, wishesOf } from "./capabilities.ts";
-import { CliError, type CommandCall, status, usageError } from "./command.ts";
+import { CliError, type CommandCall, nearest, status, usageError } from "./command.ts";
+import { containerIdOf, podOf } from "./owner_names.ts";
 import { watchedRuntime } from "./runtime.ts";
 import {
   argsOf,
@@ -32,7 +34,7 @@ import {
   note,
   sameNetns,
 } from "./setup.ts";
-import { jsonText, painter, say } from "./terminal.ts";
+import { jsonDocument, painter, say } from "./terminal.ts";
 
 /** An attachment that is to be made, with the network it belongs to. */
 export interface Target {
@@ -147,7 +149,7 @@ async function addAll(call: CommandCall, folders: Folders, targets: readonly Tar
   }
   if (call.is("json") || !Deno.stdout.isTerminal()) {
     const results = done.map(({ answer }) => answer.printable);
-    say(`${goJson(results.length === 1 ? results[0] : results, 4)}\n`);
+    say(results.length === 1 ? `${goJson(results[0], 4)}\n` : jsonDocument({ results }));
   } else for (const one of done) say(attachedText(one.target, one.answer, one.calls, folders));
   return status.done;
 }
@@ -253,7 +255,8 @@ export async function del(call: CommandCall): Promise<number> {
 export function targetsOfDel(call: CommandCall, folders: Folders): Target[] {
   const word = call.arg("NETNS");
   const netns = word === undefined ? undefined : netnsPath(word);
-  if (netns === undefined && call.value("id") === undefined) {
+  const id = idOf(call, folders);
+  if (netns === undefined && id === undefined) {
     throw usageError("NETNS is missing", "or name the container: --id");
   }
   const words = call.arg("NETWORK");
@@ -261,7 +264,7 @@ export function targetsOfDel(call: CommandCall, folders: Folders): Target[] {
   return names.map((name, index) => {
     const known = knownAttachment(call, name, { netns, index }, folders);
     const list = listForDel(call, name, known, folders);
-    const containerId = known?.containerId ?? call.value("id") ?? idOfNetns(netns ?? "");
+    const containerId = known?.containerId ?? id ?? idOfNetns(netns ?? "");
     const ifName = known?.ifName ?? ifNames(ifNameOf(call), names.length)[index] ?? "";
     const args = argsOf(call);
     const given = wishesOf(call, list, args);
@@ -283,6 +286,12 @@ export function targetsOfDel(call: CommandCall, folders: Folders): Target[] {
   });
 }
 
+/** The container that `--id` names. */
+function idOf(call: CommandCall, folders: Folders): string | undefined {
+  const word = call.value("id");
+  return word === undefined ? undefined : containerIdOf(word, folders);
+}
+
 /** The attachment on disk that the arguments mean, whoever made it. */
 function knownAttachment(
   call: CommandCall,
@@ -290,7 +299,7 @@ function knownAttachment(
   { netns, index }: { netns: string | undefined; index: number },
   folders: Folders,
 ): Cached | undefined {
-  const id = call.value("id");
+  const id = idOf(call, folders);
   const ifName = call.value("ifname") === undefined ? undefined : ifNames(ifNameOf(call), index + 1)[index];
   const matching = attachmentsOf(folders).filter((one) =>
     one.network === network && (id === undefined || one.containerId === id) &&
@@ -324,8 +333,8 @@ function listForDel(call: CommandCall, name: string, known: Cached | undefined, 
 function report(call: CommandCall, { list, attached }: Target, calls: readonly MemberCall[], word: string): void {
   const { containerId, ifName, netns } = attached;
   if (call.is("json")) {
-    const plugins = calls.map(({ type, ms, inProcess }) => ({ type, ms: Math.round(ms * 100) / 100, inProcess }));
-    say(jsonText({ network: list.name, containerId, ifName, netns, [word]: true, plugins }));
+    const plugins = calls.map(({ type, ms, inProcess }) => ({ type, ms: rounded(ms), inProcess }));
+    say(jsonDocument({ network: list.name, containerId, ifName, netns, [word]: true, plugins }));
     return;
   }
   const paint = painter();
@@ -338,9 +347,11 @@ function report(call: CommandCall, { list, attached }: Target, calls: readonly M
 /** Nothing on disk says that what the arguments name is attached. */
 function notAttached(call: CommandCall, network: string, folders: Folders): CliError {
   const [id, word] = [call.value("id"), call.arg("NETNS")];
-  const who = id === undefined ? netnsPath(word ?? "") : `container "${id}"`;
+  const who = id === undefined ? netnsPath(word ?? "") : `${id.includes("/") ? "pod" : "container"} "${id}"`;
   const others = attachmentsOf(folders).filter((one) => one.network === network);
+  const near = id === undefined ? undefined : nearest(id, others.flatMap((one) => podOf(one) ?? one.containerId));
   return new CliError(`${who} is not attached to network "${network}", as far as is known`, status.unknown, [
+    ...(near ? [`did you mean ${near}?`] : []),
     `looked in ${folders.cache}`,
     ...(others.length > 0 ? [`attached there: ${others.map(({ containerId }) => containerId).join(", ")}`] : []),
   ]);
@@ -372,6 +383,9 @@ export async function check(call: CommandCall): Promise<number> {
 
 /** `cnibox status` */
 export async function networkStatus(call: CommandCall): Promise<number> {
+  if (call.arg("NETWORK") === undefined && call.value("conf") === undefined) {
+    return await (await import("./node_overview.ts")).nodeOverview(call);
+  }
   const folders = foldersOf(call);
   const lists = networksOf(call, call.arg("NETWORK"), folders);
   needRoot(call, "plugins look at the kernel and at their folders");
@@ -387,7 +401,8 @@ export async function networkStatus(call: CommandCall): Promise<number> {
         );
       }
       if (call.is("json")) {
-        say(jsonText({ network: list.name, asked, ready: true, plugins: calls.map(({ type, ms }) => ({ type, ms })) }));
+        const plugins = calls.map(({ type, ms }) => ({ type, ms: rounded(ms) }));
+        say(jsonDocument({ network: list.name, asked, ready: true, plugins }));
       } else if (asked) {
         const paint = painter();
         say(`${paint("green", "ready")} network ${paint("bold", list.name)}: ${timesText(calls)}\n`);

@@ -13,7 +13,7 @@ import { formatPrefix, parseAddress, type Prefix, prefixContains } from "../net/
 import { StoreError, type StoreRecord } from "../store/store.ts";
 import { CliError, type CommandCall, nearest, status } from "./command.ts";
 import { type Folders, foldersOf, needRoot, note } from "./setup.ts";
-import { ageOf, columns, jsonText, painter, say } from "./terminal.ts";
+import { ageOf, columns, jsonDocument, painter, say } from "./terminal.ts";
 
 /** A network of this node with its pool. */
 interface Configured {
@@ -52,7 +52,7 @@ export async function listPools(call: CommandCall): Promise<number> {
         nodes: new Set(records.map(({ value }) => readOwner(value)?.node ?? "unknown")).size,
       });
     }
-    if (call.is("json")) say(jsonText({ version: 1, pools: rows }));
+    if (call.is("json")) say(jsonDocument({ pools: rows }));
     else {
       const paint = painter();
       say(
@@ -81,7 +81,7 @@ export async function listBlocks(call: CommandCall): Promise<number> {
       const mine = await allLeases(networks);
       for (const record of (await recordsOf(pool)).sort(byBlock)) rows.push(blockRow(pool, record, mine));
     }
-    if (call.is("json")) say(jsonText({ version: 1, blocks: rows }));
+    if (call.is("json")) say(jsonDocument({ blocks: rows }));
     else {
       say(
         rows.length === 0 ? "no blocks are taken\n" : columns([
@@ -150,7 +150,7 @@ export async function find(call: CommandCall): Promise<number> {
       });
     }
     if (rows.length === 0) throw new CliError(`no pool of this node has ${word}`, status.unknown);
-    if (call.is("json")) say(jsonText({ version: 1, address: word, found: rows }));
+    if (call.is("json")) say(jsonDocument({ address: word, found: rows }));
     else {
       for (const { pool, block, node, containerId, ifName } of rows) {
         const holder = containerId === undefined
@@ -201,7 +201,7 @@ export async function check(call: CommandCall): Promise<number> {
         }
       }
     }
-    if (call.is("json")) say(jsonText({ version: 1, findings }));
+    if (call.is("json")) say(jsonDocument({ findings }));
     else if (findings.length === 0) say(`records and files agree\n`);
     else say(columns(findings.map(({ pool, block, finding }) => [pool, block, finding])));
     return findings.length === 0 ? status.done : status.failed;
@@ -218,7 +218,7 @@ export async function trim(call: CommandCall): Promise<number> {
       for (const block of blocks) returned.push({ pool: pool.name, block: formatPrefix(block) });
       await removeEmptyPool(pool);
     }
-    if (call.is("json")) say(jsonText({ version: 1, returned }));
+    if (call.is("json")) say(jsonDocument({ returned }));
     else {say(
         returned.length === 0
           ? "no block is spare\n"
@@ -273,7 +273,7 @@ export async function forget(call: CommandCall): Promise<number> {
     for (const { pool, record } of found) {
       if (await asked(pool, () => pool.store().removeIfRevision(record.key, record.revision))) removed++;
     }
-    if (call.is("json")) say(jsonText({ version: 1, node, removed, blocks: list }));
+    if (call.is("json")) say(jsonDocument({ node, removed, blocks: list }));
     else say(`${removed} blocks of node ${node} are free\n`);
     return status.done;
   });

@@ -23,15 +23,16 @@ import { NotOneTransaction, RuleBatch } from "../kernel/rule_batch.ts";
 import { CommandError, inNetns, type Run, type RunHooks, systemRun } from "../kernel/run.ts";
 import { type Address, parsePrefix } from "../net/cidr.ts";
 import { CliError, type CommandCall, status, usageError } from "./command.ts";
+import { containerIdOf, unknownContainer } from "./owner_names.ts";
 import { watchedRuntime } from "./runtime.ts";
 import { attachmentsOf, type Folders, foldersOf, needRoot, onlyOne } from "./setup.ts";
-import { columns, complain, jsonText, painter, say } from "./terminal.ts";
+import { columns, complain, jsonDocument, painter, say } from "./terminal.ts";
 
 /** What came of one attachment's rules of one kind. */
 interface Outcome {
   readonly network: string;
-  readonly container: string;
-  readonly interface: string;
+  readonly containerId: string;
+  readonly ifName: string;
   readonly what: string;
   readonly state: "there" | "restored" | "missing" | "failed";
   readonly reason?: string;
@@ -49,13 +50,14 @@ const TRIES = 3;
 /** `cnibox restore --all | --id CONTAINER` */
 export async function restore(call: CommandCall): Promise<number> {
   const folders = foldersOf(call);
-  const id = call.value("id");
-  if (id === undefined && !call.is("all")) throw usageError("say what to restore: --all, or --id CONTAINER");
+  const word = call.value("id");
+  if (word === undefined && !call.is("all")) throw usageError("say what to restore: --all, or --id CONTAINER");
+  const id = word === undefined ? undefined : containerIdOf(word, folders);
   const dry = call.is("dry-run");
   if (!dry) needRoot(call, "it writes firewall rules");
   const cached = attachmentsOf(folders, id);
   if (id !== undefined && cached.length === 0) {
-    throw new CliError(`no attachment of container "${id}" is known`, status.unknown, [`looked in ${folders.cache}`]);
+    throw unknownContainer(id, attachmentsOf(folders), { advice: [`looked in ${folders.cache}`] });
   }
   using _lock = dry ? undefined : await onlyOne("restore", "cnibox restore");
   const living = cached.filter(isLiving);
@@ -188,7 +190,7 @@ async function makeEach(
 }
 
 function aboutOf({ network, containerId, ifName }: Cached, what: string): Part["about"] {
-  return { network, container: containerId, interface: ifName, what };
+  return { network, containerId, ifName, what };
 }
 
 /** The final result of an attachment in its list's version; undefined when the cache holds none. */
@@ -282,7 +284,7 @@ async function run(
 
 function show(call: CommandCall, outcomes: readonly Outcome[], dead: number): void {
   if (call.is("json")) {
-    say(jsonText({ rules: outcomes, deadAttachments: dead }));
+    say(jsonDocument({ rules: outcomes, deadAttachments: dead }));
     return;
   }
   const paint = painter();
@@ -292,8 +294,8 @@ function show(call: CommandCall, outcomes: readonly Outcome[], dead: number): vo
       outcomes.map((
         one,
       ) => [
-        one.container,
-        one.interface,
+        one.containerId,
+        one.ifName,
         one.network,
         one.what,
         paint(colours[one.state], one.state),

@@ -1,11 +1,24 @@
 /** `cnibox show`: the networks of this node and what is attached to them, with what disagrees. */
-import { formatPrefix } from "../net/cidr.ts";
+import { isObject } from "../cni/decode.ts";
 import { size } from "../ipam/range.ts";
-import { CliError, type CommandCall, status } from "./command.ts";
+import { canonicalAddress, formatPrefix } from "../net/cidr.ts";
+import { CliError, type CommandCall, nearest, status, usageError } from "./command.ts";
 import { portText } from "./network.ts";
-import { foldersOf, note } from "./setup.ts";
+import { podOf, shortId, unknownContainer, unknownNetwork } from "./owner_names.ts";
+import { type Folders, foldersOf, note } from "./setup.ts";
 import { type NetworkView, type Problem, type Survey, survey, type View } from "./survey.ts";
-import { ageOf, CLEAR, columns, jsonText, oneLine, type Paint, painter, say } from "./terminal.ts";
+import {
+  ageOf,
+  CLEAR,
+  jsonDocument,
+  natural,
+  oneLine,
+  type Paint,
+  painter,
+  say,
+  table,
+  terminalWidth,
+} from "./terminal.ts";
 
 /** How often `--watch` looks again, in milliseconds. */
 const WATCH_MS = 2_000;
@@ -13,33 +26,123 @@ const WATCH_MS = 2_000;
 /** `cnibox show` */
 export async function show(call: CommandCall): Promise<number> {
   const folders = foldersOf(call);
-  const network = call.arg("NETWORK");
-  const once = async (): Promise<string> => {
-    const seen = await survey(folders, { network });
-    if (network !== undefined && seen.networks.length === 0) {
-      throw new CliError(`there is no network "${network}" on this node`, status.unknown, [
-        `cnibox show lists those that there are`,
-      ]);
-    }
-    return call.is("json") ? jsonText(jsonOf(seen)) : textOf(seen);
-  };
   if (!call.is("watch")) {
-    say(await once());
+    say(await once(call, folders));
     return status.done;
   }
   for (;;) {
-    const text = await once();
+    const text = await once(call, folders);
     // Home, the new picture, then whatever was below the old one.
     say(Deno.stdout.isTerminal() ? CLEAR + text : text);
     await new Promise((resolve) => setTimeout(resolve, WATCH_MS));
   }
 }
 
+async function once(call: CommandCall, folders: Folders): Promise<string> {
+  const [what, network] = [call.arg("WHAT"), call.value("network")];
+  if (what !== undefined && network === undefined) {
+    const seen = await survey(folders, { network: what });
+    if (seen.networks.length > 0) return listed(call, seen);
+  }
+  const seen = await survey(folders, { network });
+  if (network !== undefined && seen.networks.length === 0) {
+    throw unknownNetwork(network, (await survey(folders)).networks.map(({ name }) => name));
+  }
+  if (what === undefined) return listed(call, seen);
+  const views = seen.views.filter((view) => isMeant(what, view));
+  if (views.length === 0) throw unknownThing(what, seen);
+  if (call.is("quiet") || call.value("format") !== undefined) return listed(call, { ...seen, views });
+  return await (await import("./show_one.ts")).detailsText(call, seen, views);
+}
+
+/** Is this attachment what a word on the command line names: an ID or its beginning, a pod, an address? */
+function isMeant(word: string, view: View): boolean {
+  const pod = podOfView(view);
+  const ip = canonicalAddress(word.split("/")[0] ?? "");
+  if (ip !== undefined) {
+    return view.addresses.some((address) => canonicalAddress(address.split("/")[0] ?? "") === ip);
+  }
+  return view.containerId === word || pod === word || pod?.split("/")[1] === word ||
+    (word.length >= 4 && view.containerId.startsWith(word));
+}
+
+function unknownThing(word: string, { networks, views }: Survey): CliError {
+  const names = [
+    ...networks.map(({ name }) => name),
+    ...views.map(nameOf),
+    ...views.flatMap(({ addresses }) => addresses),
+  ];
+  const near = nearest(word, names);
+  return new CliError(`there is no network, container, pod or address "${word}" on this node`, status.unknown, [
+    ...(near ? [`did you mean ${near}?`] : []),
+    "cnibox show lists those that there are",
+  ]);
+}
+
+/** The pod that an attachment is for. */
+export function podOfView({ cached }: View): string | undefined {
+  return cached && podOf(cached);
+}
+
+/** What people call the container: its pod, else its ID as far as it is needed. */
+export function nameOf(view: View): string {
+  return podOfView(view) ?? shortId(view.containerId);
+}
+
+/** The survey as the flags want it, in the form that they ask for. */
+function listed(call: CommandCall, all: Survey): string {
+  const seen = filtered(call, all);
+  const format = call.value("format");
+  if (call.is("quiet")) {
+    return [...new Set(seen.views.map(({ containerId }) => containerId))].map((id) => `${oneLine(id)}\n`).join("");
+  }
+  if (format !== undefined && format !== "json") return seen.views.map((view) => formatted(format, view)).join("");
+  if (call.is("json") || format === "json") return jsonDocument(jsonOf(seen));
+  return textOf(call, seen);
+}
+
+function filtered(call: CommandCall, seen: Survey): Survey {
+  const [pod, broken] = [call.value("pod"), call.is("problems")];
+  const views = seen.views.filter((view) =>
+    (pod === undefined || podOfView(view) === pod || podOfView(view)?.split("/")[1] === pod) &&
+    (!broken || !["ok", "unknown"].includes(healthOf(view)))
+  ).sort((a, b) => natural(nameOf(a), nameOf(b)) || natural(a.ifName, b.ifName));
+  if (pod !== undefined && views.length === 0 && !broken) {
+    throw unknownContainer(pod, seen.views.flatMap(({ cached }) => cached ?? []), { isPod: true });
+  }
+  const all = pod === undefined && !broken;
+  return {
+    ...seen,
+    views,
+    networks: all ? seen.networks : seen.networks.filter(({ name }) => views.some(({ network }) => network === name)),
+    orphans: pod === undefined ? seen.orphans : [],
+  };
+}
+
+/** `{{.containerId}} {{.addresses}}`: the keys of the JSON, lists with blanks between. */
+function formatted(format: string, view: View): string {
+  const values = viewJson(view);
+  const text = format.replace(/\\t/g, "\t").replace(/\{\{\s*\.([\w.]+)\s*\}\}/g, (_, path: string) => {
+    const [first = "", ...rest] = path.split(".");
+    if (!KEYS.includes(first)) throw usageError(`--format: there is no "${first}"`, `there are: ${KEYS.join(", ")}`);
+    let value: unknown = values[first];
+    for (const key of rest) value = isObject(value) ? value[key] : undefined;
+    return plainText(value);
+  });
+  return `${text.split("\t").map(oneLine).join("\t")}\n`;
+}
+
+function plainText(value: unknown): string {
+  if (value === undefined || value === null) return "";
+  if (Array.isArray(value)) return value.map(plainText).join(" ");
+  return typeof value === "object" ? JSON.stringify(value) : String(value);
+}
+
 /** What `--json` prints. */
-export function jsonOf({ networks, views, orphans, blind }: Survey): unknown {
+export function jsonOf({ networks, views, orphans, blind }: Survey): Readonly<Record<string, unknown>> {
   return {
     networks: networks.map(({ name, list, bridge, sets }) => ({
-      name,
+      network: name,
       ...(list && { cniVersion: list.version, plugins: list.plugins.map(({ type }) => type), file: list.file }),
       ...(bridge !== "" && { bridge }),
       subnets: subnetsOf({ sets }),
@@ -50,8 +153,17 @@ export function jsonOf({ networks, views, orphans, blind }: Survey): unknown {
   };
 }
 
-function viewJson(view: View): unknown {
+/** Keys of {@linkcode viewJson}, for `--format`. */
+const KEYS = [
+  ...["network", "containerId", "pod", "ifName", "netns", "state", "namespace", "interface", "hostInterface", "bridge"],
+  ...["addresses", "leases", "ports", "since", "cached", "problems"],
+];
+
+/** An attachment for scripts. */
+export function viewJson(view: View): Readonly<Record<string, unknown>> {
+  const pod = podOfView(view);
   const {
+    network,
     containerId,
     ifName,
     netns,
@@ -67,7 +179,9 @@ function viewJson(view: View): unknown {
     cached,
   } = view;
   return {
+    network,
     containerId,
+    ...(pod !== undefined && { pod }),
     ifName,
     netns,
     state: healthOf(view),
@@ -101,10 +215,14 @@ function subnetsOf({ sets }: Pick<NetworkView, "sets">): string[] {
   return sets.flatMap((set) => set.map(({ subnet }) => formatPrefix(subnet)));
 }
 
-function textOf(seen: Survey): string {
+function textOf(call: CommandCall, seen: Survey): string {
   const paint = painter();
-  const parts = seen.networks.map((network) => networkText(network, seen, paint));
-  if (parts.length === 0) parts.push("no networks: nothing is configured, and nothing is attached\n");
+  const parts = seen.networks.map((network) => networkText(call, network, { seen, paint }));
+  if (parts.length === 0) {
+    parts.push(
+      call.is("problems") ? "no problems\n" : "no networks: nothing is configured, and nothing is attached\n",
+    );
+  }
   for (const { name, text, mend } of seen.orphans) {
     parts.push(`${paint("yellow", "!")} ${oneLine(`${name}: ${text}`)}\n    ${paint("dim", oneLine(mend))}\n`);
   }
@@ -112,11 +230,13 @@ function textOf(seen: Survey): string {
   return parts.join("\n");
 }
 
-function networkText(network: NetworkView, { views, leases }: Survey, paint: Paint): string {
+const TITLES = ["CONTAINER", "IF", "ADDRESS", "PORTS", "HOST END", "NAMESPACE", "AGE", "STATE"];
+
+function networkText(call: CommandCall, network: NetworkView, { seen, paint }: { seen: Survey; paint: Paint }): string {
   const { name, list, bridge, sets } = network;
-  const own = views.filter((view) => view.network === name);
+  const own = seen.views.filter((view) => view.network === name);
   const total = sets.reduce((sum, set) => sum + size(set), 0n);
-  const taken = leases.filter((lease) => lease.network === name).length;
+  const taken = seen.leases.filter((lease) => lease.network === name).length;
   const facts = [
     list ? list.plugins.map(({ type }) => type).join(", ") : "not configured any more",
     ...(bridge === "" ? [] : [`bridge ${bridge}`]),
@@ -126,32 +246,27 @@ function networkText(network: NetworkView, { views, leases }: Survey, paint: Pai
   ];
   const head = `${paint("bold", oneLine(name))}  ${paint("dim", oneLine(facts.join(" · ")))}\n`;
   if (own.length === 0) return `${head}  nothing attached\n`;
-  const rows = own.map((view) => [...rowOf(view), stateText(view, paint)]);
-  const titles = ["CONTAINER", "IF", "ADDRESS", "PORTS", "HOST END", "NAMESPACE", "AGE", "STATE"].map((title) =>
-    paint("dim", title)
-  );
-  const table = columns([titles, ...rows], "  ");
+  const whole = call.is("no-trunc");
+  const rows = own.map((view) => [...rowOf(view, whole), stateText(view, paint)]);
+  const width = whole ? undefined : terminalWidth();
+  const rest = table(call.is("no-headings") ? [] : TITLES, rows, { width, indent: "  " });
   const problems = own.flatMap((view) =>
     real(view.problems).map(({ text, mend }) =>
-      `  ${paint("red", "!")} ${oneLine(`${shortId(view.containerId)} ${view.ifName}: ${text}`)}${
+      `  ${paint("red", "!")} ${oneLine(`${nameOf(view)} ${view.ifName}: ${text}`)}${
         mend ? `\n      ${paint("dim", oneLine(mend))}` : ""
       }\n`
     )
   );
-  return head + table + problems.join("");
+  return head + rest + problems.join("");
 }
 
-/** IDs are 64 digits long; the first twelve tell them apart. */
-export function shortId(id: string): string {
-  return /^[\da-f]{32,}$/.test(id) ? id.slice(0, 12) : id;
-}
-
-function rowOf({ containerId, ifName, addresses, ports, outside, bridge, netns, since }: View): string[] {
+function rowOf(view: View, whole: boolean): string[] {
+  const { containerId, ifName, addresses, ports, outside, bridge, netns, since } = view;
   const end = [outside?.ifname ?? "", bridge && outside ? `on ${bridge}` : bridge].filter((part) => part !== "").join(
     " ",
   );
   return [
-    shortId(containerId),
+    whole ? podOfView(view) ?? containerId : nameOf(view),
     ifName || "-",
     addresses.join(" ") || "-",
     ports.map(portText).join(" ") || "-",

@@ -44,16 +44,22 @@ export function complain(text: string): void {
   say(text, Deno.stderr);
 }
 
+const variable = (name: string) => Deno.env.get(name) ?? "";
+
 const CODES = { bold: 1, dim: 2, red: 31, green: 32, yellow: 33, blue: 34, magenta: 35, cyan: 36 } as const;
 /** How a piece of text looks. */
 export type Style = keyof typeof CODES;
 /** Puts a style on a piece of text, or leaves it as it is. */
 export type Paint = (style: Style, text: string) => string;
 
-/** Colours for a stream: only on a terminal that can show them, and never with NO_COLOR. */
+/**
+ * Colours for a stream: on a terminal that can show them, or where FORCE_COLOR or CLICOLOR_FORCE asks for them; never
+ * with NO_COLOR.
+ */
 export function painter(stream: { isTerminal(): boolean } = Deno.stdout): Paint {
-  const coloured = stream.isTerminal() && !Deno.env.get("NO_COLOR") && Deno.env.get("TERM") !== "dumb";
-  return coloured
+  const isForced = ["FORCE_COLOR", "CLICOLOR_FORCE"].some((name) => !["", "0", "false"].includes(variable(name)));
+  const isCapable = stream.isTerminal() && variable("TERM") !== "dumb";
+  return variable("NO_COLOR") === "" && (isForced || isCapable)
     ? (style, text) => text === "" ? "" : `${ESCAPE}[${CODES[style]}m${text}${ESCAPE}[0m`
     : (_, text) => text;
 }
@@ -78,6 +84,60 @@ export function columns(given: readonly (readonly string[])[], indent = ""): str
   return rows.map((row) => indent + row.map((cell, i) => pad(cell, widths[i] ?? 0)).join("  ").trimEnd() + "\n").join(
     "",
   );
+}
+
+/** Columns of the terminal, or of $COLUMNS; undefined where neither says. */
+export function terminalWidth(): number | undefined {
+  const given = Number(variable("COLUMNS"));
+  if (Number.isInteger(given) && given > 0) return given;
+  try {
+    return Deno.stdout.isTerminal() ? Deno.consoleSize().columns : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** A column is never made narrower than this. */
+const NARROWEST = 6;
+
+/** How a table is shown. */
+export interface TableOptions {
+  /** Cells are cut to fit into this many columns; they are whole when it is undefined. */
+  readonly width?: number | undefined;
+  readonly indent?: string;
+}
+
+/** Rows below dim titles, cut to fit: the widest column gives first, and `…` stands for what is left out. */
+export function table(
+  titles: readonly string[],
+  rows: readonly (readonly string[])[],
+  { width, indent = "" }: TableOptions = {},
+): string {
+  const paint = painter();
+  const all = [...(titles.length > 0 ? [titles.map((title) => paint("dim", title))] : []), ...rows].map((row) =>
+    row.map(oneLine)
+  );
+  const widths: number[] = [];
+  for (const row of all) row.forEach((cell, at) => widths[at] = Math.max(widths[at] ?? 0, widthOf(cell)));
+  const gaps = indent.length + 2 * (widths.length - 1);
+  const total = () => gaps + widths.reduce((sum, one) => sum + one, 0);
+  while (width !== undefined && total() > width) {
+    const widest = Math.max(...widths);
+    if (widest <= NARROWEST) break;
+    const next = Math.max(NARROWEST, ...widths.filter((one) => one < widest));
+    const sharing = widths.filter((one) => one === widest).length;
+    const cut = Math.min(widest - next || 1, Math.ceil((total() - width) / sharing));
+    widths.forEach((one, at) => widths[at] = one === widest ? Math.max(NARROWEST, one - cut) : one);
+  }
+  return columns(all.map((row) => row.map((cell, at) => shortened(cell, widths[at] ?? 0))), indent);
+}
+
+const STYLED = new RegExp(`^(${ESCAPE}\\[\\d+m)([^]*)(${ESCAPE}\\[0m)$`);
+
+function shortened(cell: string, width: number): string {
+  if (widthOf(cell) <= width) return cell;
+  const [, before = "", text = cell, after = ""] = STYLED.exec(cell) ?? [];
+  return `${before}${[...escaped(text)].slice(0, width - 1).join("")}…${after}`;
 }
 
 /** Breaks text into lines of at most `width` columns. */
@@ -106,3 +166,18 @@ export function ageOf(then: Date, now = new Date()): string {
 export function jsonText(value: unknown): string {
   return `${JSON.stringify(value, undefined, 2)}\n`;
 }
+
+/** Version of the documents that commands print with `--json`: it grows when one changes so that its readers have to. */
+const DOCUMENT_VERSION = 1;
+
+/** A document for scripts: an object that says which version of its kind it is. */
+export function jsonDocument(content: Readonly<Record<string, unknown>>): string {
+  return jsonText({ version: DOCUMENT_VERSION, ...content });
+}
+
+/** Order of names for people: `pod2` before `pod10`. */
+export function natural(a: string, b: string): number {
+  return COLLATOR.compare(a, b);
+}
+
+const COLLATOR = new Intl.Collator("en", { numeric: true });

@@ -17,7 +17,7 @@ import { type Finding, Section, type Severity, shown, Source } from "./config_so
 import { type Node, valueOf } from "./jsonc.ts";
 import { watchedRuntime } from "./runtime.ts";
 import { fileError, type Folders, foldersOf, readFound, readText } from "./setup.ts";
-import { jsonText, oneLine, painter, say } from "./terminal.ts";
+import { jsonDocument, oneLine, painter, say } from "./terminal.ts";
 
 /** Exit statuses of `validate`. */
 const RESULT = { clean: 0, warnings: 1, errors: 2 } as const;
@@ -32,7 +32,7 @@ export async function validate(call: CommandCall): Promise<number> {
       folders,
       names: call.invocation.names,
     });
-    say(call.is("json") ? jsonText(report) : textOf(report));
+    say(call.is("json") ? jsonDocument({ ...report }) : textOf(report));
     const worst = report.findings.some(({ severity }) => severity === "error")
       ? RESULT.errors
       : report.findings.some(({ severity }) => severity === "warning")

@@ -159,10 +159,13 @@ nodeTest(
     const check = await cnibox(node, "ipam", "check", "--json");
     const { duplicates, unrecorded, gone, suspects } = JSON.parse(check.stdout);
     assertEquals([check.code, unrecorded, gone, suspects], [1, [], [], []]);
-    assertEquals(duplicates.map((list: Json[]) => list.map(({ address, container }) => [address, container]).sort()), [[
-      ["10.22.0.2", "a"],
-      ["10.22.0.2", "b"],
-    ]]);
+    assertEquals(
+      duplicates.map((list: Json[]) => list.map(({ address, containerId }) => [address, containerId]).sort()),
+      [[
+        ["10.22.0.2", "a"],
+        ["10.22.0.2", "b"],
+      ]],
+    );
     assertMatch((await cnibox(node, "ipam", "repair")).stdout, both);
     const doctor = JSON.parse((await cnibox(node, "doctor", "--json")).stdout);
     assertEquals(

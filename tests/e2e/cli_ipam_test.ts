@@ -36,7 +36,7 @@ nodeTest("cnibox ipam names what is broken, mends what can be, and touches nothi
 }, async ({ node }) => {
   const pods = await tenContainers(node);
   assertStringIncludes(await ok(node, "ipam"), "10 taken");
-  assertEquals(JSON.parse(await ok(node, "ipam", "pods", "--json"))[0].ranges, [{
+  assertEquals(JSON.parse(await ok(node, "ipam", "pods", "--json")).pools[0].ranges, [{
     range: "10.22.0.1-10.22.0.14",
     taken: 10,
     free: "3",
@@ -57,7 +57,7 @@ nodeTest("cnibox ipam names what is broken, mends what can be, and touches nothi
     "10.22.0.14",
     "empty",
   ]]);
-  assertEquals(found.unrecorded, [{ address: "10.22.0.3", network: "pods", container: "c1", interface: "eth0" }]);
+  assertEquals(found.unrecorded, [{ address: "10.22.0.3", network: "pods", containerId: "c1", ifName: "eth0" }]);
   assertEquals([found.suspects, found.duplicates, found.odd], [[], [], ["/var/lib/cni/networks/pods/notes.txt"]]);
 
   const before = await node.list("/var/lib/cni/networks/pods");
@@ -87,7 +87,7 @@ nodeTest(
     assertEquals(alive.code, 1);
     assertStringIncludes(alive.stderr, "10.22.0.4 is in use");
     const freed = JSON.parse(await ok(node, "ipam", "free", "10.22.0.4", "--force", "--json")) as Json;
-    assertEquals(freed.map(({ address, network }: Json) => [address, network]), [["10.22.0.4", "pods"]]);
+    assertEquals(freed.freed.map(({ address, network }: Json) => [address, network]), [["10.22.0.4", "pods"]]);
     assertEquals((await node.list("/var/lib/cni/networks/pods")).includes("10.22.0.4"), false);
   },
 );

@@ -118,8 +118,8 @@ nodeTest("no control character of a name reaches the terminal, in no command's o
   // Escaped, not left out; and JSON says the very text.
   assertStringIncludes(seen.get("ipam list")!.stdout, "\\u001b]0;title\\u0007");
   assertStringIncludes(seen.get("ipam list")!.stdout, "\\u000aFORGED");
-  const list: Json[] = JSON.parse(seen.get("ipam list --json")!.stdout);
-  assertEquals(list.find(({ address }) => address === "10.22.0.9").container, `id${EVIL}`);
+  const list: Json[] = JSON.parse(seen.get("ipam list --json")!.stdout).addresses;
+  assertEquals(list.find(({ address }) => address === "10.22.0.9").containerId, `id${EVIL}`);
   for (const words of ["show --json", "ipam check --json", "doctor --json"]) JSON.parse(seen.get(words)!.stdout);
 });
 

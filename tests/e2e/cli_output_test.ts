@@ -1,5 +1,5 @@
 /** What every command prints: JSON for scripts, colours for eyes. */
-import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { COMMANDS } from "../../lib/cli/commands.ts";
 import { type Json, type Node, nodeTest } from "./support/mod.ts";
 import { cnibox, configure, must } from "./support/operator.ts";
@@ -34,6 +34,8 @@ const CALLS: Record<string, string[]> = {
   status: ["pods"],
   validate: [],
   show: [],
+  networks: [],
+  inspect: ["pods"],
   ipam: [],
   "ipam list": [],
   "ipam find": ["one"],
@@ -61,6 +63,44 @@ const CALLS: Record<string, string[]> = {
   version: [],
 };
 
+/** Other words for what has one already, and what that is called. */
+const WORDS: Record<string, string> = {
+  container: "containerId",
+  containerID: "containerId",
+  interface: "ifName",
+  ifname: "ifName",
+  interfaceName: "ifName",
+  written: "since",
+  name: "network",
+};
+
+/** Documents whose shape is somebody else's, or whose `version` is the program's: doctor's is still a list. */
+const OTHERS = ["add", "doctor", "version"];
+
+/** One vocabulary for all documents: what an attachment is called, times, durations, and a version at the top. */
+function assertVocabulary(command: string, document: Json): void {
+  // A failure is the protocol's own object.
+  if (OTHERS.includes(command) || (typeof document.code === "number" && "msg" in document)) return;
+  assertEquals(document.version, 1, `${command} has no version`);
+  walk(document, command, (key, value, path) => {
+    // What plugins wrote, read or are called is theirs.
+    if (/\.(results|configuration|plugins|steps|pools|image)\b/.test(path)) return;
+    const isOther = key === "name" ? path.endsWith(".networks.name") : key in WORDS;
+    assert(!isOther || typeof value !== "string", `${path}: it is called ${WORDS[key]}`);
+    if (["since", "time", "until"].includes(key)) assertMatch(value, /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z$/, path);
+    if (/^ms$|Ms$/.test(key)) assertEquals(value, Math.round(value * 100) / 100, path);
+  });
+}
+
+function walk(value: Json, path: string, look: (key: string, value: Json, path: string) => void): void {
+  if (typeof value !== "object" || value === null) return;
+  for (const [key, one] of Object.entries(value)) {
+    const below = Array.isArray(value) ? path : `${path}.${key}`;
+    if (!Array.isArray(value)) look(key, one, below);
+    walk(one, below, look);
+  }
+}
+
 nodeTest("cnibox prints one JSON document with --json, whatever the command", { needs: ["iptables"] }, async ({
   node,
 }) => {
@@ -74,6 +114,7 @@ nodeTest("cnibox prints one JSON document with --json, whatever the command", { 
     // a cluster's, and no agent is configured.
     const fails = ["rollback", "doctor", "ipam check", "cluster find", "cluster forget", "node", "node status"];
     if (!fails.includes(name)) assertEquals(code, 0, `${name}: ${stdout}${stderr}`);
+    assertVocabulary(name, json);
   }
   const failed = await cnibox(node, ["add", "nowhere", "two", "--json"]);
   assertEquals([failed.code, typeof failed.json.msg, typeof failed.json.code], [66, "string", "number"]);

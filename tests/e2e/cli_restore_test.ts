@@ -101,7 +101,7 @@ for (const backend of ["iptables", "nftables"]) {
     if (backend === "iptables") await node.sh("iptables -t nat -F; ip6tables -t nat -F; iptables -F CNI-FORWARD");
     else await node.sh("nft flush chain ip cni_hostport masquerading; nft delete table inet cni_plugins_masquerade");
     const said = JSON.parse(await ok(node, "restore", "--id", "a", "--json", "--trace-file", "/run/one")) as Json;
-    assert(said.rules.every(({ container, state }: Json) => container === "a" && state !== "failed"));
+    assert(said.rules.every(({ containerId, state }: Json) => containerId === "a" && state !== "failed"));
     const tools = await writers(node, "/run/one");
     assertEquals(tools.length, new Set(tools).size, `${tools}`);
     await ok(node, "check", "pods", "a", "--id", "a");
@@ -155,7 +155,7 @@ nodeTest("cnibox restore goes on past an attachment whose rules cannot be made",
   const said = await node.exec(["/opt/cni/bin/cnibox", "restore", "--all", "--json"]);
   assertEquals(said.code, 1);
   const failed = (JSON.parse(said.stdout) as Json).rules.filter(({ state }: Json) => state === "failed");
-  assertEquals(failed.map(({ container, what }: Json) => [container, what]), [["a", "portmap"]]);
+  assertEquals(failed.map(({ containerId, what }: Json) => [containerId, what]), [["a", "portmap"]]);
   await ok(node, "check", "pods", "b", "--id", "b");
   ports.hostPort = published;
   await node.write(path, JSON.stringify(cached));

@@ -120,7 +120,9 @@ nodeTest(
     ) {
       assertStringIncludes(text, part);
     }
-    assertEquals((await must(node, ["show", "back", "--json"])).json.networks.map(({ name }: Json) => name), ["back"]);
+    assertEquals((await must(node, ["show", "back", "--json"])).json.networks.map(({ network }: Json) => network), [
+      "back",
+    ]);
     assertEquals((await cnibox(node, ["show", "nothing"])).code, 66);
 
     const check = await cnibox(node, ["ipam", "check"]);
@@ -277,7 +279,7 @@ nodeTest(
     const { queue } = await breakThree(node);
     for (const what of [queue, "queue"]) {
       const { json } = await must(node, ["ipam", "find", what, "--json"]);
-      assertEquals(json.map(({ address, container, state }: Json) => [address, container, state]), [
+      assertEquals(json.addresses.map(({ address, containerId, state }: Json) => [address, containerId, state]), [
         [queue, "queue", "unrecorded"],
       ]);
     }

@@ -396,15 +396,15 @@ worldTest("show, ipam, doctor, explain and schema know what cluster gives out", 
   const empty = await must(node, ["explain", "add", "pods", "box", "--id", "c1"]).catch((error) => `${error}`);
   assertMatch(`${empty}`, /no address is free in the blocks of this node: ADD would ask etcd http:/);
   await must(node, ["add", "pods", "box", "--id", "c1"]);
-  const { json: [pool] } = await must(node, ["ipam", "--json"]);
+  const { json: { pools: [pool] } } = await must(node, ["ipam", "--json"]);
   const [{ range, taken, free, total, blocks }] = pool.ranges;
   assertEquals([pool.trouble, range, taken, blocks], [undefined, "10.42.0.1-10.42.0.62", 1, 1]);
   // The first block has the gateway and the network's address, the last one what is after its end.
   assertEquals(Number(total) - Number(free), 1);
   assert([6, 7, 8].includes(Number(total)), total);
   assertMatch((await must(node, ["ipam"])).stdout, /1 taken +\d free in 1 block of this node/);
-  const { json: [lease] } = await must(node, ["ipam", "list", "--json"]);
-  assertEquals([lease.network, lease.container, lease.state], ["pods", "c1", "alive"]);
+  const { json: { addresses: [lease] } } = await must(node, ["ipam", "list", "--json"]);
+  assertEquals([lease.network, lease.containerId, lease.state], ["pods", "c1", "alive"]);
   assertEquals((await must(node, ["ipam", "check"])).code, 0);
   assertMatch((await must(node, ["show"])).stdout, /pods.*10\.42\.0\.0\/26/);
   assertMatch(

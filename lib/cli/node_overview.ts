@@ -1,0 +1,135 @@
+/** `cnibox status` without a network: the health of the whole node on one screen. */
+import { lookUp } from "../cni/delegate.ts";
+import { loadAll } from "../cni/conflist.ts";
+import { type CommandCall, status } from "./command.ts";
+import { pools, useOf } from "./leases.ts";
+import { groupProblems, type ProblemGroup } from "./problem_groups.ts";
+import { type Folders, foldersOf } from "./setup.ts";
+import { healthOf, real } from "./show.ts";
+import { type Survey, survey } from "./survey.ts";
+import { columns, jsonDocument, natural, oneLine, painter, say } from "./terminal.ts";
+
+/** Everything that the screen tells. */
+interface Overview {
+  readonly version: string;
+  readonly plugins: { readonly folder: string; readonly ours: number; readonly foreign: readonly string[] };
+  readonly networks: readonly string[];
+  readonly attachments: Readonly<Record<ReturnType<typeof healthOf>, number>>;
+  readonly addresses: readonly { network: string; range: string; taken: number; total: bigint }[];
+  readonly problems: readonly ProblemGroup[];
+  /** What belongs to no attachment. */
+  readonly orphans: Survey["orphans"];
+  /** Configurations that cannot be read. */
+  readonly broken: readonly string[];
+  readonly blind: readonly string[];
+}
+
+/** `cnibox status` */
+export async function nodeOverview(call: CommandCall): Promise<number> {
+  const overview = await look(call, foldersOf(call));
+  const healthy = isHealthy(overview);
+  say(call.is("json") ? jsonDocument(jsonOf(overview, healthy)) : textOf(overview, healthy));
+  return healthy ? status.done : status.failed;
+}
+
+async function look(call: CommandCall, folders: Folders): Promise<Overview> {
+  const seen = await survey(folders, { partial: true });
+  const { broken } = loadAll(folders.conf);
+  const attachments = { ok: 0, broken: 0, gone: 0, unknown: 0 };
+  for (const view of seen.views) attachments[healthOf(view)]++;
+  return {
+    version: call.invocation.version,
+    plugins: pluginsIn(folders, call.invocation.names),
+    networks: seen.networks.map(({ name }) => name).sort(natural),
+    attachments,
+    addresses: await addressesOf(folders),
+    problems: groupProblems(seen.views, ({ problems }) => real(problems)),
+    orphans: seen.orphans,
+    broken: broken.map(({ file, message }) => message.includes(file) ? message : `${file}: ${message}`),
+    blind: seen.blind,
+  };
+}
+
+/** Without root, the survey has said already that leases cannot be read. */
+async function addressesOf(folders: Folders): Promise<Overview["addresses"]> {
+  try {
+    return (await pools(folders)).flatMap((pool) =>
+      useOf(pool).map(({ range, taken, total }) => ({ network: pool.network, range, taken, total }))
+    );
+  } catch (error) {
+    if (Deno.uid() === 0) throw error;
+    return [];
+  }
+}
+
+/** Which plugins are this program: the others are somebody else's, or another version. */
+function pluginsIn({ path }: Folders, names: readonly string[]): Overview["plugins"] {
+  const foreign: string[] = [];
+  let ours = 0;
+  for (const name of names) {
+    try {
+      if (lookUp(name, path).ours) ours++;
+      else foreign.push(name);
+    } catch {
+      // Not installed.
+    }
+  }
+  return { folder: path.join(":"), ours, foreign };
+}
+
+function isHealthy({ problems, orphans, broken }: Overview): boolean {
+  return problems.length + orphans.length + broken.length === 0;
+}
+
+function jsonOf({ version, addresses, problems, ...rest }: Overview, healthy: boolean) {
+  return {
+    cnibox: version,
+    healthy,
+    ...rest,
+    addresses: addresses.map((one) => ({ ...one, total: String(one.total) })),
+    problems: problems.map(({ code, text, count, fix, views }) => ({
+      code,
+      text,
+      count,
+      fix,
+      attachments: views.map(({ network, containerId, ifName }) => ({ network, containerId, ifName })),
+    })),
+  };
+}
+
+function textOf(overview: Overview, healthy: boolean): string {
+  const { version, plugins, networks, attachments, addresses, problems, orphans, broken, blind } = overview;
+  const paint = painter();
+  const rows: string[][] = [];
+  const section = (title: string, lines: readonly string[]) =>
+    lines.forEach((line, at) => rows.push([paint("dim", at === 0 ? title : ""), line]));
+  const count = problems.length + orphans.length + broken.length;
+  section("node", [
+    healthy ? paint("green", "healthy") : paint("red", `${count} ${count === 1 ? "problem" : "problems"}`),
+  ]);
+  const foreign = plugins.foreign.length === 0 ? "" : `; not this program: ${plugins.foreign.join(", ")}`;
+  section("cnibox", [`${version}, ${plugins.ours} plugins in ${plugins.folder}${foreign}`]);
+  section("networks", [networks.length === 0 ? "none" : `${networks.length}: ${networks.join(", ")}`]);
+  const all = Object.values(attachments).reduce((sum, one) => sum + one, 0);
+  const states = Object.entries(attachments).filter(([, number]) => number > 0).map(([state, number]) =>
+    `${number} ${state}`
+  );
+  section("attachments", [all === 0 ? "none" : `${all}: ${states.join(", ")}`]);
+  // A line for each range, in columns of their own.
+  section("addresses", columns(addresses.map(addressRow)).split("\n").slice(0, -1));
+  section("problems", [
+    ...problems.map(({ text, fix }) => problemText(text, fix)),
+    ...orphans.map(({ name, text, mend }) => problemText(`${name}: ${text}`, mend)),
+    ...broken.map((text) => problemText(text, "cnibox validate")),
+  ]);
+  section("not seen", blind);
+  return columns(rows);
+
+  function problemText(text: string, fix: string): string {
+    return `${paint("red", "!")} ${oneLine(text)}${fix === "" ? "" : `  ${paint("dim", oneLine(fix))}`}`;
+  }
+}
+
+function addressRow({ network, range, taken, total }: Overview["addresses"][number]): string[] {
+  return [network, range, total < 1n << 32n ? `${taken} of ${total} taken` : `${taken} taken`];
+}

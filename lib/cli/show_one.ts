@@ -1,0 +1,166 @@
+/** `cnibox show CONTAINER|POD|ADDRESS`: all of one container's attachments, with the counters of both ends, rules, ports and limits. */
+import { isObject, lookup } from "../cni/decode.ts";
+import type { Link } from "../kernel/ip.ts";
+import { inNetns, type Run, systemRun } from "../kernel/run.ts";
+import { chainName, nftAttachmentHash } from "../net/name.ts";
+import { hostPortChain } from "../rules/host_ports_iptables.ts";
+import type { CommandCall } from "./command.ts";
+import { portText } from "./network.ts";
+import { healthOf, podOfView, viewJson } from "./show.ts";
+import { listOf, type Rules, type Survey, type View } from "./survey.ts";
+import { ageOf, columns, jsonDocument, oneLine, painter } from "./terminal.ts";
+
+/** What went through one end of a link. */
+interface Counters {
+  readonly rx: Direction;
+  readonly tx: Direction;
+}
+
+interface Direction {
+  readonly bytes: number;
+  readonly packets: number;
+  readonly errors: number;
+  readonly dropped: number;
+}
+
+/** An attachment and what is looked at for it alone. */
+interface Details {
+  readonly view: View;
+  /** In the container, as it sees it; undefined when it cannot be asked. */
+  readonly inside?: Counters | undefined;
+  /** On the host, as the host sees it: what the container sends is received there. */
+  readonly outside?: Counters | undefined;
+  /** Rules that name the attachment or its addresses, as the tools print them. */
+  readonly rules: readonly string[];
+  readonly limits: Readonly<Record<string, number>>;
+}
+
+/** Text or JSON of these attachments. */
+export async function detailsText(
+  call: CommandCall,
+  { rules, blind }: Survey,
+  views: readonly View[],
+): Promise<string> {
+  const host = systemRun();
+  const all = await Promise.all(views.map(async (view): Promise<Details> => {
+    const [inside, outside] = await Promise.all([
+      view.inside && counters(inNetns(host, view.netns), view.inside),
+      view.outside && counters(host, view.outside),
+    ]);
+    return { view, inside, outside, rules: rulesOf(view, rules), limits: limitsOf(view) };
+  }));
+  if (call.is("json")) return jsonDocument({ attachments: all.map(detailsJson), blind });
+  return all.map(detailText).join("\n");
+}
+
+async function counters(run: Run, { ifname }: Link): Promise<Counters | undefined> {
+  const { code, stdout } = await run({ argv: ["ip", "-j", "-s", "link", "show", "dev", ifname] });
+  if (code !== 0) return undefined;
+  const [link] = JSON.parse(stdout || "[]") as { stats64?: Counters }[];
+  const pick = ({ bytes, packets, errors, dropped }: Direction) => ({ bytes, packets, errors, dropped });
+  return link?.stats64 && { rx: pick(link.stats64.rx), tx: pick(link.stats64.tx) };
+}
+
+function rulesOf({ network, containerId, ifName, addresses }: View, { ipv4, ipv6, nft }: Rules): string[] {
+  const owner = { network, containerId, ifName };
+  const ips = addresses.map((address) => address.split("/")[0] ?? "");
+  const words = [chainName(owner), hostPortChain(owner), `id: \\"${containerId}\\"`, ...ips.map((ip) => ` ${ip}/`)];
+  const found: string[] = [];
+  for (const [tool, text] of [["iptables", ipv4], ["ip6tables", ipv6]] as const) {
+    let name = "";
+    for (const line of text.split("\n")) {
+      if (line.startsWith("*")) name = line.slice(1);
+      if (line.startsWith("-A ") && words.some((word) => line.includes(word))) found.push(`${tool} -t ${name} ${line}`);
+    }
+  }
+  let path = "";
+  // What a rule or an element of a map or set names: not a longer address that begins with it.
+  const marks = [nftAttachmentHash(owner), `comment "${containerId}"`];
+  const isOwn = (line: string) =>
+    marks.some((mark) => line.includes(mark)) || line.split(/[\s,{}]+/).some((word) => ips.includes(word));
+  for (const line of nft.split("\n").map((line) => line.trim())) {
+    if (/^table .*\{$/.test(line)) path = line.slice(0, -2);
+    // A line of iptables-nft's tables has been seen above.
+    else if (!/^table ip6? (nat|filter|raw|mangle)$/.test(path) && isOwn(line)) found.push(`nft ${path}: ${line}`);
+  }
+  return found;
+}
+
+/** Keys of the bandwidth plugin: bits a second, and bits at once. */
+const LIMITS = ["ingressRate", "ingressBurst", "egressRate", "egressBurst"];
+
+/** What the bandwidth plugin was told: by the runtime, else by the configuration. */
+function limitsOf({ cached }: View): Record<string, number> {
+  const list = cached && listOf(cached);
+  const member = list?.plugins.find(({ type }) => type === "bandwidth");
+  if (!cached || !member) return {};
+  const asked = cached.capabilityArgs["bandwidth"];
+  const source = isObject(asked) ? asked : member.config;
+  return Object.fromEntries(LIMITS.flatMap((key) => {
+    const value = lookup(source, key);
+    return typeof value === "number" && value > 0 ? [[key, value]] : [];
+  }));
+}
+
+function detailsJson({ view, inside, outside, rules, limits }: Details) {
+  return {
+    ...viewJson(view),
+    ...(inside && { counters: inside }),
+    ...(outside && { hostCounters: outside }),
+    rules,
+    limits,
+  };
+}
+
+function detailText({ view, inside, outside, rules, limits }: Details): string {
+  const paint = painter();
+  const { network, containerId, ifName, netns, addresses, leases, ports, since, problems, bridge } = view;
+  const health = healthOf(view);
+  const rows: string[][] = [];
+  const section = (title: string, lines: readonly string[]) =>
+    lines.forEach((line, at) => rows.push([paint("dim", at === 0 ? title : ""), line]));
+  const pod = podOfView(view);
+  section("container", [containerId]);
+  section("pod", pod === undefined ? [] : [pod]);
+  section("namespace", [netns || "not known"]);
+  section("addresses", addresses);
+  section("leases", leases.length === 0 ? ["none"] : [leases.join(" ")]);
+  section("since", since ? [`${since.toISOString()}, ${ageOf(since)}`] : []);
+  section("interface", view.inside ? [linkText(view.inside, ""), ...countersText(inside)] : ["not found"]);
+  section("host end", view.outside ? [linkText(view.outside, bridge), ...countersText(outside)] : []);
+  section("ports", ports.map(portText));
+  section("limits", limitsText(limits));
+  section("rules", rules);
+  section("problems", problems.map(({ text, mend }) => `${text}${mend === "" ? "" : `: ${mend}`}`));
+  const colour = health === "ok" ? "green" : health === "unknown" ? "yellow" : "red";
+  const head = `${paint("bold", oneLine(pod ?? containerId))} ${oneLine(ifName)} on ${paint("bold", oneLine(network))}`;
+  return `${head}  ${paint(colour, health)}\n${columns(rows, "  ")}`;
+}
+
+function linkText({ ifname, address, mtu, flags }: Link, bridge: string): string {
+  const parts = [ifname, address ?? "", `mtu ${mtu}`, flags.includes("UP") ? "up" : "down"];
+  return [...parts, bridge === "" ? "" : `on ${bridge}`].filter((part) => part !== "").join("  ");
+}
+
+function countersText(counters: Counters | undefined): string[] {
+  if (!counters) return [];
+  return (["rx", "tx"] as const).map((way) => {
+    const { bytes, packets, dropped, errors } = counters[way];
+    return `${way} ${packets} packets, ${bytes} bytes, ${dropped} dropped, ${errors} errors`;
+  });
+}
+
+function limitsText(limits: Details["limits"]): string[] {
+  return (["ingress", "egress"] as const).flatMap((way) => {
+    const [rate, burst] = [limits[`${way}Rate`], limits[`${way}Burst`]];
+    return rate === undefined ? [] : [`${way} ${bits(rate)}/s${burst === undefined ? "" : `, burst ${bits(burst)}`}`];
+  });
+}
+
+/** `100 Mbit` */
+function bits(value: number): string {
+  for (const [unit, size] of [["Gbit", 1e9], ["Mbit", 1e6], ["kbit", 1e3]] as const) {
+    if (value >= size) return `${Math.round(value / size * 10) / 10} ${unit}`;
+  }
+  return `${value} bit`;
+}

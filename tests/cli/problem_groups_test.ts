@@ -1,0 +1,48 @@
+import { assertEquals } from "@std/assert";
+import { groupProblems } from "../../lib/cli/problem_groups.ts";
+import type { ProblemCode, View } from "../../lib/cli/survey.ts";
+
+function view(containerId: string, ...problems: [ProblemCode, mend: string][]): View {
+  return {
+    network: "pods",
+    containerId,
+    ifName: "eth0",
+    netns: "",
+    state: "alive",
+    bridge: "",
+    addresses: [],
+    leases: [],
+    ports: [],
+    problems: problems.map(([code, mend]) => ({ code, text: `${containerId} ${code}`, mend })),
+  };
+}
+
+const told = (views: View[]) => groupProblems(views).map(({ text, fix }) => [text, fix]);
+
+Deno.test("problems of many attachments are told once each, with the command that repairs all of them", () => {
+  const flushed = Array.from(
+    { length: 53 },
+    (_, at) => view(`c${at}`, ["masquerade-missing", `cnibox restore --id c${at}`]),
+  );
+  const gone = view("old", ["netns-gone", "cnibox gc pods"]);
+  assertEquals(told([...flushed, gone]), [
+    ["53 attachments lack masquerading", "cnibox restore --all"],
+    ["1 attachment has a namespace that is gone", "cnibox gc pods"],
+  ]);
+});
+
+Deno.test("what no one command repairs leads to the list", () => {
+  const del = (id: string) => `cnibox del pods --id ${id} --ifname eth0, then add it again`;
+  assertEquals(told([view("a", ["address-missing", del("a")]), view("b", ["address-missing", del("b")])]), [
+    ["2 attachments lack an address on their interface", "cnibox show --problems"],
+  ]);
+  assertEquals(told([view("a", ["netns-gone", "cnibox gc front"]), view("b", ["netns-gone", "cnibox gc back"])]), [
+    ["2 attachments have namespaces that are gone", "cnibox gc front && cnibox gc back"],
+  ]);
+  assertEquals(told([view("a")]), []);
+});
+
+Deno.test("an attachment with two problems of a kind counts once", () => {
+  const [group] = groupProblems([view("a", ["address-missing", "x"], ["address-missing", "x"])]);
+  assertEquals([group?.count, group?.fix], [1, "x"]);
+});
