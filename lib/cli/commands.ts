@@ -620,6 +620,38 @@ export const COMMANDS: readonly Command[] = [
     entry: "show",
   },
   {
+    name: "events",
+    group: "show",
+    summary: "a line for each attachment that comes or goes, until it is stopped",
+    about: [
+      "Known from the runtimes' cache, from leases and from the alias of the host's end, whichever runtime made the attachment.",
+    ],
+    positional: [{ name: "NETWORK", kind: "network", optional: true, about: "only this network" }],
+    flags: [
+      { name: "count", short: "n", value: "NUMBER", about: "end after so many" },
+      { ...JSON_FLAG, about: "an object a line instead" },
+      ...LEASE_PLACES,
+    ],
+    examples: [["who comes, who goes?", "cnibox events"], ["for a script", "cnibox events --json --count 1"]],
+    load: () => import("./events.ts"),
+    entry: "events",
+  },
+  {
+    name: "report",
+    group: "show",
+    summary: "one archive with all that somebody needs who is asked for help",
+    about: [
+      "Configuration, what status, show, doctor, ipam and validate say, links, routes, rules, versions, and the end of the logs. " +
+      "Keys, tokens and passwords are left out, as far as they can be told by their names and their looks: look through it " +
+      "before you hand it on. Nothing is changed.",
+    ],
+    positional: [{ name: "FILE", kind: "file", optional: true, about: "the archive (tar); - is standard output" }],
+    flags: [CONF_DIR, CACHE_DIR, DATA_DIR, ROOT],
+    examples: [["for a bug report", "cnibox report"], ["from afar", "ssh node cnibox report - >node.tar"]],
+    load: () => import("./report.ts"),
+    entry: "report",
+  },
+  {
     name: "graph",
     group: "show",
     summary: "a picture of the node: interfaces, bridges, containers, addresses, NAT",
