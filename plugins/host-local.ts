@@ -34,7 +34,7 @@ import {
   releaseOnly,
   usage,
 } from "../lib/ipam/allocator.ts";
-import { cidr, ipOrCidr, plain } from "../lib/ipam/address_keys.ts";
+import { cidr, ipOrCidr, plain, prefixOrAddress } from "../lib/ipam/address_keys.ts";
 import { type Candidate, type RangeConf, rangeSets } from "../lib/ipam/range.ts";
 import { findDead, RESULTS_FOLDER } from "../lib/ipam/reclaim.ts";
 import { checkFolder, systemWords } from "../lib/ipam/store.ts";
@@ -57,6 +57,10 @@ const rangeKeys = {
     undefined,
   ),
   gateway: refine(maybeText("the gateway, never given out; absent: the subnet's second address"), plain, undefined),
+  exclude: list(
+    refine(text("", "an address or a prefix"), prefixOrAddress, undefined),
+    "addresses and prefixes that are never given out; beside `ranges`, of all of them",
+  ),
 };
 const ranges = nullsAs({}, list(object(rangeKeys, "one range"), "a range set: ranges that are alternatives"));
 const sets = (about: string) => nullsAs([], list(ranges, about));
@@ -209,13 +213,15 @@ function settings(call: Call & { readonly args: string }) {
       'write "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.1.2.0/24"}]]}',
     );
   }
-  const legacy: RangeConf[][] = ipam.subnet === undefined ? [] : [[ipam]];
+  const legacy = ipam.subnet === undefined ? [] : [[{ ...ipam, exclude: undefined }]];
+  const all = [...runtimeConfig?.ipRanges ?? [], ...legacy, ...ipam.ranges ?? []];
   const warn = call.verb === "ADD" ? call.warn : () => {};
   return {
     folder: folderOf(call),
-    sets: rangeSets([...runtimeConfig?.ipRanges ?? [], ...legacy, ...ipam.ranges ?? []], {
+    sets: rangeSets(all.map((set) => set.map((one): RangeConf => ({ ...one, excluded: one.exclude }))), {
       version: call.version,
       atLeast030: atLeast(call.version, "0.3.0"),
+      excluded: ipam.exclude,
       warn,
     }),
     requested: requested(conf, call),

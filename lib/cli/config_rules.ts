@@ -1,6 +1,7 @@
 /** What plugins need beyond their tables of keys: values that must fit together, and what cannot be meant. */
 import { isObject } from "../cni/decode.ts";
 import { CniError } from "../cni/error.ts";
+import { prefixOrAddress } from "../ipam/address_keys.ts";
 import { checkConf } from "../ipam/cluster_conf.ts";
 import { type RangeConf, rangeSets } from "../ipam/range.ts";
 import { isAnyName, isLinkName } from "../net/link_name.ts";
@@ -345,9 +346,15 @@ function hostLocal(view: MemberView, ipam: Section): void {
     for (const node of set) range(view, new Section(source, node));
   });
   if (source.findings.some(({ severity }) => severity === "error")) return;
-  const plain = nodes.map((set) => set.map((node) => rangeOf(new Section(source, node))));
+  const plain = nodes.map((set) =>
+    set.map((node): RangeConf => {
+      const section = new Section(source, node);
+      return { ...rangeOf(section), ...(node !== ipam.node && { excluded: excludedOf(section) }) };
+    })
+  );
   try {
     rangeSets(plain, {
+      excluded: excludedOf(ipam),
       version: version || "0.1.0",
       atLeast030: !["", "0.1.0", "0.2.0"].includes(version),
       warn: () => {},
@@ -404,6 +411,11 @@ function clusterPool({ member, version, subnets }: MemberView, ipam: Section): v
     const prefix = parsePrefix(section.text("subnet") ?? "");
     if (prefix) subnets.push({ prefix, place: section.property("subnet")?.value ?? node, section });
   }
+}
+
+/** What a section's `exclude` names; that each is an address or a prefix has been checked. */
+function excludedOf(section: Section): Prefix[] {
+  return section.items("exclude").map((node) => prefixOrAddress(String(valueOf(node)), "exclude"));
 }
 
 function rangeOf(section: Section): RangeConf {

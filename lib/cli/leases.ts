@@ -9,6 +9,7 @@ import type { Cached } from "../cni/result_cache.ts";
 import type { JsonObject } from "../cni/types.ts";
 import { atLeast } from "../cni/version.ts";
 import { leases } from "../ipam/allocator.ts";
+import { prefixOrAddress } from "../ipam/address_keys.ts";
 import { blocksFile } from "../ipam/block_owner.ts";
 import { type OwnBlock, readBlocks } from "../ipam/block_state.ts";
 import { addressCount, isBlockOf, type PoolSet } from "../ipam/blocks.ts";
@@ -160,15 +161,17 @@ function setsOf(ipam: JsonObject, version: string): { sets: readonly RangeSet[];
           rangeStart: text(lookup(source, "rangeStart")),
           rangeEnd: text(lookup(source, "rangeEnd")),
           gateway: text(lookup(source, "gateway")),
+          excluded: prefixes(lookup(source, "exclude")),
         }
         : {};
-    const legacy = text(lookup(ipam, "subnet")) === undefined ? [] : [[range(ipam)]];
+    const prefixes = (value: unknown) =>
+      Array.isArray(value) ? value.map((one) => prefixOrAddress(String(one), "exclude")) : undefined;
+    const legacy = text(lookup(ipam, "subnet")) === undefined ? [] : [[{ ...range(ipam), excluded: undefined }]];
     const ranges = lookup(ipam, "ranges");
     const sets = Array.isArray(ranges) ? ranges.map((set) => Array.isArray(set) ? set.map(range) : []) : [];
-    return {
-      sets: rangeSets([...legacy, ...sets], { version, atLeast030: atLeast(version, "0.3.0"), warn: () => {} }),
-      trouble: "",
-    };
+    const excluded = prefixes(lookup(ipam, "exclude"));
+    const options = { version, atLeast030: atLeast(version, "0.3.0"), excluded, warn: () => {} };
+    return { sets: rangeSets([...legacy, ...sets], options), trouble: "" };
   } catch (error) {
     return { sets: [], trouble: (error as Error).message };
   }

@@ -1,6 +1,6 @@
 /** Addresses and prefixes as values of keys: the readers that IPAM plugins share, with the reference's words for what is wrong. */
 import { FieldError } from "../cni/decode.ts";
-import { type Address, parseAddress, parsePrefix } from "../net/cidr.ts";
+import { type Address, hostPrefix, networkPrefix, parseAddress, parsePrefix, type Prefix } from "../net/cidr.ts";
 
 /** A prefix in CIDR form, as it is written. Throws {@linkcode FieldError}. */
 export function cidr(value: string | undefined, path: string): string | undefined {
@@ -23,4 +23,17 @@ export function plain(value: string | undefined, path: string): string | undefin
 /** An address with or without a prefix length, which does not count; undefined when it is neither. */
 export function ipOrCidr(value: string): Address | undefined {
   return value.includes("/") ? parsePrefix(value)?.address : parseAddress(value);
+}
+
+/** An address or a prefix, as the prefix that it stands for. Throws {@linkcode FieldError}. */
+export function prefixOrAddress(value: string, path: string): Prefix {
+  const single = parseAddress(value);
+  const found = single ? hostPrefix(single) : parsePrefix(value);
+  if (found) return networkPrefix(found);
+  throw new FieldError(
+    path,
+    `invalid CIDR address: ${value}`,
+    `"${path}" is an address or a prefix: 10.1.2.3, 10.1.2.0/28`,
+    value,
+  );
 }

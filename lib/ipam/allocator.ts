@@ -6,8 +6,8 @@
  */
 import { all, CniError, code } from "../cni/error.ts";
 import { addressesInUse, unseenText } from "../kernel/all_netns.ts";
-import { type Address, formatAddress, parseAddress } from "../net/cidr.ts";
-import { type Candidate, candidates, describe, isGateway, rangeOf, type RangeSet, size } from "./range.ts";
+import { type Address, formatAddress, formatPrefix, parseAddress } from "../net/cidr.ts";
+import { type Candidate, candidates, describe, excludedBy, isGateway, rangeOf, type RangeSet, size } from "./range.ts";
 import { findDead, type ProofOptions, type Verdict } from "./reclaim.ts";
 import { contentOf, type Holder, type Lease, Store, type StoreOptions, withStore } from "./store.ts";
 
@@ -119,6 +119,14 @@ function takeRequested(
     );
   }
   const range = rangeOf(set, request)!;
+  const excluded = excludedBy(range, request);
+  if (excluded) {
+    throw new CniError(
+      code.internal,
+      `${during}: requested IP address ${ip} is excluded`,
+      `by "exclude": ${formatPrefix(excluded)}`,
+    );
+  }
   foretell([{ address: request, range }]);
   if (store.reserve(ip, holder)) return { address: request, range };
   if (store.isBlank(ip)) {
@@ -326,7 +334,8 @@ function usedOf(set: RangeSet, names: Iterable<string>): number {
   let count = 0;
   for (const name of names) {
     const address = parseAddress(name);
-    if (address !== undefined && rangeOf(set, address) !== undefined && !isGateway(set, address)) count++;
+    const range = address && rangeOf(set, address);
+    if (address && range && !isGateway(set, address) && !excludedBy(range, address)) count++;
   }
   return count;
 }

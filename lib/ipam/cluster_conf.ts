@@ -34,7 +34,7 @@ import {
 } from "../net/cidr.ts";
 import { etcdStore } from "../store/etcd.ts";
 import type { Store } from "../store/store.ts";
-import { cidr, ipOrCidr, plain } from "./address_keys.ts";
+import { cidr, ipOrCidr, plain, prefixOrAddress } from "./address_keys.ts";
 import type { Pool } from "./block_owner.ts";
 import { defaultBlockSize, familyOf, type PoolSet } from "./blocks.ts";
 import { type RangeConf, rangeSets } from "./range.ts";
@@ -397,18 +397,6 @@ function requested(value: string, path: string): Address {
     path,
     `invalid IP address ${value}`,
     `"${path}" is an address, with or without a prefix length`,
-    value,
-  );
-}
-
-function prefixOrAddress(value: string, path: string): Prefix {
-  const single = parseAddress(value);
-  const found = single ? hostPrefix(single) : parsePrefix(value);
-  if (found) return networkPrefix(found);
-  throw new FieldError(
-    path,
-    `invalid CIDR address: ${value}`,
-    `"${path}" is an address or a prefix: 10.1.2.3, 10.1.2.0/28`,
     value,
   );
 }

@@ -8,6 +8,7 @@
 import { CniError, code } from "../cni/error.ts";
 import {
   type Address,
+  compareAddresses,
   familyBits,
   formatAddress,
   formatPrefix,
@@ -18,6 +19,7 @@ import {
   parsePrefix,
   type Prefix,
   prefixContains,
+  prefixesOverlap,
 } from "../net/cidr.ts";
 
 /** A range as configured. The texts are well-formed addresses, `subnet` in CIDR form; undefined is "not given". */
@@ -26,14 +28,17 @@ export interface RangeConf {
   readonly rangeStart?: string | undefined;
   readonly rangeEnd?: string | undefined;
   readonly gateway?: string | undefined;
+  /** What is never given out. */
+  readonly excluded?: readonly Prefix[] | undefined;
 }
 
-/** A checked range: every address from `start` to `end` may be given out, except the gateways of its set. */
+/** A checked range: every address from `start` to `end` may be given out, except the gateways of its set and what is excluded. */
 export interface Range {
   readonly subnet: Prefix;
   readonly start: Address;
   readonly end: Address;
   readonly gateway: Address;
+  readonly excluded?: readonly Prefix[];
 }
 
 /** Ranges that are alternatives of each other, all of one family, none overlapping another. Never empty. */
@@ -54,10 +59,18 @@ export interface Candidate {
  */
 export function rangeSets(
   sets: readonly (readonly RangeConf[])[],
-  { version, atLeast030, warn }: { version: string; atLeast030: boolean; warn: (note: string) => void },
+  { version, atLeast030, excluded = [], warn }: {
+    version: string;
+    atLeast030: boolean;
+    /** Never given out, of whichever range. */
+    excluded?: readonly Prefix[] | undefined;
+    warn: (note: string) => void;
+  },
 ): RangeSet[] {
   if (sets.length === 0) throw badConfig("no IP ranges specified", 'write "ipam": {"ranges": [[{"subnet": "…"}]]}');
-  const checked = sets.map((set, index) => rangeSet(set, { index, warn }));
+  const checked = sets.map((set, index) => rangeSet(set, { index, excluded, warn }));
+  const stray = excluded.find((one) => !checked.flat().some(({ subnet }) => prefixesOverlap(subnet, one)));
+  if (stray) throw badConfig(`exclude ${formatPrefix(stray)} is in no range`, "write it as the ranges have it");
   if (!atLeast030) refuseSeveral(checked, version);
   for (const [i, set] of checked.entries()) {
     const j = checked.findIndex((other, j) => j > i && set.some((a) => other.some((b) => overlap(a, b))));
@@ -84,10 +97,10 @@ function overlapping(sets: readonly RangeSet[], [i, j]: readonly [number, number
 
 function rangeSet(
   set: readonly RangeConf[],
-  { index, warn }: { index: number; warn: (note: string) => void },
+  { index, ...options }: Excluding & { index: number },
 ): RangeSet {
   const during = `invalid range set ${index}`;
-  const [first, ...others] = set.map((conf) => range(conf, { during, warn }));
+  const [first, ...others] = set.map((conf) => range(conf, { during, ...options }));
   if (first === undefined) {
     throw badConfig(`${during}: empty range set`, 'a range set needs at least one {"subnet": "…"}');
   }
@@ -107,7 +120,13 @@ function rangeSet(
   return ranges;
 }
 
-function range(conf: RangeConf, { during, warn }: { during: string; warn: (note: string) => void }): Range {
+/** What all ranges of a configuration are checked with. */
+interface Excluding {
+  readonly excluded: readonly Prefix[];
+  readonly warn: (note: string) => void;
+}
+
+function range(conf: RangeConf, { during, excluded, warn }: Excluding & { during: string }): Range {
   const subnet = checkedSubnet(conf.subnet, during);
   const { family, value } = subnet.address;
   const gateway = given(conf.gateway) ?? { family, value: value + 1n };
@@ -130,7 +149,29 @@ function range(conf: RangeConf, { during, warn }: { during: string; warn: (note:
       order: `rangeEnd lies before rangeStart ${formatAddress(start)}`,
     });
   }
-  return { subnet, start, end, gateway };
+  const checked = { subnet, start, end, gateway };
+  const shared = excluded.filter((one) => prefixesOverlap(subnet, one));
+  const own = conf.excluded ?? [];
+  return own.length + shared.length === 0 ? checked : withExcluded(checked, { own, shared, during });
+}
+
+function withExcluded(
+  range: Range,
+  { own, shared, during }: { own: readonly Prefix[]; shared: readonly Prefix[]; during: string },
+): Range {
+  const stray = own.find((one) => !prefixesOverlap(range.subnet, one));
+  if (stray !== undefined) {
+    throw badConfig(
+      `${during}: exclude ${formatPrefix(stray)} not in network ${formatPrefix(range.subnet)}`,
+      '"exclude" names addresses and prefixes of the range that it stands in',
+    );
+  }
+  const whole = { ...range, excluded: [...own, ...shared] };
+  if (size([whole]) > 0n) return whole;
+  throw badConfig(
+    `${during}: exclude leaves nothing of ${formatPrefix(range.subnet)}`,
+    "no address could be given out",
+  );
 }
 
 /** IPv4 keeps the broadcast address back unless the configuration names it; IPv6 has none. */
@@ -225,17 +266,41 @@ export function isGateway(set: RangeSet, { value }: Address): boolean {
   return set.some(({ gateway }) => gateway.value === value);
 }
 
+/** The prefix of `exclude` that an address lies in; undefined when it may be given out. */
+export function excludedBy({ excluded }: Range, address: Address): Prefix | undefined {
+  return excluded?.find((one) => prefixContains(one, address));
+}
+
 /** How many addresses the set can give out. */
 export function size(set: RangeSet): bigint {
   let count = 0n;
-  for (const { start, end } of set) count += end.value - start.value + 1n;
+  for (const range of set) count += range.end.value - range.start.value + 1n - excludedCount(range);
   const gateways = new Map(set.map(({ gateway }) => [gateway.value, gateway]));
-  for (const gateway of gateways.values()) if (rangeOf(set, gateway)) count--;
+  for (const gateway of gateways.values()) {
+    const range = rangeOf(set, gateway);
+    if (range && !excludedBy(range, gateway)) count--;
+  }
+  return count;
+}
+
+function excludedCount({ start, end, excluded = [] }: Range): bigint {
+  let count = 0n;
+  let next = start.value;
+  // Prefixes lie in each other or apart: in their order, one that begins before the end of another lies in it.
+  for (const one of [...excluded].sort((a, b) => compareAddresses(networkAddress(a), networkAddress(b)))) {
+    const first = networkAddress(one).value;
+    const last = lastAddress(one).value;
+    const from = first < next ? next : first;
+    const to = last > end.value ? end.value : last;
+    if (to < from) continue;
+    count += to - from + 1n;
+    next = to + 1n;
+  }
   return count;
 }
 
 /**
- * Every address of the set once, gateways left out, in the order of the round robin: from the one after `cursor` (from the
+ * Every address of the set once, gateways and what is excluded left out, in the order of the round robin: from the one after `cursor` (from the
  * first one when there is none, or it is outside), through the ranges and round again, the cursor's own address last.
  */
 export function* candidates(set: RangeSet, cursor?: Address): Generator<Candidate> {
@@ -256,7 +321,10 @@ function* walk(range: Range, value: bigint, { to, set }: { to: bigint; set: Rang
   const { family } = range.start;
   for (; value <= to; value++) {
     const address = { family, value };
-    if (!isGateway(set, address)) yield { address, range };
+    const excluded = excludedBy(range, address);
+    // To its end at once: it may hold more addresses than can be counted through.
+    if (excluded) value = lastAddress(excluded).value;
+    else if (!isGateway(set, address)) yield { address, range };
   }
 }
 

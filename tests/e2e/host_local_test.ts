@@ -374,3 +374,32 @@ nodeTest("host-local GC and STATUS", async ({ node }) => {
   const bad = await runPlugin(node, request("STATUS", "x", conf({ ranges: [[{ subnet: "10.0.0.1/24" }]] })));
   assertEquals([bad.code, bad.json.code], [1, 50]);
 });
+
+nodeTest("host-local never gives out what exclude names, of one range or of all", async ({ node }) => {
+  const ranges = [[{ ...SMALL[0], exclude: ["10.1.0.2", "10.1.0.4/31"] }], [{ subnet: "fd00:1::/64" }]];
+  const stdin = conf({ ranges, exclude: ["fd00:1::/65", "10.1.0.3"] });
+  assertEquals(ips(await call(node, request("ADD", "ctr1", stdin))), ["10.1.0.6/29", "fd00:1:0:0:8000::/64"]);
+  const full = await runPlugin(node, request("ADD", "ctr2", stdin));
+  assertEquals(full.code, 1);
+  assertStringIncludes(full.json.msg, "no IP addresses available in range set: 10.1.0.1-10.1.0.6");
+  assertStringIncludes(full.json.details, "1 of 1 addresses are taken");
+  assertEquals(await leaseNames(node), ["10.1.0.6", "fd00:1:0:0:8000::"]);
+  await call(node, request("DEL", "ctr1", stdin));
+
+  const asked = await runPlugin(
+    node,
+    request("ADD", "ctr3", conf({ ranges }, { args: { cni: { ips: ["10.1.0.5"] } } })),
+  );
+  assertEquals(asked.json.msg, "failed to allocate for range 0: requested IP address 10.1.0.5 is excluded");
+  const refused: [Json, string][] = [
+    [{ ranges: [[{ ...SMALL[0], exclude: ["10.2.0.0/24"] }]] }, "exclude 10.2.0.0/24 not in network 10.1.0.0/29"],
+    [{ ranges: [[{ ...SMALL[0], exclude: ["10.1.0.0/16"] }]] }, "exclude leaves nothing of 10.1.0.0/29"],
+    [{ exclude: ["10.2.0.1"] }, "exclude 10.2.0.1/32 is in no range"],
+    [{ exclude: ["ten"] }, "invalid CIDR address: ten"],
+  ];
+  for (const [ipam, msg] of refused) {
+    const { code, json } = await runPlugin(node, request("ADD", "ctr4", conf(ipam)));
+    assertEquals(code, 1);
+    assertStringIncludes(json.msg, msg);
+  }
+});

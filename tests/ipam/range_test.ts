@@ -10,7 +10,7 @@ import {
   rangeSets,
   size,
 } from "../../lib/ipam/range.ts";
-import { formatAddress, formatPrefix, parseAddress } from "../../lib/net/cidr.ts";
+import { formatAddress, formatPrefix, parseAddress, parsePrefix } from "../../lib/net/cidr.ts";
 
 const modern = { version: "1.0.0", atLeast030: true, warn: (note: string) => void note };
 
@@ -27,7 +27,10 @@ function order(set: RangeSet, cursor?: string, limit = 100): string[] {
   return addresses;
 }
 
-function refusal(sets: readonly (readonly RangeConf[])[], options: Partial<typeof modern> = {}): string {
+function refusal(
+  sets: readonly (readonly RangeConf[])[],
+  options: Partial<Parameters<typeof rangeSets>[1]> = {},
+): string {
   const error = assertThrows(() => rangeSets(sets, { ...modern, ...options }), CniError);
   assertEquals(error.code, 7, error.msg);
   return error.msg;
@@ -207,4 +210,51 @@ Deno.test("rangeOf finds the range between start and end", () => {
   for (const text of ["10.0.0.0", "10.0.0.7", "10.0.2.1", "::a00:103"]) {
     assertEquals(rangeOf(two, parseAddress(text)!), undefined, text);
   }
+});
+
+/** A range with exclusions, as texts. */
+function without(conf: RangeConf, ...excluded: string[]): RangeConf {
+  return { ...conf, excluded: excluded.map((text) => parsePrefix(text)!) };
+}
+
+Deno.test("what is excluded is never a candidate, and does not count", () => {
+  const conf = without({ subnet: "10.0.0.0/28" }, "10.0.0.4/30", "10.0.0.6/32", "10.0.0.9/32", "10.0.0.1/32");
+  const one = set(conf);
+  const texts = [...candidates(one)].map(({ address }) => formatAddress(address));
+  assertEquals(texts, [
+    "10.0.0.2",
+    "10.0.0.3",
+    "10.0.0.8",
+    "10.0.0.10",
+    "10.0.0.11",
+    "10.0.0.12",
+    "10.0.0.13",
+    "10.0.0.14",
+  ]);
+  assertEquals(size(one), BigInt(texts.length));
+  const round = [...candidates(one, parseAddress("10.0.0.8")!)].map(({ address }) => formatAddress(address));
+  assertEquals(round.toSorted(), texts.toSorted());
+  assertEquals([round[0], round.at(-1)], ["10.0.0.10", "10.0.0.8"]);
+});
+
+Deno.test("a large exclusion is stepped over, not through", () => {
+  const one = set(without({ subnet: "fd00::/64", rangeStart: "fd00::10" }, "fd00::/65"));
+  assertEquals(order(one, undefined, 1), ["fd00::8000:0:0:0"]);
+  assertEquals(size(one), 1n << 63n);
+});
+
+Deno.test("exclusions outside of their range, and those that leave nothing, are refused", () => {
+  const subnet = "10.0.0.0/29";
+  assertEquals(
+    refusal([[without({ subnet }, "10.0.1.0/30")]]),
+    "invalid range set 0: exclude 10.0.1.0/30 not in network 10.0.0.0/29",
+  );
+  assertEquals(
+    refusal([[without({ subnet }, "10.0.0.0/28")]]),
+    "invalid range set 0: exclude leaves nothing of 10.0.0.0/29",
+  );
+  const shared = { ...modern, excluded: [parsePrefix("10.0.1.0/30")!] };
+  assertEquals(refusal([[{ subnet }]], shared), "exclude 10.0.1.0/30 is in no range");
+  const [checked] = rangeSets([[{ subnet }, { subnet: "10.0.1.0/29" }]], shared);
+  assertEquals(checked && size(checked), 5n + 3n, "of the range that it lies in");
 });
