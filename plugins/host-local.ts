@@ -11,6 +11,7 @@ import {
   decode,
   FieldError,
   type Fields,
+  flag,
   isObject,
   type Key,
   list,
@@ -74,6 +75,7 @@ const keys = {
     ...rangeKeys,
     routes: refine(anything("routes that the result names"), (value) => readRoutes(value, "ipam.routes"), []),
     dataDir: text(DATA_DIR, "folder of the leases, one folder per network in it"),
+    sticky: flag(false, "a pod gets the address that one of its namespace and name had before, when it is free"),
     resolvConf: text("", "file like resolv.conf(5) whose settings the result names"),
   }, "what is given out"),
   runtimeConfig: object({
@@ -100,15 +102,20 @@ export const plugin: Plugin = {
 };
 
 async function add(call: ContainerCall): Promise<Result> {
+  const memory = isSticky(call) ? (await import("../lib/ipam/sticky.ts")).memoryOf(folderOf(call), call) : undefined;
   if (call.explain) {
     const { folder, routes, dns, ...wanted } = settings(call);
-    const taken = preview(folder, { ...wanted, warn: call.warn });
+    const taken = preview(folder, { ...wanted, memory, warn: call.warn });
     taken.forEach(({ address }, index) => {
       const ip = formatAddress(address);
       const lease = `${call.containerId}\r\n${call.ifName}`;
       call.explain?.file(`${folder}/${ip}`, lease, "the address is taken, unless it is by now", { exclusive: true });
       call.explain?.file(`${folder}/last_reserved_ip.${index}`, ip, "the next search begins behind it");
     });
+    if (memory) {
+      const text = memory.after(taken.map(({ address }) => address));
+      call.explain.file(memory.path, text, "the pod's next container gets the address again");
+    }
     return result(taken, { routes, dns });
   }
   const { chosen } = call;
@@ -118,7 +125,7 @@ async function add(call: ContainerCall): Promise<Result> {
     wanted: () => {
       const { routes, dns, ...wanted } = settings(call);
       shown = { routes, dns };
-      return wanted;
+      return { ...wanted, memory };
     },
     host: call.host,
     warn: call.warn,
@@ -232,8 +239,8 @@ function settings(call: Call & { readonly args: string }) {
 }
 
 /** Addresses that were asked for, in the order of their sources; all of them count. */
-function requested({ runtimeConfig, args }: Fields<typeof keys>, call: { readonly args: string }): Address[] {
-  const { IP = "" } = parseArgs(call.args, ["IP"]);
+function requested({ ipam, runtimeConfig, args }: Fields<typeof keys>, call: { readonly args: string }): Address[] {
+  const { IP = "" } = parseArgs(call.args, ipam?.sticky ? ["IP", "K8S_POD_NAMESPACE", "K8S_POD_NAME"] : ["IP"]);
   const all = [...IP === "" ? [] : [ipOfArgs(IP)], ...args?.cni?.ips ?? [], ...runtimeConfig?.ips ?? []];
   return all.filter((address, at) => all.findIndex((other) => sameAddress(other, address)) === at);
 }
@@ -246,6 +253,12 @@ function ipOfArgs(value: string): Address {
     `ARGS: error parsing value of pair ${goQuote(`IP=${value}`)}: invalid IP address ${value}`,
     "IP in CNI_ARGS is one address; more can be asked for with the capability `ips`",
   );
+}
+
+/** Whether pods get their addresses again; what is no boolean is refused where the configuration is read. */
+function isSticky({ config }: Call): boolean {
+  const ipam = lookup(config, "ipam");
+  return isObject(ipam) && lookup(ipam, "sticky") === true;
 }
 
 /** Folder of the network's leases. Asks for nothing else, so that DEL works whatever became of the ranges. */

@@ -6,15 +6,26 @@
  */
 import { all, CniError, code } from "../cni/error.ts";
 import { addressesInUse, unseenText } from "../kernel/all_netns.ts";
-import { type Address, formatAddress, formatPrefix, parseAddress } from "../net/cidr.ts";
+import { type Address, formatAddress, formatPrefix, parseAddress, sameAddress } from "../net/cidr.ts";
 import { type Candidate, candidates, describe, excludedBy, isGateway, rangeOf, type RangeSet, size } from "./range.ts";
 import { findDead, type ProofOptions, type Verdict } from "./reclaim.ts";
 import { contentOf, type Holder, type Lease, Store, type StoreOptions, withStore } from "./store.ts";
+
+/** What an owner had before: its next container gets it again when it is free. Used while the lock is held. */
+export interface Memory {
+  readonly path: string;
+  had(): readonly Address[];
+  /** Content of the file once these are the owner's. */
+  after(addresses: readonly Address[]): string;
+  /** Failing is no failure. */
+  keep(addresses: readonly Address[]): void;
+}
 
 /** What to allocate: one address from each set, one of those asked for where there is one. */
 export interface Wanted {
   readonly sets: readonly RangeSet[];
   readonly requested: readonly Address[];
+  readonly memory?: Memory | undefined;
   /** Where runtimes keep results, see {@linkcode ProofOptions}. */
   readonly resultsFolders?: readonly string[] | undefined;
 }
@@ -72,6 +83,7 @@ export async function allocate(
 async function allocateAll(store: Store, holder: Holder, wanted: Wanted & AllocateOptions): Promise<Candidate[]> {
   const taken: Candidate[] = [];
   const left = [...wanted.requested];
+  const had = wanted.memory?.had() ?? [];
   const { chosen } = wanted;
   /** Before anything else is looked at: what the last set will give, unless something that was asked for is left over. */
   const foretell = (walk: Iterable<Candidate>) => {
@@ -85,10 +97,13 @@ async function allocateAll(store: Store, holder: Holder, wanted: Wanted & Alloca
       const request = at < 0 ? undefined : left.splice(at, 1)[0];
       const during = `failed to allocate for range ${index}`;
       const candidate = request === undefined
-        ? await takeAny(store, holder, { ...wanted, set, index, during, foretell })
+        ? await takeAny(store, holder, { ...wanted, set, index, had, during, foretell })
         : takeRequested(store, holder, { set, request, during, foretell });
       taken.push(candidate);
-      store.setCursor(index, formatAddress(candidate.address));
+      // What was had before lies anywhere: the round robin goes on where it was.
+      if (!had.some((one) => sameAddress(one, candidate.address))) {
+        store.setCursor(index, formatAddress(candidate.address));
+      }
     }
     if (left.length > 0) {
       throw new CniError(
@@ -97,6 +112,7 @@ async function allocateAll(store: Store, holder: Holder, wanted: Wanted & Alloca
         `one address per range set can be requested; the sets are ${wanted.sets.map(describe).join(" and ")}`,
       );
     }
+    wanted.memory?.keep(taken.map(({ address }) => address));
     return taken;
   } catch (error) {
     // Only what this call took: the container may have other addresses from earlier ones.
@@ -145,22 +161,33 @@ function takeRequested(
 interface Draw extends AllocatorOptions {
   readonly set: RangeSet;
   readonly index: number;
+  /** Tried before all others. */
+  readonly had: readonly Address[];
   readonly during: string;
   readonly foretell: (walk: Iterable<Candidate>) => void;
 }
 
 async function takeAny(store: Store, holder: Holder, draw: Draw): Promise<Candidate> {
-  const { set, index, during, foretell } = draw;
+  const { set, index, had, during, foretell } = draw;
   const cursor = store.cursor(index);
-  foretell(candidates(set, cursor));
+  foretell(walk(set, cursor, had));
   const { own, old } = store.holding(holder);
   const has = [...own, ...old].find((ip) => rangeOf(set, parseAddress(ip)!));
   if (has !== undefined) throw new Duplicate(during, has, store.lease(has));
 
-  const free = takeFree(store, holder, candidates(set, cursor));
+  const free = takeFree(store, holder, walk(set, cursor, had));
   if (free !== undefined) return free;
   const verdict = await reclaim(store, draw);
   return takeFree(store, holder, candidates(set, cursor)) ?? exhausted(store, { ...draw, verdict });
+}
+
+/** Every candidate of a set, those that were had before first. */
+function* walk(set: RangeSet, cursor: Address | undefined, had: readonly Address[]): Generator<Candidate> {
+  for (const address of had) {
+    const range = rangeOf(set, address);
+    if (range && !isGateway(set, address) && !excludedBy(range, address)) yield { address, range };
+  }
+  yield* candidates(set, cursor);
 }
 
 /** The first candidate that is free. After some tries the folder is listed: then a full one costs no more than its listing. */
@@ -254,12 +281,13 @@ function nameOf({ containerId, ifName }: Lease): string {
 /** The addresses that {@linkcode allocate} would take now. Changes nothing and takes no lock: another may be quicker. */
 export function preview(folder: string, wanted: Wanted & Omit<StoreOptions, "create">): Candidate[] {
   const { names, cursors } = glance(folder, wanted);
+  const had = wanted.memory?.had() ?? [];
   const left = [...wanted.requested];
   return wanted.sets.map((set, index) => {
     const at = left.findIndex((address) => rangeOf(set, address));
     const request = at < 0 ? undefined : left.splice(at, 1)[0];
     if (request) return { address: request, range: rangeOf(set, request)! };
-    for (const candidate of candidates(set, cursors[index])) {
+    for (const candidate of walk(set, cursors[index], had)) {
       if (!names.has(formatAddress(candidate.address))) return candidate;
     }
     const during = `failed to allocate for range ${index}`;

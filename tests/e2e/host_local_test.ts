@@ -403,3 +403,44 @@ nodeTest("host-local never gives out what exclude names, of one range or of all"
     assertStringIncludes(json.msg, msg);
   }
 });
+
+nodeTest("host-local with sticky gives a pod of the same name its address again, when it is free", async ({ node }) => {
+  const stdin = conf({ sticky: true, ranges: [[{ subnet: "10.1.0.0/28" }], [{ subnet: "fd00:1::/64" }]] });
+  const pod = (name: string, id: string, command: "ADD" | "DEL" = "ADD") => ({
+    ...request(command, id, stdin),
+    args: `IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=${name};K8S_POD_UID=${id}`,
+  });
+  const db = ["10.1.0.2/28", "fd00:1::2/64"];
+  assertEquals(ips(await call(node, pod("db-0", "a1"))), db);
+  assertEquals(ips(await call(node, pod("web", "b1"))), ["10.1.0.3/28", "fd00:1::3/64"]);
+  await call(node, pod("db-0", "a1", "DEL"));
+  // Others go on; the pod comes back to what it had, and the round robin does not follow it.
+  assertEquals(ips(await call(node, pod("new", "c1"))), ["10.1.0.4/28", "fd00:1::4/64"]);
+  assertEquals(ips(await call(node, pod("db-0", "a2"))), db);
+  assertEquals(ips(await call(node, pod("newer", "d1"))), ["10.1.0.5/28", "fd00:1::5/64"]);
+  // While the old one still has it, the new one gets another, which is its own from then on.
+  assertEquals(ips(await call(node, pod("db-0", "a3"))), ["10.1.0.6/28", "fd00:1::6/64"]);
+  for (const id of ["a2", "a3"]) await call(node, pod("db-0", id, "DEL"));
+  assertEquals(ips(await call(node, pod("db-0", "a4"))), ["10.1.0.6/28", "fd00:1::6/64"]);
+  // Another namespace, no pod at all, and a name that is none: as without the key.
+  assertEquals(ips(await call(node, { ...pod("web", "e1"), args: "K8S_POD_NAMESPACE=other;K8S_POD_NAME=db-0" })), [
+    "10.1.0.7/28",
+    "fd00:1::7/64",
+  ]);
+  assertEquals(ips(await call(node, request("ADD", "f1", stdin)))[0], "10.1.0.8/28");
+  assertEquals(
+    ips(await call(node, { ...pod("x", "g1"), args: "K8S_POD_NAMESPACE=a b;K8S_POD_NAME=c" }))[0],
+    "10.1.0.9/28",
+  );
+
+  const kept = await node.read(`${FOLDER}/.cnibox-sticky`) ?? "";
+  assertEquals(kept.split("\n").filter((line) => line.includes("db-0")), [
+    "10.1.0.6 shop/db-0 eth0",
+    "fd00:1::6 shop/db-0 eth0",
+    "10.1.0.7 other/db-0 eth0",
+    "fd00:1::7 other/db-0 eth0",
+  ]);
+  // What is in its way costs the memory, not the container.
+  await node.sh(`rm ${FOLDER}/.cnibox-sticky; mkdir ${FOLDER}/.cnibox-sticky`);
+  assertEquals(ips(await call(node, pod("db-0", "h1")))[0], "10.1.0.10/28");
+});
