@@ -4,6 +4,7 @@
  * compared by tests, and walked back when something fails.
  */
 import { aloneArgv, batchOf, wordsOf } from "./batch.ts";
+import { systemWords } from "./regular_file.ts";
 import { type Command, CommandError, failureText, type Output, type Run, xtablesWait } from "./run.ts";
 import { readSysctl, writeSysctl } from "./sysctl.ts";
 
@@ -285,15 +286,9 @@ function hostSysctl(one: Step): void {
   } catch (error) {
     if (one.optional) return;
     const command = { argv: ["sysctl", "-w", one.text] };
-    const text = `open /proc/sys/${key}: ${reason(error)}`;
+    const text = `open /proc/sys/${key}: ${systemWords(error)}`;
     throw new StepError(one, new CommandError(command, { code: 1, signal: null, stdout: "", stderr: text }, text));
   }
-}
-
-function reason(error: unknown): string {
-  if (error instanceof Deno.errors.NotFound) return "no such file or directory";
-  if (error instanceof Deno.errors.PermissionDenied) return "permission denied";
-  return (error as Error).message.replace(/ \(os error .*$/, "").toLowerCase();
 }
 
 /** The one process that does all the steps of a group; undefined when they need one each. */

@@ -8,7 +8,6 @@ import {
   hostPrefix,
   isGlobalUnicast,
   lastAddress,
-  netmask,
   networkAddress,
   networkPrefix,
   nextAddress,
@@ -16,7 +15,6 @@ import {
   parsePrefix,
   prefixContains,
   prefixesOverlap,
-  previousAddress,
   sameAddress,
 } from "../../lib/net/cidr.ts";
 
@@ -125,43 +123,40 @@ Deno.test("prefixes keep their host bits and print what they say", () => {
   }
 });
 
-Deno.test("a prefix knows its first and last address, its mask and its network", () => {
-  const table: [string, string, string, string, boolean][] = [
-    ["10.1.2.3/24", "10.1.2.0", "10.1.2.255", "255.255.255.0", true],
-    ["10.1.2.0/24", "10.1.2.0", "10.1.2.255", "255.255.255.0", false],
-    ["10.1.2.3/32", "10.1.2.3", "10.1.2.3", "255.255.255.255", false],
-    ["1.2.3.4/0", "0.0.0.0", "255.255.255.255", "0.0.0.0", true],
-    ["255.255.255.255/31", "255.255.255.254", "255.255.255.255", "255.255.255.254", true],
-    ["fd00::5/64", "fd00::", "fd00::ffff:ffff:ffff:ffff", "ffff:ffff:ffff:ffff::", true],
-    ["fd00::5/128", "fd00::5", "fd00::5", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", false],
-    ["::/0", "::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "::", false],
+Deno.test("a prefix knows its first and last address and its network", () => {
+  const table: [string, string, string, boolean][] = [
+    ["10.1.2.3/24", "10.1.2.0", "10.1.2.255", true],
+    ["10.1.2.0/24", "10.1.2.0", "10.1.2.255", false],
+    ["10.1.2.3/32", "10.1.2.3", "10.1.2.3", false],
+    ["1.2.3.4/0", "0.0.0.0", "255.255.255.255", true],
+    ["255.255.255.255/31", "255.255.255.254", "255.255.255.255", true],
+    ["fd00::5/64", "fd00::", "fd00::ffff:ffff:ffff:ffff", true],
+    ["fd00::5/128", "fd00::5", "fd00::5", false],
+    ["::/0", "::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", false],
   ];
-  for (const [text, first, last, mask, hostBits] of table) {
+  for (const [text, first, last, hostBits] of table) {
     const prefix = parsePrefix(text)!;
     assertEquals(formatAddress(networkAddress(prefix)), first, text);
     assertEquals(formatAddress(lastAddress(prefix)), last, text);
-    assertEquals(formatAddress(netmask(prefix.address.family, prefix.length)), mask, text);
     assertEquals(hasHostBits(prefix), hostBits, text);
     assertEquals(formatPrefix(networkPrefix(prefix)), `${first}/${prefix.length}`, text);
   }
 });
 
-Deno.test("counting up and down stays in the family and does not wrap", () => {
-  const table: [string, string | undefined, string | undefined][] = [
-    ["10.0.0.255", "10.0.1.0", "10.0.0.254"],
-    ["0.0.0.0", "0.0.0.1", undefined],
-    ["255.255.255.255", undefined, "255.255.255.254"],
-    ["::", "::1", undefined],
-    ["::ffff", "::1:0", "::fffe"],
-    ["::100:0", "::100:1", "::ff:ffff"],
-    ["fd00::ffff:ffff:ffff:ffff", "fd00:0:0:1::", "fd00::ffff:ffff:ffff:fffe"],
-    ["ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", undefined, "ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe"],
+Deno.test("counting up stays in the family and does not wrap", () => {
+  const table: [string, string | undefined][] = [
+    ["10.0.0.255", "10.0.1.0"],
+    ["0.0.0.0", "0.0.0.1"],
+    ["255.255.255.255", undefined],
+    ["::", "::1"],
+    ["::ffff", "::1:0"],
+    ["::100:0", "::100:1"],
+    ["fd00::ffff:ffff:ffff:ffff", "fd00:0:0:1::"],
+    ["ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", undefined],
   ];
-  for (const [text, next, previous] of table) {
-    const address = parseAddress(text)!;
-    const after = nextAddress(address), before = previousAddress(address);
+  for (const [text, next] of table) {
+    const after = nextAddress(parseAddress(text)!);
     assertEquals(after && formatAddress(after), next, text);
-    assertEquals(before && formatAddress(before), previous, text);
   }
 });
 
