@@ -1,4 +1,5 @@
 import { assertEquals } from "@std/assert";
+import ipaddr from "ipaddr.js";
 import {
   canonicalAddress,
   compareAddresses,
@@ -212,4 +213,33 @@ Deno.test("global unicast leaves out what does not travel", () => {
 Deno.test("a host prefix is as long as its family's addresses", () => {
   assertEquals(formatPrefix(hostPrefix(parseAddress("10.0.0.1")!)), "10.0.0.1/32");
   assertEquals(formatPrefix(hostPrefix(parseAddress("fd00::1")!)), "fd00::1/128");
+});
+
+/** Numbers from 0 to 1, the same in every run. */
+function* pseudoRandom(seed: number): Generator<number, never> {
+  for (;;) {
+    seed = (seed * 1103515245 + 12345) % 0x8000_0000;
+    yield seed / 0x8000_0000;
+  }
+}
+
+Deno.test("addresses are read, printed and matched as ipaddr.js does it", () => {
+  const random = pseudoRandom(7);
+  const below = (limit: number) => Math.floor(random.next().value * limit);
+  for (let count = 0; count < 3000; count++) {
+    const family = below(2) === 0 ? 4 : 6;
+    // Many zeros, for runs of every length at every place.
+    const parts = Array.from({ length: family === 4 ? 4 : 8 }, () => below(3) * below(family === 4 ? 128 : 0x8000));
+    const theirs = family === 4 ? new ipaddr.IPv4(parts) : new ipaddr.IPv6(parts);
+    const text = "toRFC5952String" in theirs ? theirs.toRFC5952String() : theirs.toString();
+    const ours = parseAddress(theirs.toNormalizedString())!;
+    if (!text.startsWith("::ffff:")) assertEquals([ours.family, formatAddress(ours)], [family, text]);
+    assertEquals(parseAddress(text), ours);
+    const length = below(family === 4 ? 33 : 129);
+    const other = below(2) === 0 ? parts.with(-1, below(200)) : parts.with(0, below(200));
+    const stranger = family === 4 ? new ipaddr.IPv4(other) : new ipaddr.IPv6(other);
+    const inside = stranger.match(theirs, length);
+    const candidate = parseAddress(stranger.toNormalizedString())!;
+    assertEquals(prefixContains({ address: ours, length }, candidate), inside, `${stranger} in ${text}/${length}`);
+  }
 });
