@@ -38,9 +38,9 @@ import {
 import { cidr, ipOrCidr, plain, prefixOrAddress } from "../lib/ipam/address_keys.ts";
 import { type Candidate, type RangeConf, rangeSets } from "../lib/ipam/range.ts";
 import { findDead, RESULTS_FOLDER } from "../lib/ipam/reclaim.ts";
-import { checkFolder, systemWords } from "../lib/ipam/store.ts";
+import { checkFolder } from "../lib/ipam/store.ts";
 import { readFileIfThere } from "../lib/kernel/state_file.ts";
-import { readRegularText } from "../lib/kernel/regular_file.ts";
+import { readRegularText, systemWords } from "../lib/kernel/regular_file.ts";
 import { type Address, formatAddress, sameAddress } from "../lib/net/cidr.ts";
 
 const DATA_DIR = "/var/lib/cni/networks";

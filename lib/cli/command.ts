@@ -48,7 +48,7 @@ export const GROUPS = {
 export type Group = keyof typeof GROUPS;
 
 /** One command. */
-export interface Command {
+export interface OperatorCommand {
   /** `add`, or two words: `ipam find`. */
   readonly name: string;
   readonly group: Group;
@@ -72,7 +72,7 @@ export interface Command {
 
 /** What the function of a command gets. */
 export interface CommandCall {
-  readonly command: Command;
+  readonly command: OperatorCommand;
   /** All arguments, for commands that take many. */
   readonly args: readonly string[];
   /** What came after `--`. */
@@ -127,7 +127,7 @@ export function usageError(message: string, ...advice: string[]): CliError {
 export const HELP: Flag = { name: "help", short: "h", about: "this text" };
 
 /** Reads the arguments of a command by its declaration. Throws a {@linkcode CliError}. */
-export function parseCall(command: Command, args: readonly string[], invocation: Invocation): CommandCall {
+export function parseCall(command: OperatorCommand, args: readonly string[], invocation: Invocation): CommandCall {
   const at = command.rest ? args.indexOf("--") : -1;
   const own = at < 0 ? args : args.slice(0, at);
   const rest = at < 0 ? [] : args.slice(at + 1);
@@ -159,7 +159,7 @@ export function parseCall(command: Command, args: readonly string[], invocation:
 
 type Tokens = readonly { kind: string; name?: string; value?: string | undefined }[];
 
-function strictly(command: Command, flags: readonly Flag[], args: readonly string[]): {
+function strictly(command: OperatorCommand, flags: readonly Flag[], args: readonly string[]): {
   values: Record<string, unknown>;
   positionals: string[];
   tokens: Tokens;
@@ -194,7 +194,7 @@ function strictly(command: Command, flags: readonly Flag[], args: readonly strin
   }
 }
 
-function checkValues(command: Command, flags: readonly Flag[], tokens: Tokens): void {
+function checkValues(command: OperatorCommand, flags: readonly Flag[], tokens: Tokens): void {
   for (const { name, oneOf, many } of flags) {
     const given = tokens.filter((token) => token.kind === "option" && token.name === name);
     if (given.length > 1 && !many && given.some(({ value }) => value !== undefined)) {
@@ -207,7 +207,7 @@ function checkValues(command: Command, flags: readonly Flag[], tokens: Tokens): 
 
 /** Arguments by their names. */
 function assigned(
-  command: Command,
+  command: OperatorCommand,
   given: readonly string[],
   has: (flag: string) => boolean,
 ): Record<string, string | undefined> {
@@ -238,7 +238,7 @@ function assigned(
 }
 
 /** `usage: cnibox add [FLAGS] NETWORK NETNS` */
-export function usageLine(command: Command): string {
+export function usageLine(command: OperatorCommand): string {
   const parts = command.positional.map(({ name, optional, many }) => {
     const shown = many ? `${name}…` : name;
     return optional ? `[${shown}]` : shown;
@@ -256,7 +256,7 @@ export function flagText({ name, short, value }: Flag): string {
 }
 
 /** The text of `--help`. */
-export function helpText(command: Command): string {
+export function helpText(command: OperatorCommand): string {
   const parts = [`cnibox ${command.name}: ${command.summary}\n`, `${usageLine(command)}\n`];
   const named = [...command.positional, ...(command.rest ? [command.rest] : [])];
   if (named.length > 0) parts.push(described(named.map(({ name, about }) => [name, about])));

@@ -1,5 +1,5 @@
 /** Every operator command, declared. Help, completion and docs/commands/ are made from this. */
-import type { Command, Flag, Positional } from "./command.ts";
+import type { Flag, OperatorCommand, Positional } from "./command.ts";
 
 const JSON_FLAG: Flag = { name: "json", about: "print JSON for scripts" };
 const ROOT: Flag = {
@@ -112,7 +112,7 @@ const cluster = () => import("./pools.ts");
 const network = () => import("./network.ts");
 
 /** All commands, in the order in which people are shown them. */
-export const COMMANDS: readonly Command[] = [
+export const COMMANDS: readonly OperatorCommand[] = [
   {
     name: "add",
     group: "run",
@@ -847,7 +847,7 @@ export const COMMANDS: readonly Command[] = [
 ];
 
 /** The command that a line begins with: two words where there is such a command, else one. */
-export function findCommand(args: readonly string[]): { command: Command; args: readonly string[] } | undefined {
+export function findCommand(args: readonly string[]): { command: OperatorCommand; args: readonly string[] } | undefined {
   const two = COMMANDS.find(({ name }) => name === `${args[0]} ${args[1]}`);
   if (two) return { command: two, args: args.slice(2) };
   const one = COMMANDS.find(({ name }) => name === args[0]);

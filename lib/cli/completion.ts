@@ -1,6 +1,6 @@
 /** `cnibox completion SHELL`: scripts made from the declarations; names of networks and the like are asked for. */
 import { loadAll } from "../cni/conflist.ts";
-import { type Command, type CommandCall, type Flag, flagAbout, HELP, type Kind } from "./command.ts";
+import { type CommandCall, type Flag, flagAbout, HELP, type Kind, type OperatorCommand } from "./command.ts";
 import { COMMANDS } from "./commands.ts";
 import { attachmentsOf, foldersOf, netnsNames } from "./setup.ts";
 import { say } from "./terminal.ts";
@@ -39,8 +39,8 @@ export function complete(call: CommandCall): number {
   return 0;
 }
 
-const shown = (): readonly Command[] => COMMANDS.filter(({ hidden }) => !hidden);
-const flagsOf = (command: Command): readonly Flag[] => [...command.flags, HELP];
+const shown = (): readonly OperatorCommand[] => COMMANDS.filter(({ hidden }) => !hidden);
+const flagsOf = (command: OperatorCommand): readonly Flag[] => [...command.flags, HELP];
 const spellings = ({ name, short }: Flag): string[] => [`--${name}`, ...(short ? [`-${short}`] : [])];
 const ASKED: readonly Kind[] = ["network", "netns", "container", "plugin", "schema"];
 

@@ -2,7 +2,7 @@
 import { gcNetwork, staleAttachments } from "../cni/chain.ts";
 import type { NetworkList } from "../cni/conflist.ts";
 import { toCniError } from "../cni/error.ts";
-import type { Attachment } from "../cni/types.ts";
+import type { ValidAttachment } from "../cni/types.ts";
 import { systemRun } from "../kernel/run.ts";
 import { CliError, type CommandCall, status } from "./command.ts";
 import { gather, GONE, judge, lifeOf, pools } from "./leases.ts";
@@ -14,7 +14,7 @@ import { jsonDocument, oneLine, say } from "./terminal.ts";
 /** What is to go from one network, and what stays. */
 interface Plan {
   readonly list: NetworkList;
-  readonly valid: readonly Attachment[];
+  readonly valid: readonly ValidAttachment[];
   /** In words, one line each. */
   readonly goes: readonly string[];
   /** What stays only because nothing proves it dead, with the reason. */
@@ -69,7 +69,7 @@ async function planOf(list: NetworkList, folders: Folders): Promise<Plan> {
   const evidence = await gather(attachmentsOf(folders), host);
   const known = evidence.attachments.filter(({ network }) => network === list.name);
   const { judged } = judge((await pools(folders)).filter(({ network }) => network === list.name), evidence);
-  const valid = new Map<string, Attachment>();
+  const valid = new Map<string, ValidAttachment>();
   const doubts: string[] = [];
   const keep = (containerID: string, ifname: string) => valid.set(`${containerID}/${ifname}`, { containerID, ifname });
   for (const { containerId, ifName, life } of known.map((one) => ({ ...one, life: lifeOf(one, evidence) }))) {

@@ -2,6 +2,7 @@
  * JSON that knows where everything stands. Comments and commas at the end of lists are read and reported: runtimes
  * refuse them. Errors say what is wrong and where, in lines and columns from 1.
  */
+import { parse, type ParseOptions, type ValueNode } from "@humanwhocodes/momoa";
 
 /** A place in a text: offset from 0 in UTF-16 units, line and column (in characters) from 1. */
 export interface Position {
@@ -53,11 +54,64 @@ export function positionOf(text: string, offset: number): Position {
   return { offset, line, column };
 }
 
+const MAX_DEPTH = 200;
+
+const OPTIONS: ParseOptions = { mode: "jsonc", tokens: true, allowTrailingCommas: true };
+
 /** Reads a text; throws a {@linkcode JsonError} at the first mistake. */
 export function parseJsonc(text: string): { readonly root: Node; readonly extras: readonly Extra[] } {
-  const reader = new Reader(text);
-  const root = reader.document();
-  return { root, extras: reader.extras };
+  const marked = text.startsWith("\ufeff");
+  const json = marked ? ` ${text.slice(1)}` : text;
+  try {
+    const { body, tokens = [] } = parse(json, OPTIONS);
+    // The parser takes control characters.
+    const flaw = tokens.find(({ type, loc }) =>
+      type === "String" && flawOf(json.slice(loc.start.offset, loc.end.offset), 0)
+    );
+    if (flaw) throw mistakeIn(json);
+    const extras = tokens.flatMap(({ type, loc }, index): Extra[] => {
+      if (type === "LineComment" || type === "BlockComment") return [{ what: "comment", at: loc.start.offset }];
+      if (type !== "Comma") return [];
+      let next = index + 1;
+      while (tokens[next]?.type.endsWith("Comment")) next++;
+      // The closing brace or bracket.
+      return /^R/.test(tokens[next]?.type ?? "") ? [{ what: "trailing comma", at: loc.start.offset }] : [];
+    });
+    return {
+      root: nodeOf(body, 0),
+      extras: [...(marked ? [{ what: "byte order mark" as const, at: 0 }] : []), ...extras],
+    };
+  } catch (error) {
+    if (error instanceof JsonError) throw error;
+    // So deep that no call can follow.
+    if (error instanceof RangeError) throw new JsonError(`more than ${MAX_DEPTH} levels deep`, 0);
+    throw mistakeIn(json);
+  }
+}
+
+function nodeOf(value: ValueNode, depth: number): Node {
+  const { start: { offset: start }, end: { offset: end } } = value.loc;
+  if (depth > MAX_DEPTH) throw new JsonError(`more than ${MAX_DEPTH} levels deep`, start);
+  switch (value.type) {
+    case "Object": {
+      const properties = value.members.map(({ name, value }) => ({
+        key: name.type === "String" ? name.value : name.name,
+        at: name.loc.start.offset,
+        value: nodeOf(value, depth + 1),
+      }));
+      return { kind: "object", start, end, properties };
+    }
+    case "Array":
+      return { kind: "array", start, end, items: value.elements.map(({ value }) => nodeOf(value, depth + 1)) };
+    case "String":
+      return { kind: "string", start, end, value: value.value };
+    case "Number":
+      return { kind: "number", start, end, value: value.value };
+    case "Boolean":
+      return { kind: "boolean", start, end, value: value.value };
+    default:
+      return { kind: "null", start, end, value: null };
+  }
 }
 
 /** The plain value of a node; of a key that repeats, the last value counts. */
@@ -78,204 +132,122 @@ export function valueOf(node: Node): unknown {
   return node.items ? node.items.map(valueOf) : node.value;
 }
 
-const MAX_DEPTH = 200;
+/** Blanks, comments, strings up to the end of their line, words, and single characters. */
+const PARTS = /\s+|\/\/[^\n]*|\/\*[^]*?(?:\*\/|$)|"(?:[^"\\\n]|\\.)*"?|[\p{L}\p{N}_.+$-]+|[^]/gu;
 
-class Reader {
-  readonly extras: Extra[] = [];
-  private at = 0;
-  constructor(private readonly text: string) {}
-
-  document(): Node {
-    if (this.text.startsWith("\ufeff")) {
-      this.extras.push({ what: "byte order mark", at: 0 });
-      this.at = 1;
-    }
-    this.blanks();
-    if (this.at >= this.text.length) throw new JsonError("the file is empty", 0, "write a configuration in braces");
-    const root = this.value(0);
-    this.blanks();
-    if (this.at < this.text.length) {
-      throw new JsonError(`${this.shown()} after the end of the configuration`, this.at, "one file holds one object");
-    }
-    return root;
+/** Where the parser stops. Of a text that ends early it names the last part; with a NUL behind it, the end. */
+function stopIn(text: string): number {
+  try {
+    parse(`${text}\0`, OPTIONS);
+  } catch (error) {
+    const { offset } = error as { offset?: number };
+    if (offset !== undefined) return offset;
   }
+  return text.length;
+}
 
-  /** Blanks and comments. */
-  private blanks(): void {
-    for (;;) {
-      const rest = this.text.charAt(this.at);
-      if (rest === " " || rest === "\t" || rest === "\n" || rest === "\r") this.at++;
-      else if (rest === "/" && this.text[this.at + 1] === "/") {
-        this.extras.push({ what: "comment", at: this.at });
-        const end = this.text.indexOf("\n", this.at);
-        this.at = end < 0 ? this.text.length : end;
-      } else if (rest === "/" && this.text[this.at + 1] === "*") {
-        this.extras.push({ what: "comment", at: this.at });
-        const end = this.text.indexOf("*/", this.at + 2);
-        if (end < 0) throw new JsonError("a comment that does not end", this.at, "close it with */");
-        this.at = end + 2;
-      } else return;
+/** What is wrong with a text that the parser refuses: for people, by what stands there and what belongs there. */
+function mistakeIn(text: string): JsonError {
+  const offset = stopIn(text);
+  const open: string[] = [];
+  // The last three parts that are neither blanks nor comments.
+  let [last, before, end] = ["", "", 0];
+  for (const { 0: part, index } of text.matchAll(PARTS)) {
+    const flawed = part.startsWith('"') ? flawOf(part, index) : undefined;
+    if (flawed) return flawed;
+    if (part.startsWith("/*") && !/..\*\/$/s.test(part)) {
+      return new JsonError("a comment that does not end", index, "close it with */");
     }
+    if (/^\s|^\/[/*]/.test(part)) continue;
+    const container = open.at(-1) ?? "";
+    if (index + part.length > offset) {
+      return misplaced(part, index, { container, last, before, end });
+    }
+    if (part === "{" || part === "[") open.push(part);
+    else if (part === "}" || part === "]") open.pop();
+    [before, last, end] = [last, part, index + part.length];
   }
+  return atTheEnd(text.length, { container: open.at(-1) ?? "", last, before });
+}
 
-  /** What stands here, for messages. */
-  private shown(): string {
-    if (this.at >= this.text.length) return "the end of the file";
-    const rest = this.text.slice(this.at, this.at + 40);
-    const quoted = /^"[^"\n]*"/.exec(rest)?.[0];
-    if (quoted) return quoted;
-    const word = /^[\w.+-]{2,20}/.exec(rest)?.[0];
-    return `"${word ?? String.fromCodePoint(this.text.codePointAt(this.at) ?? 0)}"`;
-  }
+/** Where a mistake is: in an object, a list or neither, after which parts, the last of which ends at `end`. */
+interface Surroundings {
+  readonly container: string;
+  readonly last: string;
+  readonly before: string;
+}
 
-  private value(depth: number): Node {
-    if (depth > MAX_DEPTH) throw new JsonError(`more than ${MAX_DEPTH} levels deep`, this.at);
-    const start = this.at;
-    const first = this.text[this.at];
-    if (first === "{") return this.object(depth);
-    if (first === "[") return this.array(depth);
-    if (first === '"') return { kind: "string", start, value: this.string(), end: this.at };
-    const word = /^[\p{L}\p{N}_.+-]+/u.exec(this.text.slice(this.at))?.[0] ?? "";
-    if (word === "true" || word === "false" || word === "null") {
-      this.at += word.length;
-      const value = word === "null" ? null : word === "true";
-      return { kind: value === null ? "null" : "boolean", start, value, end: this.at };
-    }
-    if (/^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$/.test(word)) {
-      this.at += word.length;
-      return { kind: "number", start, value: Number(word), end: this.at };
-    }
-    throw this.notAValue(word);
-  }
+const keyBelongs = ({ container, last }: Surroundings) => container === "{" && (last === "{" || last === ",");
+const colonBelongs = ({ container, before, last }: Surroundings) =>
+  container === "{" && (before === "{" || before === ",") && last !== "}";
+const valueBelongs = ({ container, last }: Surroundings) =>
+  last === "" || last === ":" || (container === "[" && (last === "[" || last === ","));
 
-  private notAValue(word: string): JsonError {
-    if (this.at >= this.text.length) {
-      return new JsonError("the file ends in the middle of a value", this.at, "a brace or bracket is not closed");
-    }
-    if (this.text[this.at] === "'") {
-      return new JsonError("a string in single quotes", this.at, 'strings stand in double quotes: "…"');
-    }
-    if (/^(true|false|null)$/i.test(word)) {
-      return new JsonError(`"${word}" is no value`, this.at, `write ${word.toLowerCase()}`);
-    }
-    if (/^[+-]?[\d.]/.test(word)) {
-      const advice = /^0\d/.test(word)
-        ? "a number does not begin with 0"
-        : /^\d+\.\d+\.\d+|\//.test(word)
-        ? `addresses stand in double quotes: "${word}"`
-        : "numbers are written like 1500 or 0.5";
-      return new JsonError(`"${word}" is no number`, this.at, advice);
-    }
-    if (/^\p{L}/u.test(word)) {
-      return new JsonError(`"${word}" without quotes`, this.at, `strings stand in double quotes: "${word}"`);
-    }
-    return new JsonError(`${this.shown()} where a value belongs`, this.at, "a value is missing here");
+function atTheEnd(at: number, place: Surroundings): JsonError {
+  if (place.last === "") return new JsonError("the file is empty", 0, "write a configuration in braces");
+  if (valueBelongs(place)) {
+    return new JsonError("the file ends in the middle of a value", at, "a brace or bracket is not closed");
   }
+  return place.container === "["
+    ? new JsonError("the file ends inside a list", at, "a closing ] is missing")
+    : new JsonError("the file ends inside an object", at, "a closing brace } is missing");
+}
 
-  private string(): string {
-    const start = this.at++;
-    let result = "";
-    for (;;) {
-      const next = this.text[this.at];
-      if (next === undefined || next === "\n") {
-        throw new JsonError("a string that does not end on its line", start, 'close it with "');
-      }
-      if (next === '"') break;
-      if (next < " ") {
-        const code = next.charCodeAt(0).toString(16).padStart(4, "0");
-        throw new JsonError(`a control character (U+${code}) in a string`, this.at, `write \\u${code}`);
-      }
-      result += next === "\\" ? this.escape() : next;
-      if (next !== "\\") this.at++;
-    }
-    this.at++;
-    return result;
+function misplaced(part: string, at: number, place: Surroundings & { readonly end: number }): JsonError {
+  const shown = part.startsWith('"') ? part : `"${part}"`;
+  if (part === "," && (keyBelongs(place) || valueBelongs(place))) {
+    return new JsonError("a comma too many", at, "remove it");
   }
+  if (valueBelongs(place)) return notAValue(part, at);
+  if (place.container === "") {
+    return new JsonError(`${shown} after the end of the configuration`, at, "one file holds one object");
+  }
+  if (keyBelongs(place)) {
+    if (part === "'") return new JsonError("a key in single quotes", at, 'write it as "key"');
+    if (/^[\p{L}_$]/u.test(part)) return new JsonError(`the key ${part} without quotes`, at, `write "${part}"`);
+    return new JsonError(`${shown} where a key belongs`, at, 'keys stand in double quotes: "key": value');
+  }
+  if (colonBelongs(place)) {
+    return new JsonError(`${shown} after the key ${place.last}`, at, 'a colon belongs here: "key": value');
+  }
+  if (part === "}" || part === "]") {
+    const closing = place.container === "{" ? "}" : "]";
+    return new JsonError(`${shown} where "${closing}" belongs`, at, "braces and brackets do not match");
+  }
+  return new JsonError("a comma is missing", place.end, `${shown} follows without one`);
+}
 
-  private escape(): string {
-    const letter = this.text[this.at + 1] ?? "";
-    const plain = { '"': '"', "\\": "\\", "/": "/", b: "\b", f: "\f", n: "\n", r: "\r", t: "\t" }[letter];
-    if (plain !== undefined) {
-      this.at += 2;
-      return plain;
-    }
-    const hex = /^\\u([0-9a-fA-F]{4})/.exec(this.text.slice(this.at, this.at + 6))?.[1];
-    if (hex === undefined) {
-      throw new JsonError(`"\\${letter}" means nothing in a string`, this.at, "write \\\\ for one \\");
-    }
-    this.at += 6;
-    return String.fromCharCode(parseInt(hex, 16));
+function notAValue(part: string, at: number): JsonError {
+  if (part === "'") return new JsonError("a string in single quotes", at, 'strings stand in double quotes: "…"');
+  if (/^(true|false|null)$/i.test(part)) {
+    return new JsonError(`"${part}" is no value`, at, `write ${part.toLowerCase()}`);
   }
+  if (/^[+-]?[\d.]/.test(part)) {
+    const advice = /^0\d/.test(part)
+      ? "a number does not begin with 0"
+      : /^\d+\.\d+\.\d+/.test(part)
+      ? `addresses stand in double quotes: "${part}"`
+      : "numbers are written like 1500 or 0.5";
+    return new JsonError(`"${part}" is no number`, at, advice);
+  }
+  if (/^\p{L}/u.test(part)) {
+    return new JsonError(`"${part}" without quotes`, at, `strings stand in double quotes: "${part}"`);
+  }
+  return new JsonError(`"${part}" where a value belongs`, at, "a value is missing here");
+}
 
-  private object(depth: number): Node {
-    const start = this.at++;
-    const properties: Property[] = [];
-    for (;;) {
-      this.blanks();
-      if (this.text[this.at] === "}") break;
-      const at = this.at;
-      if (this.text[this.at] !== '"') throw this.notAKey();
-      const key = this.string();
-      this.blanks();
-      if (this.text[this.at] !== ":") {
-        throw new JsonError(`${this.shown()} after the key "${key}"`, this.at, 'a colon belongs here: "key": value');
-      }
-      this.at++;
-      this.blanks();
-      properties.push({ key, at, value: this.value(depth + 1) });
-      if (!this.comma("}")) break;
-    }
-    this.at++;
-    return { kind: "object", start, end: this.at, properties };
+/** What is wrong with a string, as far as its line goes. */
+function flawOf(part: string, at: number): JsonError | undefined {
+  // deno-lint-ignore no-control-regex
+  const { 0: found, index } = /[\0-\x1f]|\\(?!["\\/bfnrt]|u[\da-fA-F]{4})./.exec(part.replaceAll("\\\\", "\\/")) ??
+    { 0: "", index: 0 };
+  if (found.startsWith("\\")) {
+    return new JsonError(`"${found}" means nothing in a string`, at + index, "write \\\\ for one \\");
   }
-
-  private notAKey(): JsonError {
-    if (this.at >= this.text.length) {
-      return new JsonError("the file ends inside an object", this.at, "a closing brace } is missing");
-    }
-    const word = /^[\p{L}_$][\p{L}\p{N}_.$-]*/u.exec(this.text.slice(this.at))?.[0];
-    if (word) return new JsonError(`the key ${word} without quotes`, this.at, `write "${word}"`);
-    if (this.text[this.at] === "'") return new JsonError("a key in single quotes", this.at, 'write it as "key"');
-    if (this.text[this.at] === ",") return new JsonError("a comma too many", this.at, "remove it");
-    return new JsonError(`${this.shown()} where a key belongs`, this.at, 'keys stand in double quotes: "key": value');
+  if (found !== "") {
+    const code = found.charCodeAt(0).toString(16).padStart(4, "0");
+    return new JsonError(`a control character (U+${code}) in a string`, at + index, `write \\u${code}`);
   }
-
-  private array(depth: number): Node {
-    const start = this.at++;
-    const items: Node[] = [];
-    for (;;) {
-      this.blanks();
-      if (this.text[this.at] === "]") break;
-      if (this.text[this.at] === ",") throw new JsonError("a comma too many", this.at, "remove it");
-      items.push(this.value(depth + 1));
-      if (!this.comma("]")) break;
-    }
-    this.at++;
-    return { kind: "array", start, end: this.at, items };
-  }
-
-  /** After an element: true when another may follow, false at the closing sign. */
-  private comma(closing: "}" | "]"): boolean {
-    const end = this.at;
-    this.blanks();
-    const here = this.text[this.at];
-    if (here === closing) return false;
-    if (here === ",") {
-      const at = this.at++;
-      this.blanks();
-      if (this.text[this.at] === closing) {
-        this.extras.push({ what: "trailing comma", at });
-        return false;
-      }
-      return true;
-    }
-    if (here === undefined) {
-      const what = closing === "}" ? "an object" : "a list";
-      throw new JsonError(`the file ends inside ${what}`, this.at, `a closing ${closing} is missing`);
-    }
-    if (here === "}" || here === "]") {
-      throw new JsonError(`"${here}" where "${closing}" belongs`, this.at, "braces and brackets do not match");
-    }
-    throw new JsonError("a comma is missing", end, `${this.shown()} follows without one`);
-  }
+  if (/[^]"$/.test(part)) return undefined;
+  return new JsonError("a string that does not end on its line", at, 'close it with "');
 }

@@ -2,6 +2,7 @@
 
 /** npm packages that are in the program itself: none. Those of tests and build are not shipped. */
 export const PACKAGES: readonly { readonly name: string; readonly version: string; readonly license: string }[] = [
+  { name: "@humanwhocodes/momoa", version: "3.3.13", license: "Apache-2.0" },
   { name: "deno-std", version: "1.4.0", license: "MIT" },
 ];
 

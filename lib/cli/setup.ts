@@ -12,7 +12,7 @@ import type { ConfigError } from "../cni/member.ts";
 import { CACHE_FOLDER, type Cached, listAttachments } from "../cni/result_cache.ts";
 import { holderOf, lockWithin } from "../kernel/flock.ts";
 import { fileIdentity } from "../kernel/proc.ts";
-import { openRegular, readRegularText, UnusableFile } from "../kernel/regular_file.ts";
+import { openRegular, readRegularText, systemWords, UnusableFile } from "../kernel/regular_file.ts";
 import { netnsState } from "../kernel/netns.ts";
 import { isOwnFolder, notAlone, RUN_FOLDER } from "../kernel/run_folder.ts";
 import { sha512 } from "../net/sha512.ts";
@@ -154,8 +154,7 @@ export function fileError(file: string, error: unknown): CliError {
   if (error instanceof Deno.errors.PermissionDenied) {
     return new CliError(`${file}: permission denied`, status.noRights, ["run this command as root"]);
   }
-  const words = (error as Error).message.replace(/ \(os error .*$/, "");
-  return new CliError(`${file}: ${words.charAt(0).toLowerCase()}${words.slice(1)}`, status.failed);
+  return new CliError(`${file}: ${systemWords(error)}`, status.failed);
 }
 
 /** Networks and namespace of a call whose arguments are `NETWORK… NETNS`, with or without `--conf`. */

@@ -9,6 +9,7 @@ import type { Plugin } from "../cni/plugin.ts";
 import { isName } from "../cni/skel.ts";
 import { VERSIONS } from "../cni/types.ts";
 import { isKnownVersion, versionParts } from "../cni/version.ts";
+import { exists } from "../kernel/regular_file.ts";
 import { formatPrefix, type Prefix, prefixesOverlap } from "../net/cidr.ts";
 import { type CommandCall, nearest } from "./command.ts";
 import { checkDuplicates, checkKeys } from "./config_keys.ts";
@@ -516,7 +517,7 @@ async function pluginOf(
     // Below.
   }
   const where = path.join(":");
-  if (file === "" && !(own && !pathGiven && !exists(path[0] ?? ""))) {
+  if (file === "" && !(own && !pathGiven && !exists(path[0] ?? "", { links: true }))) {
     const near = own ? undefined : nearest(type, [...known.names, ...installed(path)]);
     const hint = near
       ? `did you mean "${near}"?`
@@ -527,15 +528,6 @@ async function pluginOf(
     else member.source.error("not-installed", node, `there is no plugin "${type}" in ${where}`, hint);
   } else if (!own && file !== "") await checkForeign(type, node, { member, version, known });
   return own;
-}
-
-function exists(path: string): boolean {
-  try {
-    Deno.statSync(path);
-    return true;
-  } catch {
-    return false;
-  }
 }
 
 function installed(path: readonly string[]): string[] {

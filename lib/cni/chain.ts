@@ -6,10 +6,10 @@ import { inNetns, type RunHooks, systemRun } from "../kernel/run.ts";
 import type { Explainer } from "../kernel/plan.ts";
 import type { NetworkList } from "./conflist.ts";
 import { type Member, requestOf } from "./member.ts";
-import { lookUp, runForeign } from "./delegate.ts";
+import { explainForeign, locate, type Located, runForeign } from "./delegate.ts";
 import { CniError, code, goQuote, toCniError } from "./error.ts";
 import { foreignVersions } from "./foreign_versions.ts";
-import type { Plugin, Verb } from "./plugin.ts";
+import type { Plugin, Registry, Verb } from "./plugin.ts";
 import {
   type Attached,
   type Cached,
@@ -21,10 +21,10 @@ import {
   removeCache,
   writeCache,
 } from "./result_cache.ts";
-import { callPlugin, checkIfName, type Interruption, isName, type Registry } from "./skel.ts";
+import { callPlugin, checkIfName, type Interruption, isName } from "./skel.ts";
 import { netnsState } from "../kernel/netns.ts";
-import { type Attachment, type JsonObject, type Result } from "./types.ts";
-import { atLeast, isKnownVersion, parseResult } from "./version.ts";
+import { type JsonObject, type Result, type ValidAttachment } from "./types.ts";
+import { atLeast, parseResult } from "./version.ts";
 
 /** One call of one member, when it is over. */
 export interface MemberCall {
@@ -110,20 +110,6 @@ export class GcError extends CniError {
   }
 }
 
-type Located = { readonly file: string; readonly own: Plugin | undefined };
-
-/** Where a member's plugin is: a file of CNI_PATH, and the plugin object when that file is this very binary. */
-async function locate(type: string, runtime: Runtime): Promise<Located> {
-  try {
-    const { file, ours } = lookUp(type, runtime.path);
-    return { file, own: ours ? await runtime.registry(type) : undefined };
-  } catch (error) {
-    const own = runtime.builtin ? await runtime.registry(type) : undefined;
-    if (own) return { file: "", own };
-    throw error;
-  }
-}
-
 /** Finds every plugin of a list before anything is touched. */
 async function locateAll(list: NetworkList, runtime: Runtime, doing: MemberError["doing"]): Promise<Located[]> {
   const located: Located[] = [];
@@ -137,7 +123,7 @@ async function locateAll(list: NetworkList, runtime: Runtime, doing: MemberError
   return located;
 }
 
-interface Step {
+interface MemberStep {
   readonly verb: Verb;
   readonly list: NetworkList;
   readonly index: number;
@@ -147,7 +133,7 @@ interface Step {
 }
 
 /** Calls one member, here or as a program. Throws a {@linkcode CniError}. */
-async function callMember(step: Step, runtime: Runtime): Promise<NetworkResult | undefined> {
+async function callMember(step: MemberStep, runtime: Runtime): Promise<NetworkResult | undefined> {
   const { verb, list, index, where, attached, stdin } = step;
   const member = list.plugins[index] as Member;
   const env = {
@@ -181,12 +167,8 @@ async function callMember(step: Step, runtime: Runtime): Promise<NetworkResult |
 
   async function callProgram(): Promise<NetworkResult | undefined> {
     if (runtime.explain) {
-      runtime.explain.note(
-        "host",
-        `CNI_COMMAND=${verb} ${where.file} < CONFIGURATION`,
-        `${member.type} is another program: what it does is not known here`,
-      );
-      return verb === "ADD" ? { printable: {}, version: list.version, result: {} } : undefined;
+      const { result } = explainForeign(runtime.explain, where.file, verb);
+      return result && { printable: {}, version: list.version, result };
     }
     if (runtime.interruption?.requested && !runtime.interruption.undoing) throw interrupted(runtime.interruption);
     const answer = await runForeign(where.file, {
@@ -424,7 +406,7 @@ export async function statusNetwork(list: NetworkList, runtime: Runtime): Promis
 export function staleAttachments(
   list: NetworkList,
   cache: string,
-  valid: readonly Attachment[] | undefined,
+  valid: readonly ValidAttachment[] | undefined,
 ): Cached[] {
   const keep = new Set((valid ?? []).map(({ containerID, ifname }) => `${containerID}/${ifname}`));
   return listAttachments(cache).filter((one) =>
@@ -439,7 +421,7 @@ export function staleAttachments(
 export async function gcNetwork(
   list: NetworkList,
   runtime: Runtime,
-  valid?: readonly Attachment[],
+  valid?: readonly ValidAttachment[],
 ): Promise<{ readonly deleted: readonly Cached[] }> {
   if (list.disableGC) return { deleted: [] };
   const failures: { doing: string; error: CniError }[] = [];
@@ -472,21 +454,4 @@ export async function gcNetwork(
 export async function probeVersions(type: string, runtime: Runtime): Promise<readonly string[]> {
   const { file, own } = await locate(type, runtime);
   return own ? own.versions : await foreignVersions(file, runtime);
-}
-
-/** Does every plugin of a list speak its version? Returns the complaints, in the reference library's words. */
-export async function checkVersions(list: NetworkList, runtime: Runtime): Promise<string[]> {
-  const wanted = list.version === "" ? "0.1.0" : list.version;
-  const complaints: string[] = [];
-  if (!isKnownVersion(wanted)) complaints.push(`unsupported cniVersion ${goQuote(wanted)}`);
-  for (const { type } of list.plugins) {
-    try {
-      if (!(await probeVersions(type, runtime)).includes(wanted)) {
-        complaints.push(`plugin ${type} does not support config version ${goQuote(wanted)}`);
-      }
-    } catch (error) {
-      complaints.push(toCniError(error).message);
-    }
-  }
-  return complaints;
 }

@@ -2,7 +2,7 @@
  * Network configuration as a runtime sees it: lists and single configurations, loaded from a folder with the reference
  * library's rules and words, and the request that each member of a list is sent.
  */
-import { readRegular, UnusableFile } from "../kernel/regular_file.ts";
+import { readRegular, systemWords } from "../kernel/regular_file.ts";
 import { isObject } from "./decode.ts";
 import { CniError, goQuote } from "./error.ts";
 import { byBytes, ConfigError, flattened, kindOf, type Member, memberOf, sortedJson, textOf } from "./member.ts";
@@ -170,14 +170,6 @@ export function configFiles(folder: string, extensions: readonly string[]): stri
 export function extensionOf(name: string): string {
   const at = name.lastIndexOf(".");
   return at < 0 ? "" : name.slice(at);
-}
-
-function systemWords(error: unknown): string {
-  if (error instanceof UnusableFile) return `it is ${error.what}`;
-  if (error instanceof Deno.errors.NotFound) return "no such file or directory";
-  if (error instanceof Deno.errors.PermissionDenied) return "permission denied";
-  if (error instanceof Deno.errors.IsADirectory) return "is a directory";
-  return (error as Error).message.replace(/ \(os error .*$/, "").toLowerCase();
 }
 
 function readFile(file: string): Uint8Array {

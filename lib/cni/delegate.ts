@@ -7,7 +7,8 @@ import { CALL_VARIABLE, callName, openScratch } from "../kernel/scratch.ts";
 import { isOwnExecutable } from "../kernel/tool_path.ts";
 import { isObject } from "./decode.ts";
 import { CniError, code, goQuote } from "./error.ts";
-import type { DelegateAnswer, Verb } from "./plugin.ts";
+import type { Explainer } from "../kernel/plan.ts";
+import type { DelegateAnswer, Plugin, Registry, Verb } from "./plugin.ts";
 import type { JsonObject } from "./types.ts";
 import { parseResult } from "./version.ts";
 
@@ -41,6 +42,41 @@ export function lookUp(type: string, path: readonly string[]): { file: string; o
     `failed to find plugin ${goQuote(type)} in path [${path.join(" ")}]`,
     `install ${type} into one of these folders`,
   );
+}
+
+/** Where a plugin is: a file of CNI_PATH, and the plugin itself when it is in this process. */
+export interface Located {
+  /** "" when it is built in and not installed. */
+  readonly file: string;
+  readonly own: Plugin | undefined;
+}
+
+/** Where {@linkcode locate} looks. */
+export interface Places {
+  readonly path: readonly string[];
+  readonly registry: Registry;
+  /** Also take built-in plugins that no folder of `path` holds. */
+  readonly builtin?: boolean;
+}
+
+/** Finds a plugin: the file as the reference library finds it; that file may be this very binary. */
+export async function locate(type: string, { path, registry, builtin = false }: Places): Promise<Located> {
+  try {
+    const { file, ours } = lookUp(type, path);
+    return { file, own: ours ? await registry(type) : undefined };
+  } catch (error) {
+    const own = builtin ? await registry(type) : undefined;
+    if (own) return { file: "", own };
+    throw error;
+  }
+}
+
+/** What `explain` can say of a plugin that is another program. */
+export function explainForeign(explain: Explainer, file: string, verb: Verb): DelegateAnswer {
+  const type = file.slice(file.lastIndexOf("/") + 1);
+  const why = `${type} is another program: what it does is not known here`;
+  explain.note("host", `CNI_COMMAND=${verb} ${file} < CONFIGURATION`, why);
+  return verb === "ADD" ? { result: {} } : {};
 }
 
 /** How long a foreign plugin may take, in milliseconds: its own limits should come first. */

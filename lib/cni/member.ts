@@ -3,7 +3,7 @@
  * its own members the same way.
  */
 import { isObject, lookup } from "./decode.ts";
-import type { Attachment, JsonObject } from "./types.ts";
+import type { JsonObject, ValidAttachment } from "./types.ts";
 import { goJson, readDns } from "./version.ts";
 
 /** One plugin of a list. */
@@ -127,7 +127,7 @@ export interface Injection {
   /** Everything the caller offers; what the member declares gets through. */
   readonly capabilityArgs?: JsonObject | undefined;
   /** For GC: attachments to keep. */
-  readonly valid?: readonly Attachment[] | undefined;
+  readonly valid?: readonly ValidAttachment[] | undefined;
 }
 
 /** The bytes that a member is sent: its object, with name, version and what the call adds, keys sorted. */

@@ -1,7 +1,7 @@
 /** What a plugin is: one object with five functions, and the calls that these get. */
 import type { Keys } from "./decode.ts";
 import type { Lock } from "./own_lock.ts";
-import type { Attachment, IPConfig, JsonObject, Result } from "./types.ts";
+import type { IPConfig, JsonObject, Result, ValidAttachment } from "./types.ts";
 import type { Applier, Explainer } from "../kernel/plan.ts";
 import type { Run } from "../kernel/run.ts";
 
@@ -41,6 +41,9 @@ export interface Released {
   /** Addresses in CIDR or plain form that were given back. */
   readonly addresses: readonly string[];
 }
+
+/** Finds a plugin of this binary by its type; undefined when there is none. */
+export type Registry = (name: string) => Promise<Plugin> | undefined;
 
 /** The commands of the protocol that a plugin carries out. */
 export type Verb = "ADD" | "DEL" | "CHECK" | "GC" | "STATUS";
@@ -143,7 +146,7 @@ export interface ContainerCall extends Call, Applier, Foresight, Pick<Company, "
 /** GC and STATUS: about a whole network. */
 export interface NetworkCall extends Call {
   /** Attachments to keep; undefined when the caller said nothing, `[]` when none is valid. Only for GC. */
-  readonly valid?: readonly Attachment[] | undefined;
+  readonly valid?: readonly ValidAttachment[] | undefined;
 }
 
 /** For plugins that keep nothing on the node, or have nothing to look at. */

@@ -20,7 +20,7 @@ import { leftovers } from "../kernel/scratch.ts";
 import type { Explainer } from "../kernel/plan.ts";
 import { goKind, isObject, lookup } from "./decode.ts";
 import { isLinkName } from "../net/link_name.ts";
-import { lookUp, runForeign } from "./delegate.ts";
+import { explainForeign, locate, runForeign } from "./delegate.ts";
 import { CniError, code, goQuote, toCniError } from "./error.ts";
 import { isOrdinary } from "./ordinary_json.ts";
 import type {
@@ -31,14 +31,12 @@ import type {
   Foresight,
   NetworkCall,
   Plugin,
+  Registry,
   Released,
   Verb,
 } from "./plugin.ts";
-import { type Attachment, type JsonObject, NEWEST, type Result } from "./types.ts";
+import { type JsonObject, NEWEST, type Result, type ValidAttachment } from "./types.ts";
 import { atLeast, convertResult, goJson, parseResult } from "./version.ts";
-
-/** Finds a plugin of this binary by its type; undefined when there is none. */
-export type Registry = (name: string) => Promise<Plugin> | undefined;
 
 /** One call of one plugin, whoever makes it: a runtime, another plugin in this process, or an operator's command. */
 export interface Request extends Foresight, Company {
@@ -557,7 +555,7 @@ function interrupted({ requested }: Interruption, verb: string, last = ""): CniE
 const VALID = "cni.dev/valid-attachments";
 
 /** The attachments to keep; the library's other name for the list counts when this one is absent. */
-function validAttachments(config: JsonObject): Attachment[] | undefined {
+function validAttachments(config: JsonObject): ValidAttachment[] | undefined {
   const key = lookup(config, VALID) !== undefined ? VALID : "cni.dev/attachments";
   const value = lookup(config, key);
   // That is how the library writes a runtime's empty list.
@@ -576,22 +574,11 @@ function validAttachments(config: JsonObject): Attachment[] | undefined {
   });
 }
 
-async function locate(type: string, request: Request): Promise<{ file: string; plugin: Plugin | undefined }> {
-  try {
-    const { file, ours } = lookUp(type, (request.env["CNI_PATH"] ?? "").split(":"));
-    return { file, plugin: ours ? await request.registry(type) : undefined };
-  } catch (error) {
-    const plugin = request.builtin ? await request.registry(type) : undefined;
-    if (plugin) return { file: "", plugin };
-    throw error;
-  }
-}
-
 async function delegate(type: string, request: Request, version: string): Promise<DelegateAnswer> {
   const { env } = request;
-  const { file, plugin } = await locate(type, request);
-  if (plugin) {
-    const { printable, released, held } = await callPlugin(plugin, request);
+  const { file, own } = await locate(type, { ...request, path: (env["CNI_PATH"] ?? "").split(":") });
+  if (own) {
+    const { printable, released, held } = await callPlugin(own, request);
     // Through the wire's layout and back, so that nothing gets across that a program could not have handed over.
     return {
       ...(printable && { result: parseResult(printable, version) }),
@@ -606,14 +593,7 @@ async function delegate(type: string, request: Request, version: string): Promis
     return {};
   }
   const verb = env["CNI_COMMAND"] as Verb;
-  if (request.explain) {
-    request.explain.note(
-      "host",
-      `CNI_COMMAND=${verb} ${file} < CONFIGURATION`,
-      `${type} is another program: what it does is not known here`,
-    );
-    return verb === "ADD" ? { result: {} } : {};
-  }
+  if (request.explain) return explainForeign(request.explain, file, verb);
   const answer = await runForeign(file, { verb, env, stdin: await request.stdin(), version });
   if (answer.stderr !== "") Deno.stderr.writeSync(new TextEncoder().encode(answer.stderr));
   return answer.result ? { result: answer.result } : {};

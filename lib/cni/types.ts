@@ -60,7 +60,7 @@ export interface Result {
 }
 
 /** An attachment as GC names it. */
-export interface Attachment {
+export interface ValidAttachment {
   readonly containerID: string;
   readonly ifname: string;
 }

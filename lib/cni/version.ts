@@ -243,11 +243,6 @@ function ipOf(value: unknown, path: string): string | undefined {
   return canonical;
 }
 
-/** What this call prints for its result: the layout and key order of `confVersion`, indented, no newline at the end. */
-export function printResult(result: Result, confVersion: string): string {
-  return goJson(convertResult(result, confVersion), 4);
-}
-
 /** The result as an object in the layout of `confVersion` ("" is 0.1.0), keys in the order they are printed. */
 export function convertResult(result: Result, confVersion: string): JsonObject {
   const version = confVersion === "" ? "0.1.0" : confVersion;

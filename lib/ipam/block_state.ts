@@ -5,9 +5,9 @@
  * @module
  */
 import { CniError, code } from "../cni/error.ts";
+import { systemWords } from "../kernel/regular_file.ts";
 import { replaceFile } from "../kernel/state_file.ts";
 import { formatPrefix, parsePrefix, type Prefix } from "../net/cidr.ts";
-import { systemWords } from "./store.ts";
 
 /**
  * `taking`: about to be asked for; whether the record was made is not known yet. `own`: its addresses may be given out. `returning`:

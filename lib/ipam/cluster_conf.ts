@@ -19,6 +19,7 @@ import type { Call } from "../cni/plugin.ts";
 import type { DNS, Route } from "../cni/types.ts";
 import { atLeast, readDns, readRoutes } from "../cni/version.ts";
 import { readKernelFile } from "../kernel/proc.ts";
+import { systemWords } from "../kernel/regular_file.ts";
 import type { Run } from "../kernel/run.ts";
 import {
   type Address,
@@ -352,7 +353,7 @@ function readable(path: string | undefined, key: string): void {
     Deno.openSync(path).close();
   } catch (error) {
     throw invalid(
-      `"${key}" is ${JSON.stringify(path)}: ${(error as Error).message.replace(/ \(os error .*$/, "").toLowerCase()}`,
+      `"${key}" is ${JSON.stringify(path)}: ${systemWords(error)}`,
       "the file has to be there, and readable",
     );
   }

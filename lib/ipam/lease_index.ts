@@ -16,7 +16,7 @@
  *
  * @module
  */
-import { openRegular } from "../kernel/regular_file.ts";
+import { openRegular, removeIfThere } from "../kernel/regular_file.ts";
 import { isForeign } from "../kernel/run_folder.ts";
 import { type Address, formatAddress, parseAddress } from "../net/cidr.ts";
 
@@ -321,12 +321,4 @@ function readAt(file: Deno.FsFile, position: number, bytes: Uint8Array): void {
 function writeAt(file: Deno.FsFile, position: number, bytes: Uint8Array): void {
   file.seekSync(position, Deno.SeekMode.Start);
   for (let length = 0; length < bytes.length;) length += file.writeSync(bytes.subarray(length));
-}
-
-function removeIfThere(path: string): void {
-  try {
-    Deno.removeSync(path);
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
-  }
 }

@@ -14,7 +14,7 @@
 import { CniError, code } from "../cni/error.ts";
 import { type Address, canonicalAddress, compareAddresses, parseAddress } from "../net/cidr.ts";
 import { folderState, LeaseIndex } from "./lease_index.ts";
-import { kindOf, openRegular, readRegularText, UnusableFile } from "../kernel/regular_file.ts";
+import { kindOf, openRegular, readRegularText, removeIfThere, systemWords } from "../kernel/regular_file.ts";
 import type { Run } from "../kernel/run.ts";
 import { isForeign } from "../kernel/run_folder.ts";
 import { type Lock, lockFolder, type LockOptions, once } from "./lock.ts";
@@ -205,7 +205,7 @@ export class Store {
   release(ip: string, holder: { readonly containerId: string; readonly ifName?: string | undefined }): void {
     this.#open();
     const content = contentOf(holder);
-    removeIfThere(`${this.folder}/${ip}`, `failed to release ${ip}`);
+    removeLease(`${this.folder}/${ip}`, `failed to release ${ip}`);
     this.#changed = true;
     this.#note((index) => index.remove(content, ip));
     this.#read?.set(content, (this.#read.get(content) ?? []).filter((other) => other !== ip));
@@ -219,7 +219,7 @@ export class Store {
   /** Removes an address file that says nothing. */
   discard(ip: string): void {
     this.#open();
-    removeIfThere(`${this.folder}/${ip}`, `failed to remove the empty lease ${ip}`);
+    removeLease(`${this.folder}/${ip}`, `failed to remove the empty lease ${ip}`);
     this.#changed = true;
   }
 
@@ -463,11 +463,11 @@ function writeOut(file: Deno.FsFile, text: string, { sync }: { sync: boolean }):
   }
 }
 
-function removeIfThere(path: string, doing: string): void {
+function removeLease(path: string, doing: string): void {
   try {
-    Deno.removeSync(path);
+    removeIfThere(path);
   } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw ioError(doing, error);
+    throw ioError(doing, error);
   }
 }
 
@@ -500,12 +500,6 @@ function knowsNoLinks(error: unknown): boolean {
 
 function errnoOf(error: unknown): string {
   return (error as { code?: string }).code ?? "";
-}
-
-/** The system's words in the form that Go has: `no space left on device`. */
-export function systemWords(error: unknown): string {
-  if (error instanceof UnusableFile) return `it is ${error.what}`;
-  return (error as Error).message.replace(/ \(os error \d+\).*$/s, "").toLowerCase();
 }
 
 const ADVICE: Readonly<Record<string, string>> = {

@@ -1,6 +1,6 @@
 /** Connections that the kernel tracks: finding and deleting those of one UDP port, by the `conntrack` tool. */
 import type { Family } from "../net/cidr.ts";
-import { CommandError, failureText, type Output, type Run } from "./run.ts";
+import { CommandError, failureText, type Output, type Run, says } from "./run.ts";
 
 /** A tracked UDP flow, as far as it matters here. */
 export interface Flow {
@@ -51,6 +51,6 @@ async function flowsCommand(
   if (filter.replySource !== undefined) argv.push("--reply-src", filter.replySource);
   const output = await run({ argv });
   // Nothing found is exit status 0 in some versions and 1 in others.
-  if (output.code === 0 || / 0 flow entries/.test(output.stderr)) return output;
+  if (output.code === 0 || says(output, "noFlows")) return output;
   throw new CommandError({ argv }, output, failureText(output));
 }

@@ -3,6 +3,7 @@
  * `dbus-send` (part of dbus itself). Not `firewall-cmd`, which is a Python program and takes a third of a second to start.
  */
 import { CommandError, missingTool, type Output, type Run, toolPath } from "./run.ts";
+import { busText } from "./tool_words.ts";
 
 const NAME = "org.fedoraproject.FirewallD1";
 const PATH = "/org/fedoraproject/FirewallD1";
@@ -72,13 +73,7 @@ async function send(run: Run, address: string, message: Message): Promise<string
     throw fail(error.output, error.message);
   }
   if (output.code === 0) return output.stdout;
-  throw fail(output, wordsOf(output));
-}
-
-/** The error's own text: busctl and dbus-send put theirs in front. */
-function wordsOf({ stderr, code }: Output): string {
-  const line = stderr.split("\n").find((text) => text.trim() !== "")?.trim() ?? `exit status ${code}`;
-  return line.replace(/^Call failed: /, "").replace(/^Error [\w.]+: /, "");
+  throw fail(output, busText(output));
 }
 
 /** Does firewalld own its name on the bus? Any failure means no, as in the reference. */

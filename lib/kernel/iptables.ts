@@ -4,7 +4,8 @@
  */
 import type { Family } from "../net/cidr.ts";
 import { nftList } from "./nft.ts";
-import { CommandError, failureText, missingTool, type Output, type Run, toolPath, xtablesWait } from "./run.ts";
+import { CommandError, failureText, missingTool, type Output, type Run, says, toolPath, xtablesWait } from "./run.ts";
+import { failedLine } from "./tool_words.ts";
 
 /** The tool of a family, by its plain name. */
 export function iptablesTool(family: Family): "iptables" | "ip6tables" {
@@ -154,8 +155,7 @@ export async function missingRules(
  * wrong with a chain is only found at the end.
  */
 export function refusedLine({ output }: TableError): number | undefined {
-  const line = /line (\d+) failed/.exec(output.stderr)?.[1];
-  return line === undefined ? undefined : Number(line);
+  return failedLine(output);
 }
 
 /** Rules of a chain as `-S` prints them; undefined when there is no such chain. Throws {@linkcode TableError}. */
@@ -172,17 +172,13 @@ export async function listedChain(
     return rulesOf(text);
   } catch (error) {
     if (!(error instanceof TableError)) throw error;
-    if (error.refusal === "refused" && NO_CHAIN.test(error.output.stderr)) return undefined;
-    // iptables 1.8.9 on nf_tables says so of a chain that is not there, too.
-    const doubtful = /chain `.*' in table `.*' is incompatible/.test(error.output.stderr);
+    if (error.refusal === "refused" && says(error, "noChain")) return undefined;
+    const doubtful = says(error, "chainIncompatible");
     const saved = doubtful ? await savedTable(run, family, table, { about: (name) => name === chain }) : undefined;
     if (saved && !saved.chains.has(chain)) return undefined;
     throw error;
   }
 }
-
-/** That there is no such chain, in the words of either variant; any other failure may hide one. */
-const NO_CHAIN = /No chain\/target\/match by that name|[Cc]hain .* does not exist/;
 
 function rulesOf(text: string): SavedRule[] {
   return text.split("\n").flatMap((line) => {
@@ -311,13 +307,8 @@ export function commandFailure(argv: readonly string[], output: Output): string 
   return `running [${words}]: ${how}: ${said === "" ? failureText(output) : said}`;
 }
 
-function refusalOf({ code, stderr }: Output): Refusal {
-  if (/xtables lock|Resource temporarily unavailable/.test(stderr)) return "locked";
+function refusalOf(output: Output): Refusal {
+  if (says(output, "tablesLocked")) return "locked";
   // Exit status 3: version or kernel do not fit.
-  if (
-    code === 3 || /can't initialize|Failed to initialize nft|Table does not exist|is incompatible, use 'nft' tool/.test(
-      stderr,
-    )
-  ) return "unusable";
-  return "refused";
+  return output.code === 3 || says(output, "tablesUnusable") ? "unusable" : "refused";
 }

@@ -1,5 +1,6 @@
 /** nftables, spoken to in whole transactions: commands for `nft -f -` in, JSON listings out. */
-import { CommandError, failureText, missingTool, type Output, type Run, toolPath } from "./run.ts";
+import { CommandError, missingTool, type Output, type Run, toolPath } from "./run.ts";
+import { nftText, says } from "./tool_words.ts";
 
 /** `missing`: no nft on this machine. `absent`: what was named is not there. `refused`: anything else. */
 export type NftRefusal = "missing" | "absent" | "refused";
@@ -112,14 +113,6 @@ async function checked(run: Run, argv: readonly string[], input?: string): Promi
   }
   const output = await run(command);
   if (output.code === 0) return output.stdout;
-  const absent = /No such file or directory/.test(output.stderr.split("\n")[0] ?? "");
-  throw new NftError(absent ? "absent" : "refused", command, output, `failed to run nft: ${nftWords(output)}`);
-}
-
-/** nft's complaint in one line: it points at places below each message, which makes no sense in an error object. */
-function nftWords(output: Output): string {
-  const messages = output.stderr.split("\n").filter((line) => /Error: /.test(line)).map((line) =>
-    line.replace(/^\/dev\/stdin:(\d+):\S+ /, "line $1: ")
-  );
-  return messages.length > 0 ? messages.join("; ") : failureText(output);
+  const refusal = says(output, "nftAbsent") ? "absent" : "refused";
+  throw new NftError(refusal, command, output, `failed to run nft: ${nftText(output)}`);
 }

@@ -4,8 +4,10 @@
  * compared by tests, and walked back when something fails.
  */
 import { aloneArgv, batchOf, wordsOf } from "./batch.ts";
-import { type Command, CommandError, failureText, type Output, type Run, xtablesWait } from "./run.ts";
+import { systemWords } from "./regular_file.ts";
+import { type Command, CommandError, failureText, type Output, type Run, says, xtablesWait } from "./run.ts";
 import { readSysctl, writeSysctl } from "./sysctl.ts";
+import { failedLine, refusedWord } from "./tool_words.ts";
 
 /** Where a step happens: in this process's network namespace, or in the container's. */
 export type Place = "host" | "pod";
@@ -263,8 +265,8 @@ async function runGroup(group: readonly Step[], call: Applier): Promise<Map<Step
     return answers;
   }
   const cause = new CommandError({ argv, ...(input && { input }) }, output, failureText(output));
-  const known = failedStep(group, output.stderr);
-  const guess = known ? undefined : unparsed(group, output.stderr);
+  const known = failedStep(group, output);
+  const guess = known ? undefined : unparsed(group, output);
   throw new StepError(known ?? guess ?? { ...first, failing: "" }, cause, guess !== undefined);
 }
 
@@ -285,15 +287,9 @@ function hostSysctl(one: Step): void {
   } catch (error) {
     if (one.optional) return;
     const command = { argv: ["sysctl", "-w", one.text] };
-    const text = `open /proc/sys/${key}: ${reason(error)}`;
+    const text = `open /proc/sys/${key}: ${systemWords(error)}`;
     throw new StepError(one, new CommandError(command, { code: 1, signal: null, stdout: "", stderr: text }, text));
   }
-}
-
-function reason(error: unknown): string {
-  if (error instanceof Deno.errors.NotFound) return "no such file or directory";
-  if (error instanceof Deno.errors.PermissionDenied) return "permission denied";
-  return (error as Error).message.replace(/ \(os error .*$/, "").toLowerCase();
 }
 
 /** The one process that does all the steps of a group; undefined when they need one each. */
@@ -327,20 +323,20 @@ function lines(group: readonly Step[]): string {
 }
 
 /** Which step a batch stopped at; undefined when the process itself could not do its work. */
-function failedStep(group: readonly Step[], stderr: string): Step | undefined {
-  const setting = group.find((one) => one.tool === "sysctl" && stderr.includes(`sysctl ${one.text}:\n`));
+function failedStep(group: readonly Step[], output: Output): Step | undefined {
+  const setting = group.find((one) => one.tool === "sysctl" && output.stderr.includes(`sysctl ${one.text}:\n`));
   if (setting) return setting;
-  const line = /Command failed -:(\d+)/.exec(stderr)?.[1];
+  const line = failedLine(output);
   const [first] = group;
-  if (line) return group.filter((one) => one.tool !== "sysctl")[Number(line) - 1];
+  if (line) return group.filter((one) => one.tool !== "sysctl")[line - 1];
   if (!isBatch(group) || first?.tool === "command") return first;
   // A line that was a process of its own.
-  return processOf(group)?.input === undefined && !/^nsenter: /.test(stderr) ? first : undefined;
+  return processOf(group)?.input === undefined && !says(output, "notEntered") ? first : undefined;
 }
 
 /** The first step with the word that a tool's parser has refused: it ends the whole batch then, and names no line. */
-function unparsed(group: readonly Step[], stderr: string): Step | undefined {
-  const word = /^Error: .*(?:rather than|argument) "([^"]*)"/m.exec(stderr)?.[1];
+function unparsed(group: readonly Step[], output: Output): Step | undefined {
+  const word = refusedWord(output);
   if (word === undefined || !isBatch(group)) return undefined;
   return group.find((one) => one.tool !== "sysctl" && wordsOf(one.text).includes(word));
 }

@@ -15,6 +15,31 @@ export class UnusableFile extends Error {
   }
 }
 
+/** The system's words for a failure, as Go prints them: `no space left on device`. Other errors keep their own. */
+export function systemWords(error: unknown): string {
+  if (error instanceof UnusableFile) return `it is ${error.what}`;
+  const { message } = error as Error;
+  return /^(.*?) \(os error \d+\)/s.exec(message)?.[1]?.toLowerCase() ?? message;
+}
+
+/** Whether something has this name; what a link leads to does not matter, unless `links` are followed. */
+export function exists(path: string, { links = false } = {}): boolean {
+  try {
+    return look(path, links) !== undefined;
+  } catch {
+    return false;
+  }
+}
+
+/** Removes a file; that it is not there is success. Throws what the system says. */
+export function removeIfThere(path: string): void {
+  try {
+    Deno.removeSync(path);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+  }
+}
+
 /** Longest file that is read, in bytes: far more than any file of ours or of a runtime. */
 const LARGEST = 16 * 1024 * 1024;
 

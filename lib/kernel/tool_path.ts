@@ -2,6 +2,7 @@
  * Which file a tool's name stands for. Plugins run as root in other programs' environments, so PATH alone decides nothing: the
  * system's own folders come first, and another folder counts only if nobody but root can put a file there.
  */
+import { exists } from "./regular_file.ts";
 
 /** The system's own folders. A child's PATH is these alone, unless a tool is not there. */
 const SYSTEM_FOLDERS: readonly string[] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
@@ -85,16 +86,7 @@ export function isOwnExecutable({ dev, ino }: Deno.FileInfo): boolean {
 
 /** A folder of plugins, ours or anybody's: its `bridge` is not iproute2's. */
 function hasPlugins(dir: string): boolean {
-  return exists(`${dir}/host-local`) || exists(`${dir}/loopback`);
-}
-
-function exists(path: string): boolean {
-  try {
-    Deno.statSync(path);
-    return true;
-  } catch {
-    return false;
-  }
+  return exists(`${dir}/host-local`, { links: true }) || exists(`${dir}/loopback`, { links: true });
 }
 
 /** Whether nobody but root (or ourselves) can put a file into a folder: neither there nor by way of any folder above it. */

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { systemWords } from "./regular_file.ts";
 
 /** One connection: bytes in the order they were sent. */
 export interface Channel {
@@ -37,7 +38,7 @@ export async function connectUnix(path: string): Promise<Channel> {
   try {
     return channelOf(await Deno.connect({ transport: "unix", path }));
   } catch (error) {
-    throw new SocketError(systemText(error));
+    throw new SocketError(systemWords(error));
   }
 }
 
@@ -62,7 +63,7 @@ export function listenUnix(path: string): Acceptor {
       throw error;
     }
   } catch (error) {
-    throw new SocketError(systemText(error));
+    throw new SocketError(systemWords(error));
   } finally {
     Deno.removeSync(aside, { recursive: true });
   }
@@ -87,9 +88,4 @@ function channelOf(connection: Deno.Conn): Channel {
       }
     },
   };
-}
-
-/** The system's words as Go prints them: `connection refused`. */
-function systemText(error: unknown): string {
-  return (error as Error).message.replace(/ \(os error .*$/s, "").toLowerCase();
 }

@@ -1,20 +1,20 @@
 /** The host's end of an attachment's veth pair: what it is called, what shows whose it is, and its removal on that proof. */
 import { CniError, code } from "../cni/error.ts";
 import type { Call } from "../cni/plugin.ts";
-import type { Attachment, Interface } from "../cni/types.ts";
+import type { Interface, ValidAttachment } from "../cni/types.ts";
 import { type Link, linkDel, linkShow } from "../kernel/ip.ts";
 import { type Applier, apply, type Step, step, StepError } from "../kernel/plan.ts";
 import { linkExists, linkFolder, readKernelFile } from "../kernel/proc.ts";
 import { isAbsent, must } from "../kernel/run.ts";
 import { macFromSeed } from "../net/mac.ts";
-import { type Attachment as Owner, vethName } from "../net/name.ts";
+import { type Attachment, vethName } from "../net/name.ts";
 import { sha512 } from "../net/sha512.ts";
 
 /** Bytes that the kernel keeps of an alias. */
 const ALIAS_BYTES = 255;
 
 /** The alias that a host veth carries: `show`, `graph`, DEL and GC know its owner by it. One that is too long ends in a hash of the whole. */
-export function portAlias({ network, containerId, ifName }: Owner): string {
+export function portAlias({ network, containerId, ifName }: Attachment): string {
   const alias = `cni:${network}:${containerId}:${ifName}`;
   // An interface's name may have characters of several bytes.
   if (alias.length <= ALIAS_BYTES / 4 || new TextEncoder().encode(alias).length <= ALIAS_BYTES) return alias;
@@ -25,12 +25,12 @@ export function portAlias({ network, containerId, ifName }: Owner): string {
 const NAMES = 4;
 
 /** All names that the attachment's host end may have, the usual one first. */
-export function hostEndNames(owner: Owner): string[] {
+export function hostEndNames(owner: Attachment): string[] {
   return Array.from({ length: NAMES }, (_, attempt) => vethName(owner, attempt));
 }
 
 /** The host's end as ADD makes it; `attempt` counts the names that were found taken. */
-export function hostEnd(owner: Owner, attempt = 0): Interface {
+export function hostEnd(owner: Attachment, attempt = 0): Interface {
   const name = vethName(owner, attempt);
   return { name, mac: hostMac(owner.network, name) };
 }
@@ -44,7 +44,7 @@ function hostMac(network: string, name: string): string {
 }
 
 /** Does the link show that it is the attachment's? By its alias, or where an ADD was killed before it set one, by its MAC. */
-function isHostEnd(link: Link, owner: Owner): boolean {
+function isHostEnd(link: Link, owner: Attachment): boolean {
   if (link.linkinfo?.info_kind !== "veth") return false;
   return link.ifalias ? link.ifalias === portAlias(owner) : isUnnamed(link, owner.network);
 }
@@ -66,7 +66,7 @@ export async function look(call: Applier, name: string): Promise<Link | undefine
 }
 
 /** Is the host's link of this name the attachment's? Without a process where sysfs is ours and shows an alias. */
-async function isOwn(call: Applier, name: string, owner: Owner): Promise<boolean> {
+async function isOwn(call: Applier, name: string, owner: Attachment): Promise<boolean> {
   const alias = aliasInSysfs(name);
   if (alias !== "") return alias === portAlias(owner);
   const link = await look(call, name);
@@ -83,7 +83,7 @@ function aliasInSysfs(name: string): string {
 }
 
 /** Removes the host's end of the attachment's pair, and does `after` in the same process. False when the host has none that is its. */
-export async function deleteHostEnd(call: Applier, owner: Owner, after: readonly Step[] = []): Promise<boolean> {
+export async function deleteHostEnd(call: Applier, owner: Attachment, after: readonly Step[] = []): Promise<boolean> {
   for (let attempt = 0; attempt < NAMES; attempt++) {
     const name = vethName(owner, attempt);
     if (linkExists(name) === false || !await isOwn(call, name, owner)) continue;
@@ -94,7 +94,7 @@ export async function deleteHostEnd(call: Applier, owner: Owner, after: readonly
 }
 
 /** Takes back that `name` was made for the attachment, unless the link of that name shows another owner. */
-export function undoHostEnd(name: string, owner: Owner): Step {
+export function undoHostEnd(name: string, owner: Attachment): Step {
   const job = async (call: Applier) => {
     if (await isOwn(call, name, owner)) await deleteHostVeth(call, name);
   };
@@ -107,7 +107,7 @@ export function undoHostEnd(name: string, owner: Owner): Step {
  */
 export async function withFreeName<T>(
   call: Applier,
-  { owner, end }: { owner: Owner; end: Interface },
+  { owner, end }: { owner: Attachment; end: Interface },
   make: () => Promise<T>,
 ): Promise<T> {
   for (let attempt = 1;; attempt++) {
@@ -126,7 +126,7 @@ function isExisting(error: unknown): boolean {
     /File exists/.test(error.output.stderr);
 }
 
-async function isTaken(call: Applier, name: string, owner: Owner): Promise<boolean> {
+async function isTaken(call: Applier, name: string, owner: Attachment): Promise<boolean> {
   const link = await look(call, name);
   return link !== undefined && !isHostEnd(link, owner);
 }
@@ -154,7 +154,7 @@ export async function deleteHostVeth(call: Applier, name: string, after: readonl
  * Deletes host veths of this network that belong to no valid attachment: by their alias, or where an ADD was killed before it set one, by
  * their MAC. Other links without an alias are not ours to judge.
  */
-export async function collectVeths(call: Call, network: string, valid: readonly Attachment[]): Promise<void> {
+export async function collectVeths(call: Call, network: string, valid: readonly ValidAttachment[]): Promise<void> {
   const shown = await must(call.host, { argv: ["ip", "-j", "-d", "link", "show", "type", "veth"] });
   const owners = valid.map(({ containerID, ifname }) => ({ network, containerId: containerID, ifName: ifname }));
   const aliases = new Set(owners.map(portAlias));

@@ -118,11 +118,6 @@ export function hasHostBits({ address, length }: Prefix): boolean {
   return (address.value & hostMask(address.family, length)) !== 0n;
 }
 
-/** The prefix length as a mask: 24 is 255.255.255.0. */
-export function netmask(family: Family, length: number): Address {
-  return { family, value: hostMask(family, 0) ^ hostMask(family, length) };
-}
-
 /** Whether the address lies in the prefix; never for another family. */
 export function prefixContains(prefix: Prefix, address: Address): boolean {
   const rest = BigInt(familyBits(prefix.address.family) - prefix.length);
@@ -137,11 +132,6 @@ export function prefixesOverlap(a: Prefix, b: Prefix): boolean {
 /** The address after this one in its family; undefined after the last: nothing wraps. */
 export function nextAddress({ family, value }: Address): Address | undefined {
   return value === hostMask(family, 0) ? undefined : { family, value: value + 1n };
-}
-
-/** The address before this one in its family; undefined before the first. */
-export function previousAddress({ family, value }: Address): Address | undefined {
-  return value === 0n ? undefined : { family, value: value - 1n };
 }
 
 /** Order of two addresses: -1, 0 or 1. IPv4 comes before IPv6. */

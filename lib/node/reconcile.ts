@@ -7,6 +7,7 @@
 import type { Link } from "../kernel/ip.ts";
 import type { KernelRoute } from "../kernel/routing.ts";
 import { failureText, must, type Output, type Run } from "../kernel/run.ts";
+import { complaints } from "../kernel/tool_words.ts";
 import { canonicalAddress } from "../net/cidr.ts";
 import type { Problem, Wanted, WantedDevice, WantedFdb, WantedNeighbour, WantedRoute } from "./wanted.ts";
 
@@ -329,18 +330,10 @@ export function batchCommand({ tool, lines }: Batch): { argv: string[]; input: s
 
 /** A batch's complaints, each above the number of its line. */
 function failures({ tool, lines }: Batch, output: Output): Problem[] {
-  const problems: Problem[] = [];
-  let words: string[] = [];
-  for (const text of output.stderr.split("\n")) {
-    const number = /^Command failed -:(\d+)/.exec(text)?.[1];
-    if (number === undefined) {
-      words.push(text);
-      continue;
-    }
-    const { text: failed = "", node = "" } = lines[Number(number) - 1] ?? {};
-    problems.push({ node, text: `${tool} ${failed}: ${failureText({ ...output, stderr: words.join("\n") })}` });
-    words = [];
-  }
+  const problems = complaints(output).map(({ line, text }): Problem => {
+    const { text: failed = "", node = "" } = lines[line - 1] ?? {};
+    return { node, text: `${tool} ${failed}: ${text}` };
+  });
   return problems.length > 0 ? problems : [{ node: "", text: `${tool}: ${failureText(output)}` }];
 }
 

@@ -13,7 +13,7 @@
  *     any other table: its forward chain → cni_forward
  */
 import { CniError, code } from "../cni/error.ts";
-import type { Attachment as ValidAttachment } from "../cni/types.ts";
+import type { ValidAttachment } from "../cni/types.ts";
 import { iptablesTool, TableError } from "../kernel/iptables.ts";
 import { nft, type NftChain, nftComment, NftError, nftList, type NftListing, setElements } from "../kernel/nft.ts";
 import { type Run, toolPath } from "../kernel/run.ts";

@@ -11,7 +11,7 @@
  */
 import { CniError, code } from "../cni/error.ts";
 import type { Call } from "../cni/plugin.ts";
-import type { Attachment as ValidAttachment } from "../cni/types.ts";
+import type { ValidAttachment } from "../cni/types.ts";
 import type { Link } from "../kernel/ip.ts";
 import {
   iptablesTool,

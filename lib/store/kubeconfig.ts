@@ -1,5 +1,6 @@
 /** How a program gets to a Kubernetes API: a kubeconfig file, or the files that a pod's service account is given. */
 import { parse } from "@std/yaml";
+import { systemWords } from "../kernel/regular_file.ts";
 import type { Endpoint } from "./curl.ts";
 
 /** An API server and the credentials for it. Files are read when they are used: tokens are renewed. */
@@ -48,7 +49,7 @@ export function fromKubeconfig(path: string): Access {
   try {
     file = parse(Deno.readTextFileSync(path)) as Record<string, unknown>;
   } catch (error) {
-    throw fault((error as Error).message.replace(/ \(os error .*$/, "").split("\n")[0] ?? "");
+    throw fault(systemWords(error).split("\n")[0] ?? "");
   }
   if (typeof file !== "object" || file === null) throw fault("no object");
   const named = (list: string, name: unknown) => {

@@ -26,13 +26,13 @@ import { netnsWord, openNetns } from "../../lib/cni/netns.ts";
 import type { ContainerCall, Foresight, NetworkCall, Plugin } from "../../lib/cni/plugin.ts";
 import { prevResult, prevResultLeniently } from "../../lib/cni/prev_result.ts";
 import {
-  type Attachment,
   type Interface,
   type IPConfig,
   type JsonObject,
   type Result,
   type Route,
   since,
+  type ValidAttachment,
 } from "../../lib/cni/types.ts";
 import { readDns } from "../../lib/cni/version.ts";
 import {
@@ -801,7 +801,7 @@ async function gc(call: NetworkCall): Promise<void> {
   );
 }
 
-async function collectSpoofRules(call: NetworkCall, valid: readonly Attachment[]): Promise<void> {
+async function collectSpoofRules(call: NetworkCall, valid: readonly ValidAttachment[]): Promise<void> {
   const { collectSpoofChecks, spoofCheckRef } = await spoofCheck();
   const keep = new Set(valid.map(spoofCheckRef));
   await collectSpoofChecks(call, (ref, veth) => !keep.has(ref) && linkExists(veth) === false);

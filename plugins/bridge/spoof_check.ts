@@ -3,7 +3,7 @@
  * container's. Names and comments are those of the reference, so that either can remove the other's.
  */
 import type { Call, ContainerCall } from "../../lib/cni/plugin.ts";
-import type { Attachment } from "../../lib/cni/types.ts";
+import type { ValidAttachment } from "../../lib/cni/types.ts";
 import { type Step, step } from "../../lib/kernel/plan.ts";
 import { CommandError, isAbsent, must } from "../../lib/kernel/run.ts";
 import { during, toCniError } from "../../lib/cni/error.ts";
@@ -93,7 +93,7 @@ export async function collectSpoofChecks(call: Call, isStale: (ref: string, veth
 }
 
 /** Rule set name of a valid attachment. */
-export function spoofCheckRef({ containerID, ifname }: Attachment): string {
+export function spoofCheckRef({ containerID, ifname }: ValidAttachment): string {
   return reference(containerID, ifname);
 }
 

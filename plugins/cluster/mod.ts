@@ -13,6 +13,7 @@ import { addressesOf, isBlockOf } from "../../lib/ipam/blocks.ts";
 import { type ClusterConf, clusterConf, clusterKeys, foldersOf } from "../../lib/ipam/cluster_conf.ts";
 import type { Candidate } from "../../lib/ipam/range.ts";
 import { checkFolder } from "../../lib/ipam/store.ts";
+import { exists } from "../../lib/kernel/regular_file.ts";
 import { formatAddress, formatPrefix, parseAddress, prefixContains } from "../../lib/net/cidr.ts";
 
 export const plugin: Plugin = {
@@ -83,15 +84,6 @@ function explained(call: ContainerCall, conf: ClusterConf): Result {
     call.explain?.file(`${pool.folder}/${formatAddress(address)}`, content, "the address is taken");
   }
   return result(conf, taken);
-}
-
-function exists(path: string): boolean {
-  try {
-    Deno.lstatSync(path);
-    return true;
-  } catch {
-    return false;
-  }
 }
 
 async function del(call: ContainerCall): Promise<Released> {

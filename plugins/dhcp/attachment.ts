@@ -35,11 +35,11 @@ export interface Keeper {
   /** Longest pause between two starts of a client that ends by itself, in milliseconds. */
   readonly restartMs: number;
   /** Called once, when the attachment has ended. */
-  forget(attachment: Attachment): void;
+  forget(attachment: DhcpAttachment): void;
 }
 
 /** One attachment: its client, its lease, and who waits for it. */
-export class Attachment {
+export class DhcpAttachment {
   #pid: number | undefined;
   /** Of a client that this process started. */
   #ended: Promise<void> | undefined;

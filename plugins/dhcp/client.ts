@@ -18,7 +18,7 @@ import { CniError, code } from "../../lib/cni/error.ts";
 import { isObject } from "../../lib/cni/decode.ts";
 import { runLines } from "../../lib/kernel/batch.ts";
 import { commandLine, signal, startBackground } from "../../lib/kernel/background.ts";
-import { readRegular, readRegularText } from "../../lib/kernel/regular_file.ts";
+import { readRegular, readRegularText, removeIfThere } from "../../lib/kernel/regular_file.ts";
 import { addrAdd, addrDel, addrShow, type Link, linkUp } from "../../lib/kernel/ip.ts";
 import { fileIdentity, readKernelFile } from "../../lib/kernel/proc.ts";
 import { failureText, inNetns, type Run } from "../../lib/kernel/run.ts";
@@ -387,12 +387,4 @@ export async function findClient(host: Run): Promise<readonly string[] | undefin
 
 export function sleep(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms));
-}
-
-function removeIfThere(path: string): void {
-  try {
-    Deno.removeSync(path);
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
-  }
 }

@@ -10,7 +10,7 @@ import type { JsonObject, Result } from "../../lib/cni/types.ts";
 import { startSocketProxy } from "../../lib/kernel/background.ts";
 import { must, type Run, systemRun } from "../../lib/kernel/run.ts";
 import { type Acceptor, connectUnix, listenUnix, SocketError } from "../../lib/kernel/unix_socket.ts";
-import { Attachment, type Keeper, log, nameOf, write } from "./attachment.ts";
+import { DhcpAttachment, type Keeper, log, nameOf, write } from "./attachment.ts";
 import {
   bootId,
   findClient,
@@ -63,7 +63,7 @@ export async function daemonMain(args: readonly string[]): Promise<number> {
 const SWEEP_SECONDS = 15;
 
 class Daemon implements AsyncDisposable, Keeper {
-  readonly #leases = new Map<string, Attachment>();
+  readonly #leases = new Map<string, DhcpAttachment>();
   readonly #closing: (() => unknown)[] = [];
   readonly host: Run = systemRun();
 
@@ -228,7 +228,7 @@ class Daemon implements AsyncDisposable, Keeper {
           }
           return;
         }
-        const lease = new Attachment(this, folder, record);
+        const lease = new DhcpAttachment(this, folder, record);
         this.#leases.set(folder, lease);
         lease.adopt();
       }),
@@ -264,7 +264,7 @@ class Daemon implements AsyncDisposable, Keeper {
       wanted ||= known.record.address;
       await known.end(why);
     }
-    const fresh = new Attachment(this, folder, {
+    const fresh = new DhcpAttachment(this, folder, {
       ...owner,
       netns,
       netnsIdentity: netnsIdentity(netns),
@@ -311,7 +311,7 @@ class Daemon implements AsyncDisposable, Keeper {
     return { owner, config };
   }
 
-  forget(lease: Attachment): void {
+  forget(lease: DhcpAttachment): void {
     if (this.#leases.get(lease.folder) === lease) this.#leases.delete(lease.folder);
   }
 

@@ -4,7 +4,7 @@ import { isObject } from "../../lib/cni/decode.ts";
 import { CniError, code, goQuote } from "../../lib/cni/error.ts";
 import type { JsonObject, Route } from "../../lib/cni/types.ts";
 import { readRoutes } from "../../lib/cni/version.ts";
-import { readRegularText } from "../../lib/kernel/regular_file.ts";
+import { readRegularText, systemWords } from "../../lib/kernel/regular_file.ts";
 import { formatPrefix, networkPrefix, parsePrefix } from "../../lib/net/cidr.ts";
 
 /** What flanneld tells this node. */
@@ -28,13 +28,8 @@ export function readSubnetEnv(path: string, failure: number = code.internal): Su
   try {
     text = readRegularText(path, { links: true });
   } catch (error) {
-    const reason = error instanceof Deno.errors.NotFound
-      ? "no such file or directory"
-      : error instanceof Deno.errors.PermissionDenied
-      ? "permission denied"
-      : (error as Error).message.replace(/ \(os error .*$/, "").toLowerCase();
     throw badFile(
-      `open ${path}: ${reason}`,
+      `open ${path}: ${systemWords(error)}`,
       failure,
       "flanneld writes it when it has a subnet: is its pod running on this node?",
     );

@@ -5,7 +5,7 @@ import type { Call, ContainerCall } from "../../lib/cni/plugin.ts";
 import { isNamed, type Link, linkDown, linkShow, linkUp } from "../../lib/kernel/ip.ts";
 import { apply, step, StepError } from "../../lib/kernel/plan.ts";
 import { linkNames, listKernelFolder, readKernelFile } from "../../lib/kernel/proc.ts";
-import { CommandError, isAbsent, must } from "../../lib/kernel/run.ts";
+import { isAbsent, must, says } from "../../lib/kernel/run.ts";
 import { isAnyName, isLinkName } from "../../lib/net/link_name.ts";
 import { parseMac } from "../../lib/net/mac.ts";
 import { similarNames } from "../../lib/net/similar.ts";
@@ -268,10 +268,10 @@ async function takeBack(call: ContainerCall, device: Link): Promise<void> {
   );
   if (there) await moveOut(call, there.ifname, { name, keepAlias: true });
   // An alias is any text: not for a batch.
-  const { code: status, stderr } = await call.host({
+  const output = await call.host({
     argv: ["ip", "link", "set", "dev", name, "alias", ifalias, ...(flags.includes("UP") ? ["up"] : [])],
   });
-  if (status !== 0 && !/Cannot find device/.test(stderr)) throw new Error(`${name}: ${stderr.trim()}`);
+  if (output.code !== 0 && !says(output, "noDevice")) throw new Error(`${name}: ${output.stderr.trim()}`);
 }
 
 /** All links of the container; none when it is gone. */
@@ -280,7 +280,7 @@ export async function podLinks(call: ContainerCall): Promise<Link[]> {
     const [links = []] = await apply([[step("pod", "ip", "link show", { read: true })]], call) as Link[][];
     return links;
   } catch (error) {
-    if (error instanceof CommandError && /^nsenter: /.test(error.output.stderr)) return [];
+    if (says(error, "notEntered")) return [];
     throw error;
   }
 }
@@ -307,7 +307,7 @@ export async function moveOut(
   try {
     await apply([from === name ? [down, move] : [down, rename, move]], call);
   } catch (error) {
-    if (!(error instanceof StepError) || !/File exists|new interface name/.test(error.output.stderr)) throw error;
+    if (!(error instanceof StepError) || !says(error, "nameTaken")) throw error;
     // The container has another link of that name, or the host has one now.
     if (error.step === rename) await moveAndRename(call, { from, name, home });
     else await stay(call, { from, name });

@@ -5,7 +5,7 @@
  */
 import { goJson } from "../../lib/cni/version.ts";
 import { isObject } from "../../lib/cni/decode.ts";
-import type { Attachment, JsonObject } from "../../lib/cni/types.ts";
+import type { JsonObject, ValidAttachment } from "../../lib/cni/types.ts";
 import { isLinkName } from "../../lib/net/link_name.ts";
 import { isSetting } from "./settings.ts";
 import { usable } from "../../lib/kernel/regular_file.ts";
@@ -37,7 +37,7 @@ export interface Place {
 }
 
 /** The file of one attachment. */
-export function backupPath(folder: string, { containerID, ifname }: Attachment): string {
+export function backupPath(folder: string, { containerID, ifname }: ValidAttachment): string {
   return `${folder.replace(/\/+$/, "")}/${containerID}_${ifname}.json`;
 }
 
@@ -120,7 +120,7 @@ export interface Kept {
  * Backups of this network whose attachments are not among the valid ones. A place that another backup names too is left out of
  * them: the interface there is that one's by now.
  */
-export function staleBackups(folder: string, network: string, valid: readonly Attachment[]): Kept[] {
+export function staleBackups(folder: string, network: string, valid: readonly ValidAttachment[]): Kept[] {
   const keep = new Set(valid.map((one) => backupPath("", one)));
   collectDrafts(folder);
   const all = namesIn(folder).filter((name) => name.endsWith(".json")).flatMap((name) => {

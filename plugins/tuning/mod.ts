@@ -43,6 +43,7 @@ import { holdNetns } from "../../lib/kernel/netns.ts";
 import { type Applier, apply, type Plan, type Step, step, StepError } from "../../lib/kernel/plan.ts";
 import { fileIdentity } from "../../lib/kernel/proc.ts";
 import { CommandError, failureText, inNetns, isAbsent } from "../../lib/kernel/run.ts";
+import { failedLine } from "../../lib/kernel/tool_words.ts";
 import { usable } from "../../lib/kernel/regular_file.ts";
 import { removeDrafts, removeFile } from "../../lib/kernel/state_file.ts";
 import { isUnicastMac, macLength, parseMac } from "../../lib/net/mac.ts";
@@ -370,7 +371,7 @@ async function restore(
     // Settings of a link that is gone went with it.
     done = output.code === 0 || isAbsent(failure);
     // What the kernel refuses now it refuses again; a tool that did not get so far is worth another DEL.
-    if (!done && !/Command failed -:\d/.test(output.stderr)) throw failure;
+    if (!done && failedLine(output) === undefined) throw failure;
     if (!done) call.warn(`failed to restore ${ifName}: ${failure.message}`);
   }
   if (settings.length > 0) await apply([settings], call);

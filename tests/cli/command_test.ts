@@ -1,10 +1,10 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import {
   CliError,
-  type Command,
   editDistance,
   helpText,
   nearest,
+  type OperatorCommand,
   parseCall,
   STATUSES,
   usageLine,
@@ -14,7 +14,7 @@ import type { Invocation } from "../../lib/cli/mod.ts";
 
 const invocation: Invocation = { called: "cnibox", args: [], version: "0", names: [], load: () => undefined };
 
-const command: Command = {
+const command: OperatorCommand = {
   name: "try",
   group: "run",
   summary: "try things",
@@ -79,7 +79,7 @@ Deno.test("help needs no arguments", () => {
 });
 
 Deno.test("a command line of its own comes after two dashes, untouched", () => {
-  const runner: Command = {
+  const runner: OperatorCommand = {
     ...command,
     positional: [{ name: "NETWORK", about: "" }],
     rest: { name: "COMMAND", about: "" },

@@ -64,7 +64,7 @@ const MISTAKES: readonly (readonly [text: string, line: number, column: number, 
   ['{"a": 1} {"b": 2}', 1, 10, '"{" after the end of the configuration'],
   ['{"a": 1 /* x', 1, 9, "a comment that does not end"],
   ['{"a":\t"\t"}', 1, 8, "a control character (U+0009) in a string"],
-  ["[".repeat(300), 1, 202, "more than 200 levels deep"],
+  ["[".repeat(300) + "]".repeat(300), 1, 202, "more than 200 levels deep"],
 ];
 
 for (const [text, line, column, message] of MISTAKES) {
@@ -74,3 +74,60 @@ for (const [text, line, column, message] of MISTAKES) {
     assertEquals([error.message, at.line, at.column], [message, line, column]);
   });
 }
+
+/** A text with some characters changed, the same in every run. */
+function spoiled(text: string, seed: number): string {
+  const signs = [
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    ":",
+    '"',
+    "\\",
+    "0",
+    "-",
+    ".",
+    "e",
+    "t",
+    "\t",
+    "\n",
+    "\u00a0",
+    "\u2028",
+    "'",
+    " ",
+  ];
+  let state = seed + 1;
+  const below = (limit: number) => (state = (state * 48271) % 0x7fff_ffff) % limit;
+  for (let count = 0; count <= below(3); count++) {
+    const at = below(text.length + 1);
+    text = text.slice(0, at) + (below(3) === 0 ? "" : signs[below(signs.length)]) + text.slice(at + below(2));
+  }
+  return text;
+}
+
+Deno.test("what JSON.parse reads is read alike; all else is refused, or has a comment or a last comma", () => {
+  const whole = '{"a": [1, -2.5e3, true, null, "x\\u00e9\\\\"], "b": {"c": {}, "d": [[], ""]}}';
+  let valid = 0;
+  for (let seed = 0; seed < 6000; seed++) {
+    const text = spoiled(whole, seed * 7919);
+    let expected: unknown;
+    try {
+      expected = JSON.parse(text);
+      valid++;
+    } catch {
+      let extras = 0;
+      try {
+        extras = parseJsonc(text).extras.length;
+      } catch (error) {
+        assertEquals(error instanceof JsonError, true, `${text}: ${error}`);
+        continue;
+      }
+      assertEquals(extras > 0, true, text);
+      continue;
+    }
+    assertEquals(valueOf(parseJsonc(text).root), expected, text);
+  }
+  assertEquals(valid > 100, true, `${valid} texts were JSON`);
+});

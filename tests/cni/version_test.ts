@@ -1,7 +1,7 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { CniError } from "../../lib/cni/error.ts";
 import type { JsonObject, Result } from "../../lib/cni/types.ts";
-import { atLeast, convertResult, goJson, parsePrevResult, parseResult, printResult } from "../../lib/cni/version.ts";
+import { atLeast, convertResult, goJson, parsePrevResult, parseResult } from "../../lib/cni/version.ts";
 
 const FULL: Result = {
   interfaces: [
@@ -79,7 +79,7 @@ Deno.test("0.2.0 keeps the first address of each family, and routes of families 
 
 Deno.test("printing indents by four blanks, escapes as Go does, and ends without a newline", () => {
   assertEquals(
-    printResult({ dns: { domain: "<&>" } }, "1.0.0"),
+    goJson(convertResult({ dns: { domain: "<&>" } }, "1.0.0"), 4),
     '{\n    "cniVersion": "1.0.0",\n    "dns": {\n        "domain": "\\u003c\\u0026\\u003e"\n    }\n}',
   );
   assertEquals(goJson("\u2028"), '"\\u2028"');

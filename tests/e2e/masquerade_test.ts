@@ -9,7 +9,7 @@ import {
   removeMasquerade,
 } from "../../lib/rules/masquerade.ts";
 import type { NetworkCall } from "../../lib/cni/plugin.ts";
-import type { Attachment as ValidAttachment } from "../../lib/cni/types.ts";
+import type { ValidAttachment } from "../../lib/cni/types.ts";
 import { apply } from "../../lib/kernel/plan.ts";
 import type { Run } from "../../lib/kernel/run.ts";
 import type { Attachment } from "../../lib/net/name.ts";

@@ -7,13 +7,9 @@ export type By = "cnibox" | "ref";
 /** Folders inside a node: both are plain plugin folders, as CNI_PATH names them. */
 export const binDir: Record<By, string> = { cnibox: "/opt/cni/bin", ref: "/opt/cni/ref" };
 
-export type Command = "ADD" | "DEL" | "CHECK" | "GC" | "STATUS" | "VERSION";
+export { pluginNames } from "../../../plugins/mod.ts";
 
-/** Every plugin's name: the symlinks of an installation. */
-export const pluginNames = [
-  ...["bandwidth", "bridge", "chain", "cluster", "dhcp", "dummy", "firewall", "flannel", "host-device", "host-local"],
-  ...["ipvlan", "loopback", "macvlan", "portmap", "ptp", "sbr", "static", "tap", "tuning", "vlan", "vrf"],
-] as const;
+export type Command = "ADD" | "DEL" | "CHECK" | "GC" | "STATUS" | "VERSION";
 
 /**
  * One call of a plugin. What is left out is filled in as a runtime would; null leaves a variable unset.
