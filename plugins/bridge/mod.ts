@@ -44,7 +44,7 @@ import {
   lookAtBridge,
   macAfter,
   MAX_PORTS,
-  portCount,
+  portsOf,
   portState,
   setPortVlans,
   vlanGateway,
@@ -339,7 +339,7 @@ async function attach(
   if (ipam) {
     // Before the container's tools get to announce it, the port usually forwards.
     let heard = true;
-    const forwards = async () => void (heard = call.explain !== undefined || await portState(call, host.name) === "up");
+    const forwards = async () => void (heard = await portState(call, host.name) === "up");
     const configured = await beside(configure(call, conf, { bridge, shown, ipam, host, pod, masq }), forwards());
     Object.assign(result, configured, { interfaces: result.interfaces });
     if (!heard) {
@@ -394,17 +394,8 @@ async function connect(
 ): Promise<BridgeNow> {
   const { host, pod, ips } = ends;
   const wish = bridgeWish(conf, ips);
-  if (call.explain) {
-    const found = await look(call, conf.bridge);
-    if (!found) await createBridge(call, wish);
-    const now = found ?? newBridge(conf.bridge);
-    const more = [...ensureBridge(now, wish, call.warn), ...addressSteps(now, wish, ADDRESS_FAILURE)];
-    await apply([[...more, ...portSteps(call, conf, ends)]], call);
-    await setVlans(call, conf, host.name);
-    return now;
-  }
   // By such a name iproute2 would show another link when there is none of this name.
-  if (isIndexName(conf.bridge) && !await look(call, conf.bridge)) await createBridge(call, wish);
+  if (isIndexName(conf.bridge) && !await lookAtBridge(call, conf.bridge)) await createBridge(call, wish);
   let bridge: BridgeNow | undefined;
   for (let attempt = 0; bridge === undefined; attempt++) {
     try {
@@ -416,7 +407,7 @@ async function connect(
     }
   }
   const now = bridge;
-  const addresses = addressSteps(now, wish, ADDRESS_FAILURE);
+  const addresses = addressSteps(now, { ...wish, port: host.name }, ADDRESS_FAILURE);
   const steps = [...ensureBridge(now, wish, call.warn), ...addresses];
   if (steps.length > 0) await apply([steps], call).catch((error) => Promise.reject(withIpv6Hint(error, now.ifname)));
   await setVlans(call, conf, host.name);
@@ -436,22 +427,6 @@ async function addPort(call: ContainerCall, conf: Config, ends: Ends): Promise<B
 }
 
 const ADDRESS_FAILURE = "failed to set bridge addr";
-
-async function look(call: ContainerCall, name: string): Promise<Link | undefined> {
-  return await lookAtBridge({ ...call, explain: undefined }, name);
-}
-
-/** A bridge that explain has not made. */
-function newBridge(name: string): Link {
-  return {
-    ifindex: 0,
-    ifname: name,
-    flags: [],
-    mtu: 1500,
-    operstate: "DOWN",
-    linkinfo: { info_kind: "bridge", info_data: { vlan_filtering: 1 } },
-  };
-}
 
 function bridgeWish(conf: Config, ips: readonly IPConfig[]): BridgeWish {
   const onBridge = conf.isGateway && conf.vlan === 0;
@@ -550,14 +525,14 @@ async function explained(
     );
   }
   if (error.step.text.includes(" master ")) {
-    const now = await look(call, conf.bridge);
+    const now = await lookAtBridge(call, conf.bridge);
     if (now && now.linkinfo?.info_kind !== "bridge") {
       return invalid(
         `failed to create bridge "${conf.bridge}": "${conf.bridge}" already exists but is not a bridge`,
         `it is ${now.linkinfo?.info_kind ?? "a physical link"}: choose another name in "bridge"`,
       );
     }
-    if (now && (portCount(now.ifname, now.ifindex) ?? 0) >= MAX_PORTS) {
+    if (now && (portsOf(now.ifname, now.ifindex)?.length ?? 0) >= MAX_PORTS) {
       return invalid(error.message, `bridge ${conf.bridge} has ${MAX_PORTS} ports, the kernel's limit`);
     }
   }
@@ -600,7 +575,7 @@ async function configure(call: ContainerCall, conf: Config, parts: Parts): Promi
   if (conf.isGateway && conf.vlan === 0 && !ADDRESS_FIRST.includes(conf.ipamType)) {
     const steps = addressSteps(
       bridge,
-      { addresses: gatewayAddresses(ips), forceAddress: conf.forceAddress },
+      { addresses: gatewayAddresses(ips), forceAddress: conf.forceAddress, port: host.name },
       ADDRESS_FAILURE,
     );
     if (steps.length > 0) await apply([steps], call);
@@ -664,7 +639,7 @@ function noRouterAdvertisements(veth: string): Step {
 
 /** The port has to forward when ADD ends, and when the container announces itself; the reference waits as long. */
 async function awaitPort(call: ContainerCall, conf: Config, veth: string): Promise<void> {
-  if (conf.disableContainerInterface || call.explain) return;
+  if (conf.disableContainerInterface) return;
   const state = await waitForPort(call, veth);
   if (state !== "up") throw notUp(state, veth, conf.bridge);
 }
@@ -819,7 +794,7 @@ async function status(call: NetworkCall): Promise<void> {
     }
   }
   if (conf.ipMasq) await statusMasquerade(call, conf.ipMasqBackend);
-  const ports = portCount(conf.bridge);
+  const ports = portsOf(conf.bridge)?.length;
   if (ports !== undefined && ports >= MAX_PORTS) {
     throw new CniError(
       code.notAvailable,

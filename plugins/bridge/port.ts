@@ -79,12 +79,12 @@ export function ensureBridge(now: Link, wish: BridgeWish, warn: (note: string) =
 }
 
 /**
- * Steps that put the wished addresses on a link; a conflict is an error, or with forceAddress removed. With them the link
- * gets the MAC for good that it had before it got a port, see {@linkcode macAfter}.
+ * Steps that put addresses on a link; a conflict is an error, or with forceAddress removed. With them the link gets the MAC for
+ * good that it had before it got a port, see {@linkcode macAfter}. `port`: the one that this call makes.
  */
 export function addressSteps(
   now: BridgeNow,
-  wish: Pick<BridgeWish, "addresses" | "forceAddress">,
+  wish: Pick<BridgeWish, "addresses" | "forceAddress"> & { readonly port?: string },
   front: string,
 ): Step[] {
   const name = now.ifname;
@@ -104,7 +104,7 @@ export function addressSteps(
           code.internal,
           `${front}: "${name}" already has an IP address different from ${wanted}`,
           `addresses of ${name}: ${all}; wanted: ${wanted}; ports: ${
-            portCount(name, now.ifindex) ?? "unknown"
+            portsOf(name, now.ifindex)?.length ?? "unknown"
           }. If nothing uses ${cidr} any more: ip addr del ${cidr} dev ${name}; or set "forceAddress"`,
         );
       }
@@ -118,7 +118,7 @@ export function addressSteps(
     const six = wanted.includes(":");
     const brd = !six && Number(wanted.split("/")[1]) <= 30 ? " brd +" : "";
     // A bridge with no port but the new one has nobody who could hold a duplicate.
-    const nodad = six && (portCount(name, now.ifindex) ?? 2) <= 1 ? " nodad" : "";
+    const nodad = six && isAlone(now, wish.port) ? " nodad" : "";
     steps.push(step("host", "ip", `addr replace ${wanted}${brd} dev ${name}${nodad}`, {
       failing: `${front}: could not add IP address ${wanted} to "${name}"`,
       why: "the containers' gateway",
@@ -156,13 +156,17 @@ function conflicts(one: Address, wanted: string): boolean {
   return address !== undefined && !isLinkLocal(address) && a !== undefined && b !== undefined && prefixesOverlap(a, b);
 }
 
-/** Number of ports of a bridge, whose index may be known; undefined where that cannot be seen. */
-export function portCount(name: string, ifindex?: number): number | undefined {
+/** Is it a bridge without another port than this one? */
+function isAlone({ ifname, ifindex, linkinfo }: Link, port: string | undefined): boolean {
+  return linkinfo?.info_kind === "bridge" && (portsOf(ifname, ifindex)?.every((one) => one === port) ?? false);
+}
+
+/** Ports of a bridge, whose index may be known; undefined where they cannot be seen. */
+export function portsOf(name: string, ifindex?: number): string[] | undefined {
   try {
-    // One that explain has only announced.
-    if (linkExists(name) === false) return 0;
+    if (linkExists(name) === false) return [];
     const folder = linkFolder(name, ifindex);
-    return folder === undefined ? undefined : listKernelFolder(`${folder}/brif`).length;
+    return folder === undefined ? undefined : listKernelFolder(`${folder}/brif`);
   } catch {
     return undefined;
   }
@@ -259,7 +263,6 @@ export async function setPortVlans(
 }
 
 async function vlansOf(call: ContainerCall, port: string): Promise<number[]> {
-  if (call.explain) return [1];
   const { code: status, stdout } = await call.host({ argv: ["bridge", "-j", "vlan", "show", "dev", port] });
   if (status !== 0) return [1];
   const [entry] = JSON.parse(stdout || "[]") as { vlans?: { vlan: number; vlanEnd?: number }[] }[];
@@ -322,9 +325,7 @@ export async function vlanGateway(
   let link = await lookAtBridge(call, name);
   for (const peer of peers) {
     if (link) return link;
-    if (await makeVlanGateway(call, { name, peer, bridge, vlans, front }) && call.explain) {
-      return { ...bridge, ifname: name, addr_info: [] };
-    }
+    await makeVlanGateway(call, { name, peer, bridge, vlans, front });
     link = await lookAtBridge(call, name);
   }
   if (link) return link;
@@ -335,7 +336,7 @@ export async function vlanGateway(
   );
 }
 
-/** False when there is a link of one of the two names already. */
+/** Makes nothing when there is a link of one of the two names already. */
 async function makeVlanGateway(
   call: ContainerCall,
   { name, peer, bridge, vlans, front }: {
@@ -345,7 +346,7 @@ async function makeVlanGateway(
     vlans: PortVlans;
     front: string;
   },
-): Promise<boolean> {
+): Promise<void> {
   try {
     await apply([[
       step("host", "ip", `link add name ${name} mtu ${bridge.mtu} type veth peer name ${peer} mtu ${bridge.mtu}`, {
@@ -358,9 +359,7 @@ async function makeVlanGateway(
       step("host", "ip", linkUp(name), { failing: `failed to create vlan interface: failed to up "${name}"` }),
     ]], call);
     await setPortVlans(call, peer, { ...vlans, trunk: [] });
-    return true;
   } catch (error) {
-    if (error instanceof StepError && /File exists/.test(error.output.stderr)) return false;
-    throw error;
+    if (!(error instanceof StepError) || !/File exists/.test(error.output.stderr)) throw error;
   }
 }

@@ -3,6 +3,7 @@ import { assertEquals, assertRejects } from "@std/assert";
 import type { DelegateOptions, DelegateVerb } from "../../lib/cni/plugin.ts";
 import { CniError } from "../../lib/cni/error.ts";
 import type { IPConfig } from "../../lib/cni/types.ts";
+import type { Explainer } from "../../lib/kernel/plan.ts";
 import { macFromIpv4 } from "../../lib/net/mac.ts";
 import { vethName } from "../../lib/net/name.ts";
 import { parseAddress } from "../../lib/net/cidr.ts";
@@ -110,11 +111,22 @@ Deno.test("bridge makes the links anew when the answer became another one", asyn
   assertEquals([result.interfaces?.[2]?.mac, result.ips?.[0]?.address], [mac("10.9.0.3"), "10.9.0.3/24"]);
 });
 
-Deno.test("bridge begins with nothing when it only explains", async () => {
+Deno.test("bridge is explained by the steps that ADD takes, once the lease is there", async () => {
   const { call, log } = adding(two);
-  const explain = { shadow: false, plan() {}, note() {}, file() {}, because() {}, instead: call.host };
+  const plans: string[] = [];
+  const explain: Explainer = {
+    shadow: true,
+    plan: (plan) => plans.push(...plan.flat().filter((one) => !one.read).map(({ text }) => text)),
+    note() {},
+    file() {},
+    because() {},
+    instead: call.host,
+  };
   await plugin.add({ ...call, explain });
-  assertEquals(log(), ["host-local ADD", "lease is safe", "host: a look at the bridge"]);
+  const real = adding(two);
+  await plugin.add(real.call);
+  assertEquals(log().filter((entry) => entry !== "lease is safe"), real.log().filter((one) => one !== "lease is safe"));
+  assertEquals(plans.filter((text) => text.startsWith("link add")).length, 1);
 });
 
 Deno.test("bridge announces the address once more when the port did not forward yet", async () => {
