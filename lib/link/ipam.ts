@@ -68,7 +68,7 @@ export async function release(
 /** The addresses that an IPAM plugin of this process still has for the attachment. */
 export async function heldAddresses(call: ContainerCall, type: string): Promise<readonly string[]> {
   try {
-    return (await call.delegate(type, "HELD")).held ?? [];
+    return await call.held(type);
   } catch {
     // Its DEL will say what is wrong.
     return [];

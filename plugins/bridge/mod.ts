@@ -23,7 +23,7 @@ import {
 } from "../../lib/cni/decode.ts";
 import { all, CniError, code, groupsFor } from "../../lib/cni/error.ts";
 import { netnsWord, openNetns } from "../../lib/cni/netns.ts";
-import type { ContainerCall, Foresight, NetworkCall, Plugin } from "../../lib/cni/plugin.ts";
+import type { ContainerCall, NetworkCall, Plugin } from "../../lib/cni/plugin.ts";
 import { prevResult, prevResultLeniently } from "../../lib/cni/prev_result.ts";
 import {
   type Attachment,
@@ -50,7 +50,7 @@ import {
   vlanGateway,
   waitForPort,
 } from "./port.ts";
-import { allocate, configureLink, deleteContainerLink, firstHost } from "../../lib/link/container_link.ts";
+import { allocate, begin, configureLink, deleteContainerLink, firstHost } from "../../lib/link/container_link.ts";
 import { heldAddresses, ipamTypeLeniently, replacesDns, withDns } from "../../lib/link/ipam.ts";
 import {
   checkMasquerade,
@@ -230,26 +230,25 @@ async function add(call: ContainerCall): Promise<Result> {
   const masq = conf.ipMasq && conf.ipamType !== "" ? masqueradeBackend(call, conf.ipMasqBackend) : undefined;
 
   const attachment = attachmentOf(call);
-  let madeEnd: Interface | undefined;
-  const host = () => madeEnd ??= hostEnd(attachment);
-  const endsFor = (ips: readonly IPConfig[] | undefined): Ends => ({
-    host: host(),
+  const leasing = ADDRESS_FIRST.includes(conf.ipamType) ? begin(call, conf.ipamType) : undefined;
+  const host = hostEnd(attachment);
+  const endsFor = (ips: readonly IPConfig[] = []): Ends => ({
+    host,
     pod: { name: ifName, mac: podMac || computedMac(portAlias(attachment), ips), sandbox: netns },
-    ips: ips ?? [],
+    ips,
   });
-  // The links are begun with while the lease is written.
-  let early: EarlyLinks | undefined;
-  const chosen = (ips: readonly IPConfig[]) => void (early = beginLinks(call, conf, endsFor(ips)));
-  const foresight: Foresight = call.explain ? {} : { meanwhile: host, chosen };
-  const first = ADDRESS_FIRST.includes(conf.ipamType) ? allocate(call, conf.ipamType, foresight) : undefined;
-  const ipam = await first?.catch(async (error) => {
-    // What was begun is known before it is taken back.
+  const lease = await leasing;
+  // The links are made while the lease is written.
+  const early = lease?.ips && startLinks(call, conf, endsFor(lease.ips));
+  const ipam = await lease?.commit().catch(async (error) => {
+    // What was started is known before it is undone.
     await early?.bridge.catch(() => {});
     throw error;
-  }).finally(() => early?.release());
+  });
   const ends = endsFor(ipam?.ips);
-  if (early && !isFor(early, ends.ips)) early = await withdraw(call, early);
-  const bridge = early?.bridge;
+  const isRight = early && isFor(early, ends.ips);
+  if (early && !isRight) await withdraw(call, early);
+  const bridge = isRight ? early.bridge : undefined;
 
   // Rules need no link: they are set while the links are made. Only where a second ADD of a living attachment has been
   // refused by now: what it takes back would be the first one's.
@@ -277,25 +276,13 @@ interface Ends {
 /** Links for addresses that are not yet safe on disk. */
 interface EarlyLinks extends Ends {
   /** What {@linkcode connect} gives. */
-  readonly bridge: Promise<Link>;
-  /** The addresses are noted, or never will be: what is done here is handed to the call's `undo`, which takes it back before them. */
-  release(): void;
+  readonly bridge: Promise<BridgeNow>;
 }
 
-function beginLinks(call: ContainerCall, conf: Config, ends: Ends): EarlyLinks {
-  const undos: Parameters<ContainerCall["undo"]>[0][] = [];
-  let held = true;
-  const undo: ContainerCall["undo"] = (job) => held ? undos.push(job) : call.undo(job);
-  const bridge = connect({ ...call, undo }, conf, ends);
+function startLinks(call: ContainerCall, conf: Config, ends: Ends): EarlyLinks {
+  const bridge = connect(call, conf, ends);
   bridge.catch(() => {}); // whoever waits for it is told
-  return {
-    ...ends,
-    bridge,
-    release: () => {
-      held = false;
-      undos.splice(0).forEach(call.undo);
-    },
-  };
+  return { ...ends, bridge };
 }
 
 function isFor(links: EarlyLinks, ips: readonly IPConfig[]): boolean {
@@ -303,8 +290,8 @@ function isFor(links: EarlyLinks, ips: readonly IPConfig[]): boolean {
   return links.ips.length === ips.length && links.ips.every(same);
 }
 
-/** The answer became another one, see {@linkcode Foresight}: the links have the wrong MAC, and go. */
-async function withdraw(call: ContainerCall, { bridge, host }: EarlyLinks): Promise<undefined> {
+/** The answer became another one than the lease had foretold: the links have the wrong MAC, and are removed. */
+async function withdraw(call: ContainerCall, { bridge, host }: EarlyLinks): Promise<void> {
   await bridge;
   await undoHostEnd(host.name, attachmentOf(call)).job?.(call);
 }
