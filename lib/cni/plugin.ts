@@ -41,8 +41,8 @@ export interface Plugin {
 /** ADD of an IPAM plugin in two steps, so that its caller can start what takes long while the addresses are written. */
 export interface Lease {
   /**
-   * The addresses that the answer will have; undefined where the plugin cannot tell. Nothing may be done with them that the answer has
-   * to allow: `commit` can still fail or, where others write without a lock, give others.
+   * The addresses that the answer will have; undefined where the plugin cannot tell. Nothing may be done with them that
+   * the answer has to allow: `commit` can still fail or, where others write without a lock, give others.
    */
   readonly ips?: readonly IPConfig[] | undefined;
   /** Makes the addresses safe and gives the answer. */
@@ -89,7 +89,10 @@ export interface Call {
   delegate(type: string, verb: DelegateVerb, options?: DelegateOptions): Promise<DelegateAnswer>;
   /** ADD of an IPAM plugin in two steps; of one that cannot, the second one is all of it. */
   begin(type: string): Promise<Lease>;
-  /** Addresses that an IPAM plugin of this process holds for the attachment; none where it is another program or cannot tell. */
+  /**
+   * Addresses that an IPAM plugin of this process holds for the attachment; none where it is another program or cannot
+   * tell.
+   */
   held(type: string): Promise<readonly string[]>;
 }
 
@@ -110,8 +113,8 @@ export interface Company {
 }
 
 /**
- * How {@linkcode Call.delegate} is asked. PARSE is not a command of the protocol: it asks whether ADD could read its configuration,
- * and another program whether it speaks the version.
+ * How {@linkcode Call.delegate} is asked. PARSE is not a command of the protocol: it asks whether ADD could read its
+ * configuration, and another program whether it speaks the version.
  */
 export type DelegateVerb = Verb | "PARSE";
 

@@ -36,8 +36,8 @@ export type AllocatorOptions = Omit<StoreOptions, "create"> & ProofOptions;
 const TRIES = 32;
 
 /**
- * Locks the folder to take one address per set for the holder, in the order of the sets. `wanted` is called once, before anything is
- * made, while the lock is asked for; what it throws is thrown.
+ * Locks the folder to take one address per set for the holder, in the order of the sets. `wanted` is called once,
+ * before anything is made, while the lock is asked for; what it throws is thrown.
  *
  * @throws {CniError} in the reference's words, with nothing taken; codes 5 and 11 for the file system and the lock
  */

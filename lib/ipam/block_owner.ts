@@ -84,9 +84,11 @@ type Need =
   | { readonly kind: "block"; readonly set: PoolSet; readonly wanted?: Address };
 
 /**
- * Chooses one address from each set for the holder, further blocks included where they are needed. All sets or none are taken.
+ * Chooses one address from each set for the holder, further blocks included where they are needed. All sets or none are
+ * taken.
  *
- * @throws {CniError} code 100 when the pool is full; code 11 when the store is needed and does not answer; code 7 when it refuses
+ * @throws {CniError} code 100 when the pool is full; code 11 when the store is needed and does not answer; code 7 when
+ * it refuses
  */
 export async function beginTaking(
   pool: Pool,

@@ -5,7 +5,10 @@ import type { Wanted } from "./allocator.ts";
 import { type Candidate, candidates, describe, rangeOf } from "./range.ts";
 import { Store, type StoreOptions } from "./store.ts";
 
-/** The addresses that `begin` of the allocator would choose now. Changes nothing and takes no lock: another may be quicker. */
+/**
+ * The addresses that `begin` of the allocator would choose now. Changes nothing and takes no lock: another may be
+ * quicker.
+ */
 export function preview(folder: string, wanted: Wanted & Omit<StoreOptions, "create">): Candidate[] {
   const { names, cursors } = glance(folder, wanted);
   const left = [...wanted.requested];

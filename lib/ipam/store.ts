@@ -105,7 +105,10 @@ export async function withStore<T>(
 
 /** Addresses that are going to be taken while the lock of their folder is held. */
 export interface Taking {
-  /** What will be taken; undefined when that takes long to say, or will fail. Where others write without the lock, it may be others. */
+  /**
+   * What will be taken; undefined when that takes long to say, or will fail. Where others write without the lock, it
+   * may be others.
+   */
   readonly candidates: readonly Candidate[] | undefined;
   /** Takes them, and gives the lock back. */
   commit(): Promise<Candidate[]>;

@@ -258,7 +258,9 @@ export async function linkNow(call: Applier, place: Place, name: string): Promis
   }
 }
 
-/** First step of the IPAM plugin's ADD. What the second one gives is released when this call fails; no address is an error. */
+/**
+ * First step of the IPAM plugin's ADD. What the second one gives is released when this call fails; none is an error.
+ */
 export async function begin(call: ContainerCall, type: string): Promise<Lease> {
   const lease = await call.begin(type);
   let committed = false;

@@ -7,7 +7,7 @@
  * DEL leaves the container its traffic and needs no valid limits; GC removes the devices that are marked as ours.
  */
 import { type HostVeth, hostVeth, linksNow } from "./host_veth.ts";
-import { statusTools } from "../../lib/link/ipam.ts";
+import { statusTools } from "../../lib/link/needs.ts";
 import { bits, checkKernelLimits, doubts, type Limits, limitsOf, mayHaveLimits } from "./rate_limits.ts";
 import { checkBucket, redirectsTo, shape, tcSteps } from "./shaping.ts";
 import { decode, object } from "../../lib/cni/decode.ts";

@@ -5,6 +5,8 @@ import { addrDel, type Address, addrShow, isNamed, type Link, linkUp } from "../
 import { apply, type Step, step, StepError } from "../../lib/kernel/plan.ts";
 import { linkExists, linkFolder, listKernelFolder, readKernelFile } from "../../lib/kernel/proc.ts";
 import { isAbsent } from "../../lib/kernel/run.ts";
+import { readFailure } from "../../lib/link/failure.ts";
+import { noRouterAdvertisements } from "../../lib/link/host_end.ts";
 import { canonicalAddress, isLinkLocal, parseAddress, parsePrefix, prefixesOverlap } from "../../lib/net/cidr.ts";
 
 /** Most ports that the kernel allows on one bridge (BR_MAX_PORTS − 1). */
@@ -44,13 +46,7 @@ export interface BridgeNow extends Link {
 export function ensureBridge(now: Link, wish: BridgeWish, warn: (note: string) => void): Step[] {
   const name = now.ifname;
   const front = `failed to create bridge "${wish.name}"`;
-  if (now.linkinfo?.info_kind !== "bridge") {
-    throw new CniError(
-      code.internal,
-      `${front}: "${wish.name}" already exists but is not a bridge`,
-      `it is ${now.linkinfo?.info_kind ?? "a physical link"}: choose another name in "bridge"`,
-    );
-  }
+  if (now.linkinfo?.info_kind !== "bridge") throw notABridge(now, wish.name);
   const steps: Step[] = [];
   if (wish.vlanFiltering && !now.linkinfo.info_data?.["vlan_filtering"]) {
     warn(`bridge ${name} had no VLAN filtering; switching it on`);
@@ -78,9 +74,18 @@ export function ensureBridge(now: Link, wish: BridgeWish, warn: (note: string) =
   return steps;
 }
 
+/** The error for a link of the bridge's name that is something else. */
+export function notABridge({ linkinfo }: Link, name: string): CniError {
+  return new CniError(
+    code.internal,
+    `failed to create bridge "${name}": "${name}" already exists but is not a bridge`,
+    `it is ${linkinfo?.info_kind ?? "a physical link"}: choose another name in "bridge"`,
+  );
+}
+
 /**
- * Steps that put addresses on a link; a conflict is an error, or with forceAddress removed. With them the link gets the MAC for
- * good that it had before it got a port, see {@linkcode macAfter}. `port`: the one that this call makes.
+ * Steps that put addresses on a link; a conflict is an error, or with forceAddress removed. With them the link gets the
+ * MAC for good that it had before it got a port, see {@linkcode macAfter}. `port`: the one that this call makes.
  */
 export function addressSteps(
   now: BridgeNow,
@@ -176,29 +181,21 @@ export function portsOf(name: string, ifindex?: number): string[] | undefined {
 export async function createBridge(call: ContainerCall, wish: BridgeWish): Promise<void> {
   const { name } = wish;
   const front = `failed to create bridge "${name}": could not add "${name}"`;
+  const make = step("host", "ip", bridgeAdd(name, wish), { failing: front, why: "there is no such bridge yet" });
   try {
-    await apply(
-      [[step("host", "ip", bridgeAdd(name, wish), { failing: front, why: "there is no such bridge yet" })]],
-      call,
-    );
+    await apply([[make]], call);
   } catch (error) {
-    if (!(error instanceof StepError) || !/File exists/.test(error.output.stderr)) throw withHint(error);
+    if (!(error instanceof StepError) || !/File exists/.test(error.output.stderr)) {
+      throw await readFailure(
+        error,
+        ({ said }) =>
+          /not supported|Unknown device type/.test(said)
+            ? "the kernel lacks CONFIG_BRIDGE or CONFIG_BRIDGE_VLAN_FILTERING: modprobe bridge"
+            : undefined,
+      );
+    }
   }
-  await apply([[
-    step("host", "sysctl", `net/ipv6/conf/${name}/accept_ra=0`, {
-      optional: true,
-      why: "containers must not announce routes to the host",
-    }),
-  ]], call);
-}
-
-function withHint(error: unknown): unknown {
-  if (!(error instanceof StepError) || !/not supported|Unknown device type/.test(error.output.stderr)) return error;
-  return new CniError(
-    code.internal,
-    error.message,
-    "the kernel lacks CONFIG_BRIDGE or CONFIG_BRIDGE_VLAN_FILTERING: modprobe bridge",
-  );
+  await apply([[noRouterAdvertisements(name)]], call);
 }
 
 /** The bridge as it is now, or undefined. */

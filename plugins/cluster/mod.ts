@@ -5,7 +5,7 @@
 import { isObject, lookup } from "../../lib/cni/decode.ts";
 import { CniError, code, toCniError } from "../../lib/cni/error.ts";
 import type { ContainerCall, Lease, NetworkCall, Plugin, Released } from "../../lib/cni/plugin.ts";
-import { type Result, since } from "../../lib/cni/types.ts";
+import { since } from "../../lib/cni/types.ts";
 import { collect, held as heldBy, release } from "../../lib/ipam/allocator.ts";
 import { beginTaking, blocksFile, confirmBlocks, releaseAddresses, returnSpare } from "../../lib/ipam/block_owner.ts";
 import { readBlocks } from "../../lib/ipam/block_state.ts";

@@ -6,7 +6,7 @@
  * are never shared; ADD may be repeated and is taken back when it fails; CHECK looks; DEL needs neither namespace nor
  * interface, leaves other rules alone and empties its tables. `gateways` and `addSourceHints` are newer than its release.
  */
-import { statusTools } from "../../lib/link/ipam.ts";
+import { statusTools } from "../../lib/link/needs.ts";
 import { lockNetns } from "../../lib/link/netns_lock.ts";
 import { isFor, isMovable, leadsFrom, type Source, sourcesOf, type TabledSource, withTables } from "./source_routes.ts";
 import { decode, decodeLeniently, flag, list, maybeInteger, text } from "../../lib/cni/decode.ts";

@@ -16,7 +16,7 @@ import {
   readBackup,
   staleBackups,
 } from "./link_backup.ts";
-import { statusTools } from "../../lib/link/ipam.ts";
+import { statusTools } from "../../lib/link/needs.ts";
 import { look, type Now, sameValue, type Setting, setting, valueOf } from "./settings.ts";
 import { parseArgs } from "../../lib/cni/args.ts";
 import {

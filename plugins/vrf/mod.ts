@@ -5,7 +5,7 @@
  * Differs from the reference: all routes and addresses come along, at once; ADD may be repeated and is taken back when it
  * fails; tables in use are not chosen; DEL needs no interface and frees it from no other master.
  */
-import { statusTools } from "../../lib/link/ipam.ts";
+import { statusTools } from "../../lib/link/needs.ts";
 import { lockNetns } from "../../lib/link/netns_lock.ts";
 import { planMove } from "./move.ts";
 import { decode, decodeLeniently, integer, text } from "../../lib/cni/decode.ts";
