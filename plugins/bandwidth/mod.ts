@@ -18,7 +18,7 @@ import { prevResult, prevResultLeniently } from "../../lib/cni/prev_result.ts";
 import { type Result, since } from "../../lib/cni/types.ts";
 import { oneWord, runLines } from "../../lib/kernel/batch.ts";
 import { type Link, linkDel } from "../../lib/kernel/ip.ts";
-import { apply, type Step, step } from "../../lib/kernel/plan.ts";
+import { apply, because, type Step, step } from "../../lib/kernel/plan.ts";
 import { linkNames } from "../../lib/kernel/proc.ts";
 import { isAbsent, must } from "../../lib/kernel/run.ts";
 import { type Filter, ingressDel, rootDel, tcShow } from "../../lib/kernel/tc.ts";
@@ -219,9 +219,9 @@ async function clear(call: ContainerCall, { veth }: HostVeth, redirected: boolea
     ...(redirected || toNowhere ? [ingressDel(veth.ifname)] : []),
     ...(veth.qdisc === "tbf" ? [`${rootDel(veth.ifname)} handle 1:`] : []),
   ];
-  call.explain?.because("the container's traffic flows again");
-  if (lines.length > 0) await runLines(call.host, ["tc", "-force"], lines);
-  call.explain?.because("");
+  if (lines.length > 0) {
+    await runLines(because(call, "the container's traffic flows again").host, ["tc", "-force"], lines);
+  }
 }
 
 async function deleteLink(call: ContainerCall, ifb: string): Promise<void> {

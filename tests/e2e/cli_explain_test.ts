@@ -21,6 +21,8 @@ interface Case {
   needs?: Need[];
   /** Before the network is used. */
   prepare?: (node: Node) => Promise<unknown>;
+  /** It has to be done anew where the node is brought back to what it was. */
+  again?: boolean;
 }
 
 const subnet = { type: "host-local", ranges: [[{ subnet: "10.85.0.0/24" }]], routes: [{ dst: "0.0.0.0/0" }] };
@@ -97,6 +99,7 @@ const CASES: Case[] = [
     plugins: [{ ...bridge, promiscMode: true, hairpinMode: false, ipam: both }],
     needs: ["iptables"],
     prepare: (node) => node.ip("link add br-demo type bridge", "link set br-demo promisc on up"),
+    again: true,
   },
   {
     what: "a bridge whose VLAN has a gateway of its own",
@@ -208,7 +211,7 @@ async function isThere(node: Node, type: string): Promise<boolean> {
     (await must(node, ["plugins", "--names"])).stdout.split("\n").includes(type);
 }
 
-for (const { what, plugins, flags = [], needs = [], prepare } of CASES) {
+for (const { what, plugins, flags = [], needs = [], prepare, again = false } of CASES) {
   nodeTest(`explain, copied into a shell, does what ADD and DEL do: ${what}`, { needs }, async ({ node }) => {
     for (const { type } of plugins) if (!await isThere(node, type)) return;
     await prepare?.(node);
@@ -237,6 +240,7 @@ for (const { what, plugins, flags = [], needs = [], prepare } of CASES) {
       const bare = await state(node, one);
 
       if (!shared) await reset(node, before.host);
+      if (again) await prepare?.(node);
       await node.sh(
         "rm -f /var/lib/cni/networks/demo/last_reserved_ip.*; [ ! -e /run/saved ] || cp /run/saved/* /var/lib/cni/networks/demo/",
       );
@@ -252,9 +256,9 @@ for (const { what, plugins, flags = [], needs = [], prepare } of CASES) {
       assertSameState(real.pod, copied.pod);
       assert((await node.list("/var/lib/cni/results")).includes(`demo-one-${ifName(flags)}`));
       // Handles of nft are counted on: what DEL says belongs to what is there now.
-      const again = await shell(["explain", "del", ...arrange]);
-      assertEquals(again.stdout.split("\n").length, deleted.stdout.split("\n").length);
-      await run(again.stdout);
+      const afterwards = await shell(["explain", "del", ...arrange]);
+      assertEquals(afterwards.stdout.split("\n").length, deleted.stdout.split("\n").length);
+      await run(afterwards.stdout);
       assertSameState(bare.host, (await state(node, one)).host, allow);
       assertSameState(bare.pod, (await state(node, one)).pod);
       if (!shared) await reset(node, before.host);

@@ -124,7 +124,6 @@ Deno.test("bridge is explained by the steps that ADD takes", async () => {
     plan: (plan) => plans.push(...plan.flat().filter((one) => !one.read).map(({ text }) => text)),
     note() {},
     file() {},
-    because() {},
     instead: call.host,
   };
   await plugin.add({ ...call, explain });
