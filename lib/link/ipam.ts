@@ -1,6 +1,6 @@
 /** What a main plugin does with its IPAM plugin, and with `dns`, beside asking it for addresses. */
 import { anyObject, anything, FieldError, flag, isObject, type Key, lookup, maybeText, refine } from "../cni/decode.ts";
-import { all, CniError, code } from "../cni/error.ts";
+import { all, CniError, code, groupsFor } from "../cni/error.ts";
 import type { ContainerCall } from "../cni/plugin.ts";
 import type { DNS, JsonObject, Result } from "../cni/types.ts";
 import { readDns } from "../cni/version.ts";
@@ -68,8 +68,8 @@ export async function release(
   options: { jobs: readonly (() => Promise<unknown>)[]; required?: boolean },
 ): Promise<void> {
   const give = type === "" && !options.required ? [] : [() => call.delegate(type, "DEL")];
-  if (needsLink(type)) await all(give, options.jobs);
-  else await all(options.jobs, give);
+  const groups = groupsFor(call, options.jobs);
+  await (needsLink(type) ? all(give, ...groups) : all(...groups, give));
 }
 
 /** The addresses that an IPAM plugin of this process still has for the attachment. */

@@ -7,7 +7,7 @@
  * the namespace; GC and STATUS do their work.
  */
 import { decodeLeniently, type Fields } from "../../lib/cni/decode.ts";
-import { all, both, CniError, code, groupsFor } from "../../lib/cni/error.ts";
+import { all, both, CniError, code } from "../../lib/cni/error.ts";
 import { openNetns } from "../../lib/cni/netns.ts";
 import type { ContainerCall, NetworkCall, Plugin } from "../../lib/cni/plugin.ts";
 import { prevResultLeniently } from "../../lib/cni/prev_result.ts";
@@ -26,7 +26,7 @@ import {
   portAlias,
   undoHostEnd,
 } from "../../lib/link/host_end.ts";
-import { heldAddresses, ipamTypeLeniently, replacesDns, withDns } from "../../lib/link/ipam.ts";
+import { heldAddresses, ipamTypeLeniently, needsLink, release, replacesDns, withDns } from "../../lib/link/ipam.ts";
 import { linkPlugin } from "../../lib/link/link_plugin.ts";
 import type { CheckPlan } from "../../lib/link/verify.ts";
 import { parseAddress, parsePrefix } from "../../lib/net/cidr.ts";
@@ -71,9 +71,6 @@ export const plugin: Plugin = linkPlugin({
 /** Loaded when used: most networks have no spoof check, and every file costs time at the start. */
 const spoofCheck = () => import("./spoof_check.ts");
 
-/** IPAM plugins that need no link: their answer comes first, so that the MAC can be made from the address. */
-const ADDRESS_FIRST = ["host-local", "static", "cluster"];
-
 async function add(call: ContainerCall): Promise<Result> {
   const { conf, podMac } = parseForAdd(call);
   const { ifName, netns } = call;
@@ -81,7 +78,8 @@ async function add(call: ContainerCall): Promise<Result> {
   const masq = conf.ipMasq && conf.ipamType !== "" ? masqueradeBackend(call, conf.ipMasqBackend) : undefined;
 
   const owner = ownerOf(call);
-  const leasing = ADDRESS_FIRST.includes(conf.ipamType) ? begin(call, conf.ipamType) : undefined;
+  // Where it needs no link, the address comes first, so that the MAC can be made from it.
+  const leasing = needsLink(conf.ipamType) ? undefined : begin(call, conf.ipamType);
   const host = hostEnd(owner);
   const endsFor = (ips: readonly IPConfig[] = []): Ends => ({
     host,
@@ -186,7 +184,7 @@ async function configure(
   const routes = [...(ipam.routes ?? [])];
   if (conf.isDefaultGateway) routes.push(...defaultRoutes(ips, routes));
   let { address } = bridge;
-  if (conf.isGateway && conf.vlan === 0 && !ADDRESS_FIRST.includes(conf.ipamType)) {
+  if (conf.isGateway && conf.vlan === 0 && needsLink(conf.ipamType)) {
     const wish = { addresses: gatewayAddresses(ips), forceAddress: conf.forceAddress, port: host.name };
     const steps = addressSteps(bridge, wish, ADDRESS_FAILURE);
     if (steps.length > 0) await apply([steps], call);
@@ -272,10 +270,7 @@ async function del(call: ContainerCall): Promise<void> {
     ...(ipam !== "" ? [rest] : []),
     ...(conf.macspoofchk ? [() => removeSpoofRules(call)] : []),
   ];
-  const give = ipam === "" ? [] : [() => call.delegate(ipam, "DEL")];
-  // Only when the link is gone is the address free for the next one; but a lease is given back through the link.
-  const groups = groupsFor(call, jobs);
-  await (ipam === "dhcp" ? all(give, ...groups) : all(...groups, give));
+  await release(call, ipam, { jobs });
 }
 
 /** Both ends of the veth pair, found from the host, or else from the container; and what the host knows of `addresses`. */
