@@ -22,21 +22,22 @@ import {
   text,
 } from "../lib/cni/decode.ts";
 import { CniError, code, goQuote, toCniError } from "../lib/cni/error.ts";
-import type { Call, ContainerCall, NetworkCall, Plugin, Released } from "../lib/cni/plugin.ts";
-import { type DNS, type IPConfig, type Result, since } from "../lib/cni/types.ts";
+import type { Call, ContainerCall, Lease, NetworkCall, Plugin, Released } from "../lib/cni/plugin.ts";
+import { type DNS, type Result, since } from "../lib/cni/types.ts";
 import { atLeast, readRoutes } from "../lib/cni/version.ts";
 import {
-  allocate,
+  begin as beginTaking,
   collect,
   held as heldBy,
   leases,
-  preview,
+  type Memory,
   release,
   releaseOnly,
   usage,
 } from "../lib/ipam/allocator.ts";
 import { cidr, ipOrCidr, plain, prefixOrAddress } from "../lib/ipam/address_keys.ts";
-import { type Candidate, type RangeConf, rangeSets } from "../lib/ipam/range.ts";
+import { ipsOf, leaseOf } from "../lib/ipam/lease.ts";
+import { type RangeConf, rangeSets } from "../lib/ipam/range.ts";
 import { findDead, RESULTS_FOLDER } from "../lib/ipam/reclaim.ts";
 import { checkFolder } from "../lib/ipam/store.ts";
 import { readFileIfThere } from "../lib/kernel/state_file.ts";
@@ -93,7 +94,8 @@ export const plugin: Plugin = {
   needs: [],
   keys,
   parse: settings,
-  add,
+  begin,
+  add: async (call) => await (await begin(call)).commit(),
   del,
   check,
   gc,
@@ -101,55 +103,43 @@ export const plugin: Plugin = {
   held,
 };
 
-async function add(call: ContainerCall): Promise<Result> {
-  const memory = isSticky(call) ? (await import("../lib/ipam/sticky.ts")).memoryOf(folderOf(call), call) : undefined;
-  if (call.explain) {
-    const { folder, routes, dns, ...wanted } = settings(call);
-    const taken = preview(folder, { ...wanted, memory, warn: call.warn });
-    taken.forEach(({ address }, index) => {
-      const ip = formatAddress(address);
-      const lease = `${call.containerId}\r\n${call.ifName}`;
-      call.explain?.file(`${folder}/${ip}`, lease, "the address is taken, unless it is by now", { exclusive: true });
-      call.explain?.file(`${folder}/last_reserved_ip.${index}`, ip, "the next search begins behind it");
-    });
-    if (memory) {
-      const text = memory.after(taken.map(({ address }) => address));
-      call.explain.file(memory.path, text, "the pod's next container gets the address again");
-    }
-    return result(taken, { routes, dns });
-  }
-  const { chosen } = call;
+async function begin(call: ContainerCall): Promise<Lease> {
   const folder = folderOf(call);
-  let shown: Pick<Result, "routes" | "dns"> = {};
-  const taken = await allocate(folder, call, {
+  const memory = isSticky(call) ? (await import("../lib/ipam/sticky.ts")).memoryOf(folder, call) : undefined;
+  if (call.explain) return await explained(call, folder, memory);
+  const more: Pick<Result, "routes" | "dns"> = {};
+  const taking = await beginTaking(folder, call, {
     wanted: () => {
       const { routes, dns, ...wanted } = settings(call);
-      shown = { routes, dns };
+      Object.assign(more, shown({ routes, dns }));
       return { ...wanted, memory };
     },
     host: call.host,
     warn: call.warn,
-    meanwhile: call.meanwhile,
-    chosen: chosen && ((candidates) => chosen(ipsOf(candidates))),
   });
-  const addresses = taken.map(({ address }) => formatAddress(address));
-  call.undo(() => releaseOnly(folder, call, { ips: addresses, warn: call.warn }));
-  return result(taken, shown);
+  return leaseOf(call, taking, { more, release: (ips) => releaseOnly(folder, call, { ips, warn: call.warn }) });
 }
 
-function result(taken: readonly Candidate[], { routes, dns }: Pick<Result, "routes" | "dns">): Result {
-  return {
-    ips: ipsOf(taken),
-    ...(routes && { routes }),
-    ...(dns && { dns }),
-  };
+function shown({ routes, dns }: Pick<ReturnType<typeof settings>, "routes" | "dns">): Pick<Result, "routes" | "dns"> {
+  return { ...(routes && { routes }), ...(dns && { dns }) };
 }
 
-function ipsOf(taken: readonly Candidate[]): IPConfig[] {
-  return taken.map(({ address, range }) => ({
-    address: `${formatAddress(address)}/${range.subnet.length}`,
-    gateway: formatAddress(range.gateway),
-  }));
+async function explained(call: ContainerCall, folder: string, memory: Memory | undefined): Promise<Lease> {
+  const { routes, dns, ...wanted } = settings(call);
+  const { preview } = await import("../lib/ipam/preview.ts");
+  const taken = preview(folder, { ...wanted, memory, warn: call.warn });
+  taken.forEach(({ address }, index) => {
+    const ip = formatAddress(address);
+    const lease = `${call.containerId}\r\n${call.ifName}`;
+    call.explain?.file(`${folder}/${ip}`, lease, "the address is taken, unless it is by now", { exclusive: true });
+    call.explain?.file(`${folder}/last_reserved_ip.${index}`, ip, "the next search begins behind it");
+  });
+  if (memory) {
+    const text = memory.after(taken.map(({ address }) => address));
+    call.explain?.file(memory.path, text, "the pod's next container gets the address again");
+  }
+  const ips = ipsOf(taken);
+  return { ips, commit: () => Promise.resolve({ ips, ...shown({ routes, dns }) }) };
 }
 
 async function del(call: ContainerCall): Promise<Released> {

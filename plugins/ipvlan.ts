@@ -6,37 +6,19 @@
  * case; an ADD that changes the mode of other links of the same master says so; STATUS looks for the master; GC is
  * passed on to the IPAM plugin.
  */
-import { decode, decodeLeniently, flag, integer, text } from "../lib/cni/decode.ts";
+import { decode, flag, integer, text } from "../lib/cni/decode.ts";
 import { CniError, code } from "../lib/cni/error.ts";
 import { openNetns } from "../lib/cni/netns.ts";
-import type { ContainerCall, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
+import type { ContainerCall, Plugin } from "../lib/cni/plugin.ts";
 import { prevResult } from "../lib/cni/prev_result.ts";
-import { type JsonObject, type Result, since } from "../lib/cni/types.ts";
-import { allocate } from "../lib/link/container_link.ts";
-import {
-  collectAddresses,
-  ipamKeys,
-  ipamType,
-  ipamTypeLeniently,
-  needed,
-  needsLink,
-  release,
-  statusTools,
-  withDns,
-} from "../lib/link/ipam.ts";
-import {
-  checkMtu,
-  defaultRouteLink,
-  explainSubLink,
-  lookupMaster,
-  masterPlace,
-  type SubLink,
-  subLinkSteps,
-} from "../lib/link/master.ts";
-import { attachLink, checkKind, checkMac, detachLink, passingName, requiredPrevResult } from "../lib/link/new_link.ts";
-import { checkAddresses, checkRoutes, containerInterface, podState } from "../lib/link/verify.ts";
+import type { JsonObject, Result } from "../lib/cni/types.ts";
 import type { Link } from "../lib/kernel/ip.ts";
-import { step, StepError } from "../lib/kernel/plan.ts";
+import { step } from "../lib/kernel/plan.ts";
+import { ipamKeys, ipamType, withDns } from "../lib/link/ipam.ts";
+import { linkPlugin } from "../lib/link/link_plugin.ts";
+import { attachSubLink, defaultRouteLink, lookupMaster, masterPlace, masterStatus } from "../lib/link/master.ts";
+import { addressesOf, detachLink } from "../lib/link/new_link.ts";
+import type { CheckPlan, Seen } from "../lib/link/verify.ts";
 
 const MODES = ["l2", "l3", "l3s"];
 
@@ -53,22 +35,19 @@ const keys = {
   ...ipamKeys,
 };
 
-export const plugin: Plugin = {
+const words = { noun: "ipvlan", kinds: ["ipvlan"] };
+
+export const plugin: Plugin = linkPlugin({
   name: "ipvlan",
-  kind: "main",
   about: "gives the container a link that shares the MAC of a link of the host",
-  versions: since("0.1.0"),
-  needs: ["ip", "nsenter", "sh"],
   keys,
   parse,
   add,
-  del,
+  detach: (call) => [() => detachLink(call, words.kinds)],
   check,
-  gc,
-  status,
-};
-
-const words = { noun: "ipvlan", kinds: ["ipvlan"] };
+  // Without "master" it may come from a chain, of which STATUS knows nothing.
+  status: (call) => masterStatus(call, parse(call)),
+});
 
 function parse({ config }: { readonly config: JsonObject }) {
   const conf = decode(keys, config, "failed to load netconf");
@@ -83,35 +62,21 @@ type Config = ReturnType<typeof parse>;
 
 async function add(call: ContainerCall): Promise<Result> {
   const conf = parse(call);
+  const { place, mtu, mode, type } = conf;
   const previous = prevResult(call);
   openNetns(call, `failed to open netns "${call.netns}"`);
-  const sub: SubLink = {
-    kind: "ipvlan",
-    master: await chooseMaster(call, conf, previous),
-    place: conf.place,
-    mtu: conf.mtu,
-    // The flag belongs to the master, as the mode does: named, so that an older link's is not kept by chance.
-    options: `mode ${conf.mode} bridge`,
-  };
-  await checkMtu(call, sub);
-  const temp = passingName(call);
-  const chained = conf.type === "" && previous?.ips?.length ? previous : undefined;
-  const result = await attachLink(call, {
-    noun: "ipvlan",
-    create: [
-      step(sub.place, "ip", "link show type ipvlan", { read: true, why: "other links of this master" }),
-      ...await subLinkSteps(call, sub, temp),
-    ],
-    created: ([links = [], [master] = [] as unknown[]]) =>
-      warnOfOthers(call, (master as Link | undefined)?.ifname ?? sub.master, {
-        mode: conf.mode,
-        links: links as Link[],
-      }),
-    temp,
-    explain: (error) => explained(call, sub, error),
-    addresses: () => chained ? Promise.resolve(chained) : allocate(call, conf.type),
-    early: chained !== undefined || !needsLink(conf.type),
-    options: { announce: true },
+  const master = await chooseMaster(call, conf, previous);
+  const chained = type === "" && previous?.ips?.length ? previous : undefined;
+  // The flag belongs to the master, as the mode does: named, so that an older link's is not kept by chance.
+  const result = await attachSubLink(call, { kind: "ipvlan", master, place, mtu, options: `mode ${mode} bridge` }, {
+    create: [step(place, "ip", "link show type ipvlan", { read: true, why: "other links of this master" })],
+    created: ([links = [], [now] = [] as unknown[]]) =>
+      warnOfOthers(call, (now as Link | undefined)?.ifname ?? master, { mode, links: links as Link[] }),
+    ...(chained ? { addresses: () => Promise.resolve(chained), early: true } : addressesOf(call, type, true)),
+    failure: ({ said }) =>
+      /Address already (in use|assigned)/.test(said)
+        ? `another ipvlan link of ${master} has this address: an address can be used once on one master`
+        : undefined,
   });
   return withDns(result, conf.dns);
 }
@@ -145,58 +110,24 @@ function warnOfOthers(
   call.warn(`mode ${mode} changes that of ${names}: all ipvlan links of ${master} have one mode`);
 }
 
-async function explained(call: ContainerCall, sub: SubLink, error: unknown): Promise<unknown> {
-  if (error instanceof StepError && /Address already (in use|assigned)/.test(error.output.stderr)) {
-    return new CniError(
-      code.internal,
-      error.message,
-      `another ipvlan link of ${sub.master} has this address: an address can be used once on one master`,
-    );
-  }
-  return await explainSubLink(call, sub, error);
-}
-
-async function del(call: ContainerCall): Promise<void> {
-  const conf = decodeLeniently(keys, call.config, call.warn);
-  await release(call, ipamTypeLeniently(conf.ipam), { jobs: [() => detachLink(call, words.kinds)] });
-}
-
-async function check(call: ContainerCall): Promise<void> {
+function check(call: ContainerCall): CheckPlan {
   const conf = parse(call);
-  openNetns(call, `failed to open netns "${call.netns}"`);
-  const previous = requiredPrevResult(call, "Required prevResult missing");
   const where = masterPlace(conf.place, call.netns);
-  const [pod] = await Promise.all([
-    podState(call),
+  return {
+    words,
+    ipam: conf.type || undefined,
     // Without "master" the choice was ADD's: prevResult is another one now, and the default route may have changed.
-    conf.master === "" ? undefined : lookupMaster(call[conf.place], { name: conf.master, where }),
-    conf.type === "" ? undefined : call.delegate(conf.type, "CHECK"),
-  ]);
-  const container = containerInterface(call, previous);
-  const link = checkKind(container, pod, words);
+    beside: () => conf.master === "" ? [] : [lookupMaster(call[conf.place], { name: conf.master, where })],
+    own: (seen) => checkMode(conf, seen),
+  };
+}
+
+function checkMode(conf: Config, { link }: Seen): void {
   const mode = link.linkinfo?.info_data?.["mode"];
-  if (mode !== conf.mode) {
-    throw new CniError(
-      code.internal,
-      `Container IPVlan mode ${mode} does not match expected value: ${conf.mode}`,
-      "all ipvlan links of one master have the mode that the newest of them was made with",
-    );
-  }
-  checkMac(container, link, words);
-  checkAddresses(call.ifName, pod, previous);
-  checkRoutes(pod, previous);
-}
-
-async function gc(call: NetworkCall): Promise<void> {
-  await collectAddresses(call, ipamTypeLeniently(decodeLeniently(keys, call.config, call.warn).ipam));
-}
-
-async function status(call: NetworkCall): Promise<void> {
-  const conf = parse(call);
-  statusTools(plugin.needs);
-  // Without "master" it may come from a chain, of which STATUS knows nothing.
-  if (conf.master !== "" && !conf.linkInContainer) {
-    await needed(lookupMaster(call.host, { name: conf.master, where: "on the host" }));
-  }
-  if (conf.type !== "") await call.delegate(conf.type, "STATUS");
+  if (mode === conf.mode) return;
+  throw new CniError(
+    code.internal,
+    `Container IPVlan mode ${mode} does not match expected value: ${conf.mode}`,
+    "all ipvlan links of one master have the mode that the newest of them was made with",
+  );
 }

@@ -6,28 +6,21 @@
  * for IPv6 addresses, which cannot settle before somebody opens the device; CHECK looks at kind, MAC and bridge; DEL
  * does not read CNI_ARGS, and deletes tap devices only; GC is passed on to the IPAM plugin.
  */
-import { anyObject, decode, decodeLeniently, flag, integer, text, uint32 } from "../lib/cni/decode.ts";
+import { anyObject, decode, flag, integer, text, uint32 } from "../lib/cni/decode.ts";
 import { CniError, code } from "../lib/cni/error.ts";
 import { openNetns } from "../lib/cni/netns.ts";
-import type { ContainerCall, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
-import { type Interface, type JsonObject, type Result, since } from "../lib/cni/types.ts";
-import { allocate, linkNow } from "../lib/link/container_link.ts";
-import {
-  collectAddresses,
-  ipamKeys,
-  ipamType,
-  ipamTypeLeniently,
-  needsLink,
-  release,
-  statusTools,
-  withDns,
-} from "../lib/link/ipam.ts";
+import type { ContainerCall, Plugin } from "../lib/cni/plugin.ts";
+import type { JsonObject, Result } from "../lib/cni/types.ts";
+import { linkDel, linkShow, linkUp } from "../lib/kernel/ip.ts";
+import { type Step, step } from "../lib/kernel/plan.ts";
+import { linkNow } from "../lib/link/container_link.ts";
+import type { Failure, Reading } from "../lib/link/failure.ts";
+import { ipamKeys, ipamType, withDns } from "../lib/link/ipam.ts";
+import { linkPlugin } from "../lib/link/link_plugin.ts";
 import { askedMac, checkedMac, macKeys } from "../lib/link/mac_input.ts";
 import { kindAdvice } from "../lib/link/master.ts";
-import { attachLink, checkKind, checkMac, detachLink, passingName, requiredPrevResult } from "../lib/link/new_link.ts";
-import { checkAddresses, checkRoutes, containerInterface, type PodState, podState } from "../lib/link/verify.ts";
-import { linkDel, linkShow, linkUp } from "../lib/kernel/ip.ts";
-import { type Step, step, StepError } from "../lib/kernel/plan.ts";
+import { addressesOf, attachLink, detachLink, passingName } from "../lib/link/new_link.ts";
+import type { CheckPlan, Seen } from "../lib/link/verify.ts";
 import { isIndexName, isLinkName } from "../lib/net/link_name.ts";
 
 const keys = {
@@ -42,22 +35,23 @@ const keys = {
   ...ipamKeys,
 };
 
-export const plugin: Plugin = {
+const words = {
+  noun: "tap",
+  kinds: ["tun"],
+  gone: (name: string) => new CniError(code.internal, `Cannot find container link ${name}`, "the tap device is gone"),
+};
+
+export const plugin: Plugin = linkPlugin({
   name: "tap",
-  kind: "main",
   about: "makes a tap device in the container",
-  versions: since("0.1.0"),
-  needs: ["ip", "nsenter", "sh"],
   keys,
   parse: parseForAdd,
   add,
-  del,
+  detach: (call) => [() => detachLink(call, words.kinds)],
   check,
-  gc,
-  status,
-};
-
-const words = { noun: "tap", kinds: ["tun"] };
+  status: checkTun,
+  tools: ({ selinuxContext }) => selinuxContext === "" ? [] : ["runcon"],
+});
 
 function parse({ config }: { readonly config: JsonObject }) {
   const conf = decode(keys, config, "failed to load netconf");
@@ -94,9 +88,8 @@ async function add(call: ContainerCall): Promise<Result> {
     create: [createStep(conf, temp)],
     temp,
     join: [...attributeSteps(call, conf.mtu, mac), ...bridgeSteps(call, port)],
-    explain: (error) => explained(call, conf, error),
-    addresses: conf.type === "" ? undefined : () => allocate(call, conf.type),
-    early: !needsLink(conf.type),
+    failure: (failure) => read(call, conf, failure),
+    ...addressesOf(call, conf.type),
     // Without a process that has it open, the device has no carrier.
     options: { announce: true, settle: false },
   });
@@ -155,18 +148,13 @@ function noBridge({ netns }: ContainerCall, bridge: string): CniError {
 }
 
 /** The reference's words are those of the `ip` that it runs too. */
-function explained(call: ContainerCall, conf: Config, error: unknown): unknown {
-  if (!(error instanceof StepError)) return error;
-  const { failing, text, read } = error.step;
-  const said = error.output.stderr;
+function read(call: ContainerCall, conf: Config, { error, step: { failing, text, read }, said }: Failure): Reading {
   if (read && failing.startsWith("failed to get bridge")) return noBridge(call, conf.bridge);
-  if (text.includes(" master ") && /not supported/i.test(said)) {
-    return new CniError(code.internal, error.message, `${conf.bridge} is no bridge`);
-  }
+  if (text.includes(" master ") && /not supported/i.test(said)) return `${conf.bridge} is no bridge`;
   if (text.startsWith("runcon ")) {
     return new CniError(code.internal, `${failing}: ${said.trim() || error.message}`, '"selinuxContext" needs SELinux');
   }
-  if (failing !== "failed to run command") return error;
+  if (failing !== "failed to run command") return undefined;
   const own = said.split("\n").filter((line) => line !== "" && !line.startsWith("Command failed")).join("\n");
   const exit = text.startsWith("tuntap ") ? 1 : 2;
   return new CniError(code.internal, `${failing} ${own}\n: exit status ${exit}`, advice(conf, said));
@@ -183,33 +171,13 @@ function advice(conf: Config, said: string): string {
   return kindAdvice(said, "tun");
 }
 
-async function del(call: ContainerCall): Promise<void> {
-  const conf = decodeLeniently(keys, call.config, call.warn);
-  await release(call, ipamTypeLeniently(conf.ipam), { jobs: [() => detachLink(call, words.kinds)] });
-}
-
-async function check(call: ContainerCall): Promise<void> {
+function check(call: ContainerCall): CheckPlan {
   const conf = parse(call);
   askedMac(conf, call.args);
-  openNetns(call, `failed to open netns "${call.netns}"`);
-  if (conf.type !== "") await call.delegate(conf.type, "CHECK");
-  const previous = requiredPrevResult(call, "Required prevResult missing");
-  const pod = await podState(call);
-  const container = containerInterface(call, previous);
-  if (!pod.link) {
-    throw new CniError(code.internal, `Cannot find container link ${call.ifName}`, "the tap device is gone");
-  }
-  await checkLink(call, { container, pod, conf });
-  checkAddresses(call.ifName, pod, previous);
-  checkRoutes(pod, previous);
+  return { words, ipam: conf.type || undefined, own: (seen) => checkPort(call, conf.bridge, seen) };
 }
 
-async function checkLink(
-  call: ContainerCall,
-  { container, pod, conf: { bridge } }: { container: Interface; pod: PodState; conf: Config },
-): Promise<void> {
-  const link = checkKind(container, pod, words);
-  checkMac(container, link, words);
+async function checkPort(call: ContainerCall, bridge: string, { link }: Seen): Promise<void> {
   if (bridge === "" || link.master === bridge) return;
   if (link.master !== undefined && link.master === (await linkNow(call, "pod", bridge))?.ifname) return;
   throw new CniError(
@@ -219,17 +187,9 @@ async function checkLink(
   );
 }
 
-async function gc(call: NetworkCall): Promise<void> {
-  await collectAddresses(call, ipamTypeLeniently(decodeLeniently(keys, call.config, call.warn).ipam));
-}
-
-async function status(call: NetworkCall): Promise<void> {
-  const conf = parse(call);
-  statusTools([...plugin.needs, ...(conf.selinuxContext === "" ? [] : ["runcon"])]);
-  if (!hasTun()) {
-    throw new CniError(code.notAvailable, "open /dev/net/tun: no such file or directory", "try: modprobe tun");
-  }
-  if (conf.type !== "") await call.delegate(conf.type, "STATUS");
+function checkTun(): void {
+  if (hasTun()) return;
+  throw new CniError(code.notAvailable, "open /dev/net/tun: no such file or directory", "try: modprobe tun");
 }
 
 function hasTun(): boolean {

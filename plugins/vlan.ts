@@ -6,28 +6,18 @@
  * comes up; an IPAM plugin's error keeps its code; CHECK compares the master where both are in the container, and MACs
  * in any case; STATUS looks for the master; GC is passed on to the IPAM plugin.
  */
-import { decode, decodeLeniently, flag, integer, maybeInteger, text } from "../lib/cni/decode.ts";
+import { decode, flag, integer, maybeInteger, text } from "../lib/cni/decode.ts";
 import { CniError, code } from "../lib/cni/error.ts";
 import { openNetns } from "../lib/cni/netns.ts";
-import type { ContainerCall, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
-import { type JsonObject, type Result, since } from "../lib/cni/types.ts";
-import { allocate } from "../lib/link/container_link.ts";
-import {
-  collectAddresses,
-  ipamKeys,
-  ipamType,
-  ipamTypeLeniently,
-  needed,
-  needsLink,
-  release,
-  statusTools,
-  withDns,
-} from "../lib/link/ipam.ts";
-import { checkMtu, explainSubLink, lookupMaster, masterPlace, type SubLink, subLinkSteps } from "../lib/link/master.ts";
-import { attachLink, checkKind, checkMac, detachLink, passingName, requiredPrevResult } from "../lib/link/new_link.ts";
-import { checkAddresses, checkRoutes, containerInterface, podState } from "../lib/link/verify.ts";
+import type { ContainerCall, Plugin } from "../lib/cni/plugin.ts";
+import type { JsonObject, Result } from "../lib/cni/types.ts";
 import type { Link } from "../lib/kernel/ip.ts";
-import { StepError } from "../lib/kernel/plan.ts";
+import { allocate } from "../lib/link/container_link.ts";
+import { ipamKeys, ipamType, needsLink, withDns } from "../lib/link/ipam.ts";
+import { linkPlugin } from "../lib/link/link_plugin.ts";
+import { attachSubLink, lookupMaster, masterPlace, masterStatus } from "../lib/link/master.ts";
+import { detachLink } from "../lib/link/new_link.ts";
+import type { CheckPlan } from "../lib/link/verify.ts";
 
 const keys = {
   master: text("", "link that the VLAN hangs on; required"),
@@ -37,28 +27,23 @@ const keys = {
   ...ipamKeys,
 };
 
-export const plugin: Plugin = {
-  name: "vlan",
-  kind: "main",
-  about: "gives the container an 802.1Q VLAN link on a link of the host",
-  versions: since("0.1.0"),
-  needs: ["ip", "nsenter", "sh"],
-  keys,
-  parse,
-  add,
-  del,
-  check,
-  gc,
-  status,
-};
-
 const words = { noun: "vlan", kinds: ["vlan"], front: "vlan: " };
 
-const read = (config: JsonObject) => decode(keys, config, "failed to load netconf");
+export const plugin: Plugin = linkPlugin({
+  name: "vlan",
+  about: "gives the container an 802.1Q VLAN link on a link of the host",
+  keys,
+  ipamRequired: true,
+  parse,
+  add,
+  detach: (call) => [() => detachLink(call, words.kinds)],
+  check,
+  status: masterStatus,
+});
 
 /** The configuration, checked as far as it can be without the kernel. */
 function parse(call: { readonly config: JsonObject; warn(note: string): void }) {
-  const conf = read(call.config);
+  const conf = decode(keys, call.config, "failed to load netconf");
   if (conf.master === "") {
     throw new CniError(
       code.internal,
@@ -75,30 +60,18 @@ function parse(call: { readonly config: JsonObject; warn(note: string): void }) 
     );
   }
   if (conf.vlanId === undefined) call.warn('"vlanId" is missing: VLAN 0, priority-tagged frames without a VLAN');
-  return { ...conf, vlanId };
+  return { ...conf, vlanId, type: ipamType(conf.ipam), place: conf.linkInContainer ? "pod" as const : "host" as const };
 }
 
 async function add(call: ContainerCall): Promise<Result> {
   const conf = parse(call);
-  const type = ipamType(conf.ipam);
+  const { master, place, mtu, type } = conf;
   openNetns(call, `failed to open netns "${call.netns}"`);
-  const sub: SubLink = {
-    kind: "vlan",
-    master: conf.master,
-    place: conf.linkInContainer ? "pod" : "host",
-    mtu: conf.mtu,
-    options: `id ${conf.vlanId}`,
-  };
-  await checkMtu(call, sub);
-  const temp = passingName(call);
-  const result = await attachLink(call, {
-    noun: "vlan",
-    create: await subLinkSteps(call, sub, temp),
-    temp,
-    explain: (error) => explained(call, sub, error),
+  const result = await attachSubLink(call, { kind: "vlan", master, place, mtu, options: `id ${conf.vlanId}` }, {
     addresses: () => addresses(call, type),
     early: !needsLink(type),
-    options: { announce: true },
+    failure: ({ said }) =>
+      /Network is down/.test(said) ? `the master is down: ip link set dev ${master} up` : undefined,
   });
   return withDns(result, conf.dns);
 }
@@ -113,38 +86,15 @@ async function addresses(call: ContainerCall, type: string): Promise<Result> {
   }
 }
 
-async function explained(call: ContainerCall, sub: SubLink, error: unknown): Promise<unknown> {
-  if (error instanceof StepError && /Network is down/.test(error.output.stderr)) {
-    return new CniError(code.internal, error.message, `the master is down: ip link set dev ${sub.master} up`);
-  }
-  return await explainSubLink(call, sub, error);
-}
-
-async function del(call: ContainerCall): Promise<void> {
-  const conf = decodeLeniently(keys, call.config, call.warn);
-  await release(call, ipamTypeLeniently(conf.ipam), {
-    jobs: [() => detachLink(call, words.kinds)],
-    required: true,
-  });
-}
-
-async function check(call: ContainerCall): Promise<void> {
+function check(call: ContainerCall): CheckPlan {
   const conf = parse(call);
-  const place = conf.linkInContainer ? "pod" : "host";
-  openNetns(call, `failed to open netns "${call.netns}"`);
-  const type = ipamType(conf.ipam);
-  const previous = requiredPrevResult(call, "vlan: Required prevResult missing");
-  const [pod, master] = await Promise.all([
-    podState(call),
-    lookupMaster(call[place], { name: conf.master, where: masterPlace(place, call.netns) }),
-    call.delegate(type, "CHECK"),
-  ]);
-  const container = containerInterface(call, previous);
-  const link = checkKind(container, pod, words);
-  checkMac(container, link, words);
-  checkVlan(link, conf, place === "pod" ? master : undefined);
-  checkAddresses(call.ifName, pod, previous);
-  checkRoutes(pod, previous);
+  const where = masterPlace(conf.place, call.netns);
+  return {
+    words,
+    ipam: conf.type,
+    beside: () => [lookupMaster(call[conf.place], { name: conf.master, where })],
+    own: ({ link, beside: [master] }) => checkVlan(link, conf, conf.place === "pod" ? master as Link : undefined),
+  };
 }
 
 /** The texts are the reference's, which took them from another plugin; the details say what is meant. */
@@ -172,17 +122,4 @@ function checkVlan(link: Link, conf: ReturnType<typeof parse>, master: Link | un
       `"master" is ${conf.master}`,
     );
   }
-}
-
-async function gc(call: NetworkCall): Promise<void> {
-  await collectAddresses(call, ipamTypeLeniently(decodeLeniently(keys, call.config, call.warn).ipam));
-}
-
-async function status(call: NetworkCall): Promise<void> {
-  const conf = read(call.config);
-  statusTools(plugin.needs);
-  if (conf.master !== "" && !conf.linkInContainer) {
-    await needed(lookupMaster(call.host, { name: conf.master, where: "on the host" }));
-  }
-  await call.delegate(ipamType(conf.ipam), "STATUS");
 }

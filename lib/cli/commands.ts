@@ -847,7 +847,9 @@ export const COMMANDS: readonly OperatorCommand[] = [
 ];
 
 /** The command that a line begins with: two words where there is such a command, else one. */
-export function findCommand(args: readonly string[]): { command: OperatorCommand; args: readonly string[] } | undefined {
+export function findCommand(
+  args: readonly string[],
+): { command: OperatorCommand; args: readonly string[] } | undefined {
   const two = COMMANDS.find(({ name }) => name === `${args[0]} ${args[1]}`);
   if (two) return { command: two, args: args.slice(2) };
   const one = COMMANDS.find(({ name }) => name === args[0]);

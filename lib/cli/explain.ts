@@ -39,7 +39,6 @@ class Recorder implements Explainer {
   netns = "";
   /** Where an ADD is tried out. DEL works on what is there, so there nothing but questions is run. */
   private host: Run | undefined;
-  private why = "";
   private tables: VirtualTables | undefined;
   private nft = "";
   constructor(private readonly questions: boolean) {}
@@ -73,9 +72,6 @@ class Recorder implements Explainer {
   file: Explainer["file"] = (path, text, why, { exclusive, held } = {}) => {
     this.add({ kind: "file", path, text, why, ...(exclusive && { exclusive }), ...(held !== undefined && { held }) });
   };
-  because(why: string): void {
-    this.why = why;
-  }
 
   async instead(command: Command, ask: Run): Promise<Output> {
     if (this.host) {
@@ -110,7 +106,7 @@ class Recorder implements Explainer {
   private command(command: Command): void {
     if (command.input && textOf(command) === "") return;
     const { where, lines } = blockOfCommand(command);
-    this.block({ where, lines: this.why === "" ? lines : [`# ${this.why}`, ...lines] });
+    this.block({ where, lines: command.why ? [`# ${command.why}`, ...lines] : lines });
   }
 }
 

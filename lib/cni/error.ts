@@ -96,6 +96,26 @@ export function groupsFor<T>(call: { readonly explain?: unknown }, jobs: readonl
   return call.explain ? jobs.map((job) => [job]) : [jobs];
 }
 
+/**
+ * Both answers, once both jobs have ended: whatever was done is known before it is undone. The first job starts first,
+ * and its failure counts before the other's.
+ */
+export async function both<A, B>(
+  call: { readonly explain?: unknown },
+  first: () => Promise<A>,
+  second: () => Promise<B>,
+): Promise<[A, B]> {
+  const ends: PromiseSettledResult<A | B>[] = [];
+  for (const group of groupsFor<() => Promise<A | B>>(call, [first, second])) {
+    ends.push(...await Promise.allSettled(group.map((job) => job())));
+  }
+  const answers = ends.map((end) => {
+    if (end.status === "rejected") throw end.reason;
+    return end.value;
+  });
+  return answers as [A, B];
+}
+
 /** A string in double quotes as Go's %q prints it; the reference's texts use it. */
 export function goQuote(text: string): string {
   // JSON's escapes differ from Go's only for control characters.

@@ -24,6 +24,8 @@ export interface Plugin {
   add(call: ContainerCall): Promise<Result>;
   /** Detaches: succeeds whatever is left of the attachment, cleans all of it, reports failures at the end. */
   del(call: ContainerCall): Promise<Released | void>;
+  /** IPAM plugins that can tell what ADD will give before it is safe on disk: the first step of `add`. */
+  begin?(call: ContainerCall): Promise<Lease>;
   /** Throws what is wrong with the attachment. */
   check(call: ContainerCall): Promise<void>;
   /** Removes what belongs to this network and to none of the valid attachments. */
@@ -34,6 +36,17 @@ export interface Plugin {
   held?(call: ContainerCall): Promise<readonly string[]>;
   /** What the program does besides the protocol when its first argument is this word: `dhcp daemon`. Gives the exit status. */
   readonly roles?: Readonly<Record<string, (args: readonly string[]) => Promise<number>>>;
+}
+
+/** ADD of an IPAM plugin in two steps, so that its caller can start what takes long while the addresses are written. */
+export interface Lease {
+  /**
+   * The addresses that the answer will have; undefined where the plugin cannot tell. Nothing may be done with them that
+   * the answer has to allow: `commit` can still fail or, where others write without a lock, give others.
+   */
+  readonly ips?: readonly IPConfig[] | undefined;
+  /** Makes the addresses safe and gives the answer. */
+  commit(): Promise<Result>;
 }
 
 /** What DEL of an IPAM plugin tells a caller in the same process. */
@@ -77,10 +90,17 @@ export interface Call {
   undo(job: () => Promise<unknown> | unknown): void;
   /** Runs another plugin, with the same input unless told; see delegate.ts. */
   delegate(type: string, verb: DelegateVerb, options?: DelegateOptions): Promise<DelegateAnswer>;
+  /** ADD of an IPAM plugin in two steps; of one that cannot, the second one is all of it. */
+  begin(type: string): Promise<Lease>;
+  /**
+   * Addresses that an IPAM plugin of this process holds for the attachment; none where it is another program or cannot
+   * tell.
+   */
+  held(type: string): Promise<readonly string[]>;
 }
 
 /** What a delegate is given, and what it may do for its caller when it runs in the same process. */
-export interface DelegateOptions extends Foresight, Company {
+export interface DelegateOptions extends Company {
   /** Configuration; the caller's own if absent. */
   readonly stdin?: Uint8Array;
 }
@@ -95,33 +115,20 @@ export interface Company {
   readonly later?: ((job: () => Promise<unknown>) => void) | undefined;
 }
 
-/** How an IPAM plugin lets its caller begin what takes long. Others, and other programs, know nothing of it. */
-export interface Foresight {
-  /**
-   * Told once at most what addresses the answer will have, before they are safe on disk. Nothing may be done then that the answer
-   * has to allow: it can still be a failure, or, where others write without a lock, another one.
-   */
-  readonly chosen?: ((ips: readonly IPConfig[]) => void) | undefined;
-  /** What can be done while the plugin waits. */
-  readonly meanwhile?: (() => void) | undefined;
-}
-
 /**
- * How {@linkcode Call.delegate} is asked. Two are not commands of the protocol: HELD is only answered in this process;
- * PARSE asks whether ADD could read its configuration, and another program whether it speaks the version.
+ * How {@linkcode Call.delegate} is asked. PARSE is not a command of the protocol: it asks whether ADD could read its
+ * configuration, and another program whether it speaks the version.
  */
-export type DelegateVerb = Verb | "HELD" | "PARSE";
+export type DelegateVerb = Verb | "PARSE";
 
 /** What a delegate gave: `result` after ADD, `released` after a DEL in the same process. */
 export interface DelegateAnswer {
   readonly result?: Result;
   readonly released?: Released;
-  /** Addresses that the attachment holds; undefined when the delegate is another program or cannot tell. */
-  readonly held?: readonly string[];
 }
 
 /** ADD, DEL and CHECK: about one interface of one container. */
-export interface ContainerCall extends Call, Applier, Foresight, Pick<Company, "later"> {
+export interface ContainerCall extends Call, Applier, Pick<Company, "later"> {
   readonly containerId: string;
   readonly ifName: string;
   /** CNI_NETNS as given, verbatim: `sandbox` in results. */

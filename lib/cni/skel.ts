@@ -28,7 +28,7 @@ import type {
   Company,
   ContainerCall,
   DelegateAnswer,
-  Foresight,
+  Lease,
   NetworkCall,
   Plugin,
   Registry,
@@ -39,7 +39,7 @@ import { type JsonObject, NEWEST, type Result, type ValidAttachment } from "./ty
 import { atLeast, convertResult, goJson, parseResult } from "./version.ts";
 
 /** One call of one plugin, whoever makes it: a runtime, another plugin in this process, or an operator's command. */
-export interface Request extends Foresight, Company {
+export interface Request extends Company {
   readonly env: Readonly<Record<string, string>>;
   /** Reads the configuration; not called for VERSION. Throws what the system says. */
   readonly stdin: () => Uint8Array | Promise<Uint8Array>;
@@ -56,14 +56,12 @@ export interface Request extends Foresight, Company {
   readonly builtin?: boolean;
   /** ADD: hands the result to whoever asked; when that fails, everything is undone. */
   readonly deliver?: ((result: JsonObject) => void) | undefined;
-  /** Only ask which addresses the attachment holds, see {@linkcode Plugin.held}. */
-  readonly held?: boolean;
   /** CNI_NETNS, where the caller in this process has opened it. */
   readonly netns?: HeldNetns;
   /** Another plugin in this process asks, with its own input. */
   readonly delegated?: boolean;
-  /** Only read the configuration, see {@linkcode Plugin.parse}. */
-  readonly parse?: boolean;
+  /** Instead of the whole command, this function of the plugin's: {@linkcode Plugin.parse}, `begin` or `held`. */
+  readonly only?: "parse" | "begin" | "held" | undefined;
   /** Takes over what takes a successful ADD back, first to last. */
   readonly undo?: ((job: () => Promise<unknown> | unknown) => void) | undefined;
 }
@@ -85,6 +83,7 @@ export interface Answer {
   readonly printable?: JsonObject;
   readonly released?: Released;
   readonly held?: readonly string[] | undefined;
+  readonly lease?: Lease;
 }
 
 const ID = /^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$/;
@@ -259,6 +258,20 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
   // Once ADD has succeeded, whoever asked for it takes back what is still done for it.
   const remember: Remember = { undo: (job) => void undos.push(job) };
   const { through = (run: Run) => run } = request;
+  const ask = (type: string, verb: Verb, more: Partial<Request> = {}) =>
+    delegate(type, {
+      ...request,
+      ...(netns && { netns }),
+      before: undefined,
+      later: undefined,
+      deliver: undefined,
+      delegated: true,
+      env: { ...env, CNI_COMMAND: verb },
+      stdin: () => bytes,
+      only: undefined,
+      undo: base.undo,
+      ...more,
+    }, version);
   const base: Call = {
     verb: verb as Verb,
     type: plugin.name,
@@ -273,25 +286,13 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
     explain: request.explain,
     warn: (note) => request.warn(plugin.name, asGiven(note, naming)),
     undo: (job) => remember.undo(job),
-    delegate: async (type, verb, { stdin = bytes, chosen, meanwhile, through, before, later } = {}) => {
+    delegate: async (type, verb, { stdin = bytes, ...company } = {}) => {
       if (verb === "DEL") await request.before;
-      return await delegate(type, {
-        ...request,
-        ...(netns && { netns }),
-        chosen,
-        meanwhile,
-        through: through ?? request.through,
-        before,
-        later,
-        deliver: undefined,
-        delegated: true,
-        env: { ...env, CNI_COMMAND: verb === "HELD" ? "DEL" : verb === "PARSE" ? "ADD" : verb },
-        stdin: () => stdin,
-        held: verb === "HELD",
-        parse: verb === "PARSE",
-        undo: base.undo,
-      }, version);
+      const more = { ...company, stdin: () => stdin };
+      return verb === "PARSE" ? await ask(type, "ADD", { ...more, only: "parse" }) : await ask(type, verb, more);
     },
+    begin: async (type) => (await ask(type, "ADD", { only: "begin" })).lease ?? { commit: () => Promise.resolve({}) },
+    held: async (type) => (await ask(type, "DEL", { only: "held" })).held ?? [],
   };
   for (const path of repeated ?? []) {
     base.warn(
@@ -371,8 +372,6 @@ async function callForContainer(
     ownNetns: same,
     podAlive,
     args: env["CNI_ARGS"] ?? "",
-    chosen: request.chosen,
-    meanwhile: request.meanwhile,
     later: request.later,
     pod: podAlive || request.explain
       ? inNetns(base.host, held || (given.includes("/") ? given : `./${given}`))
@@ -380,10 +379,15 @@ async function callForContainer(
     // Few plugins need one.
     lock: async (name) => (await import("./own_lock.ts")).ownLock(name, base.warn),
   };
-  if (request.held) return { held: await plugin.held?.(call) };
-  if (request.parse) {
+  if (request.only === "held") return { held: await plugin.held?.(call) };
+  if (request.only === "parse") {
     await plugin.parse?.({ ...call, warn: () => {} });
     return {};
+  }
+  if (request.only === "begin") {
+    // Whoever asked decides between the steps: what undoes them is the caller's from the first one on.
+    if (request.undo) remember.undo = request.undo;
+    return { lease: await plugin.begin?.(call) ?? { commit: () => plugin.add(call) } };
   }
   if (verb === "ADD") return await added(plugin, call, { request, undos, remember });
   if (verb === "CHECK") {
@@ -574,29 +578,53 @@ function validAttachments(config: JsonObject): ValidAttachment[] | undefined {
   });
 }
 
-async function delegate(type: string, request: Request, version: string): Promise<DelegateAnswer> {
-  const { env } = request;
+async function delegate(
+  type: string,
+  request: Request,
+  version: string,
+): Promise<DelegateAnswer & Pick<Answer, "held" | "lease">> {
+  const { env, only } = request;
   const { file, own } = await locate(type, { ...request, path: (env["CNI_PATH"] ?? "").split(":") });
   if (own) {
-    const { printable, released, held } = await callPlugin(own, request);
+    const { printable, released, held, lease } = await callPlugin(own, request);
     // Through the wire's layout and back, so that nothing gets across that a program could not have handed over.
     return {
       ...(printable && { result: parseResult(printable, version) }),
       ...(released && { released }),
       ...(held && { held }),
+      ...(lease && { lease: wired(lease, version) }),
     };
   }
-  if (request.held) return {};
-  if (request.parse) {
+  if (only === "held") return {};
+  if (only === "parse") {
     const { checkSpoken } = await import("./foreign_versions.ts");
     await checkSpoken(file, { type, version, env });
     return {};
+  }
+  if (only === "begin") {
+    const whole = { ...request, only: undefined };
+    return { lease: { commit: async () => (await delegate(type, whole, version)).result ?? {} } };
   }
   const verb = env["CNI_COMMAND"] as Verb;
   if (request.explain) return explainForeign(request.explain, file, verb);
   const answer = await runForeign(file, { verb, env, stdin: await request.stdin(), version });
   if (answer.stderr !== "") Deno.stderr.writeSync(new TextEncoder().encode(answer.stderr));
   return answer.result ? { result: answer.result } : {};
+}
+
+/** A lease whose answers have been through the wire's layout of this version. */
+function wired({ ips, commit }: Lease, version: string): Lease {
+  const through = (result: Result) => parseResult(convertResult(result, version), version);
+  return {
+    ips: ips && through({ ips: [...ips] }).ips,
+    commit: async () => {
+      try {
+        return through(await commit());
+      } catch (error) {
+        throw toCniError(error);
+      }
+    },
+  };
 }
 
 /** Largest configuration that is read, in bytes. */

@@ -9,7 +9,17 @@ import { addressesInUse, unseenText } from "../kernel/all_netns.ts";
 import { type Address, formatAddress, formatPrefix, parseAddress, sameAddress } from "../net/cidr.ts";
 import { type Candidate, candidates, describe, excludedBy, isGateway, rangeOf, type RangeSet, size } from "./range.ts";
 import { findDead, type ProofOptions, type Verdict } from "./reclaim.ts";
-import { contentOf, type Holder, type Lease, Store, type StoreOptions, withStore } from "./store.ts";
+import {
+  contentOf,
+  type Holder,
+  type Lease,
+  openStore,
+  type Store,
+  type StoreOptions,
+  type Taking,
+  takingFrom,
+  withStore,
+} from "./store.ts";
 
 /** What an owner had before: its next container gets it again when it is free. Used while the lock is held. */
 export interface Memory {
@@ -33,86 +43,120 @@ export interface Wanted {
 /** How, and where. */
 export type AllocatorOptions = Omit<StoreOptions, "create"> & ProofOptions;
 
-/** How {@linkcode allocate} keeps its caller informed. */
-export interface AllocateOptions extends AllocatorOptions {
-  /**
-   * Told what the answer will be, under the lock and before the last lease is written: what takes long can begin. It can still become
-   * a failure, and where a program writes without the lock, another answer. Called once at most.
-   */
-  readonly chosen?: ((taken: readonly Candidate[]) => void) | undefined;
-}
-
 /** How many candidates are tried one by one before the folder is listed to see which are free. */
 const TRIES = 32;
 
 /**
- * Takes one address per set for the holder and returns them in the order of the sets. `wanted` is called once, before anything is
- * made, while the lock is asked for; what it throws is thrown.
+ * Locks the folder to take one address per set for the holder, in the order of the sets. `wanted` is called once,
+ * before anything is made, while the lock is asked for; what it throws is thrown.
  *
  * @throws {CniError} in the reference's words, with nothing taken; codes 5 and 11 for the file system and the lock
  */
-export async function allocate(
+export async function begin(
   folder: string,
   holder: Holder,
-  { wanted, ...options }: AllocateOptions & { readonly wanted: () => Wanted },
-): Promise<Candidate[]> {
+  { wanted, ...options }: AllocatorOptions & { readonly wanted: () => Wanted },
+): Promise<Taking> {
   let known: Wanted | undefined;
   let refused: { error: unknown } | undefined;
   const meanwhile = () => {
     try {
       known = wanted();
-      options.meanwhile?.();
     } catch (error) {
       refused = { error };
       throw new CniError(code.internal, "nothing can be allocated"); // passes through what explains failures of files
     }
   };
-  try {
-    const taken = await withStore(folder, { ...options, create: true, meanwhile }, async (store) => {
-      if (known === undefined) throw new TypeError("nothing is wanted");
-      return await allocateAll(store, holder, { ...options, ...known });
-    });
-    return taken ?? [];
-  } catch (error) {
-    if (refused) throw refused.error;
-    // Only now, without the lock: others need not wait for an explanation.
-    throw error instanceof Duplicate ? await explained(error, holder, options) : error;
-  }
+  const open = await openStore(folder, { ...options, create: true, meanwhile }).catch((error) => {
+    throw refused ? refused.error : error;
+  });
+  if (open === undefined || known === undefined) throw new TypeError("nothing is wanted");
+  const { store } = open;
+  const draws = drawsOf(store, { ...options, ...known });
+  const { commit, ...taking } = takingFrom(open, forecast(store, draws), () => allocateAll(store, holder, draws));
+  return {
+    ...taking,
+    commit: async () => {
+      try {
+        return await commit();
+      } catch (error) {
+        // Only now, without the lock: others need not wait for an explanation.
+        throw error instanceof Duplicate ? await explained(error, holder, options) : error;
+      }
+    },
+  };
 }
 
-async function allocateAll(store: Store, holder: Holder, wanted: Wanted & AllocateOptions): Promise<Candidate[]> {
-  const taken: Candidate[] = [];
-  const left = [...wanted.requested];
-  const had = wanted.memory?.had() ?? [];
-  const { chosen } = wanted;
-  /** Before anything else is looked at: what the last set will give, unless something that was asked for is left over. */
-  const foretell = (walk: Iterable<Candidate>) => {
-    if (!chosen || taken.length + 1 < wanted.sets.length || left.length > 0) return;
+/** A set to take from: its position decides which cursor is its own. */
+interface Draw extends AllocatorOptions {
+  readonly set: RangeSet;
+  readonly index: number;
+  readonly during: string;
+  /** The address of this set that was asked for. */
+  readonly request: Address | undefined;
+  /** Tried before all others. */
+  readonly had: readonly Address[];
+  /** Where the round robin goes on. */
+  readonly cursor: Address | undefined;
+}
+
+/** What is to be taken, and which of the requested addresses are of no set. */
+interface Draws {
+  readonly sets: readonly Draw[];
+  readonly left: readonly Address[];
+  readonly had: readonly Address[];
+  readonly memory: Memory | undefined;
+}
+
+function drawsOf(store: Store, { sets, requested, memory, ...options }: Wanted & AllocatorOptions): Draws {
+  const left = [...requested];
+  const had = memory?.had() ?? [];
+  const draws = sets.map((set, index) => {
+    const at = left.findIndex((address) => rangeOf(set, address));
+    const request = at < 0 ? undefined : left.splice(at, 1)[0];
+    const cursor = request === undefined ? store.cursor(index) : undefined;
+    return { ...options, set, index, during: `failed to allocate for range ${index}`, request, had, cursor };
+  });
+  return { sets: draws, left, had, memory };
+}
+
+/** Before anything else is looked at: what is going to be taken. */
+function forecast(store: Store, { sets, left }: Draws): Candidate[] | undefined {
+  if (left.length > 0) return undefined;
+  const found: Candidate[] = [];
+  for (const { set, request, had, cursor } of sets) {
+    const walk = request === undefined ? inTurn(set, cursor, had) : grantable(set, request);
     const candidate = firstFree(store, walk);
-    if (candidate) chosen([...taken, candidate]);
-  };
+    if (candidate === undefined) return undefined;
+    found.push(candidate);
+  }
+  return found;
+}
+
+async function allocateAll(store: Store, holder: Holder, { sets, left, had, memory }: Draws): Promise<Candidate[]> {
+  const taken: Candidate[] = [];
   try {
-    for (const [index, set] of wanted.sets.entries()) {
-      const at = left.findIndex((address) => rangeOf(set, address));
-      const request = at < 0 ? undefined : left.splice(at, 1)[0];
-      const during = `failed to allocate for range ${index}`;
+    for (const draw of sets) {
+      const { request } = draw;
       const candidate = request === undefined
-        ? await takeAny(store, holder, { ...wanted, set, index, had, during, foretell })
-        : takeRequested(store, holder, { set, request, during, foretell });
+        ? await takeAny(store, holder, draw)
+        : takeRequested(store, holder, { ...draw, request });
       taken.push(candidate);
       // What was had before lies anywhere: the round robin goes on where it was.
       if (!had.some((one) => sameAddress(one, candidate.address))) {
-        store.setCursor(index, formatAddress(candidate.address));
+        store.setCursor(draw.index, formatAddress(candidate.address));
       }
     }
     if (left.length > 0) {
       throw new CniError(
         code.internal,
         `failed to allocate all requested IPs: ${left.map(formatAddress).join(" ")}`,
-        `one address per range set can be requested; the sets are ${wanted.sets.map(describe).join(" and ")}`,
+        `one address per range set can be requested; the sets are ${
+          sets.map(({ set }) => describe(set)).join(" and ")
+        }`,
       );
     }
-    wanted.memory?.keep(taken.map(({ address }) => address));
+    memory?.keep(taken.map(({ address }) => address));
     return taken;
   } catch (error) {
     // Only what this call took: the container may have other addresses from earlier ones.
@@ -124,7 +168,7 @@ async function allocateAll(store: Store, holder: Holder, wanted: Wanted & Alloca
 function takeRequested(
   store: Store,
   holder: Holder,
-  { set, request, during, foretell }: Pick<Draw, "set" | "during" | "foretell"> & { request: Address },
+  { set, request, during }: Pick<Draw, "set" | "during"> & { request: Address },
 ): Candidate {
   const ip = formatAddress(request);
   if (isGateway(set, request)) {
@@ -143,7 +187,6 @@ function takeRequested(
       `by "exclude": ${formatPrefix(excluded)}`,
     );
   }
-  foretell([{ address: request, range }]);
   if (store.reserve(ip, holder)) return { address: request, range };
   if (store.isBlank(ip)) {
     store.discard(ip);
@@ -157,37 +200,32 @@ function takeRequested(
   );
 }
 
-/** A set to take from: its position decides which cursor is its own. */
-interface Draw extends AllocatorOptions {
-  readonly set: RangeSet;
-  readonly index: number;
-  /** Tried before all others. */
-  readonly had: readonly Address[];
-  readonly during: string;
-  readonly foretell: (walk: Iterable<Candidate>) => void;
-}
-
 async function takeAny(store: Store, holder: Holder, draw: Draw): Promise<Candidate> {
-  const { set, index, had, during, foretell } = draw;
-  const cursor = store.cursor(index);
-  foretell(walk(set, cursor, had));
+  const { set, during, had, cursor } = draw;
   const { own, old } = store.holding(holder);
   const has = [...own, ...old].find((ip) => rangeOf(set, parseAddress(ip)!));
   if (has !== undefined) throw new Duplicate(during, has, store.lease(has));
 
-  const free = takeFree(store, holder, walk(set, cursor, had));
+  const free = takeFree(store, holder, inTurn(set, cursor, had));
   if (free !== undefined) return free;
   const verdict = await reclaim(store, draw);
   return takeFree(store, holder, candidates(set, cursor)) ?? exhausted(store, { ...draw, verdict });
 }
 
 /** Every candidate of a set, those that were had before first. */
-function* walk(set: RangeSet, cursor: Address | undefined, had: readonly Address[]): Generator<Candidate> {
-  for (const address of had) {
-    const range = rangeOf(set, address);
-    if (range && !isGateway(set, address) && !excludedBy(range, address)) yield { address, range };
-  }
+export function* inTurn(
+  set: RangeSet,
+  cursor: Address | undefined,
+  had: readonly Address[],
+): Generator<Candidate> {
+  for (const address of had) yield* grantable(set, address);
   yield* candidates(set, cursor);
+}
+
+/** The address, if it is one that the set may give. */
+function grantable(set: RangeSet, address: Address): Candidate[] {
+  const range = rangeOf(set, address);
+  return range && !isGateway(set, address) && !excludedBy(range, address) ? [{ address, range }] : [];
 }
 
 /** The first candidate that is free. After some tries the folder is listed: then a full one costs no more than its listing. */
@@ -276,34 +314,6 @@ async function explained({ during, ip, lease }: Duplicate, holder: Holder, { hos
 function nameOf({ containerId, ifName }: Lease): string {
   if (containerId === "") return "an empty file";
   return ifName === undefined ? `container ${containerId}` : `container ${containerId}, interface ${ifName}`;
-}
-
-/** The addresses that {@linkcode allocate} would take now. Changes nothing and takes no lock: another may be quicker. */
-export function preview(folder: string, wanted: Wanted & Omit<StoreOptions, "create">): Candidate[] {
-  const { names, cursors } = glance(folder, wanted);
-  const had = wanted.memory?.had() ?? [];
-  const left = [...wanted.requested];
-  return wanted.sets.map((set, index) => {
-    const at = left.findIndex((address) => rangeOf(set, address));
-    const request = at < 0 ? undefined : left.splice(at, 1)[0];
-    if (request) return { address: request, range: rangeOf(set, request)! };
-    for (const candidate of walk(set, cursors[index], had)) {
-      if (!names.has(formatAddress(candidate.address))) return candidate;
-    }
-    const during = `failed to allocate for range ${index}`;
-    throw new CniError(code.internal, `${during}: no IP addresses available in range set: ${describe(set)}`);
-  });
-}
-
-function glance(folder: string, wanted: Wanted & Omit<StoreOptions, "create">) {
-  try {
-    Deno.statSync(folder);
-  } catch {
-    // No folder yet: all is free.
-    return { names: new Set<string>(), cursors: [] };
-  }
-  const store = new Store(folder, wanted);
-  return { names: store.names(), cursors: wanted.sets.map((_, index) => store.cursor(index)) };
 }
 
 /**

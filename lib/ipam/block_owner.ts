@@ -44,7 +44,7 @@ import {
 } from "./blocks.ts";
 import { lockFolder } from "./lock.ts";
 import { type Candidate, describe, isGateway, rangeOf } from "./range.ts";
-import { type Holder, type Store, type StoreOptions, withStore } from "./store.ts";
+import { type Holder, openStore, type Store, type StoreOptions, type Taking, takingFrom, withStore } from "./store.ts";
 
 /** A pool as one node's configuration describes it. */
 export interface Pool {
@@ -64,10 +64,7 @@ export interface Pool {
 }
 
 /** How a pool is worked on. */
-export interface OwnerOptions extends Omit<StoreOptions, "create"> {
-  /** Told what the answer will be, under the lock and before the last lease is written. */
-  readonly chosen?: ((taken: readonly Candidate[]) => void) | undefined;
-}
+export type OwnerOptions = Omit<StoreOptions, "create">;
 
 /** Most attempts to take a block for one address. */
 const ROUNDS = 16;
@@ -87,22 +84,33 @@ type Need =
   | { readonly kind: "block"; readonly set: PoolSet; readonly wanted?: Address };
 
 /**
- * Takes one address from each set for the holder, further blocks included where they are needed. All sets or none.
+ * Chooses one address from each set for the holder, further blocks included where they are needed. All sets or none are
+ * taken.
  *
- * @throws {CniError} code 100 when the pool is full; code 11 when the store is needed and does not answer; code 7 when it refuses
+ * @throws {CniError} code 100 when the pool is full; code 11 when the store is needed and does not answer; code 7 when
+ * it refuses
  */
-export async function takeAddresses(
+export async function beginTaking(
   pool: Pool,
   holder: Holder,
   options: OwnerOptions & { readonly requested: readonly Address[] },
-): Promise<Candidate[]> {
+): Promise<Taking> {
   let settle: Error | undefined;
   for (let round = 0;; round++) {
-    const answer = await withStore(pool.folder, { ...options, create: true }, (leases) => {
-      return takeHere(pool, leases, { ...options, holder, settle });
-    });
-    if (answer === undefined) throw new TypeError("the lease folder was not made");
-    if ("taken" in answer) return answer.taken;
+    const open = await openStore(pool.folder, { ...options, create: true });
+    if (open === undefined) throw new TypeError("the lease folder was not made");
+    let answer: Choice;
+    try {
+      answer = choose(pool, open.store, { ...options, holder, settle });
+    } catch (error) {
+      open.close();
+      throw error;
+    }
+    if ("chosen" in answer) {
+      const { chosen } = answer;
+      return takingFrom(open, chosen, () => take(open.store, holder, chosen));
+    }
+    open.close();
     try {
       await serve(pool, answer.need, options);
       // Others of this node may be quicker than we are each time.
@@ -133,7 +141,9 @@ interface Draw extends OwnerOptions {
   readonly settle: Error | undefined;
 }
 
-function takeHere(pool: Pool, leases: Store, draw: Draw): { taken: Candidate[] } | { need: Need } {
+type Choice = { readonly chosen: Candidate[] } | { readonly need: Need };
+
+function choose(pool: Pool, leases: Store, draw: Draw): Choice {
   const state = readBlocks(blocksFile(pool));
   refuseDuplicate(leases, draw.holder);
   if (!draw.settle && state.bootId !== pool.identity.bootId && !isPaused(state)) return { need: { kind: "confirm" } };
@@ -161,21 +171,22 @@ function takeHere(pool: Pool, leases: Store, draw: Draw): { taken: Candidate[] }
       }`,
     );
   }
-  draw.chosen?.(plan);
+  return { chosen: plan };
+}
+
+function take(leases: Store, holder: Holder, chosen: Candidate[]): Candidate[] {
   const done: string[] = [];
   try {
-    for (const { address } of plan) {
+    for (const { address } of chosen) {
       const ip = formatAddress(address);
-      if (!leases.reserve(ip, draw.holder)) {
-        throw new CniError(code.internal, `${leases.folder}/${ip} is in the way`, "");
-      }
+      if (!leases.reserve(ip, holder)) throw new CniError(code.internal, `${leases.folder}/${ip} is in the way`, "");
       done.push(ip);
     }
   } catch (error) {
-    for (const ip of done) leases.release(ip, draw.holder);
+    for (const ip of done) leases.release(ip, holder);
     throw error;
   }
-  return { taken: plan };
+  return chosen;
 }
 
 function refuseDuplicate(leases: Store, holder: Holder): void {

@@ -18,6 +18,7 @@ import { kindOf, openRegular, readRegularText, removeIfThere, systemWords } from
 import type { Run } from "../kernel/run.ts";
 import { isForeign } from "../kernel/run_folder.ts";
 import { type Lock, lockFolder, type LockOptions, once } from "./lock.ts";
+import type { Candidate } from "./range.ts";
 
 /** Who holds an address: interface `ifName` of container `containerId`. */
 export interface Holder {
@@ -58,30 +59,77 @@ export const INDEX_FOLDER = "/run/cnibox/host-local";
 /** What a lease is called before it is linked to its address, while the lock is held. A killed call may leave it; the next one removes it. */
 const DRAFT = ".cnibox-lease";
 
+/** The leases of one network, whose lock is held until `close`; closing twice does no harm. */
+export interface OpenStore {
+  readonly store: Store;
+  close(): void;
+}
+
 /**
- * Does `work` on a lease folder while its lock is held.
+ * Locks a lease folder; undefined where there is none.
  *
  * @throws {CniError} code 11 when the lock is not to be had in time, code 5 when the folder cannot be used
  */
+export async function openStore(folder: string, options: StoreOptions): Promise<OpenStore | undefined> {
+  const lock = await lockExisting(folder, options);
+  if (lock === undefined) return undefined;
+  // What a killed ADD left. ADD itself writes over it.
+  if (!options.create) tryRemove(`${folder}/${DRAFT}`);
+  const store = new Store(folder, options);
+  const close = () => {
+    try {
+      store.settle();
+    } finally {
+      lock.close();
+    }
+    // After the lock is gone: others need not wait for the disk.
+    if (store.hasReserved) syncFolder(folder);
+  };
+  return { store, close: once(close) };
+}
+
+/** Does `work` on a lease folder while its lock is held; undefined where there is no such folder. */
 export async function withStore<T>(
   folder: string,
   options: StoreOptions,
   work: (store: Store) => Promise<T> | T,
 ): Promise<T | undefined> {
-  const lock = await lockExisting(folder, options);
-  if (lock === undefined) return undefined;
-  let store: Store | undefined;
+  const open = await openStore(folder, options);
+  if (open === undefined) return undefined;
   try {
-    // What a killed ADD left. ADD itself writes over it.
-    if (!options.create) tryRemove(`${folder}/${DRAFT}`);
-    store = new Store(folder, options);
-    return await work(store);
+    return await work(open.store);
   } finally {
-    store?.settle();
-    lock.close();
-    // After the lock is gone: others need not wait for the disk.
-    if (store?.hasReserved) syncFolder(folder);
+    open.close();
   }
+}
+
+/** Addresses that are going to be taken while the lock of their folder is held. */
+export interface Taking {
+  /**
+   * What will be taken; undefined when that takes long to say, or will fail. Where others write without the lock, it
+   * may be others.
+   */
+  readonly candidates: readonly Candidate[] | undefined;
+  /** Takes them, and gives the lock back. */
+  commit(): Promise<Candidate[]>;
+  /** Gives the lock back with nothing taken, unless `commit` was called. */
+  abandon(): void;
+}
+
+/** The two steps of taking addresses from an open store. */
+export function takingFrom(
+  { close }: OpenStore,
+  candidates: Taking["candidates"],
+  take: () => Promise<Candidate[]> | Candidate[],
+): Taking {
+  const commit = async () => {
+    try {
+      return await take();
+    } finally {
+      close();
+    }
+  };
+  return { candidates, commit, abandon: close };
 }
 
 /**

@@ -107,8 +107,6 @@ export interface Explainer {
     why: string,
     options?: { readonly exclusive?: boolean; readonly held?: string | undefined },
   ): void;
-  /** Why the commands that follow are run: for changes that are no steps of a plan. */
-  because(why: string): void;
   /** Everything is tried out in a shadow of the node: plans are carried out there. Else nothing but questions is run. */
   readonly shadow: boolean;
   /** Stands in for a command: its answer. `ask` runs it here. */
@@ -172,11 +170,14 @@ export async function apply(plan: Plan, call: Applier): Promise<unknown[][]> {
 async function explained(stage: readonly Step[], call: Applier, explain: Explainer): Promise<void> {
   explain.plan([stage.filter((one) => !one.job)]);
   for (const one of stage) {
-    if (!one.job) continue;
-    explain.because(one.why);
-    await one.job(call);
+    await one.job?.(because(call, one.why));
   }
-  explain.because("");
+}
+
+/** The same call with a reason for the commands that it runs: for changes that are no steps of a plan. */
+export function because<C extends Pick<Applier, "host" | "pod">>(call: C, why: string): C {
+  const reasoned = (run: Run): Run => (command) => run({ ...command, why });
+  return { ...call, host: reasoned(call.host), pod: reasoned(call.pod) };
 }
 
 async function applyUndo(one: Step, call: Applier): Promise<void> {
@@ -237,8 +238,7 @@ async function runGroup(group: readonly Step[], call: Applier): Promise<Map<Step
   const answers = new Map<Step, unknown[]>();
   if (first === undefined) return answers;
   if (first.job) {
-    call.explain?.because(first.why);
-    await first.job(call);
+    await first.job(because(call, first.why));
     return answers;
   }
   const run = first.place === "host" ? call.host : call.pod;

@@ -11,6 +11,8 @@ export interface Command {
   readonly question?: boolean;
   /** A part of a plan that has been shown as a whole: the explainer does not show it once more. */
   readonly planned?: boolean;
+  /** Why it is run: a short clause for people, printed by `cnibox explain`. */
+  readonly why?: string;
   /** Time limit in milliseconds; {@linkcode DEFAULT_LIMIT_MS} or CNIBOX_TOOL_TIMEOUT if absent. */
   readonly limitMs?: number;
   /**

@@ -76,7 +76,6 @@ export class RuleBatch implements Explainer {
   }
 
   note(): void {}
-  because(): void {}
 
   file(path: string, text: string | undefined): void {
     if (text !== undefined) replaceFile(path, text);

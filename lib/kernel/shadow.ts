@@ -163,6 +163,7 @@ function standIn(link: Link, away: string): string[] {
   return [
     ...made,
     ...(ifalias && !/["\n]/.test(ifalias) ? [`link set dev ${ifname} alias "${ifalias}"`] : []),
+    ...(flags.includes("PROMISC") ? [`link set dev ${ifname} promisc on`] : []),
     ...(flags.includes("UP") ? [`link set dev ${ifname} up`] : []),
     ...addr_info.filter(({ scope, family }) => !(family === "inet6" && scope === "link"))
       .map(({ local, prefixlen, broadcast }) =>

@@ -2,7 +2,7 @@
 import { formatAddress, networkAddress, nextAddress, parsePrefix } from "../net/cidr.ts";
 import { isAnyName, isIndexName } from "../net/link_name.ts";
 import { CniError, code, during } from "../cni/error.ts";
-import type { ContainerCall, Foresight } from "../cni/plugin.ts";
+import type { ContainerCall, Lease } from "../cni/plugin.ts";
 import type { Result, Route } from "../cni/types.ts";
 import { addrAdd, type Address, addrShow, isNamed, type Link, linkDel, linkUp } from "../kernel/ip.ts";
 import { type Applier, apply, type Place, type Step, step } from "../kernel/plan.ts";
@@ -258,14 +258,28 @@ export async function linkNow(call: Applier, place: Place, name: string): Promis
   }
 }
 
-/** ADD of the IPAM plugin, given back when this call fails later; an answer without addresses is an error. */
-export async function allocate(call: ContainerCall, type: string, foresight: Foresight = {}): Promise<Result> {
-  const { result = {} } = await call.delegate(type, "ADD", foresight);
-  call.undo(() => call.delegate(type, "DEL"));
-  if (!result.ips?.length && !call.explain) {
-    throw new CniError(code.internal, "IPAM plugin returned missing IP config", `${type} gave no address`);
-  }
-  return result;
+/**
+ * First step of the IPAM plugin's ADD. What the second one gives is released when this call fails; none is an error.
+ */
+export async function begin(call: ContainerCall, type: string): Promise<Lease> {
+  const lease = await call.begin(type);
+  let committed = false;
+  // Registered before anything that is made for the addresses: that is undone first.
+  call.undo(async () => committed && await call.delegate(type, "DEL"));
+  return {
+    ips: lease.ips,
+    commit: async () => {
+      const result = await lease.commit();
+      committed = true;
+      if (result.ips?.length || call.explain) return result;
+      throw new CniError(code.internal, "IPAM plugin returned missing IP config", `${type} gave no address`);
+    },
+  };
+}
+
+/** ADD of the IPAM plugin, for callers that have nothing to do between its steps. */
+export async function allocate(call: ContainerCall, type: string): Promise<Result> {
+  return await (await begin(call, type)).commit();
 }
 
 /** Network address plus one: the gateway that a main plugin invents. Undefined at the end of the address space. */

@@ -1,11 +1,10 @@
 /** The host's end of an attachment's veth pair: what it is called, what shows whose it is, and its removal on that proof. */
 import { CniError, code } from "../cni/error.ts";
-import type { Call } from "../cni/plugin.ts";
-import type { Interface, ValidAttachment } from "../cni/types.ts";
+import type { Interface, IPConfig } from "../cni/types.ts";
 import { type Link, linkDel, linkShow } from "../kernel/ip.ts";
 import { type Applier, apply, type Step, step, StepError } from "../kernel/plan.ts";
 import { linkExists, linkFolder, readKernelFile } from "../kernel/proc.ts";
-import { isAbsent, must } from "../kernel/run.ts";
+import { isAbsent } from "../kernel/run.ts";
 import { macFromSeed } from "../net/mac.ts";
 import { type Attachment, vethName } from "../net/name.ts";
 import { sha512 } from "../net/sha512.ts";
@@ -19,6 +18,11 @@ export function portAlias({ network, containerId, ifName }: Attachment): string 
   // An interface's name may have characters of several bytes.
   if (alias.length <= ALIAS_BYTES / 4 || new TextEncoder().encode(alias).length <= ALIAS_BYTES) return alias;
   return `${`cni:${network}:${containerId}`.slice(0, ALIAS_BYTES - 65)}:${sha512(alias).slice(0, 64)}`;
+}
+
+/** Is it the alias of an attachment of this network? */
+export function isAliasOf(alias: string, network: string): boolean {
+  return alias.startsWith(`cni:${network}:`.slice(0, ALIAS_BYTES - 65));
 }
 
 /** How many names a host end may have: where the first one is somebody else's link, the next one is taken. */
@@ -50,7 +54,7 @@ function isHostEnd(link: Link, owner: Attachment): boolean {
 }
 
 /** Did an ADD of this network make the link that was killed before it could set an alias? */
-function isUnnamed({ ifalias, ifname, address }: Partial<Link>, network: string): boolean {
+export function isUnnamed({ ifalias, ifname, address }: Partial<Link>, network: string): boolean {
   return !ifalias && ifname !== undefined && address === hostMac(network, ifname);
 }
 
@@ -91,6 +95,39 @@ export async function deleteHostEnd(call: Applier, owner: Attachment, after: rea
     return true;
   }
   return false;
+}
+
+/** An attachment's name, by which its links and rules are known. */
+export function ownerOf({ network, containerId, ifName }: Attachment): Attachment {
+  return { network, containerId, ifName };
+}
+
+/** Steps that make the host forward for its containers. */
+export function forwarding(ips: readonly IPConfig[], failing: string): Step[] {
+  const options = { failing, ifDifferent: true, why: "the host routes for its containers" };
+  const six = ips.some((ip) => ip.address.includes(":"));
+  const four = ips.some((ip) => !ip.address.includes(":"));
+  return [
+    ...(four ? [step("host", "sysctl", "net/ipv4/ip_forward=1", options)] : []),
+    ...(six ? [step("host", "sysctl", "net/ipv6/conf/all/forwarding=1", options)] : []),
+  ];
+}
+
+/** A link of the host that leads to containers takes no routes from there. */
+export function noRouterAdvertisements(link: string): Step {
+  return step("host", "sysctl", `net/ipv6/conf/${link}/accept_ra=0`, {
+    optional: true,
+    why: "containers must not announce routes to the host",
+  });
+}
+
+/** The error where one of a pair's two names is another link's. */
+export function pairExists({ host, pod, netns }: { host: Interface; pod: Interface; netns: string }): CniError {
+  return new CniError(
+    code.internal,
+    `container veth name ("${pod.name}") peer provided ("${host.name}") already exists`,
+    `${netns} already has a link "${pod.name}", or the host "${host.name}": left by an ADD that did not end, or still in use; DEL of this container removes both`,
+  );
 }
 
 /** Takes back that `name` was made for the attachment, unless the link of that name shows another owner. */
@@ -147,28 +184,5 @@ export async function deleteHostVeth(call: Applier, name: string, after: readonl
   } catch (error) {
     // A step after it that failed tells that the link is gone; a process that did not get so far tells nothing.
     if (!isAbsent(error) && !(error instanceof StepError && after.includes(error.step))) throw error;
-  }
-}
-
-/**
- * Deletes host veths of this network that belong to no valid attachment: by their alias, or where an ADD was killed before it set one, by
- * their MAC. Other links without an alias are not ours to judge.
- */
-export async function collectVeths(call: Call, network: string, valid: readonly ValidAttachment[]): Promise<void> {
-  const shown = await must(call.host, { argv: ["ip", "-j", "-d", "link", "show", "type", "veth"] });
-  const owners = valid.map(({ containerID, ifname }) => ({ network, containerId: containerID, ifName: ifname }));
-  const aliases = new Set(owners.map(portAlias));
-  const names = new Set(owners.flatMap(hostEndNames));
-  const links = JSON.parse(shown || "[]") as Partial<Link>[];
-  const stale = links.filter((link) =>
-    link.ifalias
-      ? link.ifalias.startsWith(`cni:${network}:`.slice(0, ALIAS_BYTES - 65)) && !aliases.has(link.ifalias)
-      : isUnnamed(link, network) && !names.has(link.ifname ?? "")
-  );
-  for (const { ifname } of stale) {
-    const { code: status, stderr } = await call.host({ argv: ["ip", "link", "del", "dev", ifname ?? ""] });
-    if (status !== 0 && !/Cannot find device/.test(stderr)) {
-      throw new CniError(code.internal, `failed to delete "${ifname}": ${stderr.trim()}`);
-    }
   }
 }

@@ -1,10 +1,9 @@
 /** What a main plugin does with its IPAM plugin, and with `dns`, beside asking it for addresses. */
-import { anyObject, anything, FieldError, isObject, type Key, lookup, refine } from "../cni/decode.ts";
-import { all, CniError, code } from "../cni/error.ts";
-import type { ContainerCall, NetworkCall } from "../cni/plugin.ts";
+import { anyObject, anything, FieldError, flag, isObject, type Key, lookup, maybeText, refine } from "../cni/decode.ts";
+import { all, CniError, code, groupsFor } from "../cni/error.ts";
+import type { ContainerCall } from "../cni/plugin.ts";
 import type { DNS, JsonObject, Result } from "../cni/types.ts";
 import { readDns } from "../cni/version.ts";
-import { missingTool, toolPath } from "../kernel/run.ts";
 
 const dns: Key<DNS | undefined> = refine(anything("resolver settings for the result"), checkedDns, undefined);
 
@@ -25,6 +24,14 @@ export const ipamKeys = {
   ipam: anyObject("who gives the container its addresses: `type` names an IPAM plugin, which reads the rest"),
   dns,
   prevResult: anything("result of the plugin before"),
+};
+
+/** Keys of plugins that can masquerade. */
+export const masqueradeKeys = {
+  ipMasq: flag(false, "masquerade traffic that leaves the container's subnet"),
+  ipMasqBackend: maybeText("iptables or nftables; iptables when it works, if absent", {
+    oneOf: ["iptables", "nftables"],
+  }),
 };
 
 /** `ipam.type`, "" when there is none. `doing`: the plugin's words for a configuration that it cannot read. */
@@ -61,54 +68,17 @@ export async function release(
   options: { jobs: readonly (() => Promise<unknown>)[]; required?: boolean },
 ): Promise<void> {
   const give = type === "" && !options.required ? [] : [() => call.delegate(type, "DEL")];
-  if (needsLink(type)) await all(give, options.jobs);
-  else await all(options.jobs, give);
+  const groups = groupsFor(call, options.jobs);
+  await (needsLink(type) ? all(give, ...groups) : all(...groups, give));
 }
 
 /** The addresses that an IPAM plugin of this process still has for the attachment. */
 export async function heldAddresses(call: ContainerCall, type: string): Promise<readonly string[]> {
   try {
-    return (await call.delegate(type, "HELD")).held ?? [];
+    return await call.held(type);
   } catch {
     // Its DEL will say what is wrong.
     return [];
-  }
-}
-
-/** GC of the IPAM plugin; one that does not know the command has nothing to say. */
-export async function collectAddresses(call: NetworkCall, type: string): Promise<void> {
-  if (type === "") return;
-  try {
-    await call.delegate(type, "GC");
-  } catch (error) {
-    const unknown: readonly number[] = [code.environment, code.incompatibleVersion];
-    if (!(error instanceof CniError) || !unknown.includes(error.code)) throw error;
-    call.warn(`${type} collects nothing: ${error.msg}`);
-  }
-}
-
-const PACKAGES: Readonly<Record<string, string>> = {
-  ip: "iproute2",
-  tc: "iproute2, on some systems iproute-tc",
-  nsenter: "util-linux",
-  runcon: "coreutils",
-};
-
-/** STATUS of the tools that a plugin starts; for ADD, before anything is touched, with another code for `failure`. */
-export function statusTools(names: readonly string[], failure: number = code.notAvailable): void {
-  const missing = names.find((name) => toolPath(name) === "");
-  if (missing === undefined) return;
-  const details = `install the package ${PACKAGES[missing] ?? missing}`;
-  throw new CniError(failure, missingTool(missing), details);
-}
-
-/** STATUS of something that the next ADD needs: a failure gets code 50. */
-export async function needed(work: Promise<unknown>): Promise<void> {
-  try {
-    await work;
-  } catch (error) {
-    if (!(error instanceof CniError)) throw error;
-    throw new CniError(code.notAvailable, error.msg, error.details);
   }
 }
 

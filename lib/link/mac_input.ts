@@ -1,4 +1,4 @@
-/** The hardware address that a container's link is asked to have: macvlan and tap. */
+/** The hardware address that a container's link is asked to have: bridge, macvlan and tap. */
 import { parseArgs } from "../cni/args.ts";
 import { object, text } from "../cni/decode.ts";
 import { CniError, code } from "../cni/error.ts";
@@ -24,16 +24,20 @@ export function askedMac(
 
 /**
  * The address as iproute2 takes it, or undefined when none is asked for. `failing`: words for one that no link can
- * have.
+ * have; `reading`: for one that is none.
  */
-export function checkedMac(asked: string, failing: string): string | undefined {
+export function checkedMac(
+  asked: string,
+  failing: string,
+  reading = `invalid args ${asked} for MAC addr`,
+): string | undefined {
   if (asked === "") return undefined;
   const mac = parseMac(asked);
   if (mac === undefined) {
     throw new CniError(
       code.internal,
-      `invalid args ${asked} for MAC addr: address ${asked}: invalid MAC address`,
-      'write it like 02:00:00:00:00:01; it is in "mac", CNI_ARGS MAC=, or runtimeConfig.mac',
+      `${reading}: address ${asked}: invalid MAC address`,
+      "write it like 02:00:00:00:00:01; it comes from the configuration, CNI_ARGS MAC=, or runtimeConfig.mac",
     );
   }
   if (macLength(mac) !== 6) {

@@ -3,12 +3,16 @@
  */
 import { CniError, code } from "../cni/error.ts";
 import { netnsWord } from "../cni/netns.ts";
-import type { ContainerCall } from "../cni/plugin.ts";
+import type { ContainerCall, NetworkCall } from "../cni/plugin.ts";
+import type { Result } from "../cni/types.ts";
 import { isNamed, type Link, linkDel, linkShow, type RouteEntry } from "../kernel/ip.ts";
-import { type Place, type Step, step, StepError } from "../kernel/plan.ts";
+import { type Place, type Step, step } from "../kernel/plan.ts";
 import { CommandError, failureText, isAbsent, must, type Run } from "../kernel/run.ts";
 import { isAnyName, isIndexName, isLinkName } from "../net/link_name.ts";
 import { similarNames } from "../net/similar.ts";
+import type { Failure, Reading } from "./failure.ts";
+import { needed } from "./needs.ts";
+import { attachLink, type NewLink, passingName } from "./new_link.ts";
 
 /** A link that hangs on another one. */
 export interface SubLink {
@@ -111,13 +115,6 @@ export async function subLinkSteps(call: ContainerCall, sub: SubLink, temp: stri
   ];
 }
 
-/** Refuses a negative MTU; a larger one than the master's is left to the kernel, see {@linkcode explainSubLink}. */
-export async function checkMtu(call: ContainerCall, { master, place, mtu }: SubLink): Promise<void> {
-  if (mtu >= 0) return;
-  const link = await lookupMaster(call[place], { name: master, where: masterPlace(place, call.netns) });
-  throw invalidMtu(mtu, link);
-}
-
 /** The error for an MTU that a link on this master cannot have. */
 export function invalidMtu(mtu: number, master: Link): CniError {
   return new CniError(
@@ -127,23 +124,56 @@ export function invalidMtu(mtu: number, master: Link): CniError {
   );
 }
 
-/** Says in the reference's words, and with what to do, why the steps of {@linkcode subLinkSteps} failed. */
-export async function explainSubLink(call: ContainerCall, sub: SubLink, error: unknown): Promise<unknown> {
-  if (!(error instanceof StepError)) return error;
+/** Why the steps of {@linkcode subLinkSteps} failed. */
+export async function subLinkFailure(
+  call: ContainerCall,
+  sub: SubLink,
+  { error, step, said }: Failure,
+): Promise<Reading> {
   const { master, place, mtu } = sub;
   const run = call[place];
-  const words = error.output.stderr;
   const where = masterPlace(place, call.netns);
-  if (error.step.read) return isAbsent(error) ? await masterMissing(run, { name: master, where }) : error;
-  if (!error.step.text.startsWith("link add ")) return error;
+  if (step.read) return isAbsent(error) ? await masterMissing(run, { name: master, where }) : undefined;
+  if (!step.text.startsWith("link add ")) return undefined;
   const all = await links(run);
   const now = all.find((link) => isNamed(link, master));
-  if (/Invalid argument|out of range|Numerical result/.test(words) && now && mtu > now.mtu) return invalidMtu(mtu, now);
-  return new CniError(
-    code.internal,
-    error.message,
-    createAdvice(words, sub, { all, now }),
-  );
+  if (/Invalid argument|out of range|Numerical result/.test(said) && now && mtu > now.mtu) return invalidMtu(mtu, now);
+  return createAdvice(said, sub, { all, now });
+}
+
+/**
+ * ADD of a link that hangs on another one. `own`: what is the plugin's; its steps come before those that make the link.
+ */
+export async function attachSubLink(
+  call: ContainerCall,
+  sub: SubLink,
+  own: Partial<Omit<NewLink, "noun" | "temp">>,
+): Promise<Result> {
+  await checkMtu(call, sub);
+  const temp = passingName(call);
+  return await attachLink(call, {
+    options: { announce: true },
+    ...own,
+    noun: sub.kind,
+    temp,
+    create: [...own.create ?? [], ...await subLinkSteps(call, sub, temp)],
+    failure: async (failure) => await own.failure?.(failure) ?? await subLinkFailure(call, sub, failure),
+  });
+}
+
+/** Refuses a negative MTU; a larger one than the master's is left to the kernel, see {@linkcode subLinkFailure}. */
+export async function checkMtu(call: ContainerCall, { master, place, mtu }: SubLink): Promise<void> {
+  if (mtu >= 0) return;
+  throw invalidMtu(mtu, await lookupMaster(call[place], { name: master, where: masterPlace(place, call.netns) }));
+}
+
+/** STATUS of a plugin whose links hang on another one: is that there? What is in a container cannot be known. */
+export async function masterStatus(
+  call: NetworkCall,
+  { master, linkInContainer }: { master: string; linkInContainer: boolean },
+): Promise<void> {
+  if (master === "" || linkInContainer) return;
+  await needed(lookupMaster(call.host, { name: master, where: "on the host" }));
 }
 
 /** Kernel option of each kind: what to look for when it is not there. */

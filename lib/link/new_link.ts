@@ -3,16 +3,17 @@
  * process that makes the link and one in the container that names and configures it; the IPAM plugin works beside the
  * first.
  */
-import { CniError, code } from "../cni/error.ts";
+import { both } from "../cni/error.ts";
 import type { ContainerCall } from "../cni/plugin.ts";
-import { prevResult, prevResultLeniently } from "../cni/prev_result.ts";
-import type { Interface, Result } from "../cni/types.ts";
+import { prevResultLeniently } from "../cni/prev_result.ts";
+import type { Result } from "../cni/types.ts";
 import { type Link, linkDel, linkShow, linkUp } from "../kernel/ip.ts";
-import { apply, type Step, step, StepError } from "../kernel/plan.ts";
+import { apply, type Step, step } from "../kernel/plan.ts";
 import { isAbsent } from "../kernel/run.ts";
 import { vethName } from "../net/name.ts";
-import { configureLink, deleteContainerLink, type LinkOptions, linkSettings } from "./container_link.ts";
-import type { PodState } from "./verify.ts";
+import { allocate, configureLink, deleteContainerLink, type LinkOptions, linkSettings } from "./container_link.ts";
+import { type Failure, readFailure, type Reading } from "./failure.ts";
+import { needsLink } from "./ipam.ts";
 
 /** How a link of the container is made, and what it gets. */
 export interface NewLink {
@@ -26,8 +27,8 @@ export interface NewLink {
   readonly temp?: string;
   /** Steps once it has its name, before it gets addresses and is set up. */
   readonly join?: readonly Step[];
-  /** Says in the reference's words, and with what to do, why a step failed. */
-  readonly explain?: (error: unknown) => Promise<unknown> | unknown;
+  /** Reads the failure of a step. */
+  readonly failure?: (failure: Failure) => Promise<Reading> | Reading;
   /** Where its addresses come from; absent: it gets none. */
   readonly addresses?: (() => Promise<Result>) | undefined;
   /** The addresses can be asked for before the link is there. */
@@ -38,6 +39,15 @@ export interface NewLink {
 /** The name of this attachment's link until it is configured: the pattern of the reference, always the same one. */
 export function passingName({ network, containerId, ifName }: ContainerCall): string {
   return vethName({ network, containerId, ifName: `${ifName}:new` });
+}
+
+/** Addresses from the IPAM plugin, early where it needs no link; none without a type, unless one is required. */
+export function addressesOf(
+  call: ContainerCall,
+  type: string,
+  required = false,
+): Pick<NewLink, "addresses" | "early"> {
+  return type === "" && !required ? {} : { addresses: () => allocate(call, type), early: !needsLink(type) };
 }
 
 /** Makes and configures the link. The result has it as its only interface, and what the addresses came with. */
@@ -68,7 +78,7 @@ export async function attachLink(call: ContainerCall, link: NewLink): Promise<Re
       if (linkSettings(ifName, ipam.ips, options).length > 0 || link.created) await make();
       else first = [...create, ...first];
     } else if (early) {
-      [ipam] = await together(addresses, make());
+      [, ipam] = await both(call, make, addresses);
     } else {
       await make();
       if (first.length > 0) await apply([first], call);
@@ -79,16 +89,8 @@ export async function attachLink(call: ContainerCall, link: NewLink): Promise<Re
     const known = device === undefined ? options : { ...options, device };
     return result(call, wanted, await configureLink(call, wanted, { ...known, first, last: [show] }));
   } catch (error) {
-    throw await explained(call, link, error);
+    throw await readFailure(error, (failure) => read(call, link, failure));
   }
-}
-
-/** Both, side by side: the child that is under way, and our own work meanwhile. A failure waits for the other's end. */
-export async function together<T>(work: () => Promise<T>, child: Promise<unknown>): Promise<[T]> {
-  const [done, made] = await Promise.allSettled([work(), child]);
-  if (made.status === "rejected") throw made.reason;
-  if (done.status === "rejected") throw done.reason;
-  return [done.value];
 }
 
 function renameStep({ ifName }: ContainerCall, noun: string, temp: string): Step {
@@ -111,15 +113,14 @@ function result({ ifName, netns }: ContainerCall, { cniVersion: _, ...rest }: Re
   return { ...rest, interfaces: [{ name: ifName, ...(now?.address && { mac: now.address }), sandbox: netns }] };
 }
 
-async function explained(call: ContainerCall, link: NewLink, error: unknown): Promise<unknown> {
-  if (error instanceof StepError && /File exists/.test(error.output.stderr) && / name \S+$/.test(error.step.text)) {
-    return new CniError(
-      code.internal,
-      error.message,
-      `the container already has a link "${call.ifName}"; it was left alone`,
-    );
-  }
-  return await link.explain?.(error) ?? error;
+async function read({ ifName }: ContainerCall, link: NewLink, failure: Failure): Promise<Reading> {
+  if (/File exists/.test(failure.said) && / name \S+$/.test(failure.step.text)) return taken(ifName);
+  return await link.failure?.(failure);
+}
+
+/** What to say where the container has a link of the interface's name. */
+export function taken(ifName: string): string {
+  return `the container already has a link "${ifName}"; it was left alone`;
 }
 
 /**
@@ -147,49 +148,4 @@ async function deleteLink(call: ContainerCall, name: string): Promise<void> {
   } catch (error) {
     if (!isAbsent(error)) throw error;
   }
-}
-
-/** prevResult of a CHECK. `missing`: the plugin's words when there is none. */
-export function requiredPrevResult(call: ContainerCall, missing: string): Result {
-  const previous = prevResult(call);
-  if (previous) return previous;
-  throw new CniError(code.internal, missing, "CHECK needs the result of ADD as prevResult");
-}
-
-/** The plugin's words for what a CHECK finds: `front` before all but the kind's; macvlan has them in lower case. */
-export interface CheckWords {
-  readonly noun: string;
-  readonly kinds: readonly string[];
-  readonly front?: string;
-  readonly lower?: boolean;
-}
-
-/** The container's link is there and of the right kind. */
-export function checkKind({ name }: Interface, { link }: PodState, words: CheckWords): Link {
-  const { noun, kinds, front = "", lower = false } = words;
-  if (!link) {
-    throw new CniError(
-      code.internal,
-      `${front}${lower ? "c" : "C"}ontainer Interface name in prevResult: ${name} not found`,
-      `the container has no link "${name}"`,
-    );
-  }
-  const kind = link.linkinfo?.info_kind;
-  if (kind !== undefined && kinds.includes(kind)) return link;
-  throw new CniError(
-    code.internal,
-    `${lower ? "e" : "E"}rror: Container interface ${name} not of type ${noun}`,
-    `it is ${kind ? `a ${kind} link` : "a physical link"}`,
-  );
-}
-
-/** The link still has the MAC of prevResult, in whatever case that is written. */
-export function checkMac({ name, mac }: Interface, link: Link, words: CheckWords): void {
-  const { front = "", lower = false } = words;
-  if (!mac || mac.toLowerCase() === link.address) return;
-  throw new CniError(
-    code.internal,
-    `${front}${lower ? "i" : "I"}nterface ${name} Mac ${mac} doesn't match container Mac: ${link.address ?? ""}`,
-    `ip link set dev ${name} address ${mac}`,
-  );
 }

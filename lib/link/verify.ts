@@ -1,11 +1,107 @@
 /** CHECK of what an attachment should look like inside the container: link, addresses, routes. */
 import { CniError, code } from "../cni/error.ts";
+import { openNetns } from "../cni/netns.ts";
 import type { ContainerCall } from "../cni/plugin.ts";
+import { prevResult } from "../cni/prev_result.ts";
 import type { Interface, Result, Route } from "../cni/types.ts";
 import { addrShow, type Link, type RouteEntry } from "../kernel/ip.ts";
 import { apply, step } from "../kernel/plan.ts";
 import { isAbsent } from "../kernel/run.ts";
 import { canonicalAddress, formatPrefix, networkPrefix, parsePrefix, prefixContains } from "../net/cidr.ts";
+
+/** What a CHECK compares, where plugins differ. */
+export interface CheckPlan {
+  readonly words: CheckWords;
+  /** The IPAM plugin, which is asked too. */
+  readonly ipam?: string | undefined;
+  /** Further looks, side by side with that at the container. */
+  readonly beside?: (previous: Result) => readonly Promise<unknown>[];
+  /** Throws what else is wrong. */
+  readonly own?: (seen: Seen) => Promise<void> | void;
+  /** There is no link to look at. */
+  readonly linkless?: boolean;
+}
+
+/** What a CHECK has seen of an attachment whose link is there. */
+export interface Seen {
+  readonly pod: PodState;
+  readonly link: Link;
+  /** prevResult, and its entry for the container's link. */
+  readonly previous: Result;
+  readonly container: Interface;
+  /** What the looks beside gave. */
+  readonly beside: readonly unknown[];
+}
+
+/** CHECK of a plugin that gives the container a link. */
+export async function checkAttached(call: ContainerCall, plan: CheckPlan): Promise<void> {
+  const { words, ipam } = plan;
+  openNetns(call, `failed to open netns "${call.netns}"`);
+  const { front = "", missingFront = front, lower = false } = words;
+  const previous = requiredPrevResult(call, `${missingFront}${lower ? "r" : "R"}equired prevResult missing`);
+  const [pod, , ...beside] = await Promise.all([
+    plan.linkless ? undefined : podState(call),
+    ipam === undefined ? undefined : call.delegate(ipam, "CHECK"),
+    ...plan.beside?.(previous) ?? [],
+  ]);
+  if (pod === undefined) return;
+  const container = containerInterface(call, previous, !lower);
+  const link = checkKind(container, pod, words);
+  checkMac(container, link, words);
+  await plan.own?.({ pod, link, previous, container, beside });
+  checkAddresses(call.ifName, pod, previous);
+  checkRoutes(pod, previous);
+}
+
+/** The plugin's words for what a CHECK finds: `front` before all but the kind's; macvlan has them in lower case. */
+export interface CheckWords {
+  readonly noun: string;
+  /** Kinds that the link may be of; any, if there are none. */
+  readonly kinds: readonly string[];
+  readonly front?: string;
+  readonly lower?: boolean;
+  /** In front of the complaint about a missing prevResult, where that is another word. */
+  readonly missingFront?: string;
+  /** The complaint about a link that is not there, where it is another one. */
+  readonly gone?: (name: string) => CniError;
+}
+
+/** The container's link is there and of the right kind. */
+export function checkKind({ name }: Interface, { link }: PodState, words: CheckWords): Link {
+  const { noun, kinds, front = "", lower = false } = words;
+  if (!link && words.gone) throw words.gone(name);
+  if (!link) {
+    throw new CniError(
+      code.internal,
+      `${front}${lower ? "c" : "C"}ontainer Interface name in prevResult: ${name} not found`,
+      `the container has no link "${name}"`,
+    );
+  }
+  const kind = link.linkinfo?.info_kind;
+  if (kinds.length === 0 || (kind !== undefined && kinds.includes(kind))) return link;
+  throw new CniError(
+    code.internal,
+    `${lower ? "e" : "E"}rror: Container interface ${name} not of type ${noun}`,
+    `it is ${kind ? `a ${kind} link` : "a physical link"}`,
+  );
+}
+
+/** The link still has the MAC of prevResult, in whatever case that is written. */
+export function checkMac({ name, mac }: Interface, link: Link, words: CheckWords): void {
+  const { front = "", lower = false } = words;
+  if (!mac || mac.toLowerCase() === link.address) return;
+  throw new CniError(
+    code.internal,
+    `${front}${lower ? "i" : "I"}nterface ${name} Mac ${mac} doesn't match container Mac: ${link.address ?? ""}`,
+    `ip link set dev ${name} address ${mac}`,
+  );
+}
+
+function requiredPrevResult(call: ContainerCall, missing: string): Result {
+  const previous = prevResult(call);
+  if (previous) return previous;
+  throw new CniError(code.internal, missing, "CHECK needs the result of ADD as prevResult");
+}
 
 /** The container's link as it is now, and the routes of both families and all tables. */
 export interface PodState {

@@ -7,7 +7,7 @@
  * DEL leaves the container its traffic and needs no valid limits; GC removes the devices that are marked as ours.
  */
 import { type HostVeth, hostVeth, linksNow } from "./host_veth.ts";
-import { statusTools } from "../../lib/link/ipam.ts";
+import { statusTools } from "../../lib/link/needs.ts";
 import { bits, checkKernelLimits, doubts, type Limits, limitsOf, mayHaveLimits } from "./rate_limits.ts";
 import { checkBucket, redirectsTo, shape, tcSteps } from "./shaping.ts";
 import { decode, object } from "../../lib/cni/decode.ts";
@@ -18,7 +18,7 @@ import { prevResult, prevResultLeniently } from "../../lib/cni/prev_result.ts";
 import { type Result, since } from "../../lib/cni/types.ts";
 import { oneWord, runLines } from "../../lib/kernel/batch.ts";
 import { type Link, linkDel } from "../../lib/kernel/ip.ts";
-import { apply, type Step, step } from "../../lib/kernel/plan.ts";
+import { apply, because, type Step, step } from "../../lib/kernel/plan.ts";
 import { linkNames } from "../../lib/kernel/proc.ts";
 import { isAbsent, must } from "../../lib/kernel/run.ts";
 import { type Filter, ingressDel, rootDel, tcShow } from "../../lib/kernel/tc.ts";
@@ -219,9 +219,9 @@ async function clear(call: ContainerCall, { veth }: HostVeth, redirected: boolea
     ...(redirected || toNowhere ? [ingressDel(veth.ifname)] : []),
     ...(veth.qdisc === "tbf" ? [`${rootDel(veth.ifname)} handle 1:`] : []),
   ];
-  call.explain?.because("the container's traffic flows again");
-  if (lines.length > 0) await runLines(call.host, ["tc", "-force"], lines);
-  call.explain?.because("");
+  if (lines.length > 0) {
+    await runLines(because(call, "the container's traffic flows again").host, ["tc", "-force"], lines);
+  }
 }
 
 async function deleteLink(call: ContainerCall, ifb: string): Promise<void> {

@@ -1,13 +1,13 @@
 /** CHECK of what bridge made outside the container's addresses: the bridge, the two ends of the veth pair. */
 import { CniError, code } from "../../lib/cni/error.ts";
 import type { ContainerCall } from "../../lib/cni/plugin.ts";
-import type { Interface, Result } from "../../lib/cni/types.ts";
+import type { Result } from "../../lib/cni/types.ts";
 import { isNamed, type Link, linkShow } from "../../lib/kernel/ip.ts";
 import { apply, step } from "../../lib/kernel/plan.ts";
 import { linkFolder, readKernelFile } from "../../lib/kernel/proc.ts";
 import { isAbsent } from "../../lib/kernel/run.ts";
 import { isLinkName } from "../../lib/net/link_name.ts";
-import type { PodState } from "../../lib/link/verify.ts";
+import type { Seen } from "../../lib/link/verify.ts";
 
 function invalid(msg: string, details: string): CniError {
   return new CniError(code.internal, msg, details);
@@ -19,8 +19,19 @@ export interface BridgeConf {
   readonly promiscMode: boolean;
 }
 
+/** What is around the container's link: the bridge, and the other end of the link as its port. */
+export async function checkAround(call: ContainerCall, conf: BridgeConf, seen: Seen): Promise<void> {
+  const bridge = seen.beside[0] as Link | undefined;
+  const own = { ...conf, bridge: bridge?.ifname ?? conf.bridge };
+  checkBridge(own, seen.previous, bridge);
+  if (seen.link.link_index === undefined) {
+    throw invalid(`Unable to obtain veth peer index for veth ${seen.container.name}`, "");
+  }
+  await checkHostEnd(call, own, seen);
+}
+
 /** prevResult's bridge is there, is one, and is as configured. */
-export function checkBridge(conf: BridgeConf, previous: Result, bridge: Link | undefined): void {
+function checkBridge(conf: BridgeConf, previous: Result, bridge: Link | undefined): void {
   const name = conf.bridge;
   const shown = previous.interfaces?.findLast((one) => bridge ? isNamed(bridge, one.name) : one.name === name);
   if (!shown) throw invalid("Interface name missing ", `prevResult has no interface "${name}"`);
@@ -54,27 +65,11 @@ function isPinned({ ifname, ifindex }: Link): boolean {
   }
 }
 
-/** The container's link is the veth that prevResult names. */
-export function checkContainer({ name, mac }: Interface, { link }: PodState): void {
-  if (!link) throw invalid(`Interface name ${name} not found`, "the container's link is gone");
-  if (link.linkinfo?.info_kind !== "veth") {
-    throw invalid(
-      `Error: Container interface ${name} not of type veth`,
-      `it is ${link.linkinfo?.info_kind ?? "something else"}`,
-    );
-  }
-  if (link.link_index === undefined) throw invalid(`Unable to obtain veth peer index for veth ${name}`, "");
-  if (mac && mac !== link.address) {
-    throw invalid(`Interface ${name} Mac ${mac} doesn't match container Mac: ${link.address}`, "");
-  }
-}
-
 /** Some host interface of prevResult has to be the other end of the container's link, and a port of the bridge. */
-export async function checkHostEnd(
+async function checkHostEnd(
   call: ContainerCall,
   conf: BridgeConf,
-  previous: Result,
-  { pod, container }: { pod: PodState; bridge: Link | undefined; container: Interface },
+  { previous, link: own, container }: Seen,
 ): Promise<void> {
   const others = (previous.interfaces ?? []).filter((one) =>
     one.name !== conf.bridge && !(one.name === container.name && one.sandbox === container.sandbox)
@@ -91,8 +86,8 @@ export async function checkHostEnd(
     if (!link) throw invalid(`Interface name ${one.name} not found`, "the host's end of the container's link is gone");
     if (one.sandbox) throw invalid(`Interface ${one.name} should not be in sandbox`, one.sandbox);
     if (
-      link.linkinfo?.info_kind !== "veth" || link.link_index !== pod.link?.ifindex ||
-      pod.link?.link_index !== link.ifindex || link.master !== conf.bridge
+      link.linkinfo?.info_kind !== "veth" || link.link_index !== own.ifindex ||
+      own.link_index !== link.ifindex || link.master !== conf.bridge
     ) continue;
     if (one.mac && one.mac !== link.address) {
       throw invalid(`Interface ${one.name} Mac doesn't match: ${one.mac} not found`, `it is ${link.address}`);

@@ -5,6 +5,8 @@ import { addrDel, type Address, addrShow, isNamed, type Link, linkUp } from "../
 import { apply, type Step, step, StepError } from "../../lib/kernel/plan.ts";
 import { linkExists, linkFolder, listKernelFolder, readKernelFile } from "../../lib/kernel/proc.ts";
 import { isAbsent } from "../../lib/kernel/run.ts";
+import { readFailure } from "../../lib/link/failure.ts";
+import { noRouterAdvertisements } from "../../lib/link/host_end.ts";
 import { canonicalAddress, isLinkLocal, parseAddress, parsePrefix, prefixesOverlap } from "../../lib/net/cidr.ts";
 
 /** Most ports that the kernel allows on one bridge (BR_MAX_PORTS − 1). */
@@ -44,13 +46,7 @@ export interface BridgeNow extends Link {
 export function ensureBridge(now: Link, wish: BridgeWish, warn: (note: string) => void): Step[] {
   const name = now.ifname;
   const front = `failed to create bridge "${wish.name}"`;
-  if (now.linkinfo?.info_kind !== "bridge") {
-    throw new CniError(
-      code.internal,
-      `${front}: "${wish.name}" already exists but is not a bridge`,
-      `it is ${now.linkinfo?.info_kind ?? "a physical link"}: choose another name in "bridge"`,
-    );
-  }
+  if (now.linkinfo?.info_kind !== "bridge") throw notABridge(now, wish.name);
   const steps: Step[] = [];
   if (wish.vlanFiltering && !now.linkinfo.info_data?.["vlan_filtering"]) {
     warn(`bridge ${name} had no VLAN filtering; switching it on`);
@@ -78,13 +74,22 @@ export function ensureBridge(now: Link, wish: BridgeWish, warn: (note: string) =
   return steps;
 }
 
+/** The error for a link of the bridge's name that is something else. */
+export function notABridge({ linkinfo }: Link, name: string): CniError {
+  return new CniError(
+    code.internal,
+    `failed to create bridge "${name}": "${name}" already exists but is not a bridge`,
+    `it is ${linkinfo?.info_kind ?? "a physical link"}: choose another name in "bridge"`,
+  );
+}
+
 /**
- * Steps that put the wished addresses on a link; a conflict is an error, or with forceAddress removed. With them the link
- * gets the MAC for good that it had before it got a port, see {@linkcode macAfter}.
+ * Steps that put addresses on a link; a conflict is an error, or with forceAddress removed. With them the link gets the
+ * MAC for good that it had before it got a port, see {@linkcode macAfter}. `port`: the one that this call makes.
  */
 export function addressSteps(
   now: BridgeNow,
-  wish: Pick<BridgeWish, "addresses" | "forceAddress">,
+  wish: Pick<BridgeWish, "addresses" | "forceAddress"> & { readonly port?: string },
   front: string,
 ): Step[] {
   const name = now.ifname;
@@ -104,7 +109,7 @@ export function addressSteps(
           code.internal,
           `${front}: "${name}" already has an IP address different from ${wanted}`,
           `addresses of ${name}: ${all}; wanted: ${wanted}; ports: ${
-            portCount(name, now.ifindex) ?? "unknown"
+            portsOf(name, now.ifindex)?.length ?? "unknown"
           }. If nothing uses ${cidr} any more: ip addr del ${cidr} dev ${name}; or set "forceAddress"`,
         );
       }
@@ -118,7 +123,7 @@ export function addressSteps(
     const six = wanted.includes(":");
     const brd = !six && Number(wanted.split("/")[1]) <= 30 ? " brd +" : "";
     // A bridge with no port but the new one has nobody who could hold a duplicate.
-    const nodad = six && (portCount(name, now.ifindex) ?? 2) <= 1 ? " nodad" : "";
+    const nodad = six && isAlone(now, wish.port) ? " nodad" : "";
     steps.push(step("host", "ip", `addr replace ${wanted}${brd} dev ${name}${nodad}`, {
       failing: `${front}: could not add IP address ${wanted} to "${name}"`,
       why: "the containers' gateway",
@@ -156,13 +161,17 @@ function conflicts(one: Address, wanted: string): boolean {
   return address !== undefined && !isLinkLocal(address) && a !== undefined && b !== undefined && prefixesOverlap(a, b);
 }
 
-/** Number of ports of a bridge, whose index may be known; undefined where that cannot be seen. */
-export function portCount(name: string, ifindex?: number): number | undefined {
+/** Is it a bridge without another port than this one? */
+function isAlone({ ifname, ifindex, linkinfo }: Link, port: string | undefined): boolean {
+  return linkinfo?.info_kind === "bridge" && (portsOf(ifname, ifindex)?.every((one) => one === port) ?? false);
+}
+
+/** Ports of a bridge, whose index may be known; undefined where they cannot be seen. */
+export function portsOf(name: string, ifindex?: number): string[] | undefined {
   try {
-    // One that explain has only announced.
-    if (linkExists(name) === false) return 0;
+    if (linkExists(name) === false) return [];
     const folder = linkFolder(name, ifindex);
-    return folder === undefined ? undefined : listKernelFolder(`${folder}/brif`).length;
+    return folder === undefined ? undefined : listKernelFolder(`${folder}/brif`);
   } catch {
     return undefined;
   }
@@ -172,29 +181,21 @@ export function portCount(name: string, ifindex?: number): number | undefined {
 export async function createBridge(call: ContainerCall, wish: BridgeWish): Promise<void> {
   const { name } = wish;
   const front = `failed to create bridge "${name}": could not add "${name}"`;
+  const make = step("host", "ip", bridgeAdd(name, wish), { failing: front, why: "there is no such bridge yet" });
   try {
-    await apply(
-      [[step("host", "ip", bridgeAdd(name, wish), { failing: front, why: "there is no such bridge yet" })]],
-      call,
-    );
+    await apply([[make]], call);
   } catch (error) {
-    if (!(error instanceof StepError) || !/File exists/.test(error.output.stderr)) throw withHint(error);
+    if (!(error instanceof StepError) || !/File exists/.test(error.output.stderr)) {
+      throw await readFailure(
+        error,
+        ({ said }) =>
+          /not supported|Unknown device type/.test(said)
+            ? "the kernel lacks CONFIG_BRIDGE or CONFIG_BRIDGE_VLAN_FILTERING: modprobe bridge"
+            : undefined,
+      );
+    }
   }
-  await apply([[
-    step("host", "sysctl", `net/ipv6/conf/${name}/accept_ra=0`, {
-      optional: true,
-      why: "containers must not announce routes to the host",
-    }),
-  ]], call);
-}
-
-function withHint(error: unknown): unknown {
-  if (!(error instanceof StepError) || !/not supported|Unknown device type/.test(error.output.stderr)) return error;
-  return new CniError(
-    code.internal,
-    error.message,
-    "the kernel lacks CONFIG_BRIDGE or CONFIG_BRIDGE_VLAN_FILTERING: modprobe bridge",
-  );
+  await apply([[noRouterAdvertisements(name)]], call);
 }
 
 /** The bridge as it is now, or undefined. */
@@ -259,7 +260,6 @@ export async function setPortVlans(
 }
 
 async function vlansOf(call: ContainerCall, port: string): Promise<number[]> {
-  if (call.explain) return [1];
   const { code: status, stdout } = await call.host({ argv: ["bridge", "-j", "vlan", "show", "dev", port] });
   if (status !== 0) return [1];
   const [entry] = JSON.parse(stdout || "[]") as { vlans?: { vlan: number; vlanEnd?: number }[] }[];
@@ -322,9 +322,7 @@ export async function vlanGateway(
   let link = await lookAtBridge(call, name);
   for (const peer of peers) {
     if (link) return link;
-    if (await makeVlanGateway(call, { name, peer, bridge, vlans, front }) && call.explain) {
-      return { ...bridge, ifname: name, addr_info: [] };
-    }
+    await makeVlanGateway(call, { name, peer, bridge, vlans, front });
     link = await lookAtBridge(call, name);
   }
   if (link) return link;
@@ -335,7 +333,7 @@ export async function vlanGateway(
   );
 }
 
-/** False when there is a link of one of the two names already. */
+/** Makes nothing when there is a link of one of the two names already. */
 async function makeVlanGateway(
   call: ContainerCall,
   { name, peer, bridge, vlans, front }: {
@@ -345,7 +343,7 @@ async function makeVlanGateway(
     vlans: PortVlans;
     front: string;
   },
-): Promise<boolean> {
+): Promise<void> {
   try {
     await apply([[
       step("host", "ip", `link add name ${name} mtu ${bridge.mtu} type veth peer name ${peer} mtu ${bridge.mtu}`, {
@@ -358,9 +356,7 @@ async function makeVlanGateway(
       step("host", "ip", linkUp(name), { failing: `failed to create vlan interface: failed to up "${name}"` }),
     ]], call);
     await setPortVlans(call, peer, { ...vlans, trunk: [] });
-    return true;
   } catch (error) {
-    if (error instanceof StepError && /File exists/.test(error.output.stderr)) return false;
-    throw error;
+    if (!(error instanceof StepError) || !/File exists/.test(error.output.stderr)) throw error;
   }
 }

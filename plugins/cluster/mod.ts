@@ -4,13 +4,14 @@
  */
 import { isObject, lookup } from "../../lib/cni/decode.ts";
 import { CniError, code, toCniError } from "../../lib/cni/error.ts";
-import type { ContainerCall, NetworkCall, Plugin, Released } from "../../lib/cni/plugin.ts";
-import { type IPConfig, type Result, since } from "../../lib/cni/types.ts";
+import type { ContainerCall, Lease, NetworkCall, Plugin, Released } from "../../lib/cni/plugin.ts";
+import { since } from "../../lib/cni/types.ts";
 import { collect, held as heldBy, release } from "../../lib/ipam/allocator.ts";
-import { blocksFile, confirmBlocks, releaseAddresses, returnSpare, takeAddresses } from "../../lib/ipam/block_owner.ts";
+import { beginTaking, blocksFile, confirmBlocks, releaseAddresses, returnSpare } from "../../lib/ipam/block_owner.ts";
 import { readBlocks } from "../../lib/ipam/block_state.ts";
 import { addressesOf, isBlockOf } from "../../lib/ipam/blocks.ts";
 import { type ClusterConf, clusterConf, clusterKeys, foldersOf } from "../../lib/ipam/cluster_conf.ts";
+import { ipsOf, leaseOf } from "../../lib/ipam/lease.ts";
 import type { Candidate } from "../../lib/ipam/range.ts";
 import { checkFolder } from "../../lib/ipam/store.ts";
 import { exists } from "../../lib/kernel/regular_file.ts";
@@ -24,7 +25,8 @@ export const plugin: Plugin = {
   needs: ["curl"],
   keys: clusterKeys,
   parse: async (call) => (await clusterConf(call)).close(),
-  add,
+  begin,
+  add: async (call) => await (await begin(call)).commit(),
   del,
   check,
   gc,
@@ -32,37 +34,24 @@ export const plugin: Plugin = {
   held,
 };
 
-async function add(call: ContainerCall): Promise<Result> {
+async function begin(call: ContainerCall): Promise<Lease> {
   const conf = await clusterConf(call);
   try {
-    if (call.explain) return explained(call, conf);
-    const { chosen } = call;
-    const taken = await takeAddresses(conf.pool, call, {
-      warn: call.warn,
-      requested: conf.requested,
-      meanwhile: call.meanwhile,
-      chosen: chosen && ((candidates) => chosen(ipsOf(candidates))),
-    });
-    call.undo(() => releaseAddresses(conf.pool, call, { warn: call.warn }));
-    return result(conf, taken);
+    const { pool, requested, routes, dns } = conf;
+    const more = { ...(routes.length > 0 && { routes: [...routes] }), ...(dns && { dns }) };
+    if (call.explain) {
+      const ips = ipsOf(explained(call, conf));
+      return { ips, commit: () => Promise.resolve({ ips, ...more }) };
+    }
+    const taking = await beginTaking(pool, call, { warn: call.warn, requested });
+    return leaseOf(call, taking, { more, release: () => releaseAddresses(pool, call, { warn: call.warn }) });
   } finally {
     conf.close();
   }
 }
 
-function result({ routes, dns }: ClusterConf, taken: readonly Candidate[]): Result {
-  return { ips: ipsOf(taken), ...(routes.length > 0 && { routes: [...routes] }), ...(dns && { dns }) };
-}
-
-function ipsOf(taken: readonly Candidate[]): IPConfig[] {
-  return taken.map(({ address, range }) => ({
-    address: `${formatAddress(address)}/${range.subnet.length}`,
-    gateway: formatAddress(range.gateway),
-  }));
-}
-
 /** What ADD would give out of the blocks that are here. */
-function explained(call: ContainerCall, conf: ClusterConf): Result {
+function explained(call: ContainerCall, conf: ClusterConf): Candidate[] {
   const { pool, requested } = conf;
   const { blocks } = readBlocks(blocksFile(pool));
   const taken = pool.sets.map((set): Candidate => {
@@ -83,7 +72,7 @@ function explained(call: ContainerCall, conf: ClusterConf): Result {
     const content = `${call.containerId}\r\n${call.ifName}`;
     call.explain?.file(`${pool.folder}/${formatAddress(address)}`, content, "the address is taken");
   }
-  return result(conf, taken);
+  return taken;
 }
 
 async function del(call: ContainerCall): Promise<Released> {

@@ -8,11 +8,11 @@
  * is not taken for the device; CHECK looks at the alias; `dns` counts without IPAM; GC is passed on to the IPAM plugin.
  */
 import { decode, decodeLeniently, flag, object, text } from "../../lib/cni/decode.ts";
-import { CniError, code } from "../../lib/cni/error.ts";
+import { both, CniError, code } from "../../lib/cni/error.ts";
 import { openNetns } from "../../lib/cni/netns.ts";
-import type { ContainerCall, NetworkCall, Plugin } from "../../lib/cni/plugin.ts";
+import type { ContainerCall, Plugin } from "../../lib/cni/plugin.ts";
 import { prevResultLeniently } from "../../lib/cni/prev_result.ts";
-import { type JsonObject, type Result, since } from "../../lib/cni/types.ts";
+import type { JsonObject, Result } from "../../lib/cni/types.ts";
 import { allocate, configureLink } from "../../lib/link/container_link.ts";
 import {
   adopt,
@@ -26,19 +26,10 @@ import {
   otherDevice,
   podLinks,
 } from "./device.ts";
-import {
-  collectAddresses,
-  ipamKeys,
-  ipamType,
-  ipamTypeLeniently,
-  needsLink,
-  release,
-  statusTools,
-  withDns,
-} from "../../lib/link/ipam.ts";
+import { ipamKeys, ipamType, ipamTypeLeniently, needsLink, release, withDns } from "../../lib/link/ipam.ts";
+import { linkPlugin } from "../../lib/link/link_plugin.ts";
 import { lockAttachment } from "../../lib/link/netns_lock.ts";
-import { checkMac, requiredPrevResult, together } from "../../lib/link/new_link.ts";
-import { checkAddresses, checkRoutes, containerInterface, podState } from "../../lib/link/verify.ts";
+import type { CheckPlan } from "../../lib/link/verify.ts";
 import { isNamed, type Link, linkShow, linkUp } from "../../lib/kernel/ip.ts";
 import { apply, step } from "../../lib/kernel/plan.ts";
 import { isAbsent } from "../../lib/kernel/run.ts";
@@ -58,22 +49,26 @@ const keys = {
   ...ipamKeys,
 };
 
-export const plugin: Plugin = {
+const words = {
+  noun: "host device",
+  kinds: [],
+  gone: (name: string) =>
+    new CniError(
+      code.internal,
+      `Container Interface name in prevResult: ${name} not found`,
+      "the device has left the container, or was renamed there",
+    ),
+};
+
+export const plugin: Plugin = linkPlugin({
   name: "host-device",
-  kind: "main",
   about: "moves a link of the host into the container",
-  versions: since("0.1.0"),
-  needs: ["ip", "nsenter", "sh"],
   keys,
   parse,
   add,
   del,
   check,
-  gc,
-  status,
-};
-
-const words = { noun: "host device", kinds: [] };
+});
 
 /** The configuration, the device found out as far as it can be without looking for its link. */
 function parse({ config }: { readonly config: JsonObject }) {
@@ -124,7 +119,7 @@ async function takeIn(
   type: string,
 ): Promise<Result> {
   const move = async () => await moveIn(call, await findDevice(call, choice));
-  if (type === "" || !needsLink(type)) return (await together(addresses, move()))[0];
+  if (type === "" || !needsLink(type)) return (await both(call, move, addresses))[1];
   await move();
   const failing = `failed to move link failed to set "${call.ifName}" up`;
   await apply([[step("pod", "ip", linkUp(call.ifName), { failing, why: "the IPAM plugin may need it" })]], call);
@@ -186,40 +181,19 @@ function hasMac({ permaddr, address }: Link, mac: string | undefined): boolean {
   return mac !== undefined && (permaddr === mac || address === mac);
 }
 
-async function check(call: ContainerCall): Promise<void> {
+function check(call: ContainerCall): CheckPlan {
   const { dpdk, type } = parse(call);
-  openNetns(call, `failed to open netns "${call.netns}"`);
-  if (type !== "") await call.delegate(type, "CHECK");
-  const previous = requiredPrevResult(call, "Required prevResult missing");
-  if (dpdk) return;
-  const pod = await podState(call);
-  const container = containerInterface(call, previous);
-  if (!pod.link) {
-    throw new CniError(
-      code.internal,
-      `Container Interface name in prevResult: ${container.name} not found`,
-      "the device has left the container, or was renamed there",
-    );
-  }
-  checkMac(container, pod.link, words);
-  if (!pod.link.ifalias) {
-    throw new CniError(
-      code.internal,
-      `failed to find original ifname for "${container.name}" (alias is not set)`,
-      "DEL could not give the device its name back: ip link set dev NAME alias ORIGINAL",
-    );
-  }
-  checkAddresses(call.ifName, pod, previous);
-  checkRoutes(pod, previous);
-}
-
-async function gc(call: NetworkCall): Promise<void> {
-  await collectAddresses(call, ipamTypeLeniently(decodeLeniently(keys, call.config, call.warn).ipam));
-}
-
-async function status(call: NetworkCall): Promise<void> {
-  const conf = decode(keys, call.config, "failed to load netconf");
-  statusTools(plugin.needs);
-  const type = ipamType(conf.ipam);
-  if (type !== "") await call.delegate(type, "STATUS");
+  return {
+    words,
+    ipam: type || undefined,
+    linkless: dpdk,
+    own: ({ link: { ifalias }, container: { name } }) => {
+      if (ifalias) return;
+      throw new CniError(
+        code.internal,
+        `failed to find original ifname for "${name}" (alias is not set)`,
+        "DEL could not give the device its name back: ip link set dev NAME alias ORIGINAL",
+      );
+    },
+  };
 }

@@ -6,27 +6,46 @@
  * there is no wait for duplicate address detection, since nobody else is on the link; DEL removes rules and the host's
  * end without the container; CHECK looks at the host's routes and rules; GC and STATUS do their work.
  */
-import { decode, decodeLeniently, flag, integer, maybeText } from "../../lib/cni/decode.ts";
+import { decode, integer } from "../../lib/cni/decode.ts";
 import { CniError, code } from "../../lib/cni/error.ts";
 import { openNetns } from "../../lib/cni/netns.ts";
-import type { ContainerCall, NetworkCall, Plugin } from "../../lib/cni/plugin.ts";
+import type { ContainerCall, Plugin } from "../../lib/cni/plugin.ts";
 import { prevResultLeniently } from "../../lib/cni/prev_result.ts";
-import { type Interface, type IPConfig, type JsonObject, type Result, since } from "../../lib/cni/types.ts";
+import type { Interface, IPConfig, JsonObject, Result } from "../../lib/cni/types.ts";
 import { readDns } from "../../lib/cni/version.ts";
+import type { RouteEntry } from "../../lib/kernel/ip.ts";
+import { apply, step } from "../../lib/kernel/plan.ts";
+import { linkExists } from "../../lib/kernel/proc.ts";
+import { isAbsent } from "../../lib/kernel/run.ts";
 import { allocate } from "../../lib/link/container_link.ts";
+import { type Failure, readFailure, type Reading } from "../../lib/link/failure.ts";
 import {
-  collectAddresses,
+  deleteHostEnd,
+  deleteHostVeth,
+  forwarding,
+  hostEnd,
+  look,
+  noRouterAdvertisements,
+  ownerOf,
+  pairExists,
+  portAlias,
+  withFreeName,
+} from "../../lib/link/host_end.ts";
+import {
   heldAddresses,
   ipamKeys,
   ipamType,
   ipamTypeLeniently,
-  release,
+  masqueradeKeys,
   replacesDns,
-  statusTools,
   withDns,
   writtenDns,
 } from "../../lib/link/ipam.ts";
+import { linkPlugin } from "../../lib/link/link_plugin.ts";
 import { kindAdvice } from "../../lib/link/master.ts";
+import { detachLink } from "../../lib/link/new_link.ts";
+import type { CheckPlan } from "../../lib/link/verify.ts";
+import { macFromSeed } from "../../lib/net/mac.ts";
 import {
   checkMasquerade,
   gcMasquerade,
@@ -35,88 +54,63 @@ import {
   removeMasquerade,
   statusMasquerade,
 } from "../../lib/rules/masquerade.ts";
-import { checkKind, checkMac, detachLink, requiredPrevResult } from "../../lib/link/new_link.ts";
 import { hostSteps, isSix, plain, podSteps, single } from "./routed_veth.ts";
-import { checkAddresses, checkRoutes, containerInterface, podState } from "../../lib/link/verify.ts";
-import type { RouteEntry } from "../../lib/kernel/ip.ts";
-import { apply, type Step, step, StepError } from "../../lib/kernel/plan.ts";
-import { isAbsent } from "../../lib/kernel/run.ts";
-import { linkExists } from "../../lib/kernel/proc.ts";
-import {
-  collectVeths,
-  deleteHostEnd,
-  deleteHostVeth,
-  hostEnd,
-  look,
-  portAlias,
-  withFreeName,
-} from "../../lib/link/host_end.ts";
-import { macFromSeed } from "../../lib/net/mac.ts";
-import type { Attachment } from "../../lib/net/name.ts";
 
 const keys = {
-  ipMasq: flag(false, "masquerade traffic that leaves the container's subnet"),
-  ipMasqBackend: maybeText("iptables or nftables; iptables when it works, if absent", {
-    oneOf: ["iptables", "nftables"],
-  }),
+  ...masqueradeKeys,
   mtu: integer(0, "MTU of both ends of the veth pair; 0: the kernel's default, 1500"),
   ...ipamKeys,
   dns: writtenDns,
 };
 
-export const plugin: Plugin = {
-  name: "ptp",
-  kind: "main",
-  about: "connects the container with the host alone, through a veth pair and routes",
-  versions: since("0.1.0"),
-  needs: ["ip", "nsenter", "sh"],
-  keys,
-  parse: ({ config }) => ipamType(read(config).ipam),
-  add,
-  del,
-  check,
-  gc,
-  status,
-};
-
 const words = { noun: "veth/p2p", kinds: ["veth"], front: "ptp: " };
-const read = (config: JsonObject) => decode(keys, config, "failed to load netconf");
 
-const owner = ({ network, containerId, ifName }: ContainerCall): Attachment => ({ network, containerId, ifName });
+export const plugin: Plugin = linkPlugin({
+  name: "ptp",
+  about: "connects the container with the host alone, through a veth pair and routes",
+  keys,
+  ipamRequired: true,
+  parse,
+  add,
+  detach,
+  check,
+  pairs: true,
+  collect: (call, valid) => [[() => gcMasquerade(call, valid)]],
+  status: (call, conf) => conf.ipMasq ? statusMasquerade(call, conf.ipMasqBackend) : undefined,
+});
+
+function parse({ config }: { readonly config: JsonObject }) {
+  const conf = decode(keys, config, "failed to load netconf");
+  return { ...conf, type: ipamType(conf.ipam) };
+}
 
 async function add(call: ContainerCall): Promise<Result> {
-  const conf = read(call.config);
+  const conf = parse(call);
+  const owner = ownerOf(call);
   const backend = conf.ipMasq ? masqueradeBackend(call, conf.ipMasqBackend) : undefined;
   openNetns(call, `failed to open netns "${call.netns}"`);
-  const ipam = await allocate(call, ipamType(conf.ipam));
+  const ipam = await allocate(call, conf.type);
   const ips = (ipam.ips ?? []).map((ip) => ({ ...ip, interface: 1, gateway: gatewayOf(ip) }));
   checkMtu(call, conf.mtu, ips);
-  const host = hostEnd(owner(call));
-  const pod: Interface = {
-    name: call.ifName,
-    mac: macFromSeed(`pod:${portAlias(owner(call))}`),
-    sandbox: call.netns,
-  };
+  const host = hostEnd(owner);
+  const pod: Interface = { name: call.ifName, mac: macFromSeed(`pod:${portAlias(owner)}`), sandbox: call.netns };
   const { cniVersion: _, ...rest } = ipam;
   const result: Result = { ...rest, interfaces: [host, pod], ips };
+  const pair = () => {
+    const links = hostSteps(call, { host, pod, ips, mtu: conf.mtu });
+    return apply([[...forwarding(ips, "Could not enable IP forwarding"), ...links]], call);
+  };
   try {
-    await withFreeName(
-      call,
-      { owner: owner(call), end: host },
-      () => apply([[...forwarding(ips), ...hostSteps(call, { host, pod, ips, mtu: conf.mtu })]], call),
-    );
+    await withFreeName(call, { owner, end: host }, pair);
     await apply([
       [
-        step("host", "sysctl", `net/ipv6/conf/${host.name}/accept_ra=0`, {
-          optional: true,
-          why: "containers must not announce routes to the host",
-        }),
+        noRouterAdvertisements(host.name),
         ...podSteps(call, result, ips),
-        ...(backend ? masqueradePlan(owner(call), ips.map((ip) => ip.address), backend) : []),
+        ...(backend ? masqueradePlan(owner, ips.map((ip) => ip.address), backend) : []),
       ],
     ], call);
   } catch (error) {
-    throw explained(error, { host, pod, mtu: conf.mtu, netns: call.netns });
+    throw await readFailure(error, (failure) => read(failure, { host, pod, mtu: conf.mtu, netns: call.netns }));
   }
   return replacesDns(conf.dns) ? withDns(result, readDns(conf.dns)) : result;
 }
@@ -141,55 +135,29 @@ function checkMtu({ ifName }: ContainerCall, mtu: number, ips: readonly IPConfig
   );
 }
 
-function forwarding(ips: readonly IPConfig[]): Step[] {
-  const options = {
-    failing: "Could not enable IP forwarding",
-    ifDifferent: true,
-    why: "the host routes for its containers",
-  };
-  const six = ips.some((ip) => isSix(ip.address));
-  const four = ips.some((ip) => !isSix(ip.address));
-  return [
-    ...(four ? [step("host", "sysctl", "net/ipv4/ip_forward=1", options)] : []),
-    ...(six ? [step("host", "sysctl", "net/ipv6/conf/all/forwarding=1", options)] : []),
-  ];
-}
-
-function explained(
-  error: unknown,
-  { host, pod, mtu, netns }: { host: Interface; pod: Interface; mtu: number; netns: string },
-): unknown {
-  if (!(error instanceof StepError) || !error.step.text.startsWith("link add ")) return error;
-  const said = error.output.stderr;
-  if (/File exists/.test(said)) {
-    return new CniError(
-      code.internal,
-      `container veth name ("${pod.name}") peer provided ("${host.name}") already exists`,
-      `${netns} already has a link "${pod.name}", or the host "${host.name}": left by an ADD that did not end, or still in use; DEL of this container removes both`,
-    );
-  }
-  const advice = /Invalid argument|mtu/.test(said) && mtu > 0
-    ? `"mtu" is ${mtu}: a veth pair takes 68 to 65535`
+function read(
+  { step: { text }, said }: Failure,
+  pair: { host: Interface; pod: Interface; mtu: number; netns: string },
+): Reading {
+  if (!text.startsWith("link add ")) return undefined;
+  if (/File exists/.test(said)) return pairExists(pair);
+  return /Invalid argument|mtu/.test(said) && pair.mtu > 0
+    ? `"mtu" is ${pair.mtu}: a veth pair takes 68 to 65535`
     : kindAdvice(said, "veth");
-  return new CniError(code.internal, error.message, advice);
 }
 
-async function del(call: ContainerCall): Promise<void> {
-  const conf = decodeLeniently(keys, call.config, call.warn);
+async function detach(call: ContainerCall, conf: Omit<ReturnType<typeof parse>, "type">) {
   const type = ipamTypeLeniently(conf.ipam);
   const previous = prevResultLeniently(call);
   const known = (previous?.ips ?? []).map((ip) => ip.address);
   const held = conf.ipMasq && type !== "" ? await heldAddresses(call, type) : [];
-  const rules = () => removeMasquerade(call, owner(call), [...new Set([...known, ...held])], conf.ipMasqBackend);
-  await release(call, type, {
-    jobs: [() => deletePair(call, previous), ...(conf.ipMasq ? [rules] : [])],
-    required: true,
-  });
+  const rules = () => removeMasquerade(call, ownerOf(call), [...new Set([...known, ...held])], conf.ipMasqBackend);
+  return [() => deletePair(call, previous), ...(conf.ipMasq ? [rules] : [])];
 }
 
 /** By the host's end where its name is known: that needs no container. Either end takes the other with it. */
 async function deletePair(call: ContainerCall, previous: Result | undefined): Promise<void> {
-  if (!call.ownNetns && await deleteHostEnd(call, owner(call))) return;
+  if (!call.ownNetns && await deleteHostEnd(call, ownerOf(call))) return;
   if (call.podAlive || call.ownNetns) return await detachLink(call, words.kinds);
   // The reference draws names; its result tells which, and the MAC whether that link is still the one.
   const drawn = previous?.interfaces?.find((one) => !one.sandbox && /^veth[0-9a-f]{8}$/.test(one.name));
@@ -200,19 +168,16 @@ async function deletePair(call: ContainerCall, previous: Result | undefined): Pr
   }
 }
 
-async function check(call: ContainerCall): Promise<void> {
-  const conf = read(call.config);
-  openNetns(call, `failed to open netns "${call.netns}"`);
-  await call.delegate(ipamType(conf.ipam), "CHECK");
-  const previous = requiredPrevResult(call, "ptp: Required prevResult missing");
-  const [pod] = await Promise.all([podState(call), checkHost(call, previous)]);
-  const container = containerInterface(call, previous);
-  checkMac(container, checkKind(container, pod, words), words);
-  checkAddresses(call.ifName, pod, previous);
-  checkRoutes(pod, previous);
-  if (!conf.ipMasq) return;
-  const addresses = (previous.ips ?? []).map((ip) => ip.address);
-  await checkMasquerade(call, owner(call), addresses, conf.ipMasqBackend);
+function check(call: ContainerCall): CheckPlan {
+  const { type, ipMasq, ipMasqBackend } = parse(call);
+  return {
+    words,
+    ipam: type,
+    beside: (previous) => [checkHost(call, previous)],
+    own: async ({ previous: { ips = [] } }) => {
+      if (ipMasq) await checkMasquerade(call, ownerOf(call), ips.map((ip) => ip.address), ipMasqBackend);
+    },
+  };
 }
 
 /** The host's way to every address of the container leads to the host's end of the pair. */
@@ -238,19 +203,4 @@ async function checkHost(call: ContainerCall, { interfaces = [], ips = [] }: Res
       `ip route replace ${single(plain(address))} dev ${host.name}${isSix(address) ? "" : " scope host"}`,
     );
   });
-}
-
-async function gc(call: NetworkCall): Promise<void> {
-  const conf = decodeLeniently(keys, call.config, call.warn);
-  const { valid } = call;
-  const links = valid ? [collectVeths(call, call.network, valid), gcMasquerade(call, valid)] : [];
-  const ends = await Promise.allSettled([...links, collectAddresses(call, ipamTypeLeniently(conf.ipam))]);
-  for (const end of ends) if (end.status === "rejected") throw end.reason;
-}
-
-async function status(call: NetworkCall): Promise<void> {
-  const conf = read(call.config);
-  statusTools(plugin.needs);
-  if (conf.ipMasq) await statusMasquerade(call, conf.ipMasqBackend);
-  await call.delegate(ipamType(conf.ipam), "STATUS");
 }

@@ -6,7 +6,7 @@
  * are never shared; ADD may be repeated and is taken back when it fails; CHECK looks; DEL needs neither namespace nor
  * interface, leaves other rules alone and empties its tables. `gateways` and `addSourceHints` are newer than its release.
  */
-import { statusTools } from "../../lib/link/ipam.ts";
+import { statusTools } from "../../lib/link/needs.ts";
 import { lockNetns } from "../../lib/link/netns_lock.ts";
 import { isFor, isMovable, leadsFrom, type Source, sourcesOf, type TabledSource, withTables } from "./source_routes.ts";
 import { decode, decodeLeniently, flag, list, maybeInteger, text } from "../../lib/cni/decode.ts";
@@ -17,7 +17,7 @@ import { prevResult, prevResultLeniently } from "../../lib/cni/prev_result.ts";
 import { type Result, since } from "../../lib/cni/types.ts";
 import { runLines } from "../../lib/kernel/batch.ts";
 import { addrShow, isNamed } from "../../lib/kernel/ip.ts";
-import { apply, type Step, step, type StepOptions } from "../../lib/kernel/plan.ts";
+import { apply, because, type Step, step, type StepOptions } from "../../lib/kernel/plan.ts";
 import {
   gatewaysOf,
   type KernelRoute,
@@ -113,9 +113,10 @@ async function del(call: ContainerCall): Promise<void> {
       ...now.routes.filter((route) => emptied.has(tableOf(route)) && leadsBy(route, call.ifName))
         .map((route) => ipStep(route.family, `route del ${routeWords(route, tableOf(route))}`)),
     ];
-    call.explain?.because("rules of the interface's addresses, and the tables that only these led to");
-    const stderr = await force(call, steps);
-    call.explain?.because("");
+    const stderr = await force(
+      because(call, "rules of the interface's addresses, and the tables that only these led to"),
+      steps,
+    );
     const left = stderr === "" ? [] : (await routingNow(call.pod)).rules.filter(isOwn);
     if (left.length > 0) throw new CniError(code.internal, `Failed to delete rule ${ruleText(left[0])}`, stderr);
   } finally {
@@ -264,9 +265,10 @@ async function move(
     const words = `${hint.dst} dev ${ifName} scope link src ${hint.prefsrc} table ${TABLE.main}`;
     return [ipStep(address.family, `route append ${words}`, { why: "hint for the source" })];
   });
-  call.explain?.because("the main table keeps the direct way to the subnet");
-  const stderr = await force(call, [...ways, ...removals]);
-  call.explain?.because("");
+  const stderr = await force(because(call, "the main table keeps the direct way to the subnet"), [
+    ...ways,
+    ...removals,
+  ]);
   if (stderr !== "") call.warn(`the main table is not as wanted: ${stderr}`);
 }
 

@@ -16,7 +16,7 @@ import {
   readBackup,
   staleBackups,
 } from "./link_backup.ts";
-import { statusTools } from "../../lib/link/ipam.ts";
+import { statusTools } from "../../lib/link/needs.ts";
 import { look, type Now, sameValue, type Setting, setting, valueOf } from "./settings.ts";
 import { parseArgs } from "../../lib/cni/args.ts";
 import {
@@ -40,7 +40,7 @@ import type { Link } from "../../lib/kernel/ip.ts";
 import { linkNow } from "../../lib/link/container_link.ts";
 import { isIndexName } from "../../lib/net/link_name.ts";
 import { holdNetns } from "../../lib/kernel/netns.ts";
-import { type Applier, apply, type Plan, type Step, step, StepError } from "../../lib/kernel/plan.ts";
+import { type Applier, apply, because, type Plan, type Step, step, StepError } from "../../lib/kernel/plan.ts";
 import { fileIdentity } from "../../lib/kernel/proc.ts";
 import { CommandError, failureText, inNetns, isAbsent } from "../../lib/kernel/run.ts";
 import { failedLine } from "../../lib/kernel/tool_words.ts";
@@ -364,9 +364,7 @@ async function restore(
   let done = true;
   // By a name like if7 iproute2 changes another link when there is none of this name.
   if (lines.length > 0 && (!isIndexName(ifName) || await linkNow(call, "pod", ifName))) {
-    call.explain?.because("as ADD found it");
-    const output = await runLines(call.pod, ["ip", "-force"], lines);
-    call.explain?.because("");
+    const output = await runLines(because(call, "as ADD found it").pod, ["ip", "-force"], lines);
     const failure = new CommandError({ argv: ["ip", "-force"], input: lines }, output, failureText(output));
     // Settings of a link that is gone went with it.
     done = output.code === 0 || isAbsent(failure);

@@ -5,7 +5,7 @@
  * Differs from the reference: all routes and addresses come along, at once; ADD may be repeated and is taken back when it
  * fails; tables in use are not chosen; DEL needs no interface and frees it from no other master.
  */
-import { statusTools } from "../../lib/link/ipam.ts";
+import { statusTools } from "../../lib/link/needs.ts";
 import { lockNetns } from "../../lib/link/netns_lock.ts";
 import { planMove } from "./move.ts";
 import { decode, decodeLeniently, integer, text } from "../../lib/cni/decode.ts";
@@ -16,7 +16,7 @@ import { prevResult } from "../../lib/cni/prev_result.ts";
 import { type Result, since } from "../../lib/cni/types.ts";
 import { runLines } from "../../lib/kernel/batch.ts";
 import { isNamed, type Link } from "../../lib/kernel/ip.ts";
-import { apply, type Step, step, StepError } from "../../lib/kernel/plan.ts";
+import { apply, because, type Step, step, StepError } from "../../lib/kernel/plan.ts";
 import { type Routing, routingNow, TABLE, tableOf } from "../../lib/kernel/routing.ts";
 import { canonicalAddress } from "../../lib/net/cidr.ts";
 import { isLinkName } from "../../lib/net/link_name.ts";
@@ -90,9 +90,7 @@ async function del(call: ContainerCall): Promise<void> {
       ...(members.every((name) => name === call.ifName) ? [`link del dev ${vrfname}`] : []),
     ];
     if (lines.length === 0) return;
-    call.explain?.because("a VRF goes with its last interface");
-    const stderr = await force(call, lines);
-    call.explain?.because("");
+    const stderr = await force(because(call, "a VRF goes with its last interface"), lines);
     if (stderr === "") return;
     // Somebody may have been quicker: what counts is what is left.
     const left = await linksOf(call);

@@ -10,6 +10,8 @@ import {
   snapshot,
 } from "./support/mod.ts";
 import type { Need } from "./support/needs.ts";
+import { isQuestion } from "../../lib/kernel/shell.ts";
+import { settingsIn } from "../fakes/run.ts";
 import { configure, must } from "./support/operator.ts";
 
 interface Case {
@@ -19,6 +21,8 @@ interface Case {
   needs?: Need[];
   /** Before the network is used. */
   prepare?: (node: Node) => Promise<unknown>;
+  /** It has to be done anew where the node is brought back to what it was. */
+  again?: boolean;
 }
 
 const subnet = { type: "host-local", ranges: [[{ subnet: "10.85.0.0/24" }]], routes: [{ dst: "0.0.0.0/0" }] };
@@ -85,6 +89,23 @@ const CASES: Case[] = [
     flags: ["--mac", "02:00:00:00:00:85"],
     prepare: uplink,
   },
+  {
+    what: "ptp with nftables",
+    plugins: [{ type: "ptp", ipMasq: true, ipMasqBackend: "nftables", ipam: both }],
+    needs: ["nf_tables"],
+  },
+  {
+    what: "a bridge that is there",
+    plugins: [{ ...bridge, promiscMode: true, hairpinMode: false, ipam: both }],
+    needs: ["iptables"],
+    prepare: (node) => node.ip("link add br-demo type bridge", "link set br-demo promisc on up"),
+    again: true,
+  },
+  {
+    what: "a bridge whose VLAN has a gateway of its own",
+    plugins: [{ ...bridge, ipMasq: false, vlan: 100, ipam: both }],
+    needs: ["vlan_filtering"],
+  },
   { what: "tap", plugins: [{ type: "tap", ipam: subnet }], flags: ["--mac", "02:00:00:00:00:85"] },
   { what: "loopback", plugins: [{ type: "loopback" }], flags: ["--ifname", "lo"] },
   {
@@ -93,6 +114,85 @@ const CASES: Case[] = [
     prepare: uplink,
   },
 ];
+
+/** Commands by where and with what they are run, in order; what is random is made the same. */
+type Told = Map<string, string[]>;
+
+function tell(told: Told, key: string, line: string): void {
+  // Settings of the host are written without a process; lines that only look, or only check, change nothing.
+  if (/^(#|-C |list )/.test(line) || / show\b/.test(line)) return;
+  told.set(key, [...told.get(key) ?? [], line.replace(/(br-demo address) \S+/, "$1 RANDOM")]);
+}
+
+/** What explain shows, as `--json` has it. */
+function shown({ plugins }: Json): Told {
+  const told: Told = new Map();
+  for (const { steps } of plugins) {
+    for (const { kind, namespace, lines } of steps) {
+      if (kind !== "commands") continue;
+      let tool = "";
+      for (const line of lines as string[]) {
+        const setting = /^(?:echo|printf %s) (\S+) >\/proc\/sys\/(\S+)/.exec(line);
+        if (setting && namespace === "host") continue;
+        if (tool === "") tool = setting ? "ip" : line.startsWith("#") ? "" : line.split(" ")[0] ?? "";
+        tell(told, `${namespace} ${tool}`, setting ? `${setting[2]}=${setting[1]}` : line);
+        if (!line.endsWith("<<'END'") && (line === "END" || !/^(nft|iptables|ip6tables)/.test(tool))) tool = "";
+      }
+    }
+  }
+  return told;
+}
+
+/** What ADD ran, by its trace. */
+function traced(text: string): Told {
+  const told: Told = new Map();
+  for (const line of text.split("\n").filter(Boolean)) {
+    const { argv = [], input, status, stdout } = JSON.parse(line) as Json;
+    if (status !== 0 || stdout === undefined) continue;
+    const namespace = argv[0] === "nsenter" ? argv[1].replace("--net=", "") : "host";
+    const inner: string[] = argv[0] === "nsenter" ? argv.slice(3) : argv;
+    const settings = settingsIn(inner);
+    const tool = settings.length > 0 ? "ip" : inner[0];
+    const lines = (input ?? "").split("\n").filter(Boolean);
+    if (settings.length > 0 || inner.includes("-batch")) {
+      for (const setting of settings) tell(told, `${namespace} ${tool}`, setting.slice(1));
+      for (const one of lines) tell(told, `${namespace} ${tool}`, `${tool} ${one}`);
+    } else {
+      const words = inner.filter((word) => word !== "-j" && word !== "-d").join(" ");
+      if (isQuestion({ argv: inner, input: lines })) continue;
+      if (lines.length === 0) tell(told, `${namespace} ${tool}`, words);
+      else for (const one of [`${words} <<'END'`, ...lines, "END"]) tell(told, `${namespace} ${tool}`, one);
+    }
+  }
+  return told;
+}
+
+const TRACED = [
+  "README's network",
+  "README's network with nftables",
+  "a dual-stack bridge",
+  "a bridge that is there",
+  "a bridge whose VLAN has a gateway of its own",
+  "a bridge without addresses",
+  "ptp",
+  "ptp with nftables",
+  "macvlan with written addresses",
+];
+
+for (const { what, plugins, needs = [], prepare } of CASES.filter((one) => TRACED.includes(one.what))) {
+  nodeTest(`explain shows what ADD runs: ${what}`, { needs }, async ({ node }) => {
+    await prepare?.(node);
+    await configure(node, { cniVersion: "1.1.0", name: "demo", plugins: [plugins[0]] });
+    await node.container("one");
+    // The second container finds what the first one left.
+    await node.container("two");
+    for (const id of ["one", "two"]) {
+      const { json } = await must(node, ["explain", "add", "demo", id, "--id", id, "--json"]);
+      await must(node, ["add", "demo", id, "--id", id, "--trace-file", `/run/trace-${id}`]);
+      assertEquals(shown(json), traced(await node.read(`/run/trace-${id}`) ?? ""), id);
+    }
+  });
+}
 
 /** State of host and container; what is random or grows by itself is made the same. */
 async function state(node: Node, container: Namespace): Promise<{ host: Snapshot; pod: Snapshot }> {
@@ -111,7 +211,7 @@ async function isThere(node: Node, type: string): Promise<boolean> {
     (await must(node, ["plugins", "--names"])).stdout.split("\n").includes(type);
 }
 
-for (const { what, plugins, flags = [], needs = [], prepare } of CASES) {
+for (const { what, plugins, flags = [], needs = [], prepare, again = false } of CASES) {
   nodeTest(`explain, copied into a shell, does what ADD and DEL do: ${what}`, { needs }, async ({ node }) => {
     for (const { type } of plugins) if (!await isThere(node, type)) return;
     await prepare?.(node);
@@ -140,6 +240,7 @@ for (const { what, plugins, flags = [], needs = [], prepare } of CASES) {
       const bare = await state(node, one);
 
       if (!shared) await reset(node, before.host);
+      if (again) await prepare?.(node);
       await node.sh(
         "rm -f /var/lib/cni/networks/demo/last_reserved_ip.*; [ ! -e /run/saved ] || cp /run/saved/* /var/lib/cni/networks/demo/",
       );
@@ -155,9 +256,9 @@ for (const { what, plugins, flags = [], needs = [], prepare } of CASES) {
       assertSameState(real.pod, copied.pod);
       assert((await node.list("/var/lib/cni/results")).includes(`demo-one-${ifName(flags)}`));
       // Handles of nft are counted on: what DEL says belongs to what is there now.
-      const again = await shell(["explain", "del", ...arrange]);
-      assertEquals(again.stdout.split("\n").length, deleted.stdout.split("\n").length);
-      await run(again.stdout);
+      const afterwards = await shell(["explain", "del", ...arrange]);
+      assertEquals(afterwards.stdout.split("\n").length, deleted.stdout.split("\n").length);
+      await run(afterwards.stdout);
       assertSameState(bare.host, (await state(node, one)).host, allow);
       assertSameState(bare.pod, (await state(node, one)).pod);
       if (!shared) await reset(node, before.host);

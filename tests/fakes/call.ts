@@ -32,6 +32,11 @@ export function fakeCall(config: JsonObject, changes: Partial<ContainerCall> = {
     warn: (note) => warnings.push(note),
     undo: (job) => undos.push(job),
     delegate: () => Promise.reject(new Error("no delegate expected")),
+    // Methods, so that a copy with another `delegate` asks that one.
+    begin(type) {
+      return Promise.resolve({ commit: async () => (await this.delegate(type, "ADD")).result ?? {} });
+    },
+    held: () => Promise.resolve([]),
     containerId: "ctr1",
     ifName: "eth0",
     netns,

@@ -1,17 +1,8 @@
 import { assert, assertEquals, assertMatch, assertRejects, assertStringIncludes } from "@std/assert";
 import { CniError } from "../../lib/cni/error.ts";
 import type { Command, Output, Run } from "../../lib/kernel/run.ts";
-import {
-  allocate,
-  collect,
-  held,
-  leases,
-  preview,
-  release,
-  releaseOnly,
-  repair,
-  usage,
-} from "../../lib/ipam/allocator.ts";
+import { begin, collect, held, leases, release, releaseOnly, repair, usage } from "../../lib/ipam/allocator.ts";
+import { preview } from "../../lib/ipam/preview.ts";
 import { type RangeConf, rangeSets } from "../../lib/ipam/range.ts";
 import { formatAddress, parseAddress } from "../../lib/net/cidr.ts";
 import { exists, type Folder, holdLock, inFolder } from "./support.ts";
@@ -26,6 +17,8 @@ function sets(...confs: (RangeConf | RangeConf[])[]) {
 
 const SMALL = sets({ subnet: "10.0.0.0/29" });
 const DUAL = sets({ subnet: "10.0.0.0/29" }, { subnet: "fd00::/126" });
+
+const allocate = async (...args: Parameters<typeof begin>) => await (await begin(...args)).commit();
 
 /** Takes addresses for a container named after its number, and returns them. */
 async function take(
@@ -83,7 +76,7 @@ Deno.test("allocate writes the reference's files, to the byte", () =>
     assertEquals(folder.warnings, []);
   }));
 
-/** What `allocate` tells beforehand, with the files that were there then, and what it answers. */
+/** What `begin` foretells, with the files that were there then, and what `commit` answers. */
 async function foretold(
   folder: Folder,
   id: string,
@@ -92,35 +85,33 @@ async function foretold(
     requested?: string[];
     meddle?: () => void;
   } = {},
-): Promise<{ told: string[][]; there: string[]; answer: string[] | CniError }> {
-  const told: string[][] = [];
-  let there: string[] = [];
-  const answer = await allocate(folder.path, { containerId: id, ifName: "eth0" }, {
+): Promise<{ told: string[] | undefined; there: string[]; answer: string[] | CniError }> {
+  const taking = await begin(folder.path, { containerId: id, ifName: "eth0" }, {
     wanted: () => ({ sets: wanted, requested: requested.map((text) => parseAddress(text)!) }),
     ...folder.options,
     host: hostWith(),
-    chosen: (taken) => {
-      told.push(taken.map(({ address }) => formatAddress(address)));
-      there = folder.names().filter((name) => parseAddress(name));
-      meddle();
-    },
-  }).then((taken) => taken.map(({ address }) => formatAddress(address)), (error: CniError) => error);
+  });
+  const told = taking.candidates?.map(({ address }) => formatAddress(address));
+  const there = folder.names().filter((name) => parseAddress(name));
+  meddle();
+  const answer = await taking.commit()
+    .then((taken) => taken.map(({ address }) => formatAddress(address)), (error: CniError) => error);
   return { told, there, answer };
 }
 
-Deno.test("allocate tells its answer before the last lease is written", () =>
+Deno.test("what will be taken is known before a lease is written", () =>
   inFolder(async (folder) => {
     const one = await foretold(folder, "a");
-    assertEquals(one, { told: [["10.0.0.2"]], there: [], answer: ["10.0.0.2"] });
+    assertEquals(one, { told: ["10.0.0.2"], there: [], answer: ["10.0.0.2"] });
     const next = await foretold(folder, "b", { wanted: DUAL });
-    assertEquals(next.told, [["10.0.0.3", "fd00::2"]]);
-    assertEquals(next.there, ["10.0.0.2", "10.0.0.3"]);
-    assertEquals(next.answer, next.told[0]);
+    assertEquals(next.told, ["10.0.0.3", "fd00::2"]);
+    assertEquals(next.there, ["10.0.0.2"]);
+    assertEquals(next.answer, next.told);
     const asked = await foretold(folder, "c", { requested: ["10.0.0.6"] });
-    assertEquals([asked.told, asked.answer], [[["10.0.0.6"]], ["10.0.0.6"]]);
+    assertEquals([asked.told, asked.answer], [["10.0.0.6"], ["10.0.0.6"]]);
   }));
 
-Deno.test("allocate tells nothing where nothing can be given", () =>
+Deno.test("nothing is foretold where nothing can be given", () =>
   inFolder(async (folder) => {
     await take(folder, "a");
     for (
@@ -131,29 +122,39 @@ Deno.test("allocate tells nothing where nothing can be given", () =>
       ] as const
     ) {
       const { told, answer } = await foretold(folder, id, { requested: [...requested] });
-      assertEquals(told, [], `${requested}`);
+      assertEquals(told, undefined, `${requested}`);
       assert(answer instanceof CniError, `${requested}`);
     }
     for (const id of ["b", "c", "d", "e"]) await take(folder, id);
     const full = await foretold(folder, "f");
-    assertEquals(full.told, []);
+    assertEquals(full.told, undefined);
     assert(full.answer instanceof CniError);
   }));
 
-Deno.test("what allocate has told may still be refused: to who has an address already", () =>
+Deno.test("what was foretold may still be refused: to who has an address already", () =>
   inFolder(async (folder) => {
     await take(folder, "a");
     const { told, answer } = await foretold(folder, "a");
-    assertEquals(told, [["10.0.0.3"]]);
+    assertEquals(told, ["10.0.0.3"]);
     assertStringIncludes(answer instanceof CniError ? answer.msg : "", "duplicate allocation");
     assertEquals(folder.names().filter((name) => parseAddress(name)), ["10.0.0.2"]);
   }));
 
-Deno.test("what somebody takes without the lock, after it was told, is not given out", () =>
+Deno.test("what somebody takes without the lock, after it was foretold, is not given out", () =>
   inFolder(async (folder) => {
     const { told, answer } = await foretold(folder, "a", { meddle: () => folder.write("10.0.0.2", "x\r\neth0") });
-    assertEquals([told, answer], [[["10.0.0.2"]], ["10.0.0.3"]]);
+    assertEquals([told, answer], [["10.0.0.2"], ["10.0.0.3"]]);
     assertEquals(folder.read("10.0.0.2"), "x\r\neth0");
+  }));
+
+Deno.test("a taking that is abandoned takes nothing, and gives the lock back", () =>
+  inFolder(async (folder) => {
+    const wanted = () => ({ sets: SMALL, requested: [] });
+    const taking = await begin(folder.path, CTR, { wanted, ...folder.options, host: hostWith() });
+    taking.abandon();
+    taking.abandon();
+    assertEquals(folder.names().filter((name) => parseAddress(name)), []);
+    assertEquals(await take(folder, "a"), ["10.0.0.2"]);
   }));
 
 Deno.test("allocate names IPv6 files as RFC 5952 says", () =>

@@ -2,12 +2,12 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { CniError } from "../../lib/cni/error.ts";
 import {
+  beginTaking,
   blocksFile,
   confirmBlocks,
   type Pool,
   releaseAddresses,
   returnSpare,
-  takeAddresses,
 } from "../../lib/ipam/block_owner.ts";
 import { readBlocks, writeBlocks } from "../../lib/ipam/block_state.ts";
 import {
@@ -67,10 +67,12 @@ async function withNodes(
         pool,
         warnings,
         add: async (id, ...requested) => {
-          const taken = await takeAddresses(pool, { containerId: id, ifName: "eth0" }, {
+          const taking = await beginTaking(pool, { containerId: id, ifName: "eth0" }, {
             ...options,
             requested: requested.map((text) => parseAddress(text)!),
           });
+          const taken = await taking.commit();
+          assertEquals(taking.candidates, taken);
           return taken.map(({ address }) => formatAddress(address)).join(" ");
         },
         del: (id) => releaseAddresses(pool, { containerId: id, ifName: "eth0" }, options),

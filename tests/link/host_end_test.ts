@@ -1,6 +1,6 @@
+import { collectVeths } from "../../lib/link/upkeep.ts";
 import { assert, assertEquals, assertNotEquals, assertRejects } from "@std/assert";
 import {
-  collectVeths,
   deleteHostVeth,
   hostEnd,
   hostEndNames,

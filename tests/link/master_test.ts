@@ -6,11 +6,13 @@ import { assertEquals, assertRejects } from "@std/assert";
 import {
   checkMtu,
   defaultRouteLink,
-  explainSubLink,
   lookupMaster,
   type SubLink,
+  subLinkFailure,
   subLinkSteps,
 } from "../../lib/link/master.ts";
+import type { ContainerCall } from "../../lib/cni/plugin.ts";
+import { readFailure } from "../../lib/link/failure.ts";
 import { CniError } from "../../lib/cni/error.ts";
 import { step, StepError } from "../../lib/kernel/plan.ts";
 import { CommandError, failureText } from "../../lib/kernel/run.ts";
@@ -139,6 +141,9 @@ function failed(text: string, failing: string, stderr: string, read = false): St
   );
 }
 
+const read = (call: ContainerCall, sub: SubLink, error: StepError) =>
+  readFailure(error, (failure) => subLinkFailure(call, sub, failure));
+
 const made = "link add link eth0 name veth00000001 type macvlan";
 const REFUSALS: readonly (readonly [
   what: string,
@@ -241,7 +246,7 @@ const REFUSALS: readonly (readonly [
 for (const [what, sub, stderr, links, msg, details] of REFUSALS) {
   Deno.test(`a refused link is explained: ${what}`, async () => {
     const call = fakeCall({}, { host: recordedRun(all(...links)) });
-    const error = await explainSubLink(
+    const error = await read(
       call,
       { ...macvlan, ...sub },
       failed(made, "failed to create macvlan", `${stderr}\nCommand failed -:2\n`),
@@ -253,7 +258,7 @@ for (const [what, sub, stderr, links, msg, details] of REFUSALS) {
 
 Deno.test("a refused link is explained: the master went", async () => {
   const call = fakeCall({}, { host: recordedRun(all(link("eth1"))) });
-  const error = await explainSubLink(
+  const error = await read(
     call,
     macvlan,
     failed("link show dev eth0", "failed to lookup master", 'Device "eth0" does not exist.', true),
@@ -267,7 +272,7 @@ Deno.test("a refused link is explained: the master went", async () => {
 
 Deno.test("what failed later is not explained as the master's fault", async () => {
   const error = failed("addr add 10.0.0.1/24 dev eth0", "failed to add IP addr", "RTNETLINK answers: File exists");
-  assertEquals(await explainSubLink(fakeCall({}), macvlan, error), error);
+  assertEquals(await read(fakeCall({}), macvlan, error), error);
 });
 
 Deno.test("a negative MTU is refused with the master's", async () => {

@@ -1,7 +1,8 @@
 /** A link made in the container: which commands, in which order, what is taken back, and what DEL leaves alone. */
 import { settingsIn } from "../fakes/run.ts";
 import { assertEquals, assertRejects } from "@std/assert";
-import { attachLink, checkKind, checkMac, detachLink, type NewLink, passingName } from "../../lib/link/new_link.ts";
+import { checkKind, checkMac } from "../../lib/link/verify.ts";
+import { attachLink, detachLink, type NewLink, passingName } from "../../lib/link/new_link.ts";
 import { CniError } from "../../lib/cni/error.ts";
 import type { ContainerCall } from "../../lib/cni/plugin.ts";
 import type { Result } from "../../lib/cni/types.ts";

@@ -1,8 +1,9 @@
 /** bridge without a kernel: in which order it asks for what, and what it takes back. */
 import { assertEquals, assertRejects } from "@std/assert";
-import type { DelegateOptions, DelegateVerb } from "../../lib/cni/plugin.ts";
+import type { DelegateVerb, Lease } from "../../lib/cni/plugin.ts";
 import { CniError } from "../../lib/cni/error.ts";
 import type { IPConfig } from "../../lib/cni/types.ts";
+import type { Explainer } from "../../lib/kernel/plan.ts";
 import { macFromIpv4 } from "../../lib/net/mac.ts";
 import { vethName } from "../../lib/net/name.ts";
 import { parseAddress } from "../../lib/net/cidr.ts";
@@ -23,27 +24,32 @@ const answers = (state = "UP") => ({
 });
 const mac = (ip: string) => macFromIpv4(parseAddress(ip)!.value);
 
-/** An IPAM plugin that tells `told` before it answers; `reached` is called in between, and may refuse. */
+/** An IPAM plugin that foretells `told`, then answers; `reached` is called in between, and may refuse. */
 function ipam(
   log: string[],
   { told, answer, reached = () => {} }: { told: IPConfig[]; answer: IPConfig[]; reached?: () => void },
 ) {
-  return async (_: string, verb: DelegateVerb, { chosen, meanwhile }: DelegateOptions = {}) => {
+  const delegate = (_: string, verb: DelegateVerb) => {
     log.push(`host-local ${verb}`);
-    if (verb !== "ADD") return {};
-    meanwhile?.();
-    chosen?.(told);
-    await Promise.resolve();
-    reached();
-    log.push("lease is safe");
-    return { result: { ips: answer } };
+    return Promise.resolve({});
   };
+  const begin = (): Promise<Lease> => {
+    log.push("host-local ADD");
+    const commit = async () => {
+      await Promise.resolve();
+      reached();
+      log.push("lease is safe");
+      return { ips: answer };
+    };
+    return Promise.resolve({ ips: told, commit });
+  };
+  return { delegate, begin };
 }
 
 /** Runs ADD on a noting kernel; `log` without what comes after the options of a line. */
 function adding(told: IPConfig[], answer = told, options: { reached?: () => void; state?: string } = {}) {
   const { call, log } = noted(CONF, { answers: answers(options.state) });
-  const delegate = ipam(log, { told, answer, ...(options.reached && { reached: options.reached }) });
+  const own = ipam(log, { told, answer, ...(options.reached && { reached: options.reached }) });
   const short = () =>
     log.map((entry) =>
       entry.startsWith("host ip: addr show dev br9")
@@ -52,13 +58,13 @@ function adding(told: IPConfig[], answer = told, options: { reached?: () => void
         ? "pod: configured"
         : entry
     );
-  return { call: { ...call, delegate }, log: short };
+  return { call: { ...call, ...own }, log: short };
 }
 
 const two = [{ address: "10.9.0.2/24", gateway: "10.9.0.1" }];
 const three = [{ address: "10.9.0.3/24", gateway: "10.9.0.1" }];
 
-Deno.test("bridge begins with the links while the lease is written", async () => {
+Deno.test("bridge makes the links while the lease is written", async () => {
   const { call, log } = adding(two);
   const result = await plugin.add(call);
   assertEquals(log(), [
@@ -110,11 +116,22 @@ Deno.test("bridge makes the links anew when the answer became another one", asyn
   assertEquals([result.interfaces?.[2]?.mac, result.ips?.[0]?.address], [mac("10.9.0.3"), "10.9.0.3/24"]);
 });
 
-Deno.test("bridge begins with nothing when it only explains", async () => {
+Deno.test("bridge is explained by the steps that ADD takes", async () => {
   const { call, log } = adding(two);
-  const explain = { shadow: false, plan() {}, note() {}, file() {}, because() {}, instead: call.host };
+  const plans: string[] = [];
+  const explain: Explainer = {
+    shadow: true,
+    plan: (plan) => plans.push(...plan.flat().filter((one) => !one.read).map(({ text }) => text)),
+    note() {},
+    file() {},
+    instead: call.host,
+  };
   await plugin.add({ ...call, explain });
-  assertEquals(log(), ["host-local ADD", "lease is safe", "host: a look at the bridge"]);
+  const real = adding(two);
+  await plugin.add(real.call);
+  // Only the host's settings are written by a process there.
+  assertEquals(log().filter((entry) => !entry.startsWith("host sh ")), real.log());
+  assertEquals(plans.filter((text) => text.startsWith("link add")).length, 1);
 });
 
 Deno.test("bridge announces the address once more when the port did not forward yet", async () => {

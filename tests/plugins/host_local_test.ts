@@ -326,7 +326,6 @@ Deno.test("host-local, explained, takes nothing", () =>
       plan: () => {},
       note: () => {},
       file: (path: string, text?: string) => void notes.push(`${path}: ${text ?? "removed"}`),
-      because: () => {},
       shadow: false,
       instead: () => Promise.reject(new Error("no command is expected")),
     };
