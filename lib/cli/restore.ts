@@ -14,6 +14,7 @@ import { type Cached, cachedResult } from "../cni/result_cache.ts";
 import { callPlugin } from "../cni/skel.ts";
 import type { JsonObject } from "../cni/types.ts";
 import { parseResult } from "../cni/version.ts";
+import { askingOnce } from "../kernel/asked_once.ts";
 import { netnsState } from "../kernel/netns.ts";
 import { readFileIfThere } from "../kernel/state_file.ts";
 import { TableError } from "../kernel/iptables.ts";
@@ -88,8 +89,8 @@ interface Work {
 interface Part {
   readonly about: Omit<Outcome, "state" | "reason">;
   readonly of: Cached;
-  /** Throws what is missing. Changes nothing. */
-  check(): Promise<unknown>;
+  /** Throws what is missing. Changes nothing, so what several ask is asked `once`. */
+  check(once: (run: Run) => Run): Promise<unknown>;
   /** Makes what is missing: in a batch, or at once. */
   make(batch: RuleBatch | undefined): Promise<unknown>;
   /** Takes them away: their container went meanwhile. */
@@ -118,10 +119,11 @@ async function restored(living: readonly Cached[], work: Work): Promise<Outcome[
 async function missingOf(parts: readonly Part[]): Promise<Part[]> {
   const missing = new Set<Part>();
   const queue = [...parts];
+  const once = askingOnce();
   const worker = async () => {
     for (let part = queue.shift(); part !== undefined; part = queue.shift()) {
       try {
-        await part.check();
+        await part.check(once);
       } catch (error) {
         if (!(error instanceof CniError || error instanceof CommandError)) throw error;
         missing.add(part);
@@ -213,7 +215,7 @@ function masqueradeParts(one: Cached, list: NetworkList, { folders, hooks }: Wor
   return [{
     about: aboutOf(one, "masquerade"),
     of: one,
-    check: () => checkMasquerade({ host: real }, owner, ips, backend),
+    check: (once) => checkMasquerade({ host: once(real) }, owner, ips, backend),
     make: async (batch) => {
       const host: Run = batch ? (command) => batch.instead(command, real) : real;
       const plan = masqueradePlan(owner, ips, masqueradeBackend(undefined, backend));
@@ -228,10 +230,10 @@ function chainedParts(one: Cached, list: NetworkList, work: Work): Part[] {
   return list.plugins.filter(({ type }) => RULE_MAKERS.includes(type)).map((member) => ({
     about: aboutOf(one, member.type),
     of: one,
-    check: async () => {
-      await run("CHECK", one, { ...work, list, member });
+    check: async (once) => {
+      await run("CHECK", one, { ...work, list, member, through: once });
       if (member.type === "firewall") {
-        await checkForeignTables({ host: systemRun(work.hooks) }, addressesOf(one, list, work));
+        await checkForeignTables({ host: once(systemRun(work.hooks)) }, addressesOf(one, list, work));
       }
     },
     make: (batch) => run("ADD", one, { ...work, list, member, batch }),
@@ -249,13 +251,14 @@ interface Target extends Work {
   readonly list: NetworkList;
   readonly member: Member;
   readonly batch?: RuleBatch | undefined;
+  readonly through?: (run: Run) => Run;
 }
 
 /** One call of a built-in plugin with an attachment's cached result. */
 async function run(
   verb: "ADD" | "CHECK" | "DEL",
   one: Cached,
-  { list, member, folders, call, hooks, batch }: Target,
+  { list, member, folders, call, hooks, batch, through }: Target,
 ): Promise<void> {
   const plugin = await call.invocation.load(member.type);
   if (!plugin) throw new CliError(`there is no plugin ${member.type}`, status.failed);
@@ -278,6 +281,7 @@ async function run(
     builtin: true,
     hooks,
     ...(batch && { explain: batch }),
+    ...(through && { through }),
     warn: (type, note) => complain(`${type}: ${note}\n`),
   });
 }

@@ -67,7 +67,7 @@ async function send(run: Run, address: string, message: Message): Promise<string
   let output: Output;
   try {
     // A bus that does not even greet is not covered by the tool's own limit.
-    output = await run({ argv, limitMs: (patienceS + 2) * 1000 });
+    output = await run({ argv, question: /^(Get|query)/.test(method), limitMs: (patienceS + 2) * 1000 });
   } catch (error) {
     if (!(error instanceof CommandError)) throw error;
     throw fail(error.output, error.message);

@@ -4,6 +4,7 @@
  */
 import type { Family } from "../net/cidr.ts";
 import { nftList } from "./nft.ts";
+import { kernelFileExists } from "./proc.ts";
 import { CommandError, failureText, missingTool, type Output, type Run, says, toolPath, xtablesWait } from "./run.ts";
 import { failedLine } from "./tool_words.ts";
 
@@ -19,10 +20,12 @@ export const MAX_LINE = 10_000;
 export const LOCK_WAIT_S = xtablesWait();
 
 /**
- * Why a transaction did not happen. `refused`: the tool or the kernel did not take one of its lines. `unreadable`: somebody
- * has put rules of nft into the table, which iptables cannot print, so it prints none.
+ * Why a transaction did not happen. `missing`: the tool is not installed. `absent`: this kernel has no such table, and no module
+ * that could be loaded for it, so no rule can be in it. `unusable`: the tool does not work with this kernel, and what is in the
+ * table is unknown. `unreadable`: somebody has put rules of nft into the table, which iptables cannot print, so it prints none.
+ * `refused`: the tool or the kernel did not take one of its lines.
  */
-export type Refusal = "missing" | "locked" | "unusable" | "unreadable" | "refused";
+export type Refusal = "missing" | "absent" | "locked" | "unusable" | "unreadable" | "refused";
 
 /** A tool that could not do its work, and nothing of it was done. */
 export class TableError extends CommandError {
@@ -158,7 +161,10 @@ export function refusedLine({ output }: TableError): number | undefined {
   return failedLine(output);
 }
 
-/** Rules of a chain as `-S` prints them; undefined when there is no such chain. Throws {@linkcode TableError}. */
+/**
+ * Rules of a chain as `-S` prints them; undefined when there is no such chain, or nothing that it could be in. Throws
+ * {@linkcode TableError} when it cannot be told.
+ */
 export async function listedChain(
   run: Run,
   chain: string,
@@ -172,10 +178,14 @@ export async function listedChain(
     return rulesOf(text);
   } catch (error) {
     if (!(error instanceof TableError)) throw error;
+    if (holdsNothing(error)) return undefined;
     if (error.refusal === "refused" && says(error, "noChain")) return undefined;
-    const doubtful = says(error, "chainIncompatible");
-    const saved = doubtful ? await savedTable(run, family, table, { about: (name) => name === chain }) : undefined;
-    if (saved && !saved.chains.has(chain)) return undefined;
+    // iptables 1.8.9 on nf_tables says of a chain that is not there, too, that it cannot be read. The older variant has nothing
+    // to say about a table that is not there but that its module could not be loaded, whyever.
+    const doubtful = error.refusal === "unreadable" || error.refusal === "unusable";
+    if (!doubtful) throw error;
+    const saved = await savedTable(run, family, table, { about: (name) => name === chain });
+    if (!saved?.chains.has(chain)) return undefined;
     throw error;
   }
 }
@@ -226,9 +236,14 @@ export async function savedTable(
     if (told && !/^COMMIT$/m.test(text)) throw garbled(`${iptablesTool(family)}-save`, text);
     return parseSave(text).get(table) ?? { chains: new Map() };
   } catch (error) {
-    if (error instanceof TableError && (error.refusal === "missing" || error.refusal === "unusable")) return undefined;
+    if (error instanceof TableError && holdsNothing(error)) return undefined;
     throw error;
   }
+}
+
+/** Whether a failure proves that no rule can be in the table. */
+function holdsNothing({ refusal }: TableError): boolean {
+  return refusal === "missing" || refusal === "absent";
 }
 
 /** How often work is done anew that another process got in the way of. */
@@ -295,7 +310,8 @@ async function checked(
   }
   const output = await run(command);
   if (output.code === 0) return output.stdout;
-  throw new TableError(refusalOf(output), command, output, commandFailure(argv, output));
+  const refusal = family === 6 && lacksIpv6(output) ? "absent" : refusalOf(output);
+  throw new TableError(refusal, command, output, commandFailure(argv, output));
 }
 
 /** The words of the reference's iptables library for a command that failed. */
@@ -307,8 +323,15 @@ export function commandFailure(argv: readonly string[], output: Output): string 
   return `running [${words}]: ${how}: ${said === "" ? failureText(output) : said}`;
 }
 
+/** Whether this kernel has IPv6 switched off. A filter of system calls uses the same words, so they alone prove nothing. */
+function lacksIpv6(output: Output): boolean {
+  return says(output, "noFamily") && kernelFileExists("/proc/sys/net/ipv6") === false;
+}
+
 function refusalOf(output: Output): Refusal {
   if (says(output, "tablesLocked")) return "locked";
+  if (says(output, "tableUnreadable")) return "unreadable";
+  if (says(output, "tableAbsent")) return "absent";
   // Exit status 3: version or kernel do not fit.
   return output.code === 3 || says(output, "tablesUnusable") ? "unusable" : "refused";
 }

@@ -44,7 +44,9 @@ export class RuleBatch implements Explainer {
     try {
       copy = await makeShadow(real, "", { rulesOnly: true });
       if (copy.missing.length > 0) throw new Error(`nft cannot copy table ${copy.missing.join(" and ")}`);
-      return new RuleBatch(real, copy, await handlesOf(real, copy.host));
+      // Rules are named by their handles in nft's own tables only.
+      const handles = copy.copied.length > 0 ? await handlesOf(real, copy.host) : new Map<string, number>();
+      return new RuleBatch(real, copy, handles);
     } catch (error) {
       await copy?.close();
       throw new NotOneTransaction(`the tables cannot be copied: ${(error as Error).message}`);

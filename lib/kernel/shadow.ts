@@ -3,15 +3,18 @@
  * host's links, with the same names, numbers and addresses, its routes and its rules, and an empty namespace in place of
  * the container's. The kernel takes what is tried there as it would take it here, and nothing here changes.
  */
+import type { Family } from "../net/cidr.ts";
 import { runLines } from "./batch.ts";
 import type { Link, RouteEntry } from "./ip.ts";
-import { unreadableTables } from "./iptables.ts";
+import { iptablesTool, unreadableTables } from "./iptables.ts";
 import { type Command, CommandError, must, type Run, toolPath } from "./run.ts";
 
 /** A shadow; it is gone when it is closed, or when this process ends. */
 export interface Shadow {
   /** Runs commands in the shadow of the host; the container's namespace in their words means its shadow. */
   readonly host: Run;
+  /** nft tables that were copied by nft: those of iptables come with iptables. */
+  readonly copied: readonly string[];
   /** nft tables that could not be copied. */
   readonly missing: readonly string[];
   close(): Promise<void>;
@@ -26,9 +29,12 @@ unshare --net -- /bin/sh -c 'echo pod $$; exec cat' <&3 &
 unshare --net -- /bin/sh -c 'echo away $$; exec cat' <&3 &
 echo host $$; exec cat`;
 
+/** The host's alone. */
+const HOLDER = "echo host $$; exec cat";
+
 /** What a shadow may do without. */
 export interface ShadowOptions {
-  /** For trying out rules and nothing else: of the links only those are copied that rules name, and no routes. */
+  /** For trying out rules and nothing else: there is no container, and of the links only those that rules name. */
   readonly rulesOnly?: boolean;
 }
 
@@ -40,7 +46,14 @@ export async function makeShadow(
 ): Promise<Shadow> {
   const rootless = Deno.uid() !== 0;
   const holder = new Deno.Command(toolPath("unshare") || "unshare", {
-    args: [...(rootless ? ["--user", "--map-root-user"] : []), "--net", "--", "/bin/sh", "-c", HOLDERS],
+    args: [
+      ...(rootless ? ["--user", "--map-root-user"] : []),
+      "--net",
+      "--",
+      "/bin/sh",
+      "-c",
+      rulesOnly ? HOLDER : HOLDERS,
+    ],
     clearEnv: true,
     env: { PATH: "/usr/sbin:/usr/bin:/sbin:/bin", LC_ALL: "C" },
     stdin: "piped",
@@ -54,7 +67,7 @@ export async function makeShadow(
     await holder.status;
   };
   try {
-    const pids = await holderPids(holder);
+    const pids = await holderPids(holder, rulesOnly ? 1 : 3);
     const path = (name: string) => `/proc/${pids.get(name)}/ns/net`;
     const user = [`--user=/proc/${pids.get("host")}/ns/user`, "--preserve-credentials"];
     const enter = (name: string): Run => (command) => {
@@ -65,20 +78,21 @@ export async function makeShadow(
       return real({ ...inner, argv: [...front, ...inner.argv] });
     };
     const host = enter("host");
-    const missing = await copyHost(real, host, { away: path("away"), rootless, rulesOnly });
-    return { host, missing, close };
+    if (!rulesOnly) await copyLinks(real, host, path("away"));
+    const tables = rootless ? { copied: [], missing: [] } : await copyRules(real, host, { rulesOnly });
+    return { host, ...tables, close };
   } catch (error) {
     await close();
     throw error;
   }
 }
 
-async function holderPids(holder: Deno.ChildProcess): Promise<Map<string, string>> {
+async function holderPids(holder: Deno.ChildProcess, count: number): Promise<Map<string, string>> {
   const pids = new Map<string, string>();
   const reader = holder.stdout.getReader();
   const decoder = new TextDecoder();
   let said = "";
-  while (pids.size < 3) {
+  while (pids.size < count) {
     const { value, done } = await reader.read();
     if (done) {
       const words = new TextDecoder().decode(await new Response(holder.stderr).arrayBuffer()).trim();
@@ -99,24 +113,21 @@ function inShadow(command: Command, netns: string, shadow: string): Command {
   return { ...command, argv: command.argv.map(changed), ...(command.input && { input: command.input.map(changed) }) };
 }
 
-interface CopyOptions {
-  readonly away: string;
-  readonly rootless: boolean;
-  readonly rulesOnly: boolean;
+async function json<T>(real: Run, ...args: string[]): Promise<T[]> {
+  return JSON.parse(await must(real, { argv: ["ip", "-j", "-d", ...args] }) || "[]") as T[];
 }
 
-/** Returns the nft tables that could not be copied. */
-async function copyHost(real: Run, shadow: Run, { away, rootless, rulesOnly }: CopyOptions): Promise<string[]> {
-  const json = async <T>(...args: string[]) =>
-    JSON.parse(await must(real, { argv: ["ip", "-j", "-d", ...args] }) || "[]") as T[];
+/** Stand-ins of links, and their routes; what this kernel cannot have is left out. */
+async function copyLinks(real: Run, shadow: Run, away: string): Promise<void> {
   const [links, routes, routes6] = await Promise.all([
-    json<Link>("addr", "show"),
-    json<RouteEntry>("-4", "route", "show"),
-    json<RouteEntry>("-6", "route", "show"),
+    json<Link>(real, "addr", "show"),
+    json<RouteEntry>(real, "-4", "route", "show"),
+    json<RouteEntry>(real, "-6", "route", "show"),
   ]);
-  const named = rulesOnly ? await textOfRules(real) : "";
-  const chosen = links.filter(({ ifname }) => ifname !== "lo" && (!rulesOnly || named.includes(`"${ifname}"`)))
-    .sort((a, b) => weight(b) - weight(a)).slice(0, MAX_LINKS);
+  const chosen = links.filter(({ ifname }) => ifname !== "lo").sort((a, b) => weight(b) - weight(a)).slice(
+    0,
+    MAX_LINKS,
+  );
   const names = new Set(chosen.map(({ ifname }) => ifname));
   const lines = [
     "link set dev lo up",
@@ -124,24 +135,34 @@ async function copyHost(real: Run, shadow: Run, { away, rootless, rulesOnly }: C
     ...chosen.flatMap(({ ifname, master }) =>
       master && names.has(master) ? [`link set dev ${ifname} master ${master}`] : []
     ),
-    ...(rulesOnly ? [] : [...routes, ...routes6].flatMap((route) => routeLine(route, names))),
+    ...[...routes, ...routes6].flatMap((route) => routeLine(route, names)),
   ];
-  // A stand-in that this kernel cannot have is left out.
   await runLines(shadow, ["ip", "-force"], lines);
-  if (rootless) return [];
-  const [tables, four, six] = await Promise.all([
-    nftTables(real),
-    copyTables(real, shadow, "iptables"),
-    copyTables(real, shadow, "ip6tables"),
-  ]);
-  const unreadable = [...four, ...six];
-  return await copyNft(real, shadow, tables.filter((name) => !OF_IPTABLES.test(name) || unreadable.includes(name)));
 }
 
-/** Where rules name links by their number, as `iif "eth0"`, nft takes them only where there are such links. */
-async function textOfRules(real: Run): Promise<string> {
-  if (toolPath("nft") === "") return "";
-  return (await real({ argv: ["nft", "list", "ruleset"] })).stdout;
+async function copyRules(
+  real: Run,
+  shadow: Run,
+  { rulesOnly }: { readonly rulesOnly: boolean },
+): Promise<Pick<Shadow, "copied" | "missing">> {
+  const [tables, saved, saved6] = await Promise.all([nftTables(real), savedRules(real, 4), savedRules(real, 6)]);
+  if (rulesOnly) await copyNamedLinks(real, shadow, [...tables.values()].join(""));
+  const [unreadable, unreadable6] = await Promise.all([
+    copyTables(shadow, 4, saved),
+    copyTables(shadow, 6, saved6),
+  ]);
+  const hidden = [...unreadable, ...unreadable6];
+  return await copyNft(shadow, [...tables].filter(([name]) => !OF_IPTABLES.test(name) || hidden.includes(name)));
+}
+
+/** Where rules name links by their number, as `iif "eth0"`, nft takes them only where there are such links, of whatever kind. */
+async function copyNamedLinks(real: Run, shadow: Run, rules: string): Promise<void> {
+  if (!rules.includes('"')) return;
+  const links = (await json<Link>(real, "link", "show")).filter(({ ifname }) =>
+    ifname !== "lo" && rules.includes(`"${ifname}"`)
+  ).slice(0, MAX_LINKS);
+  const lines = links.map(({ ifname, ifindex }) => `link add name ${ifname} index ${ifindex} type bridge`);
+  if (lines.length > 0) await runLines(shadow, ["ip", "-force"], lines);
 }
 
 function weight({ linkinfo, addr_info = [], master }: Link): number {
@@ -183,34 +204,56 @@ function routeLine({ dst, gateway, dev, metric, protocol }: RouteEntry, names: R
   ];
 }
 
+/** What `…-save` prints; "" where the tool is not there or does not work. */
+async function savedRules(real: Run, family: Family): Promise<string> {
+  const tool = `${iptablesTool(family)}-save`;
+  if (toolPath(tool) === "") return "";
+  const { code, stdout } = await real({ argv: [tool] });
+  return code === 0 ? stdout : "";
+}
+
 /** Returns the names, as nft has them, of tables that iptables cannot print. */
-async function copyTables(real: Run, shadow: Run, tool: "iptables" | "ip6tables"): Promise<string[]> {
-  if (toolPath(`${tool}-save`) === "") return [];
-  const { code, stdout } = await real({ argv: [`${tool}-save`] });
-  if (code !== 0 || stdout === "") return [];
-  const command = { argv: [`${tool}-restore`], input: [stdout] };
+async function copyTables(shadow: Run, family: Family, saved: string): Promise<string[]> {
+  if (saved === "") return [];
+  const tool = iptablesTool(family);
+  const command = { argv: [`${tool}-restore`], input: [saved] };
   const answer = await shadow(command);
   if (answer.code !== 0) {
     throw new CommandError(command, answer, `the rules of ${tool} cannot be copied: ${answer.stderr.trim()}`);
   }
-  return unreadableTables(stdout).map((name) => `${tool === "iptables" ? "ip" : "ip6"} ${name}`);
+  return unreadableTables(saved).map((name) => `${family === 4 ? "ip" : "ip6"} ${name}`);
 }
 
 /** Tables that iptables keeps in nf_tables come with iptables: nft cannot write all that is in them. */
 const OF_IPTABLES = /^(ip|ip6) (raw|mangle|nat|filter|security)$/;
 
-async function nftTables(real: Run): Promise<string[]> {
-  if (toolPath("nft") === "") return [];
+/** Tables of nft, each with its text; undefined where it cannot be listed. None where nft does not work. */
+async function nftTables(real: Run): Promise<Map<string, string | undefined>> {
+  if (toolPath("nft") === "") return new Map();
+  const all = await real({ argv: ["nft", "list", "ruleset"] });
+  if (all.code === 0) return listedTables(all.stdout);
   const { code, stdout } = await real({ argv: ["nft", "list", "tables"] });
-  return code === 0 ? [...stdout.matchAll(/^table (\S+ \S+)$/gm)].map(([, table = ""]) => table) : [];
+  return new Map(
+    code === 0 ? [...stdout.matchAll(/^table (\S+ \S+)$/gm)].map(([, name = ""]) => [name, undefined]) : [],
+  );
 }
 
-async function copyNft(real: Run, shadow: Run, tables: readonly string[]): Promise<string[]> {
+/** The tables of a listing, each with its text. */
+export function listedTables(listing: string): Map<string, string> {
+  return new Map(
+    [...listing.matchAll(/^table (\S+ \S+) \{.*?^\}$/gms)].map(([text, name = ""]) => [name, `${text}\n`]),
+  );
+}
+
+async function copyNft(
+  shadow: Run,
+  tables: readonly (readonly [name: string, text: string | undefined])[],
+): Promise<Pick<Shadow, "copied" | "missing">> {
+  const copied: string[] = [];
   const missing: string[] = [];
-  for (const table of tables) {
-    const listed = await real({ argv: ["nft", "list", "table", ...table.split(" ")] });
-    const copied = listed.code === 0 && (await shadow({ argv: ["nft", "-f", "-"], input: [listed.stdout] })).code === 0;
-    if (!copied) missing.push(table);
+  for (const [name, text] of tables) {
+    const done = text !== undefined && (await shadow({ argv: ["nft", "-f", "-"], input: [text] })).code === 0;
+    (done ? copied : missing).push(name);
   }
-  return missing;
+  return { copied, missing };
 }

@@ -13,10 +13,18 @@ const WORDS = {
   overdue: / did not end within [0-9.]+ s$/,
   /** There is no such chain, in the words of either variant of iptables; any other failure may hide one. */
   noChain: /No chain\/target\/match by that name|[Cc]hain .* does not exist/,
-  /** iptables 1.8.9 on nf_tables says so of a chain that is not there, too. */
-  chainIncompatible: /chain `.*' in table `.*' is incompatible/,
   tablesLocked: /xtables lock|Resource temporarily unavailable/,
-  tablesUnusable: /can't initialize|Failed to initialize nft|Table does not exist|is incompatible, use 'nft' tool/,
+  /** Rules of nft are in the table; iptables 1.8.9 on nf_tables says so of a chain that is not there, too. */
+  tableUnreadable: /is incompatible, use 'nft' tool/,
+  /**
+   * This kernel has no such table, in the words of either variant: each has tried to load its module before. The words for
+   * other reasons (no permission, no memory) prove nothing.
+   */
+  tableAbsent:
+    /tables who\?|Table does not exist|Failed to initialize nft: Protocol not supported|generation id: Invalid argument/,
+  /** The older variant's restore does not say why. */
+  tablesUnusable: /initiali[sz]e (?:ip6?tables )?table|[Cc](?:an't|annot) initialize|Failed to initialize nft/,
+  noFamily: /Address family not supported/,
   /** nft, in the first line alone: below it are places in its input. */
   nftAbsent: /^.*No such file or directory/,
   noFlows: / 0 flow entries/,

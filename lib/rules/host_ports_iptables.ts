@@ -245,6 +245,8 @@ export async function addHostPorts(
       return;
     } catch (error) {
       if (!(error instanceof TableError) || error.refusal === "locked" || error.refusal === "missing") throw error;
+      // At first it may have been what the transaction relies on.
+      if (i > 0 && error.refusal !== "refused") throw error;
       failure = error;
     }
     if (i === 0) await reliance?.ensure();

@@ -37,6 +37,7 @@ export function ruleError(error: unknown, doing = ""): unknown {
           `${front}failed to locate ${tool}: ${error.message}`,
           `install the package iptables, or set the backend to "nftables"`,
         );
+      case "absent":
       case "unusable":
         return new CniError(
           code.internal,

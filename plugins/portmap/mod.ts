@@ -325,7 +325,7 @@ async function checkOne(
     // Without a configured backend ADD may have found that only nft works.
     const mayBeNft = backend === "iptables" && conf.backend === undefined && toolPath("nft") !== "";
     if (mayBeNft && await missingNftPort(call, ports, target).catch(() => "nft does not work") === undefined) return;
-    if (error instanceof TableError && (error.refusal === "missing" || error.refusal === "unusable")) {
+    if (error instanceof TableError && ["missing", "absent", "unusable"].includes(error.refusal)) {
       const [four, six] = target.address.family === 4 ? [error.message, "<nil>"] : ["<nil>", error.message];
       throw new CniError(
         code.internal,

@@ -54,6 +54,11 @@ async function writers(node: Node, file: string): Promise<string[]> {
   });
 }
 
+/** How many processes were started. */
+async function started(node: Node, file: string): Promise<number> {
+  return (await node.read(file) ?? "").split("\n").filter(Boolean).length;
+}
+
 async function withContainers(node: Node, list: Json, names: readonly string[]): Promise<void> {
   await node.write("/etc/cni/net.d/10-pods.conflist", JSON.stringify(list));
   for (const [index, name] of names.entries()) {
@@ -65,6 +70,8 @@ async function withContainers(node: Node, list: Json, names: readonly string[]):
 
 const needs = ["bridge", "veth", "iptables", "ip6tables", "nf_tables"] as const;
 const WRITERS: Record<string, string[]> = { iptables: ["iptables-restore", "ip6tables-restore"], nftables: ["nft"] };
+/** Most processes for two containers with both families: where all is there, and where all is gone. */
+const PROCESSES: Record<string, [intact: number, flushed: number]> = { iptables: [16, 62], nftables: [8, 46] };
 
 for (const backend of ["iptables", "nftables"]) {
   nodeTest(`cnibox restore makes flushed rules again with ${backend}, in one transaction, and only those`, {
@@ -75,6 +82,8 @@ for (const backend of ["iptables", "nftables"]) {
     const before = await rules(node);
     assertStringIncludes(await ok(node, "restore", "--all", "--trace-file", "/run/intact"), "0 restored, 6 were there");
     assertEquals(await writers(node, "/run/intact"), []);
+    const [intact = 0, flushed = 0] = PROCESSES[backend] ?? [];
+    assert(await started(node, "/run/intact") <= intact, `${await started(node, "/run/intact")} for nothing`);
     assertEquals(await rules(node), before);
 
     await node.run("nft", "flush", "ruleset");
@@ -82,6 +91,7 @@ for (const backend of ["iptables", "nftables"]) {
     assertEquals(missing.rules.map(({ state }: Json) => state), Array(6).fill("missing"));
     assertStringIncludes(await ok(node, "restore", "--all", "--trace-file", "/run/first"), "6 restored, 0 were there");
     assertEquals(await writers(node, "/run/first"), WRITERS[backend]);
+    assert(await started(node, "/run/first") <= flushed, `${await started(node, "/run/first")} to make them again`);
     for (const name of ["a", "b"]) await ok(node, "check", "pods", name, "--id", name);
     const after = await rules(node);
     assertEquals(after.toSorted(), before.toSorted());

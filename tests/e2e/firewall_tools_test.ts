@@ -1,5 +1,6 @@
 /** The whole life of a chain with rules (bridge with ipMasq, portmap, firewall) with each firewall tool that a node may have. */
 import { assert, assertEquals, assertMatch } from "@std/assert";
+import { inVm } from "./support/vm.ts";
 import {
   assertPings,
   assertSameState,
@@ -52,7 +53,7 @@ const attach = (node: Node, container: Awaited<ReturnType<Node["container"]>>, h
 
 for (const [variant, script] of Object.entries(variants)) {
   nodeTest(`with ${variant} a chain of rules carries traffic, passes CHECK, and goes with DEL and GC`, {
-    needs,
+    needs: variant === "iptables-legacy" ? [...needs, "iptables_legacy"] : needs,
   }, async ({ node }) => {
     const outside = await node.outside();
     await node.sh(script);
@@ -121,3 +122,42 @@ nodeTest("without any firewall tool a chain of rules fails before it leaves anyt
   const failed = await attach(node, a, 8081).add().catch((error) => error);
   assert(failed instanceof PluginFailed);
 });
+
+/** Takes the older variant's tables out of the kernel, and away from this node what would load them again. */
+const unload = `
+loader=$(cat /proc/sys/kernel/modprobe)
+for family in ip ip6; do
+  for table in nat filter mangle raw security; do "$loader" -q -r "\${family}table_$table" || :; done
+  "$loader" -q -r "\${family}_tables" || :
+done
+mount --bind /dev/null "$loader"`;
+
+if (inVm) {
+  nodeTest("with iptables-legacy and no module for its tables nft serves, and DEL and GC find nothing to remove", {
+    needs,
+  }, async ({ node }) => {
+    await node.outside();
+    await node.sh(`${unload}; ${variants["iptables-legacy"]}`);
+    assertMatch((await node.exec(["iptables-save", "-t", "nat"])).stderr, /iptables who\?/);
+    const rules = () => node.run("nft", "list", "ruleset");
+    const a = await node.container("a");
+    const one = attach(node, a, 8081);
+    await one.add();
+    await one.check();
+    assertMatch(await rules(), /10\.22\.0\.2/);
+    const gc = { "cni.dev/valid-attachments": [{ containerID: "a", ifname: "eth0" }] };
+    for (const plugin of chain.plugins) {
+      const stdin = { ...plugin, cniVersion: "1.1.0", name: "net1", ...gc };
+      await call(node, { type: plugin.type, command: "GC", stdin });
+    }
+    await one.check();
+    await one.del();
+    assertEquals((await rules()).includes("10.22.0."), false);
+    // Where nothing but iptables is wanted, ADD says what is missing.
+    const stdin = { ...chain.plugins[0], cniVersion: "1.1.0", name: "net1", ipMasqBackend: "iptables" };
+    const refused = await runPlugin(node, { type: "bridge", command: "ADD", netns: a, stdin });
+    assertEquals(refused.code, 1, refused.stdout);
+    assertMatch(refused.json.details, /load its modules/);
+    await call(node, { type: "bridge", command: "DEL", netns: a, stdin });
+  });
+}

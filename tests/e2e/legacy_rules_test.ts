@@ -13,7 +13,7 @@ import {
 } from "./support/mod.ts";
 
 const LEGACY = "/usr/sbin/xtables-legacy-multi";
-const needs = ["bridge", "veth", "iptables", "ip6tables", "reference", "tool:iptables-legacy"] as const;
+const needs = ["bridge", "veth", "iptables_legacy", "reference", "tool:iptables-legacy"] as const;
 
 /** Puts the older variant in the place of the newer one, for this node. */
 async function useLegacy(node: Node): Promise<void> {

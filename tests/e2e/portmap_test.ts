@@ -729,7 +729,7 @@ nodeTest(
 nodeTest("portmap falls back to nft where iptables does not work with the kernel", nftables, async ({ node }) => {
   await node.write(
     "/run/bad",
-    '#!/bin/sh\necho "iptables-restore v1.8.9 (legacy): can\'t initialize iptables table" >&2\nexit 3\n',
+    '#!/bin/sh\necho "iptables v1.8.9 (legacy): can\'t initialize iptables table: iptables who? (do you need to insmod?)" >&2\nexit 3\n',
     0o755,
   );
   for (const tool of ["iptables", "ip6tables"]) {

@@ -115,19 +115,44 @@ const refusals: [what: string, output: Partial<Output>, refusal: string][] = [
     code: 4,
     stderr: "Another app is currently holding the xtables lock. Stopped waiting after 20s.\n",
   }, "locked"],
-  ["the kernel has no such table", {
+  ["the kernel has no such table, and no module for it", {
     code: 3,
     stderr:
-      "iptables-restore v1.8.9 (legacy): can't initialize iptables table `nat': Table does not exist (do you need to insmod?)\n",
+      "iptables v1.8.9 (legacy): can't initialize iptables table `nat': Table does not exist (do you need to insmod?)\n",
+  }, "absent"],
+  ["the kernel has no tables of the older variant at all", {
+    code: 1,
+    stderr: "ip6tables-save v1.8.9 (legacy): Cannot initialize: ip6tables who? (do you need to insmod?)\n\n",
+  }, "absent"],
+  ["the older variant's restore, which does not say why", {
+    code: 2,
+    stderr: "iptables-restore v1.8.9 (legacy): iptables-restore: unable to initialize table 'nat'\n\n",
+  }, "unusable"],
+  ["no permission to look", {
+    code: 3,
+    stderr: "iptables v1.8.9 (legacy): can't initialize iptables table `nat': Permission denied (you must be root)\n",
+  }, "unusable"],
+  ["no memory to look", {
+    code: 1,
+    stderr: "iptables-save v1.8.9 (legacy): Cannot initialize: Memory allocation problem\n",
   }, "unusable"],
   ["the other variant's table is in the way", {
     code: 1,
     stderr: "iptables v1.8.2 (nf_tables): table `nat' is incompatible, use 'nft' tool.\n",
-  }, "unusable"],
+  }, "unreadable"],
   ["nf_tables is not in the kernel", {
     code: 4,
     stderr: "iptables v1.8.9 (nf_tables): Failed to initialize nft: Protocol not supported\n",
-  }, "unusable"],
+  }, "absent"],
+  ["nfnetlink is in the kernel, and nf_tables is not", {
+    code: 4,
+    stderr: "iptables-nft-save v1.8.9 (nf_tables): Could not fetch rule set generation id: Invalid argument\n",
+  }, "absent"],
+  ["nf_tables may not be asked", {
+    code: 4,
+    stderr:
+      "iptables v1.8.9 (nf_tables): Could not fetch rule set generation id: Permission denied (you must be root)\n",
+  }, "refused"],
   ["a rule is not there", {
     code: 1,
     stderr: "iptables-restore: line 2 failed: Bad rule (does a matching rule exist in that chain?).\n",
@@ -164,10 +189,10 @@ Deno.test("the line of a refusal is only believed where the tool found it on the
 
 Deno.test("a table that cannot be there is undefined, one that cannot be told is an error", async () => {
   await withTools(RULE_TOOLS, async () => {
-    assertEquals(
-      await savedTable(answering({ code: 3, stderr: "can't initialize iptables table" }), 4, "nat"),
-      undefined,
-    );
+    const noModule = "Cannot initialize: iptables who? (do you need to insmod?)\n";
+    assertEquals(await savedTable(answering({ code: 1, stderr: noModule }), 4, "nat"), undefined);
+    const noRight = "Cannot initialize: Permission denied (you must be root)\n";
+    await assertRejects(() => savedTable(answering({ code: 1, stderr: noRight }), 4, "nat"), TableError);
     assertEquals([...(await savedTable(answering({ stdout: SAVE }), 4, "nat"))!.chains.keys()].length, 3);
     assertEquals((await savedTable(answering({}), 4, "nat"))!.chains.size, 0);
     await assertRejects(() => savedTable(answering({ code: 1, stderr: "what?" }), 4, "nat"), TableError);
@@ -185,6 +210,14 @@ Deno.test("a chain that is not there is undefined", async () => {
       chain: "X",
       text: "-s 10.0.0.1/32 -j Y",
     }]);
+    // The older variant says so whether the table is not there or may not be looked at; its -save knows.
+    const denied = { code: 3, stderr: "can't initialize iptables table `nat': Permission denied\n" };
+    const saying = (saved: Partial<Output>): Run => ({ argv: [tool = ""] }) =>
+      Promise.resolve({ code: 0, signal: null, stdout: "", stderr: "", ...(tool.endsWith("-save") ? saved : denied) });
+    const absent = { code: 1, stderr: "Cannot initialize: iptables who? (do you need to insmod?)\n" };
+    assertEquals(await listedChain(saying(absent), "X", at), undefined);
+    const hidden = { code: 1, stderr: "Cannot initialize: Permission denied (you must be root)\n" };
+    await assertRejects(() => listedChain(saying(hidden), "X", at), TableError, "you must be root");
     await assertRejects(() => listedChain(answering({ code: 4, stderr: "xtables lock" }), "X", at), TableError);
   });
 });

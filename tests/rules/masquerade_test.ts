@@ -65,7 +65,10 @@ function host(answers: Record<string, Partial<Output>>): { host: Run; pod: Run; 
 }
 
 const LOCKED = { code: 4, stderr: "Another app is currently holding the xtables lock. Stopped waiting after 20s.\n" };
-const UNUSABLE = { code: 3, stderr: "iptables-restore v1.8.9 (legacy): can't initialize iptables table `nat'\n" };
+const UNUSABLE = {
+  code: 3,
+  stderr: "iptables v1.8.9 (legacy): can't initialize iptables table `nat': iptables who? (do you need to insmod?)\n",
+};
 const VERSION = { stdout: "nftables v1.0.6 (Lester Gooch #5)\n" };
 
 Deno.test("a held lock is code 11, at once: nothing is tried again", async () => {

@@ -21,12 +21,13 @@ ln -sf /proc/self/fd /dev/fd
 # shellcheck disable=SC1091  # written by run.ts
 . /run/out/environment
 
-# Modules are loaded when something asks for them, from where the kernel has them.
-printf '#!/bin/sh\nexec %s -d %s "$@"\n' "$(command -v modprobe)" "$CNIBOX_VM_MODULES" >/run/modprobe
-chmod 755 /run/modprobe
-echo /run/modprobe >/proc/sys/kernel/modprobe
+# Modules are loaded when something asks for them, from where the kernel has them: the kernel itself, and iptables-legacy,
+# which runs what the kernel would run. It runs on nodes too, whose /run is their own, and whose /dev is not.
+printf '#!/bin/sh\nexec %s -d %s "$@"\n' "$(command -v modprobe)" "$CNIBOX_VM_MODULES" >/dev/modprobe
+chmod 755 /dev/modprobe
+echo /dev/modprobe >/proc/sys/kernel/modprobe
 # These nothing asks for by name.
-for module in ipv6 overlay tun; do /run/modprobe -q "$module"; done
+for module in ipv6 overlay tun; do /dev/modprobe -q "$module"; done
 
 # The project may lie below /tmp, so what is there stays in sight.
 mkdir -p /run/tmp/upper /run/tmp/work

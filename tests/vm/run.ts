@@ -55,7 +55,8 @@ say(`kernel ${kernel.version} (${accel}), ${side} machine${side > 1 ? "s" : ""},
 const machines: Machine[] = [];
 let stopped = false;
 for (const signal of ["SIGINT", "SIGTERM"] as const) Deno.addSignalListener(signal, stop);
-const watchdog = setTimeout(stop, (limit * Math.ceil(files.length / Math.max(1, count)) + 120) * 1000);
+/** Longest time of a machine that runs all the queue alone, and of one that boots for one file, in seconds. */
+const longest = { queue: limit * queued.length + 120, boot: limit + 300 };
 
 const totals = { passed: 0, failed: 0, ignored: 0 };
 const broken: string[] = [];
@@ -67,16 +68,18 @@ const summary: string[] = [];
 /** Entries of the queue whose file has ended, and how far the output of each has been printed. */
 const done = new Set<string>();
 const printed = new Map<string, number>();
-await follow(Promise.all([...Array.from({ length: count }, () => start({ init: "init.sh" })), systemdMachine()]));
-clearTimeout(watchdog);
+const queues = Array.from({ length: count }, () => start({ init: "init.sh" }, longest.queue));
+await follow(Promise.all([...queues, systemdMachine()]));
 report();
 
-/** Boots a machine and waits for its end. */
-async function start(more: { init: string; disk?: string; parameters?: string[] }): Promise<void> {
+/** Boots a machine and waits for its end, at most `seconds`. */
+async function start(more: { init: string; disk?: string; parameters?: string[] }, seconds: number): Promise<void> {
   const init = join(root, "tests/vm", more.init);
   const machine = boot({ ...settings, ...more, accelerator: accel, init });
   machines.push(machine);
+  const timer = setTimeout(machine.stop, seconds * 1000);
   await machine.ended;
+  clearTimeout(timer);
 }
 
 /** The machine that reboots for each of its files. */
@@ -94,7 +97,7 @@ async function systemdMachine(): Promise<void> {
         ...["systemd.unit=cnibox-vm.target", "systemd.show_status=false"],
         ...["systemd.journald.forward_to_console=1", "systemd.journald.max_level_console=notice"],
       ],
-    });
+    }, longest.boot);
     if (!exists(join(run, "taken", `${name}.code`))) return;
   }
 }

@@ -26,7 +26,9 @@ if [ ! -e /etc/cnibox-vm ]; then
   : >/etc/cnibox-vm
 fi
 
-mkdir -p /run/systemd/system
+# What starts in a second on a machine takes a minute on an emulated processor of a busy one.
+mkdir -p /run/systemd/system /run/systemd/system.conf.d
+printf '[Manager]\nDefaultTimeoutStartSec=10min\nDefaultTimeoutStopSec=5min\n' >/run/systemd/system.conf.d/cnibox-vm.conf
 cat >/run/systemd/system/cnibox-vm.target <<END
 [Unit]
 Requires=multi-user.target

@@ -6,13 +6,15 @@ import { inVm } from "./vm.ts";
  * "root"; "reference" (the reference plugins, 1.9 or newer); "tool:NAME" (an executable on PATH); "cgroups" (a cgroup can be made, as
  * container runtimes do); else a kernel feature:
  * a link type (bridge veth vlan dummy ipvlan vrf macvlan macvtap vxlan ifb tun), "vlan_filtering", "nf_tables" (nft with NAT),
- * "nf_tables_bridge" (nft in the bridge family), "iptables", "ip6tables" (with NAT), "tbf", "ingress", "ipset", "overlay".
+ * "nf_tables_bridge" (nft in the bridge family), "iptables", "ip6tables" (with NAT), "iptables_legacy" (the older variant, with its
+ * own tables), "tbf", "ingress", "ipset", "overlay".
  */
 export type Need = "root" | "reference" | "cgroups" | KernelFeature | `tool:${string}`;
 
 export const kernelFeatures = [
   ...["bridge", "veth", "vlan", "dummy", "ipvlan", "vrf", "macvlan", "macvtap", "vxlan", "ifb", "tun"] as const,
-  ...["vlan_filtering", "nf_tables", "nf_tables_bridge", "iptables", "ip6tables", "tbf", "ingress", "ipset"] as const,
+  ...["vlan_filtering", "nf_tables", "nf_tables_bridge", "iptables", "ip6tables", "iptables_legacy"] as const,
+  ...["tbf", "ingress", "ipset"] as const,
 ] as const;
 
 export type KernelFeature = typeof kernelFeatures[number];
@@ -126,6 +128,7 @@ try nf_tables nft 'table inet x { chain y { type nat hook postrouting priority 1
 try nf_tables_bridge nft 'table bridge x { chain y { type filter hook prerouting priority -300; ether saddr 02:00:00:00:00:01 drop; }; }'
 try iptables iptables -w -t nat -A POSTROUTING -m comment --comment x -j MASQUERADE
 try ip6tables ip6tables -w -t nat -A POSTROUTING -m comment --comment x -j MASQUERADE
+try iptables_legacy iptables-legacy -w -t nat -A POSTROUTING -m comment --comment x -j MASQUERADE
 try tbf tc qdisc add dev veth root tbf rate 1mbit burst 10kb latency 25ms
 try ingress tc qdisc add dev veth ingress
 try ipset ipset create x hash:ip

@@ -25,6 +25,10 @@ machineTest("install.sh installs the units, and each of them starts", async () =
     await journalOf(unit);
   }
   assertEquals(await stateOf("cni-dhcp.service"), "inactive");
+  // Enabled too, it waits for its configuration.
+  await run("systemctl", "enable", "--now", "cnibox-node.service");
+  assertEquals(await stateOf("cnibox-node.service"), "inactive");
+  await journalOf("cnibox-node.service");
 });
 
 machineTest("dhcp starts by its socket at the first ADD, and again after it was stopped", async () => {

@@ -16,11 +16,13 @@ export function machineTest(name: string, body: () => Promise<void>): void {
   });
 }
 
-/** Runs a command, and gives back what came of it, also when it failed. */
+/** No command takes longer, in seconds, however slow the processor is: what hangs has to say what it was. */
+const LIMIT_S = 600;
+
+/** Runs a command, and gives back what came of it, also when it failed. One that does not end in time is killed, and fails. */
 export async function exec(argv: string[], options: { input?: string; env?: Record<string, string> } = {}) {
-  const [command = "", ...args] = argv;
-  const child = new Deno.Command(command, {
-    args,
+  const child = new Deno.Command("timeout", {
+    args: ["-k", "10", `${LIMIT_S}`, ...argv],
     cwd: root,
     env: options.env ?? {},
     stdin: options.input === undefined ? "null" : "piped",
@@ -33,6 +35,7 @@ export async function exec(argv: string[], options: { input?: string; env?: Reco
     await writer.close();
   }
   const { code, stdout, stderr } = await child.output();
+  if (code === 124) throw new Error(`${argv.join(" ")}: still running after ${LIMIT_S} s`);
   return { code, stdout: new TextDecoder().decode(stdout), stderr: new TextDecoder().decode(stderr) };
 }
 
@@ -65,9 +68,10 @@ export async function journalOf(unit: string): Promise<string> {
   return text;
 }
 
-/** The project's own units that an administrator enables: all but the service that a socket starts. */
+/** The project's own units that run on every node: all but the service that a socket starts, and the one that has to be configured. */
 export function units(): string[] {
-  return [...Deno.readDirSync(`${root}/systemd`)].map(({ name }) => name).filter((name) => name !== "cni-dhcp.service");
+  const others = ["cni-dhcp.service", "cnibox-node.service"];
+  return [...Deno.readDirSync(`${root}/systemd`)].map(({ name }) => name).filter((name) => !others.includes(name));
 }
 
 /** The network that the machine's containers are on: it masquerades, publishes ports, and has thirteen addresses. */
