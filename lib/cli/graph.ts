@@ -3,6 +3,7 @@ import type { RouteEntry } from "../kernel/ip.ts";
 import { systemRun } from "../kernel/run.ts";
 import { type CommandCall, status } from "./command.ts";
 import { type Bridge, type Container, type Drawing, drawingOf, type Port } from "./drawing.ts";
+import { agentStatus, peersOf } from "./peers.ts";
 import { foldersOf, note } from "./setup.ts";
 import { survey } from "./survey.ts";
 import { oneLine, type Paint, painter, say } from "./terminal.ts";
@@ -11,7 +12,9 @@ import { oneLine, type Paint, painter, say } from "./terminal.ts";
 export async function graph(call: CommandCall): Promise<number> {
   const seen = await survey(foldersOf(call), { network: call.arg("NETWORK") });
   for (const text of seen.blind) note(text);
-  const drawing = drawingOf(seen, Deno.hostname(), await defaultLinks());
+  const peers = call.arg("NETWORK") === undefined ? peersOf(agentStatus()) : [];
+  for (const { node, devices } of peers) if (devices.length === 0) note(`no way leads to node ${node}`);
+  const drawing = drawingOf(seen, { host: Deno.hostname(), defaults: await defaultLinks(), peers });
   switch (call.value("format") ?? "tree") {
     case "mermaid":
       say(mermaidOf(drawing));
@@ -67,7 +70,7 @@ export function treeOf(drawing: Drawing, paint: Paint): string {
     );
   };
   const branches: Branch[] = [
-    ...uplinks.map(({ name, kind, addresses, isDefault, up }) => ({
+    ...uplinks.map(({ name, kind, addresses, isDefault, up, peers }) => ({
       text: join(
         paint("bold", name),
         kind,
@@ -75,7 +78,7 @@ export function treeOf(drawing: Drawing, paint: Paint): string {
         isDefault ? "default route" : "",
         up ? "" : paint("yellow", "down"),
       ),
-      below: portsTo(drawing, name).map(leaf),
+      below: [...portsTo(drawing, name).map(leaf), ...nodes(peers)],
     })),
     ...bridges.map((bridge) => ({
       text: join(
@@ -113,6 +116,8 @@ function stateOf({ exists, up }: Bridge, paint: Paint): string {
   return exists ? (up ? "" : paint("yellow", "down")) : paint("dim", "not made yet");
 }
 
+const nodes = (peers: readonly string[]) => peers.map((text) => `node ${text}`);
+
 const idOf = (...parts: readonly string[]) => parts.join("_").replace(/[^\w]/g, "_");
 
 /** Mermaid's own way to write what means something to it. */
@@ -127,8 +132,10 @@ export function mermaidOf(drawing: Drawing): string {
   const quoted = (...lines: readonly string[]) =>
     `"${lines.filter((line) => line !== "").map(mermaidText).join("<br/>")}"`;
   const out = ["flowchart LR", `  subgraph host[${quoted(host)}]`];
-  for (const { name, addresses, isDefault } of uplinks) {
-    out.push(`    ${idOf("up", name)}[${quoted(name, ...addresses, isDefault ? "default route" : "")}]`);
+  for (const { name, addresses, isDefault, peers } of uplinks) {
+    out.push(
+      `    ${idOf("up", name)}[${quoted(name, ...addresses, isDefault ? "default route" : "", ...nodes(peers))}]`,
+    );
   }
   for (const bridge of bridges) {
     out.push(`    ${idOf("br", bridge.name)}{{${quoted(bridge.name, ...bridge.addresses, networksText(bridge))}}}`);
@@ -182,8 +189,9 @@ export function dotOf(drawing: Drawing): string {
     `  subgraph cluster_host { label=${quoted(host)};`,
     "    host_stack [label=host, shape=circle];",
   ];
-  for (const { name, addresses, isDefault } of uplinks) {
-    out.push(`    ${idOf("up", name)} [label=${quoted(name, ...addresses, isDefault ? "default route" : "")}];`);
+  for (const { name, addresses, isDefault, peers } of uplinks) {
+    const label = quoted(name, ...addresses, isDefault ? "default route" : "", ...nodes(peers));
+    out.push(`    ${idOf("up", name)} [label=${label}];`);
   }
   for (const bridge of bridges) {
     out.push(

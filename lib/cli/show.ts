@@ -1,9 +1,11 @@
 /** `cnibox show`: the networks of this node and what is attached to them, with what disagrees. */
 import { formatPrefix } from "../net/cidr.ts";
 import { size } from "../ipam/range.ts";
+import type { Status } from "../node/state.ts";
 import { CliError, type CommandCall, status } from "./command.ts";
 import { portText } from "./network.ts";
 import { foldersOf, note } from "./setup.ts";
+import { agentStatus, peersOf } from "./peers.ts";
 import { type NetworkView, type Problem, type Survey, survey, type View } from "./survey.ts";
 import { ageOf, CLEAR, columns, jsonText, oneLine, type Paint, painter, say } from "./terminal.ts";
 
@@ -21,7 +23,9 @@ export async function show(call: CommandCall): Promise<number> {
         `cnibox show lists those that there are`,
       ]);
     }
-    return call.is("json") ? jsonText(jsonOf(seen)) : textOf(seen);
+    // Other nodes are no part of one network of this one.
+    const nodes = network === undefined ? agentStatus() : undefined;
+    return call.is("json") ? jsonText(jsonOf(seen, nodes)) : textOf(seen, nodes);
   };
   if (!call.is("watch")) {
     say(await once());
@@ -36,7 +40,7 @@ export async function show(call: CommandCall): Promise<number> {
 }
 
 /** What `--json` prints. */
-export function jsonOf({ networks, views, orphans, blind }: Survey): unknown {
+export function jsonOf({ networks, views, orphans, blind }: Survey, nodes?: Status): unknown {
   return {
     networks: networks.map(({ name, list, bridge, sets }) => ({
       name,
@@ -47,6 +51,9 @@ export function jsonOf({ networks, views, orphans, blind }: Survey): unknown {
     })),
     orphans,
     blind,
+    ...(nodes && {
+      nodes: { backend: nodes.backend, store: nodes.store, reconciled: nodes.reconciled, others: nodes.nodes },
+    }),
   };
 }
 
@@ -101,15 +108,32 @@ function subnetsOf({ sets }: Pick<NetworkView, "sets">): string[] {
   return sets.flatMap((set) => set.map(({ subnet }) => formatPrefix(subnet)));
 }
 
-function textOf(seen: Survey): string {
+function textOf(seen: Survey, nodes: Status | undefined): string {
   const paint = painter();
   const parts = seen.networks.map((network) => networkText(network, seen, paint));
   if (parts.length === 0) parts.push("no networks: nothing is configured, and nothing is attached\n");
   for (const { name, text, mend } of seen.orphans) {
     parts.push(`${paint("yellow", "!")} ${oneLine(`${name}: ${text}`)}\n    ${paint("dim", oneLine(mend))}\n`);
   }
+  if (nodes) parts.push(nodesText(nodes, paint));
   for (const text of seen.blind) note(text);
   return parts.join("\n");
+}
+
+/** The other nodes and the ways to them. */
+function nodesText(nodes: Status, paint: Paint): string {
+  const { backend, store, reconciled } = nodes;
+  const state = store.state === "connected" ? "" : `${store.name} away for ${ageOf(new Date(store.since))}`;
+  const facts = [backend, state, `seen ${ageOf(new Date(reconciled))} ago`].filter((one) => one !== "");
+  const head = `${paint("bold", "other nodes")}  ${paint("dim", oneLine(facts.join(" · ")))}\n`;
+  const rows = peersOf(nodes).map(({ node, subnets, publicIPs, ways }) => [
+    node,
+    subnets.join(" "),
+    publicIPs.join(" "),
+    ways.length > 0 ? ways.join(", ") : paint("red", "no way"),
+  ]);
+  const titles = ["NODE", "SUBNETS", "ADDRESSES", "WAY"].map((title) => paint("dim", title));
+  return head + (rows.length === 0 ? "  none\n" : columns([titles, ...rows], "  "));
 }
 
 function networkText(network: NetworkView, { views, leases }: Survey, paint: Paint): string {
