@@ -164,7 +164,10 @@ metadata: { name: ${name}, namespace: ${namespace} }
 ---
 apiVersion: v1
 kind: Secret
-metadata: { name: ${name}, namespace: ${namespace}, annotations: { kubernetes.io/service-account.name: ${name} } }
+metadata:
+  name: ${name}
+  namespace: ${namespace}
+  annotations: { kubernetes.io/service-account.name: ${name} }
 type: kubernetes.io/service-account-token
 ---
 apiVersion: ${rbac}/v1
