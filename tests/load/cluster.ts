@@ -1,7 +1,8 @@
 /**
  * `deno task test:cluster-load`: addresses of one pool for several machines at once, on an etcd with a member on each of them.
- * `--adds N` in all, `--at-once N`, `--hosts N`, `--subnet CIDR`, `--block-size N`. Ends with 1 when an address was given twice, when a
- * call failed for another reason than a full pool, or when something is left after DEL of everything and `cnibox cluster trim`.
+ * `--adds N` in all, `--at-once N`, `--hosts N`, `--subnet CIDR`, `--block-size N`, `--timeout DURATION`. Ends with 1 when an address
+ * was given twice, when a call failed for another reason than a full pool, or when something is left after DEL of everything and
+ * `cnibox cluster trim`.
  */
 import { parseArgs } from "@std/cli/parse-args";
 import { quantile } from "../bench/measure.ts";
@@ -11,8 +12,8 @@ import { type Json, runPlugin } from "../e2e/support/plugins.ts";
 import { switchboard, type World } from "../e2e/support/world.ts";
 
 const args = parseArgs(Deno.args, {
-  string: ["adds", "at-once", "hosts", "subnet", "block-size"],
-  default: { "adds": "150", "at-once": "32", "hosts": "3", "subnet": "10.42.0.0/16" },
+  string: ["adds", "at-once", "hosts", "subnet", "block-size", "timeout"],
+  default: { "adds": "150", "at-once": "32", "hosts": "3", "subnet": "10.42.0.0/16", "timeout": "20s" },
 });
 const [adds, atOnce, hosts] = [args["adds"], args["at-once"], args["hosts"]].map(Number) as [number, number, number];
 const size = args["block-size"];
@@ -28,6 +29,7 @@ function conf(world: World, node: Node): Json {
       node: world.nameOf(node),
       ranges: [[{ subnet: args["subnet"] }]],
       ...(size && { blockSize: Number(size) }),
+      timeout: args["timeout"],
       store: { etcd: { endpoints: world.endpoints } },
     },
   };
