@@ -1,9 +1,9 @@
 /** What `cnibox doctor` says of other nodes: does the agent run, is the way to each of them there, and does it carry what pods send? */
-import { readFileIfThere } from "../kernel/state_file.ts";
 import { type Run, toolPath } from "../kernel/run.ts";
 import { isHeld } from "../node/lock.ts";
 import { PLACES, type Status } from "../node/state.ts";
 import type { Line } from "./doctor.ts";
+import { agentStatus } from "./peers.ts";
 
 const AREA = "nodes";
 /** Bytes of the IP and ICMP headers of an echo request. */
@@ -19,9 +19,8 @@ interface Way {
 
 /** Nothing where no agent has run since the node started. */
 export async function otherNodes({ host }: { readonly host: Run }): Promise<Line[]> {
-  const text = statusText();
-  if (text === undefined) return [];
-  const now = JSON.parse(text) as Status;
+  const now = agentStatus();
+  if (now === undefined) return [];
   const lines: Line[] = [];
   if (!await isHeld(PLACES.lock)) {
     lines.push({
@@ -51,16 +50,6 @@ export async function otherNodes({ host }: { readonly host: Run }): Promise<Line
     });
   }
   return [...lines, ...await probed(host, now)];
-}
-
-/** What the agent says of itself; without root nobody may know, which doctor says once for all. */
-function statusText(): string | undefined {
-  try {
-    return readFileIfThere(PLACES.status);
-  } catch (error) {
-    if (error instanceof Deno.errors.PermissionDenied) return undefined;
-    throw error;
-  }
 }
 
 async function probed(host: Run, { nodes, mtu }: Status): Promise<Line[]> {

@@ -3,6 +3,7 @@ import { lookup } from "../cni/decode.ts";
 import type { Link } from "../kernel/ip.ts";
 import { portText } from "./network.ts";
 import { shortId } from "./owner_names.ts";
+import type { PeerView } from "./peers.ts";
 import { healthOf, real } from "./show.ts";
 import type { Survey, View } from "./survey.ts";
 
@@ -14,6 +15,8 @@ export interface Uplink {
   readonly up: boolean;
   /** Does the default route lead here? */
   readonly isDefault: boolean;
+  /** Other nodes that are reached through it, a line each; empty in most places. */
+  readonly peers: readonly string[];
 }
 
 /** A bridge of a network. */
@@ -61,8 +64,19 @@ export interface Drawing {
   readonly containers: readonly Container[];
 }
 
-/** Sorts a survey into what is drawn. `defaults` are the interfaces of the default routes. */
-export function drawingOf({ networks, views, links }: Survey, host: string, defaults: readonly string[]): Drawing {
+/** What else is drawn than a survey has. */
+export interface Surroundings {
+  readonly host: string;
+  /** Interfaces of the default routes. */
+  readonly defaults: readonly string[];
+  readonly peers: readonly PeerView[];
+}
+
+/** Most lines about other nodes at one interface. */
+const MOST_PEERS = 12;
+
+/** Sorts a survey into what is drawn. */
+export function drawingOf({ networks, views, links }: Survey, { host, defaults, peers }: Surroundings): Drawing {
   const masquerading = new Set(
     networks.filter(({ list }) => list?.plugins.some(({ config }) => lookup(config, "ipMasq") === true)).map((
       { name },
@@ -93,6 +107,7 @@ export function drawingOf({ networks, views, links }: Survey, host: string, defa
     addresses: addressesOf(link),
     up: link.flags.includes("UP"),
     isDefault: defaults.includes(link.ifname),
+    peers: peerLines(peers.filter(({ devices }) => devices.includes(link.ifname))),
   }));
   const containers = new Map<string, Container>();
   for (const view of views) {
@@ -105,6 +120,12 @@ export function drawingOf({ networks, views, links }: Survey, host: string, defa
   }
   const inOrder = [...containers.values()].map((one) => ({ ...one, ports: one.ports.toSorted(byName) }));
   return { host, uplinks, bridges, containers: inOrder.sort(byPlace) };
+}
+
+function peerLines(peers: readonly PeerView[]): string[] {
+  const lines = peers.map(({ node, subnets, ways }) => `${node} ${subnets.join(" ")} ${ways.join(", ")}`);
+  const more = lines.length - MOST_PEERS;
+  return more > 1 ? [...lines.slice(0, MOST_PEERS), `and ${more} nodes more: cnibox node status`] : lines;
 }
 
 /** `eth2` before `eth10`. */

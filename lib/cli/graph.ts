@@ -4,6 +4,7 @@ import { systemRun } from "../kernel/run.ts";
 import { type CommandCall, status } from "./command.ts";
 import { type Bridge, type Container, type Drawing, drawingOf, type Port } from "./drawing.ts";
 import { unknownNetwork } from "./owner_names.ts";
+import { agentStatus, peersOf } from "./peers.ts";
 import { foldersOf, note } from "./setup.ts";
 import { survey } from "./survey.ts";
 import { oneLine, type Paint, painter, say } from "./terminal.ts";
@@ -16,7 +17,9 @@ export async function graph(call: CommandCall): Promise<number> {
     throw unknownNetwork(network, (await survey(folders)).networks.map(({ name }) => name));
   }
   for (const text of seen.blind) note(text);
-  const drawing = drawingOf(seen, Deno.hostname(), await defaultLinks());
+  const peers = network === undefined ? peersOf(agentStatus()) : [];
+  for (const { node, devices } of peers) if (devices.length === 0) note(`no way leads to node ${node}`);
+  const drawing = drawingOf(seen, { host: Deno.hostname(), defaults: await defaultLinks(), peers });
   switch (call.value("format") ?? "tree") {
     case "mermaid":
       say(mermaidOf(drawing));
@@ -72,7 +75,7 @@ export function treeOf(drawing: Drawing, paint: Paint): string {
     );
   };
   const branches: Branch[] = [
-    ...uplinks.map(({ name, kind, addresses, isDefault, up }) => ({
+    ...uplinks.map(({ name, kind, addresses, isDefault, up, peers }) => ({
       text: join(
         paint("bold", name),
         kind,
@@ -80,7 +83,7 @@ export function treeOf(drawing: Drawing, paint: Paint): string {
         isDefault ? "default route" : "",
         up ? "" : paint("yellow", "down"),
       ),
-      below: portsTo(drawing, name).map(leaf),
+      below: [...portsTo(drawing, name).map(leaf), ...nodes(peers)],
     })),
     ...bridges.map((bridge) => ({
       text: join(
@@ -118,6 +121,8 @@ function stateOf({ exists, up }: Bridge, paint: Paint): string {
   return exists ? (up ? "" : paint("yellow", "down")) : paint("dim", "not made yet");
 }
 
+const nodes = (peers: readonly string[]) => peers.map((text) => `node ${text}`);
+
 const idOf = (...parts: readonly string[]) => parts.join("_").replace(/[^\w]/g, "_");
 
 /** Mermaid's own way to write what means something to it. */
@@ -132,8 +137,10 @@ export function mermaidOf(drawing: Drawing): string {
   const quoted = (...lines: readonly string[]) =>
     `"${lines.filter((line) => line !== "").map(mermaidText).join("<br/>")}"`;
   const out = ["flowchart LR", `  subgraph host[${quoted(host)}]`];
-  for (const { name, addresses, isDefault } of uplinks) {
-    out.push(`    ${idOf("up", name)}[${quoted(name, ...addresses, isDefault ? "default route" : "")}]`);
+  for (const { name, addresses, isDefault, peers } of uplinks) {
+    out.push(
+      `    ${idOf("up", name)}[${quoted(name, ...addresses, isDefault ? "default route" : "", ...nodes(peers))}]`,
+    );
   }
   for (const bridge of bridges) {
     out.push(`    ${idOf("br", bridge.name)}{{${quoted(bridge.name, ...bridge.addresses, networksText(bridge))}}}`);
@@ -187,8 +194,9 @@ export function dotOf(drawing: Drawing): string {
     `  subgraph cluster_host { label=${quoted(host)};`,
     "    host_stack [label=host, shape=circle];",
   ];
-  for (const { name, addresses, isDefault } of uplinks) {
-    out.push(`    ${idOf("up", name)} [label=${quoted(name, ...addresses, isDefault ? "default route" : "")}];`);
+  for (const { name, addresses, isDefault, peers } of uplinks) {
+    const label = quoted(name, ...addresses, isDefault ? "default route" : "", ...nodes(peers));
+    out.push(`    ${idOf("up", name)} [label=${label}];`);
   }
   for (const bridge of bridges) {
     out.push(

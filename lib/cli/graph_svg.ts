@@ -152,7 +152,7 @@ function summaryOf({ containers }: Drawing): string {
   return `${count(containers.length, "container")} on ${count(networks.size, "network")}${trouble}`;
 }
 
-function uplinkCard({ name, kind, addresses, isDefault, up }: Uplink): Card {
+function uplinkCard({ name, kind, addresses, isDefault, up, peers }: Uplink): Card {
   return {
     kind: up ? "uplink" : "absent",
     title: name,
@@ -160,6 +160,7 @@ function uplinkCard({ name, kind, addresses, isDefault, up }: Uplink): Card {
     rows: [
       ...addresses.map((text): Row => ({ text, style: "mono" })),
       ...(isDefault ? [{ text: "default route", style: "dim" } as const] : []),
+      ...peers.map((text): Row => ({ text: `node ${text}`, style: "dim" })),
     ],
   };
 }

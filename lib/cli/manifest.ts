@@ -100,6 +100,7 @@ metadata: { name: cnibox }
 roleRef: { apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: cnibox }
 subjects: [{ kind: ServiceAccount, name: cnibox, namespace: ${namespace} }]
 ---
+${clusterAccount(namespace)}---
 apiVersion: v1
 kind: ConfigMap
 metadata: { name: cnibox, namespace: ${namespace} }
@@ -145,6 +146,53 @@ ${lines(10, ENV)}
           volumeMounts: *mounts
       volumes:
 ${lines(8, volumes(options))}
+`;
+}
+
+/**
+ * The account of the IPAM plugin `cluster`, by a kubeconfig on each node: it is no program in a pod. Nobody uses it before such a file
+ * is there.
+ */
+function clusterAccount(namespace: string): string {
+  const name = "cnibox-cluster";
+  const subjects = `subjects: [{ kind: ServiceAccount, name: ${name}, namespace: ${namespace} }]`;
+  const rbac = "rbac.authorization.k8s.io";
+  return `# For the IPAM plugin "cluster" alone: Lease objects of this namespace, and the Node that owns them.
+apiVersion: v1
+kind: ServiceAccount
+metadata: { name: ${name}, namespace: ${namespace} }
+---
+apiVersion: v1
+kind: Secret
+metadata:
+  name: ${name}
+  namespace: ${namespace}
+  annotations: { kubernetes.io/service-account.name: ${name} }
+type: kubernetes.io/service-account-token
+---
+apiVersion: ${rbac}/v1
+kind: Role
+metadata: { name: ${name}, namespace: ${namespace} }
+rules:
+  - { apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, list, create, update, delete] }
+---
+apiVersion: ${rbac}/v1
+kind: RoleBinding
+metadata: { name: ${name}, namespace: ${namespace} }
+roleRef: { apiGroup: ${rbac}, kind: Role, name: ${name} }
+${subjects}
+---
+apiVersion: ${rbac}/v1
+kind: ClusterRole
+metadata: { name: ${name} }
+rules:
+  - { apiGroups: [""], resources: [nodes], verbs: [get] }
+---
+apiVersion: ${rbac}/v1
+kind: ClusterRoleBinding
+metadata: { name: ${name} }
+roleRef: { apiGroup: ${rbac}, kind: ClusterRole, name: ${name} }
+${subjects}
 `;
 }
 

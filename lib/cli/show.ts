@@ -1,11 +1,13 @@
 /** `cnibox show`: the networks of this node and what is attached to them, with what disagrees. */
 import { isObject } from "../cni/decode.ts";
 import { size } from "../ipam/range.ts";
+import type { Status } from "../node/state.ts";
 import { canonicalAddress, formatPrefix } from "../net/cidr.ts";
 import { CliError, type CommandCall, nearest, status, usageError } from "./command.ts";
 import { portText } from "./network.ts";
 import { podOf, shortId, unknownContainer, unknownNetwork } from "./owner_names.ts";
 import { type Folders, foldersOf, note } from "./setup.ts";
+import { agentStatus, peersOf } from "./peers.ts";
 import { type NetworkView, type Problem, type Survey, survey, type View } from "./survey.ts";
 import {
   ageOf,
@@ -48,7 +50,9 @@ async function once(call: CommandCall, folders: Folders): Promise<string> {
   if (network !== undefined && seen.networks.length === 0) {
     throw unknownNetwork(network, (await survey(folders)).networks.map(({ name }) => name));
   }
-  if (what === undefined) return listed(call, seen);
+  // Other nodes are no part of one network of this one, nor of a selection.
+  const whole = network === undefined && !call.is("problems") && call.value("pod") === undefined;
+  if (what === undefined) return listed(call, seen, whole ? agentStatus() : undefined);
   const views = seen.views.filter((view) => isMeant(what, view));
   if (views.length === 0) throw unknownThing(what, seen);
   if (call.is("quiet") || call.value("format") !== undefined) return listed(call, { ...seen, views });
@@ -90,15 +94,15 @@ export function nameOf(view: View): string {
 }
 
 /** The survey as the flags want it, in the form that they ask for. */
-function listed(call: CommandCall, all: Survey): string {
+function listed(call: CommandCall, all: Survey, nodes?: Status): string {
   const seen = filtered(call, all);
   const format = call.value("format");
   if (call.is("quiet")) {
     return [...new Set(seen.views.map(({ containerId }) => containerId))].map((id) => `${oneLine(id)}\n`).join("");
   }
   if (format !== undefined && format !== "json") return seen.views.map((view) => formatted(format, view)).join("");
-  if (call.is("json") || format === "json") return jsonDocument(jsonOf(seen));
-  return textOf(call, seen);
+  if (call.is("json") || format === "json") return jsonDocument(jsonOf(seen, nodes));
+  return textOf(call, seen, nodes);
 }
 
 function filtered(call: CommandCall, seen: Survey): Survey {
@@ -139,7 +143,7 @@ function plainText(value: unknown): string {
 }
 
 /** What `--json` prints. */
-export function jsonOf({ networks, views, orphans, blind }: Survey): Readonly<Record<string, unknown>> {
+export function jsonOf({ networks, views, orphans, blind }: Survey, nodes?: Status): Readonly<Record<string, unknown>> {
   return {
     networks: networks.map(({ name, list, bridge, sets }) => ({
       network: name,
@@ -150,6 +154,9 @@ export function jsonOf({ networks, views, orphans, blind }: Survey): Readonly<Re
     })),
     orphans,
     blind,
+    ...(nodes && {
+      nodes: { backend: nodes.backend, store: nodes.store, reconciled: nodes.reconciled, others: nodes.nodes },
+    }),
   };
 }
 
@@ -215,7 +222,7 @@ function subnetsOf({ sets }: Pick<NetworkView, "sets">): string[] {
   return sets.flatMap((set) => set.map(({ subnet }) => formatPrefix(subnet)));
 }
 
-function textOf(call: CommandCall, seen: Survey): string {
+function textOf(call: CommandCall, seen: Survey, nodes: Status | undefined): string {
   const paint = painter();
   const parts = seen.networks.map((network) => networkText(call, network, { seen, paint }));
   if (parts.length === 0) {
@@ -226,11 +233,28 @@ function textOf(call: CommandCall, seen: Survey): string {
   for (const { name, text, mend } of seen.orphans) {
     parts.push(`${paint("yellow", "!")} ${oneLine(`${name}: ${text}`)}\n    ${paint("dim", oneLine(mend))}\n`);
   }
+  if (nodes) parts.push(nodesText(nodes, paint));
   for (const text of seen.blind) note(text);
   return parts.join("\n");
 }
 
 const TITLES = ["CONTAINER", "IF", "ADDRESS", "PORTS", "HOST END", "NAMESPACE", "AGE", "STATE"];
+
+/** The other nodes and the ways to them. */
+function nodesText(nodes: Status, paint: Paint): string {
+  const { backend, store, reconciled } = nodes;
+  const state = store.state === "connected" ? "" : `${store.name} away for ${ageOf(new Date(store.since))}`;
+  const facts = [backend, state, `seen ${ageOf(new Date(reconciled))} ago`].filter((one) => one !== "");
+  const head = `${paint("bold", "other nodes")}  ${paint("dim", oneLine(facts.join(" · ")))}\n`;
+  const rows = peersOf(nodes).map(({ node, subnets, publicIPs, ways }) => [
+    node,
+    subnets.join(" "),
+    publicIPs.join(" "),
+    ways.length > 0 ? ways.join(", ") : paint("red", "no way"),
+  ]);
+  return head +
+    (rows.length === 0 ? "  none\n" : table(["NODE", "SUBNETS", "ADDRESSES", "WAY"], rows, { indent: "  " }));
+}
 
 function networkText(call: CommandCall, network: NetworkView, { seen, paint }: { seen: Survey; paint: Paint }): string {
   const { name, list, bridge, sets } = network;

@@ -118,11 +118,16 @@ export async function beginTaking(
         settle = new CniError(code.tryAgain, `pool "${pool.name}": other calls of this node were quicker`);
       }
     } catch (error) {
-      if (!(error instanceof CniError) || error.code === code.config || !mayDoWithout(pool, answer.need)) throw error;
+      if (!(error instanceof CniError) || isFault(error) || !mayDoWithout(pool, answer.need)) throw error;
       if (answer.need.kind === "confirm") options.warn(error.message);
       settle = error;
     }
   }
+}
+
+/** Is it the configuration that is wrong? A store that lets this node in no more is a store that is away. */
+function isFault({ code: number, cause }: CniError): boolean {
+  return number === code.config && !(cause instanceof StoreError);
 }
 
 /** Is there something that can be given out though the store does not answer, or has no block left? */
@@ -276,13 +281,15 @@ async function asking<T>(pool: Pool, options: OwnerOptions, work: () => Promise<
   } catch (error) {
     if (!(error instanceof StoreError)) throw error;
     if (error.failure !== "refused") await change(pool, options, (now) => ({ ...now, failed: Date.now() }));
-    throw new CniError(
+    const told = new CniError(
       error.failure === "refused" ? code.config : code.tryAgain,
       `pool "${pool.name}": ${error.message}`,
       error.failure === "refused"
         ? 'see "store" in "ipam"'
         : "addresses of blocks that this node owns are still given out",
     );
+    told.cause = error;
+    throw told;
   } finally {
     lock.close();
   }
@@ -511,7 +518,7 @@ function refuseOtherSizes(pool: Pool, records: readonly StoreRecord[]): void {
   }
 }
 
-/** Says what this pool is, and refuses one that overlaps with another. */
+/** Says what this pool is, and refuses one that overlaps with another, or that is somewhere else on other nodes. */
 async function declare(pool: Pool, store: ClusterStore): Promise<void> {
   const { records } = await store.list(`${POOLS}/`);
   const mine = pool.sets.flatMap(({ ranges }) => ranges.map(({ subnet }) => subnet));
@@ -527,12 +534,26 @@ async function declare(pool: Pool, store: ClusterStore): Promise<void> {
       'both would give out the same addresses; use one "pool" for both networks, or, for networks that never meet, "allowOverlap": true',
     );
   }
-  if (records.some(({ key }) => key === `${POOLS}/${pool.name}`)) return;
+  const known = records.find(({ key }) => key === `${POOLS}/${pool.name}`);
+  const subnets = known === undefined ? [] : readSubnets(known.value);
+  if (subnets.length > 0 && !mine.some((one) => subnets.some((two) => prefixesOverlap(one, two)))) {
+    throw new CniError(
+      code.config,
+      `pool "${pool.name}" is ${mine.map(formatPrefix).join(", ")} here, and ${
+        subnets.map(formatPrefix).join(", ")
+      } in ${store.name}`,
+      'another cluster\'s store, or its "prefix"? For other addresses give the pool another name',
+    );
+  }
+  // It grows with what one node has more than the others, and never shrinks: blocks out there may be in use.
+  const more = mine.filter((one) => !subnets.some((two) => two.length <= one.length && prefixesOverlap(one, two)));
+  if (known !== undefined && more.length === 0) return;
   const value = JSON.stringify({
-    subnets: mine.map(formatPrefix),
+    subnets: [...subnets, ...more].map(formatPrefix),
     blockSize: pool.sets.map(({ blockSize }) => blockSize),
   });
-  await store.createIfAbsent(`${POOLS}/${pool.name}`, value);
+  if (known === undefined) await store.createIfAbsent(`${POOLS}/${pool.name}`, value);
+  else await store.replaceIfRevision(known.key, value, known.revision);
 }
 
 function readSubnets(value: string): Prefix[] {
@@ -600,13 +621,26 @@ function noteFreed(pool: Pool, ips: readonly string[], leases: Store): void {
 /** Own blocks of which no address is given out, beyond the first `keep` of each range set. */
 function spareBlocks(pool: Pool, state: BlockState, leases: Store, keep: number): OwnBlock[] {
   const used = [...leases.names()].flatMap((name) => parseAddress(name) ?? []);
+  const resting = restingByBlock(pool, state);
   // Asked of the leases, not of a block's addresses: a block may have more of them than can be gone through.
   return pool.sets.flatMap((set) => {
     const inUse = new Set(used.map((address) => formatPrefix(blockOf(address, set.blockSize))));
-    return state.blocks.filter(({ block, phase }) =>
+    const spare = state.blocks.filter(({ block, phase }) =>
       phase === "own" && isBlockOf(block, set) && !inUse.has(formatPrefix(block))
-    ).slice(keep);
+    );
+    // Kept is what serves for longest: a block of addresses that all rest would send the next ADD to the store.
+    return spare.toSorted((a, b) => resting(a.block) - resting(b.block)).slice(keep);
   });
+}
+
+/** How many addresses of a block have not rested for long enough. */
+function restingByBlock(pool: Pool, { blocks, freed }: BlockState): (block: Prefix) => number {
+  const since = Date.now() - pool.quarantineMs;
+  const resting = Object.entries(freed).flatMap(([ip, at]) => at > since ? parseAddress(ip) ?? [] : []);
+  const counts = new Map(
+    blocks.map(({ block }) => [block, resting.filter((address) => prefixContains(block, address)).length]),
+  );
+  return (block) => counts.get(block) ?? 0;
 }
 
 /** Returns the blocks that are marked for it, and spare ones beyond `keep`. A store that does not answer keeps nobody: later. */

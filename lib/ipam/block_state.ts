@@ -6,7 +6,7 @@
  */
 import { CniError, code } from "../cni/error.ts";
 import { systemWords } from "../kernel/regular_file.ts";
-import { replaceFile } from "../kernel/state_file.ts";
+import { removeDrafts, replaceFile } from "../kernel/state_file.ts";
 import { formatPrefix, parsePrefix, type Prefix } from "../net/cidr.ts";
 
 /**
@@ -99,6 +99,8 @@ export function writeBlocks(path: string, { blocks, ...rest }: BlockState): void
     blocks: blocks.map(({ block, ...one }) => ({ block: formatPrefix(block), ...one })),
   });
   try {
+    // The lock is ours: whoever began one of these was killed.
+    removeDrafts(path);
     replaceFile(path, `${text}\n`);
   } catch (error) {
     throw new CniError(code.io, `failed to write ${path}: ${systemWords(error)}`, "");

@@ -29,6 +29,8 @@ export interface HttpRequest {
   readonly body?: string;
   /** Longest time for the whole request, in milliseconds. */
   readonly limitMs: number;
+  /** Latest version of TLS. */
+  readonly mostTls?: "1.2";
 }
 
 /** What the server answered. */
@@ -37,10 +39,22 @@ export interface HttpResponse {
   readonly body: string;
 }
 
-/** No answer. `sent`: the server may have got the request, so a write may have been done, or be done later. */
+/**
+ * What became of a request without an answer. `sent`: the server may have got it, so a write may have been done, or be done later.
+ * `distrusted`: one of both sides does not accept the other's certificate, so nothing was done, and will not be until somebody changes that.
+ */
+export type Unanswered = "unsent" | "sent" | "distrusted";
+
+/** No answer. */
 export class NoAnswer extends Error {
   override readonly name = "NoAnswer";
-  constructor(readonly endpoint: string, readonly reason: string, readonly sent: boolean) {
+  constructor(
+    readonly endpoint: string,
+    readonly reason: string,
+    readonly outcome: Unanswered,
+    /** curl's exit status. */
+    readonly curl = 0,
+  ) {
     super(`${endpoint}: ${reason}`);
   }
 }
@@ -54,30 +68,57 @@ const CONNECT_LIMIT_MS = 3_000;
  * @throws {NoAnswer} when there is none
  */
 export async function request(run: Run, endpoint: Endpoint, wanted: HttpRequest): Promise<HttpResponse> {
+  const answer = await send(run, endpoint, wanted);
+  if (!(answer instanceof Error)) return answer;
+  // With TLS 1.3 a server may refuse a certificate, and close the connection, before a byte of the request is out: the reason is then
+  // lost. With TLS 1.2 it is told before.
+  const isClosed = answer.curl === 55 && answer.outcome === "unsent" && endpoint.url.startsWith("https:");
+  const again = isClosed ? await send(run, endpoint, { ...wanted, mostTls: "1.2" }) : answer;
+  if (!(again instanceof Error)) return again;
+  throw again.outcome === "unsent" ? answer : again;
+}
+
+async function send(run: Run, endpoint: Endpoint, wanted: HttpRequest): Promise<HttpResponse | NoAnswer> {
   const input = curlConfig(endpoint, wanted);
   let output;
   try {
     output = await run({ argv: CURL, input: [input], question: true, limitMs: wanted.limitMs + 5_000 });
   } catch (error) {
     if (!(error instanceof CommandError)) throw error;
-    if (toolPath("curl") === "") throw new NoAnswer(endpoint.url, missingTool("curl"), false);
-    throw new NoAnswer(endpoint.url, error.message, true);
+    if (toolPath("curl") === "") return new NoAnswer(endpoint.url, missingTool("curl"), "unsent");
+    return new NoAnswer(endpoint.url, error.message, "sent");
   }
-  const [, body = "", status = "0", size = "0"] = /^([^]*)\n(\d+) (\d+)$/.exec(output.stdout) ?? [];
+  const [whole, body = "", status = "000", size] = /^([^]*)\n(\d+) (\d+)$/.exec(output.stdout) ?? [];
+  if (output.code === 0 && whole === undefined) return new NoAnswer(endpoint.url, "curl printed no status", "sent");
   if (output.code !== 0 || status === "000") {
-    throw new NoAnswer(endpoint.url, curlReason(output.code, output.stderr), !REFUSED.has(output.code) && size !== "0");
+    const { code, stderr } = output;
+    return new NoAnswer(endpoint.url, curlReason(code, stderr), outcome(output, size), code);
   }
   return { status: Number(status), body };
+}
+
+/** `size`: how many bytes curl says that it sent; undefined when it says nothing. */
+function outcome({ code, stderr }: { code: number; stderr: string }, size: string | undefined): Unanswered {
+  if (DISTRUSTED.has(code) || CERTIFICATE_ALERT.test(stderr)) return "distrusted";
+  return (size === undefined ? UNSENT.has(code) : size === "0") ? "unsent" : "sent";
 }
 
 /** `-q`: no configuration file of a user. */
 const CURL = ["curl", "-q", "-K", "-"];
 
-/** curl's exit statuses that say that no request was sent: no such host, no connection, TLS refused, unusable certificates. */
-const REFUSED = new Set([1, 2, 3, 5, 6, 7, 35, 53, 54, 58, 59, 60, 66, 77, 80, 82, 83, 90, 91]);
+/** curl's exit statuses that say that no request was sent: its own options, no such host, no connection, TLS that fails. */
+const UNSENT = new Set([1, 2, 3, 5, 6, 7, 35]);
+/** And those that name a certificate: the server's is not accepted, or a file with one of ours cannot be used. */
+const DISTRUSTED = new Set([58, 60, 66, 77, 82, 83, 90, 91]);
+/** The server's answer to a certificate of ours, or to none. With TLS 1.3 it comes after the request, which the server has not read. */
+const CERTIFICATE_ALERT =
+  /\balert (bad certificate|certificate (required|expired|revoked|unknown)|unknown ca|access denied|handshake failure)\b/;
 
 /** The configuration that makes curl send this request and print the answer's body, a line end, and status and bytes sent. */
-export function curlConfig(endpoint: Endpoint, { method, path, headers = [], body, limitMs }: HttpRequest): string {
+export function curlConfig(
+  endpoint: Endpoint,
+  { method, path, headers = [], body, limitMs, mostTls }: HttpRequest,
+): string {
   const socket = /^unix:\/\/(\/.*)$/.exec(endpoint.url)?.[1];
   const base = socket === undefined ? endpoint.url.replace(/\/+$/, "") : "http://localhost";
   const options: [string, string | true | undefined][] = [
@@ -88,6 +129,7 @@ export function curlConfig(endpoint: Endpoint, { method, path, headers = [], bod
     ["cert", endpoint.certFile],
     ["key", endpoint.keyFile],
     ["insecure", endpoint.insecure || undefined],
+    ["tls-max", mostTls],
     ["connect-to", connectTo(endpoint)],
     ...headers.map((header): [string, string] => ["header", header]),
     ["data-raw", body],

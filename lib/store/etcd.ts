@@ -8,7 +8,15 @@ import { decodeBase64, encodeBase64 } from "@std/encoding/base64";
 import type { Run } from "../kernel/run.ts";
 import { streamLines } from "../kernel/lines.ts";
 import { curlConfig, type Endpoint, NoAnswer, request } from "./curl.ts";
-import { Compacted, type Store, StoreError, type StoreOptions, type StoreRecord, timeLeft } from "./store.ts";
+import {
+  Compacted,
+  type Store,
+  StoreError,
+  type StoreFailure,
+  type StoreOptions,
+  type StoreRecord,
+  timeLeft,
+} from "./store.ts";
 
 /** Where etcd is. Files are read when they are used. */
 export interface EtcdConf {
@@ -159,6 +167,7 @@ class Etcd implements Store {
 
   async #post(path: string, body: object): Promise<{ status: number; answer: Answer; url: string }> {
     const reasons: string[] = [];
+    let failure: StoreFailure = "unreachable";
     for (const url of this.conf.endpoints) {
       const endpoint: Endpoint = { ...this.conf, url };
       try {
@@ -172,11 +181,12 @@ class Etcd implements Store {
         return { status, answer: readAnswer(text), url };
       } catch (error) {
         if (!(error instanceof NoAnswer)) throw error;
-        if (error.sent) throw new StoreError("unknown", `etcd ${error.message}`);
+        if (error.outcome === "sent") throw new StoreError("unknown", `etcd ${error.message}`);
+        if (error.outcome === "distrusted") failure = "refused";
         reasons.push(error.message);
       }
     }
-    throw new StoreError("unreachable", `etcd ${reasons.join("; ") || "has no endpoints"}`);
+    throw new StoreError(failure, `etcd ${reasons.join("; ") || "has no endpoints"}`);
   }
 
   #headers(): string[] {

@@ -165,7 +165,9 @@ class Kubernetes implements Store {
   #check(status: number, answer: unknown): void {
     if (status >= 200 && status < 300) return;
     const { message = `HTTP status ${status}` } = (answer ?? {}) as Status;
-    throw new StoreError(status >= 500 ? "unknown" : "refused", `${this.name}: ${message}`);
+    // The server says "Unauthorized", and no more, to a token that has expired.
+    const why = status === 401 ? ": the token or certificate has expired, or is not of this cluster" : "";
+    throw new StoreError(status >= 500 ? "unknown" : "refused", `${this.name}: ${message}${why}`);
   }
 
   async #ask({ method, path, body }: Asked): Promise<{ status: number; answer: unknown }> {
@@ -184,7 +186,8 @@ class Kubernetes implements Store {
       return { status, answer };
     } catch (error) {
       if (!(error instanceof NoAnswer)) throw error;
-      throw new StoreError(error.sent ? "unknown" : "unreachable", `Kubernetes API ${error.message}`);
+      const failure = { unsent: "unreachable", sent: "unknown", distrusted: "refused" } as const;
+      throw new StoreError(failure[error.outcome], `Kubernetes API ${error.message}`);
     }
   }
 

@@ -15,7 +15,18 @@ import { binDir, type Namespace, type Node } from "../e2e/support/mod.ts";
 import { type Cost, measure, median, quantile, type Side } from "./measure.ts";
 import { type Bars, type Curve, type Panel, svg } from "./plot.ts";
 import { podNets, podRates, type Rates } from "./pods.ts";
-import { Attached, benchNode, ByCommand, crowd, crowdContainers, type Net, nets, takeAddresses } from "./work.ts";
+import {
+  Attached,
+  benchNode,
+  ByCommand,
+  crowd,
+  crowdContainers,
+  type Net,
+  nets,
+  shares,
+  startEtcd,
+  takeAddresses,
+} from "./work.ts";
 
 /** One kind of work, both sides. Costs in milliseconds; `target`: the highest ratio of medians wanted. */
 interface Row {
@@ -40,7 +51,7 @@ interface Figure {
 const args = parseArgs(Deno.args, {
   string: ["reference", "rows", "json", "plot"],
   boolean: ["quick", "help"],
-  default: { rows: "pqabcdefghi" },
+  default: { rows: "pqabcdefghij" },
 });
 const say = (text: string) => void Deno.stdout.writeSync(new TextEncoder().encode(`${text}\n`));
 const note = (text: string) => void Deno.stderr.writeSync(new TextEncoder().encode(`${text}\n`));
@@ -103,6 +114,12 @@ const work: Rows = {
     }),
   h: () => lifeOf("h", "loopback", { cniVersion: "1.0.0", name: "lo", plugins: [{ type: "loopback" }] }, {}),
   i: versions,
+  j: () =>
+    lifeOf("j", "cluster on etcd / our host-local", shares.cluster, {
+      targets: { ADD: 1.1 },
+      prepare: startEtcd,
+      other: { side: OURS, net: shares.local },
+    }),
 };
 say(
   `cnibox ${await versionOf(join(cniboxDir(), "cnibox"))}; reference ${await versionOf(
@@ -124,22 +141,25 @@ async function lifeOf(
   id: string,
   title: string,
   net: Net,
-  { targets = {}, ours = Attached, prepare, samples = SAMPLES, side = OURS, folded = net }: {
+  { targets = {}, ours = Attached, prepare, samples = SAMPLES, folded = net, other = { side: THEIRS, net } }: {
     targets?: { ADD?: number; DEL?: number; pair?: number };
     ours?: typeof Attached;
     prepare?: (node: Node, side: Side) => Promise<void>;
     samples?: number;
-    side?: Side;
     /** The same network as our side has it. */
     folded?: Net;
+    /** What it is compared with: the reference, on the same network, if absent. */
+    other?: { readonly side: Side; readonly net: Net };
   },
 ): Promise<{ add: Row; del: Row }> {
   await using mine = await benchNode();
-  await using other = await benchNode();
+  await using theirs = await benchNode();
   const pair: Attached[] = [];
-  for (const [node, who, kind] of [[mine, side, ours], [other, THEIRS, Attached]] as const) {
+  for (
+    const [node, who, kind, list] of [[mine, OURS, ours, folded], [theirs, other.side, Attached, other.net]] as const
+  ) {
     await prepare?.(node, who);
-    pair.push(new kind(node, who, who === side ? folded : net, await node.container("bench")));
+    pair.push(new kind(node, who, list, await node.container("bench")));
   }
   const costs: Record<"ADD" | "DEL", Cost[][]> = { ADD: [[], []], DEL: [[], []] };
   for (let index = -WARM_UP; index < samples; index++) {

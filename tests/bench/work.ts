@@ -1,5 +1,5 @@
 /** What is measured: networks, the life of an attachment in them, and nodes that are not empty. */
-import { type Json, type Namespace, type Node, testNode } from "../e2e/support/mod.ts";
+import { eventually, type Json, type Namespace, type Node, testNode } from "../e2e/support/mod.ts";
 import { type Call, childProcesses, type Cost, measure, peakMemory, type Side } from "./measure.ts";
 
 /** A network list and what the runtime adds to it. */
@@ -50,6 +50,27 @@ export const nets = {
       ipam: { type: "host-local", ranges: [[{ subnet: "10.0.0.0/12" }]] },
     }]),
 };
+
+/** A bridge without masquerading on a /16: with addresses of our host-local, or of cluster on an etcd of the node's own. */
+export const shares = {
+  local: host("local", [bridge(false)]),
+  cluster: host("shared", [{
+    ...bridge(false),
+    ipam: {
+      type: "cluster",
+      node: "bench",
+      ranges: [V4],
+      store: { etcd: { endpoints: ["http://127.0.0.1:2379"] } },
+    },
+  }]),
+};
+
+/** Starts an etcd on the node. */
+export async function startEtcd(node: Node): Promise<void> {
+  node.spawn(["etcd", "--data-dir", "/run/etcd", "--log-level", "error"]);
+  const healthy = ["curl", "-s", "-f", "http://127.0.0.1:2379/health"];
+  await eventually("etcd answers", async () => (await node.exec(healthy)).code === 0, 60_000);
+}
 
 /** One network on one node, as one side's plugins carry it out. */
 export class Attached {

@@ -21,7 +21,7 @@ const port = (more: Partial<Port>): Port => ({
 
 const drawing: Drawing = {
   host: "node",
-  uplinks: [{ name: "eth0", kind: "", addresses: ["192.0.2.10/24"], up: true, isDefault: true }],
+  uplinks: [{ name: "eth0", kind: "", addresses: ["192.0.2.10/24"], up: true, isDefault: true, peers: [] }],
   bridges: [],
   containers: [
     { id: "routed", netns: "/run/netns/routed", ports: [port({})] },
@@ -32,6 +32,16 @@ const drawing: Drawing = {
     },
   ],
 };
+
+Deno.test("other nodes are shown at the interface that leads to them, in every format", () => {
+  const [uplink] = drawing.uplinks;
+  const peers = ["node2 10.5.2.0/24 fd05:0:0:2::/64 via 10.99.0.2 dev eth0"];
+  const known: Drawing = { ...drawing, uplinks: [{ ...uplink!, peers }] };
+  assertStringIncludes(treeOf(known, (_, text) => text), `│  └─ node ${peers[0]}\n`);
+  assertStringIncludes(mermaidOf(known), `<br/>node ${peers[0]}"]`);
+  assertStringIncludes(dotOf(known), `\\nnode ${peers[0]}"];`);
+  assertStringIncludes(svgOf(known), `>node ${peers[0]}<`);
+});
 
 Deno.test("containers on no bridge show their network, and whether they are masqueraded", () => {
   assertEquals(

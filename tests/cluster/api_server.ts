@@ -3,7 +3,7 @@ import { fromFileUrl } from "@std/path";
 import type { Background, Node } from "../e2e/support/node.ts";
 import type { Json } from "../e2e/support/plugins.ts";
 import { eventually } from "../e2e/support/traffic.ts";
-import type { World } from "../e2e/support/cluster_world.ts";
+import type { World } from "../e2e/support/world.ts";
 
 /** The folder of the Kubernetes programs, or why there is none. */
 export function kubernetes(): { folder: string } | { missing: string } {
@@ -148,7 +148,7 @@ async function grant(server: ApiServer): Promise<void> {
     subjects,
     roleRef: { apiGroup: "rbac.authorization.k8s.io", kind: "ClusterRole", name: "cnibox" },
   });
-  const verbs = ["get", "list", "create", "update", "delete", "watch"];
+  const verbs = ["get", "list", "create", "update", "delete"];
   await server.ask("POST", `${path}/namespaces/kube-system/roles`, {
     metadata,
     rules: [{ apiGroups: ["coordination.k8s.io"], resources: ["leases"], verbs }],

@@ -10,7 +10,7 @@ import { unmet } from "../e2e/support/needs.ts";
 import { configure, must } from "../e2e/support/operator.ts";
 import { type Json, type PluginOutput, runPlugin } from "../e2e/support/plugins.ts";
 import { eventually } from "../e2e/support/traffic.ts";
-import { switchboard, type World } from "../e2e/support/cluster_world.ts";
+import { switchboard, type World } from "../e2e/support/world.ts";
 import { type ApiServer, FOLDER, kubeconfig, kubernetes, startApiServer } from "./api_server.ts";
 
 const programs = kubernetes();

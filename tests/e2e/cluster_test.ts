@@ -4,8 +4,9 @@ import type { Namespace, Node } from "./support/node.ts";
 import { type Need, unmet } from "./support/needs.ts";
 import { configure, must } from "./support/operator.ts";
 import { Attachment, binDir, type Json, type PluginOutput, runPlugin } from "./support/plugins.ts";
+import { realTool, standIn, withStandIns } from "./support/tools.ts";
 import { eventually } from "./support/traffic.ts";
-import { type EtcdOptions, switchboard, type World } from "./support/cluster_world.ts";
+import { type EtcdOptions, type Member, switchboard, type World } from "./support/world.ts";
 
 const PASSWORD = "a-password-that-nobody-sees";
 
@@ -87,9 +88,9 @@ interface Key {
 }
 
 /** Everything in an etcd that answers without a password. */
-async function keys(world: World, url: string): Promise<Key[]> {
+async function keys(world: World): Promise<Key[]> {
   const body = JSON.stringify({ key: btoa("/"), range_end: btoa("0") });
-  const answer = await world.hub.run("curl", "-s", "-f", "-d", body, `${url}/v3/kv/range`);
+  const answer = await world.hub.run("curl", "-s", "-f", "-d", body, `${world.etcd}/v3/kv/range`);
   return (JSON.parse(answer).kvs ?? []).map(({ key, value }: Key) => ({ key: atob(key), value: atob(value) }));
 }
 
@@ -98,57 +99,59 @@ async function publish(node: Node, section: Json): Promise<void> {
   await configure(node, { cniVersion: "1.1.0", name: "pods", plugins: [{ type: "bridge", ipam: section }] });
 }
 
-worldTest("three machines share a pool to its last address, and leave nothing", { etcd: false }, async (world) => {
-  const members = await world.startMembers();
-  const endpoints = members.map(({ url }) => url);
-  const first = endpoints[0] ?? "";
-  const confs = new Map<Node, Json>();
-  for (const node of world.nodes) {
-    const section = ipam(world, node, { store: { etcd: { endpoints } } });
-    confs.set(node, conf(section));
-    await publish(node, section);
-    // Locks and folders are there from the first use on.
-    await added(node, "first", confs.get(node));
-    await done(node, "DEL", "first", confs.get(node));
-    await must(node, ["cluster", "trim"]);
-  }
-  const before = await Promise.all(world.nodes.map(files));
-  assertEquals(await keys(world, first), []);
+worldTest(
+  "three machines share a pool to its last address, and leave nothing",
+  { etcd: { onMachines: true } },
+  async (world) => {
+    const { endpoints } = world;
+    const confs = new Map<Node, Json>();
+    for (const node of world.nodes) {
+      const section = ipam(world, node, { store: { etcd: { endpoints } } });
+      confs.set(node, conf(section));
+      await publish(node, section);
+      // Locks and folders are there from the first use on.
+      await added(node, "first", confs.get(node));
+      await done(node, "DEL", "first", confs.get(node));
+      await must(node, ["cluster", "trim"]);
+    }
+    const before = await Promise.all(world.nodes.map(files));
+    assertEquals(await keys(world), []);
 
-  const given: { node: Node; id: string; ip: string }[] = [];
-  const full: PluginOutput[] = [];
-  const adds = Array.from({ length: 70 }, (_, index) => async () => {
-    const node = world.nodes[index % 3]!;
-    const output = await ask(node, "ADD", `c${index}`, confs.get(node));
-    if (output.code === 0) given.push({ node, id: `c${index}`, ip: output.json.ips[0].address });
-    else full.push(output);
-  });
-  await atOnce(12, adds);
-  assertEquals(new Set(given.map(({ ip }) => ip)).size, given.length);
-  for (const output of full) {
-    refused(output, 100, /^pool "pods" is full: no address of 10\.42\.0\.1-10\.42\.0\.62 is free$/);
-    assertMatch(output.json.details, /61 blocks are taken: node\d has \d+/);
-  }
-  assertEquals([given.length, full.length], [61, 9]);
-  const { json } = await must(world.nodes[0]!, ["cluster", "blocks", "--json"]);
-  assertEquals(json.blocks.length, 61);
+    const given: { node: Node; id: string; ip: string }[] = [];
+    const full: PluginOutput[] = [];
+    const adds = Array.from({ length: 70 }, (_, index) => async () => {
+      const node = world.nodes[index % 3]!;
+      const output = await ask(node, "ADD", `c${index}`, confs.get(node));
+      if (output.code === 0) given.push({ node, id: `c${index}`, ip: output.json.ips[0].address });
+      else full.push(output);
+    });
+    await atOnce(12, adds);
+    assertEquals(new Set(given.map(({ ip }) => ip)).size, given.length);
+    for (const output of full) {
+      refused(output, 100, /^pool "pods" is full: no address of 10\.42\.0\.1-10\.42\.0\.62 is free$/);
+      assertMatch(output.json.details, /61 blocks are taken: node\d has \d+/);
+    }
+    assertEquals([given.length, full.length], [61, 9]);
+    const { json } = await must(world.nodes[0]!, ["cluster", "blocks", "--json"]);
+    assertEquals(json.blocks.length, 61);
 
-  await atOnce(12, given.map(({ node, id }) => () => done(node, "DEL", id, confs.get(node))));
-  for (const node of world.nodes) await must(node, ["cluster", "trim"]);
-  assertEquals(await Promise.all(world.nodes.map(files)), before);
-  assertEquals(await keys(world, first), []);
-});
+    await atOnce(12, given.map(({ node, id }) => () => done(node, "DEL", id, confs.get(node))));
+    for (const node of world.nodes) await must(node, ["cluster", "trim"]);
+    assertEquals(await Promise.all(world.nodes.map(files)), before);
+    assertEquals(await keys(world), []);
+  },
+);
 
 worldTest("with two of three members killed a node gives out what it owns, and says when that is all", {
-  etcd: false,
+  etcd: { onMachines: true },
 }, async (world) => {
-  const members = await world.startMembers();
+  const { members } = world;
   const [one, two] = world.nodes as [Node, Node];
   const section = {
     ranges: [[{ subnet: "10.42.0.0/24", rangeStart: "10.42.0.8" }]],
     blockSize: 30,
     timeout: "3s",
-    store: { etcd: { endpoints: members.map(({ url }) => url) } },
+    store: { etcd: { endpoints: world.endpoints } },
   };
   const mine = conf(ipam(world, one, section));
   const given = [await added(one, "c1", mine)];
@@ -169,7 +172,7 @@ worldTest("with two of three members killed a node gives out what it owns, and s
   given.pop();
 
   // Back again: what was asked for meanwhile is settled, and everybody goes on.
-  await Promise.all(members.slice(1).map((member) => member.start()));
+  await world.startEtcd();
   await eventually("the members agree again", async () => {
     const output = await ask(two, "ADD", "c2", foreign);
     if (output.code === 0) given.push(output.json.ips[0].address.split("/")[0]);
@@ -178,29 +181,30 @@ worldTest("with two of three members killed a node gives out what it owns, and s
   }, 60_000);
   for (const id of ["c7", "c8", "c9"]) given.push(await added(one, id, mine));
   assertEquals(new Set(given).size, 7, given.join());
-  const owners = (await keys(world, members[0]!.url)).filter(({ key }) => key.startsWith("/cnibox/cluster/v1/pods/"));
+  const owners = (await keys(world)).filter(({ key }) => key.startsWith("/cnibox/cluster/v1/pods/"));
   const known = JSON.parse(await one.read("/var/lib/cni/cluster/pods/blocks.json") ?? "").blocks;
   assertEquals(owners.filter(({ value }) => JSON.parse(value).node === "node1").length, known.length);
 });
 
-worldTest("the leader is killed while addresses are given out: none is given twice", { etcd: false }, async (world) => {
-  const members = await world.startMembers();
-  const store = { etcd: { endpoints: members.map(({ url }) => url) } };
+worldTest("the leader is killed while addresses are given out: none is given twice", {
+  etcd: { onMachines: true },
+}, async (world) => {
+  const store = { etcd: { endpoints: world.endpoints } };
   const confs = world.nodes.map((node) => conf(ipam(world, node, { store, ranges: [[{ subnet: "10.42.0.0/24" }]] })));
   const given: string[] = [];
-  const adds = Array.from({ length: 36 }, (_, index) => async () => {
-    if (index === 12) await (await leader(world, members)).kill();
+  const adds = Array.from({ length: 100 }, (_, index) => async () => {
+    if (index === 30) await (await leader(world)).kill();
     const output = await ask(world.nodes[index % 3]!, "ADD", `c${index}`, confs[index % 3]);
     if (output.code === 0) given.push(output.json.ips[0].address);
     else assertEquals(output.json?.code, 11, output.stdout);
   });
   await atOnce(6, adds);
-  assert(given.length > 12, `${given.length} of 36 were given`);
+  assert(given.length > 30, `${given.length} of 100 were given`);
   assertEquals(new Set(given).size, given.length);
 });
 
-async function leader<M extends { url: string }>(world: World, members: readonly M[]): Promise<M> {
-  for (const member of members) {
+async function leader(world: World): Promise<Member> {
+  for (const member of world.members) {
     const text = await world.hub.run("curl", "-s", "-f", "-d", "{}", `${member.url}/v3/maintenance/status`);
     const { header, leader } = JSON.parse(text);
     if (header.member_id === leader) return member;
@@ -208,33 +212,49 @@ async function leader<M extends { url: string }>(world: World, members: readonly
   throw new Error("no member is the leader");
 }
 
-/** An authority of its own, in a folder of a node, and a server certificate for etcd's address. */
+/** An authority of its own, in a folder of a node, with certificates for etcd's address and for a client. */
 async function certificates(node: Node, folder: string): Promise<void> {
   await node.sh(
     `mkdir -p "$1"; cd "$1"
     openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj "/CN=test authority" -keyout ca.key -out ca.pem 2>&1
-    openssl req -newkey rsa:2048 -nodes -subj "/CN=etcd" -keyout server.key -out server.csr 2>&1
     printf 'subjectAltName=IP:10.99.0.254,IP:127.0.0.1\\n' >ext
-    openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out server.pem 2>&1`,
+    for name in server client; do
+      openssl req -newkey rsa:2048 -nodes -subj "/CN=$name" -keyout $name.key -out $name.csr 2>&1
+      openssl x509 -req -in $name.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out $name.pem 2>&1
+    done`,
     folder,
   );
+}
+
+const SERVER = ["--cert-file", "/etc/etcd-tls/server.pem", "--key-file", "/etc/etcd-tls/server.key"];
+
+/** Copies files of the switch to where the machines' configuration names them. */
+async function hand(world: World, files: Readonly<Record<string, string>>): Promise<void> {
+  for (const [name, from] of Object.entries(files)) {
+    const text = await world.hub.read(from) ?? "";
+    for (const node of world.nodes) await node.write(`/etc/cni/etcd/${name}`, text, 0o600);
+  }
 }
 
 /** Starts etcd with TLS and a password, and gives the machines what they need to reach it. */
 async function secure(world: World): Promise<void> {
   const { hub } = world;
   for (const folder of ["/etc/etcd-tls", "/etc/other-tls"]) await certificates(hub, folder);
-  const args = ["--cert-file", "/etc/etcd-tls/server.pem", "--key-file", "/etc/etcd-tls/server.key"];
-  await world.startEtcd({ scheme: "https", args: [...args, "--bcrypt-cost", "4"] });
+  await world.startEtcd({ scheme: "https", args: [...SERVER, "--bcrypt-cost", "4"] });
   const post = (path: string, body: Json) =>
     hub.run("curl", "-s", "-k", "-f", "-d", JSON.stringify(body), `${world.etcd}/v3/auth/${path}`);
   await post("user/add", { name: "root", password: PASSWORD });
   await post("role/add", { name: "root" });
   await post("user/grant", { user: "root", role: "root" });
+  // And one who may work on another cluster's keys alone.
+  await post("user/add", { name: "guest", password: PASSWORD });
+  await post("role/add", { name: "guest" });
+  const [key, range_end] = [btoa("/elsewhere/"), btoa("/elsewhere0")];
+  await post("role/grant", { name: "guest", perm: { permType: "READWRITE", key, range_end } });
+  await post("user/grant", { user: "guest", role: "guest" });
   await post("enable", {});
+  await hand(world, { "ca.pem": "/etc/etcd-tls/ca.pem", "other-ca.pem": "/etc/other-tls/ca.pem" });
   for (const node of world.nodes) {
-    await node.write("/etc/cni/etcd/ca.pem", await hub.read("/etc/etcd-tls/ca.pem") ?? "");
-    await node.write("/etc/cni/etcd/other-ca.pem", await hub.read("/etc/other-tls/ca.pem") ?? "");
     await node.write("/etc/cni/etcd/password", `${PASSWORD}\n`, 0o600);
     await node.write("/etc/cni/etcd/wrong-password", "guessed-by-somebody\n", 0o600);
   }
@@ -294,11 +314,16 @@ worldTest("a store that refuses or cannot be reached is named with the reason, a
   assert(!(password.stdout + password.stderr).includes("guessed"), password.stdout);
   refused(
     await bad({ caFile: "/etc/cni/etcd/other-ca.pem" }),
-    11,
+    7,
     /^pool "fresh": etcd https:\/\/10\.99\.0\.254:2379: SSL certificate problem/,
   );
   refused(await bad({ caFile: "/etc/cni/etcd/none.pem" }), 7, /"ipam\.store\.etcd\.caFile" is "\/etc\/cni\/etcd\/none/);
   refused(await bad({ user: undefined }), 7, /etcd https:.*user name is empty/);
+  // Another cluster's prefix: this user's rights end where the other's keys begin.
+  refused(await bad({ user: "guest" }), 7, /^pool "fresh": etcd https:\/\/10\.99\.0\.254:2379: .*permission denied/);
+  const elsewhere = secured(world, { user: "guest", prefix: "/elsewhere/cnibox" });
+  await added(node, "c2", conf(ipam(world, node, elsewhere), "elsewhere"));
+  await done(node, "DEL", "c2", conf(ipam(world, node, elsewhere), "elsewhere"));
   refused(
     await bad({ endpoints: ["https://10.99.0.254:1"] }),
     11,
@@ -306,10 +331,133 @@ worldTest("a store that refuses or cannot be reached is named with the reason, a
   );
   // The container that was there before is what it was.
   await done(node, "CHECK", "c1", good);
-  assertEquals((await files(node)).replaceAll(/^.*\bfresh\b.*\n/gm, ""), before);
+  assertEquals((await files(node)).replaceAll(/^.*\b(fresh|elsewhere)\b.*\n/gm, ""), before);
   await added(node, "c2", good);
   for (const id of ["c1", "c2"]) await done(node, "DEL", id, good);
 });
+
+worldTest("an etcd that wants a client's certificate gets it; a missing, foreign or unusable one is named", {
+  machines: 1,
+  etcd: false,
+  needs: ["tool:openssl"],
+}, async (world) => {
+  const [node] = world.nodes as [Node];
+  for (const folder of ["/etc/etcd-tls", "/etc/other-tls"]) await certificates(world.hub, folder);
+  await world.startEtcd({
+    scheme: "https",
+    args: [...SERVER, "--client-cert-auth", "--trusted-ca-file", "/etc/etcd-tls/ca.pem"],
+    curl: ["--cert", "/etc/etcd-tls/client.pem", "--key", "/etc/etcd-tls/client.key"],
+  });
+  await hand(world, {
+    "ca.pem": "/etc/etcd-tls/ca.pem",
+    "client.pem": "/etc/etcd-tls/client.pem",
+    "client.key": "/etc/etcd-tls/client.key",
+    "foreign.pem": "/etc/other-tls/client.pem",
+    "foreign.key": "/etc/other-tls/client.key",
+  });
+  const by = (certFile?: string, keyFile?: string) => {
+    const named = (file?: string) => file && `/etc/cni/etcd/${file}`;
+    const etcd = {
+      endpoints: [world.etcd],
+      caFile: named("ca.pem"),
+      certFile: named(certFile),
+      keyFile: named(keyFile),
+    };
+    return conf(ipam(world, node, { store: { etcd }, blockSize: 32 }));
+  };
+  const good = by("client.pem", "client.key");
+  await added(node, "c1", good);
+  const before = await files(node);
+  // Each ADD needs a block of its own, so the store has to be asked.
+  const where = 'pool "pods": etcd https://10\\.99\\.0\\.254:2379: ';
+  refused(await ask(node, "ADD", "c2", by()), 7, new RegExp(`^${where}.*alert`));
+  refused(await ask(node, "ADD", "c2", by("foreign.pem", "foreign.key")), 7, new RegExp(`^${where}.*alert`));
+  refused(await ask(node, "ADD", "c2", by("client.pem", "foreign.key")), 7, new RegExp(`^${where}.*key`));
+  refused(
+    await ask(node, "ADD", "c2", by("none.pem")),
+    7,
+    /"ipam\.store\.etcd\.certFile" is "\/etc\/cni\/etcd\/none\.pem"/,
+  );
+  // What was there goes on, without asking; and nothing came of the others.
+  await done(node, "CHECK", "c1", good);
+  assertEquals(await files(node), before);
+  const owned = JSON.parse(await node.read("/var/lib/cni/cluster/pods/blocks.json") ?? "").blocks;
+  assertEquals(owned.map(({ phase }: Json) => phase), ["own"]);
+  await added(node, "c2", good);
+  for (const id of ["c1", "c2"]) await done(node, "DEL", id, good);
+});
+
+/** `before` it is started or `after` its work, with the answer unread, the n-th curl kills the call that has started it. */
+async function killerCurl(node: Node): Promise<(target: string) => Promise<boolean>> {
+  const real = await realTool(node, "curl");
+  await standIn(
+    node,
+    "curl",
+    `n=1; until mkdir /run/curls/$n 2>/dev/null; do n=$((n + 1)); done
+case $(cat /run/target) in
+  "before $n") touch /run/hit; kill -9 $PPID; exit 1 ;;
+  "after $n") ${real} "$@" >/dev/null; touch /run/hit; kill -9 $PPID; exit 1 ;;
+esac
+exec ${real} "$@"`,
+  );
+  return async (target) => {
+    const hit = (await node.exec(["test", "-e", "/run/hit"])).code === 0;
+    await node.sh('rm -rf /run/curls /run/hit; mkdir /run/curls; echo "$1" >/run/target', target);
+    return hit;
+  };
+}
+
+for (const operation of ["ADD", "DEL"] as const) {
+  worldTest(`${operation} killed at each request that it makes loses no block, and none has two owners`, {
+    machines: 2,
+  }, async (world) => {
+    const [node, other] = world.nodes as [Node, Node];
+    // A block is an address, and each released one rests: every ADD takes a block, and DEL returns the second spare one.
+    const section = (one: Node) => ipam(world, one, { blockSize: 32, quarantine: "1h" });
+    const [mine, theirs] = [conf(section(node)), conf(section(other))];
+    const foreign = await added(other, "theirs", theirs);
+    await publish(node, section(node));
+    const before = await keys(world);
+    const aim = await killerCurl(node);
+    let hits = 0;
+    for (const when of ["before", "after"]) {
+      for (let number = 1, hit = true; hit; number++) {
+        // As on a node that was just installed: everything is asked for.
+        await node.sh("rm -rf /var/lib/cni/cluster");
+        await aim("never");
+        if (operation === "DEL") {
+          for (const id of ["c1", "c2"]) await added(node, id, mine);
+          // One spare block is kept.
+          await done(node, "DEL", "c1", mine);
+        }
+        await aim(`${when} ${number}`);
+        const about = { containerId: "c2", netns: "/run/netns/none" };
+        const output = await runPlugin(node, {
+          type: "cluster",
+          command: operation,
+          ...about,
+          stdin: mine,
+          wrap: withStandIns,
+        });
+        hit = await aim("never");
+        if (hit) hits++;
+        else assertEquals(output.code, 0, output.stdout + output.stderr);
+        // What a runtime does then: once more, or DEL and another one.
+        if (operation === "DEL") await done(node, "DEL", "c2", mine);
+        else if (hit) await added(node, "c2", mine);
+        const given = [foreign, await added(node, "c3", mine), await added(node, "c4", mine)];
+        assertEquals(new Set(given).size, 3, given.join());
+        await done(node, "CHECK", "c3", mine);
+        assertEquals((await must(node, ["cluster", "check"])).stdout, "records and files agree\n");
+        for (const id of ["c1", "c2", "c3", "c4"]) await done(node, "DEL", id, mine);
+        await must(node, ["cluster", "trim"]);
+        assertEquals(await keys(world), before, `${when} ${number}`);
+      }
+    }
+    // To confirm, to say what the pool is, to take a block; to return one.
+    assert(hits >= (operation === "ADD" ? 6 : 2), `${hits} calls were killed`);
+  });
+}
 
 worldTest("one name for two machines, an overlapping pool, a record edited by hand: refused, and nothing is lost", {
   machines: 2,
@@ -318,7 +466,7 @@ worldTest("one name for two machines, an overlapping pool, a record edited by ha
   const small = { blockSize: 30 };
   const mine = conf(ipam(world, one, small));
   const ip = await added(one, "c1", mine);
-  const before = await keys(world, world.etcd);
+  const before = await keys(world);
 
   const twin = await ask(two, "ADD", "c1", conf(ipam(world, two, { ...small, node: "node1" })));
   refused(twin, 7, /^pool "pods": another machine has the node name "node1" too$/);
@@ -331,7 +479,7 @@ worldTest("one name for two machines, an overlapping pool, a record edited by ha
     7,
     /^pool "pods": "blockSize" is 29 here, and the pool has blocks of \/30$/,
   );
-  assertEquals(await keys(world, world.etcd), before);
+  assertEquals(await keys(world), before);
   await done(one, "CHECK", "c1", mine);
 
   const record = before.find(({ key }) => key.includes("/pods/10."))!;
@@ -381,7 +529,7 @@ worldTest("two networks of one node share a pool, each with blocks of its own", 
     for (const name of ["left", "right"]) await done(node, "DEL", id, conf(section, name));
   }
   await must(node, ["cluster", "trim"]);
-  assertEquals(await keys(world, world.etcd), []);
+  assertEquals(await keys(world), []);
 });
 
 worldTest("show, ipam, doctor, explain and schema know what cluster gives out", { machines: 1 }, async (world) => {
@@ -413,7 +561,7 @@ worldTest("show, ipam, doctor, explain and schema know what cluster gives out", 
   );
   assertMatch((await must(node, ["schema", "cluster"])).stdout, /"blockSize"/);
   // Another node has the block by now.
-  const [record] = (await keys(world, world.etcd)).filter(({ key }) => key.includes("/pods/10."));
+  const [record] = (await keys(world)).filter(({ key }) => key.includes("/pods/10."));
   await world.put(record!.key, JSON.stringify({ node: "node9", machineId: "9" }));
   await must(node, ["cluster", "check"]).catch(() => {});
   const doctor = (await node.exec([`${binDir.cnibox}/cnibox`, "doctor"])).stdout;
@@ -472,7 +620,7 @@ for (const { name, needs, plugin } of mains) {
       assertEquals([json.found[0].node, json.found[0].containerId], ["node1", attached[0]!.pod.name]);
       for (const { attachment } of attached) await attachment.del();
       await must(node, ["cluster", "trim"]);
-      assertEquals(await keys(world, world.etcd), []);
+      assertEquals(await keys(world), []);
       const left = await node.list("/var/lib/cni/networks/pods");
       assertEquals(left.filter((file) => /^(10\.|fd42)/.test(file)), []);
     });

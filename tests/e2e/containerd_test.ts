@@ -206,6 +206,48 @@ runtimeTest("a container whose namespace is owned by its process is attached by 
   assertSameState(warm, await snapshot(node), { allow: [hostLocalLeftovers] });
 });
 
+runtimeTest("containerd's containers get addresses that are unique in a cluster, and their blocks go with them", [
+  ...needs,
+  "tool:etcd",
+  "tool:curl",
+], async ({ node, cgroup }) => {
+  node.spawn(["etcd", "--data-dir", "/run/etcd", "--log-level", "error"]);
+  const url = "http://127.0.0.1:2379";
+  await eventually(
+    "etcd answers",
+    async () => (await node.exec(["curl", "-s", "-f", `${url}/health`])).code === 0,
+    60_000,
+  );
+  const [bridge] = net.plugins;
+  const ipam = { type: "cluster", node: "one", ranges: [[{ subnet: "10.42.0.0/24" }], [{ subnet: "fd42::/64" }]] };
+  const section = { ...ipam, blockSize: { 4: 30, 6: 124 }, store: { etcd: { endpoints: [url] } } };
+  await configure(node, { ...net, plugins: [{ ...bridge, ipam: section }] });
+  const { ctr, cri } = await startContainerd(node, cgroup);
+  await importWebImage(node);
+
+  const said = await ctr("run", "--rm", "--cni", "--rootfs", ROOTFS, "one", "/bin/sh", "-c", "ip -o addr show eth0");
+  assertMatch(said, /inet 10\.42\.0\.\d+\/24 /);
+  assertMatch(said, /inet6 fd42::\S+\/64 /);
+  const pods: string[] = [];
+  const addresses: string[] = [];
+  for (const name of ["web", "other"]) {
+    const pod = await cri.run({ name, cgroup });
+    pods.push(pod);
+    addresses.push(...await cri.addresses(pod));
+  }
+  assertEquals([addresses.length, new Set(addresses).size], [4, 4], addresses.join());
+  for (const address of addresses) {
+    assertEquals(await fetchPage(node, `http://${address.includes(":") ? `[${address}]` : address}/`), PAGE);
+  }
+  const { json } = await must(node, ["cluster", "find", addresses[0]!, "--json"]);
+  assertEquals([json.found[0].node, json.found[0].containerId], ["one", pods[0]]);
+  for (const pod of pods) await cri.remove(pod);
+  await must(node, ["cluster", "trim"]);
+  assertEquals((await must(node, ["cluster", "blocks", "--json"])).json.blocks, []);
+  const left = await node.list("/var/lib/cni/networks/net");
+  assertEquals(left.filter((name) => /^(10\.|fd42)/.test(name)), []);
+});
+
 /** The namespace of a pod, by the file that its result names. */
 async function sandboxOf(node: Node, id: string): Promise<Namespace> {
   const cached = JSON.parse(await node.read(`/var/lib/cni/results/net-${id}-eth0`) ?? "{}");

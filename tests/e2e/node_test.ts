@@ -1,6 +1,6 @@
 /** Three machines on one switch, an etcd, and `cnibox node` on each: pods reach pods, and what is broken is repaired. */
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { switchboard, type World } from "./support/world.ts";
+import { type EtcdOptions, switchboard, type World } from "./support/world.ts";
 import { cnibox, must } from "./support/operator.ts";
 import type { Namespace, Node } from "./support/node.ts";
 import { unmet } from "./support/needs.ts";
@@ -18,13 +18,13 @@ const network = (type: string) => ({
   Backend: { Type: type },
 });
 
-function worldTest(name: string, body: (world: World) => Promise<void>, options: { members?: number } = {}): void {
+function worldTest(name: string, body: (world: World) => Promise<void>, etcd: EtcdOptions = {}): void {
   const ignore = missing.length > 0;
   Deno.test({
     name: ignore ? `${name} [skipped: ${missing.join("; ")}]` : name,
     ignore,
     fn: async () => {
-      await using world = await switchboard(3, options);
+      await using world = await switchboard(3, { etcd });
       await body(world);
     },
   });
@@ -107,6 +107,11 @@ for (const type of ["host-gw", "vxlan"]) {
       (await one.ipJson("-6", "route", "show", "proto", "77")).length;
     assertEquals(await ours(), 4);
     await one.run("ip", "route", "add", "10.77.0.0/16", "via", "10.99.0.2", "proto", "static");
+    const way = new RegExp(`node2 .*10\\.5\\.\\d+\\.0/24.* via \\S+ dev ${dev.replace(".", "\\.")}`);
+    assertMatch((await must(one, ["show"])).stdout, way);
+    assertMatch((await must(one, ["graph"])).stdout, way);
+    const { json } = await must(one, ["show", "--json"]);
+    assertEquals(json.nodes.others.map(({ node }: Json) => node).sort(), ["node2", "node3"]);
     // Flushed table.
     await one.run("ip", "route", "flush", "proto", "77");
     await one.run("ip", "-6", "route", "flush", "proto", "77");

@@ -7,9 +7,12 @@
  * point before the system call takes place: after it is before the next one, since nothing lies between that anybody else can see.
  */
 import {
+  type Allowed,
   Attachment,
+  call,
   type Command,
   difference,
+  eventually,
   hostLocalLeftovers,
   type Json,
   type Namespace,
@@ -32,6 +35,10 @@ export interface Setup {
   readonly capabilities?: Record<string, unknown>;
   /** Done once on a fresh node. */
   readonly prepare?: (node: Node) => Promise<unknown>;
+  /** What the network has outside of its node, once it has come to rest: part of the state that every try has to end with. */
+  readonly elsewhere?: (node: Node) => Promise<string[]>;
+  /** Files that the network keeps for its own use, and may change at any call. */
+  readonly own?: Allowed[];
 }
 
 const hostLocal = (subnet: string) => ({ type: "host-local", ranges: [[{ subnet }]] });
@@ -101,7 +108,77 @@ export const setups: readonly Setup[] = [
     }],
     capabilities: { portMappings },
   },
+  {
+    name: "cluster on etcd",
+    plugins: [cluster({ node: "one" })],
+    prepare: startEtcd,
+    elsewhere: blocksAndRecords,
+    own: [{ section: "files", line: /^\/var\/lib\/cni\/cluster(\/net1(\/(blocks\.json|lock))?)? / }],
+  },
 ];
+
+/** Each block is one address and each released address rests, so that every ADD takes a block and every DEL returns one. */
+function cluster(changes: Json): Json {
+  const store = { etcd: { endpoints: ["http://127.0.0.1:2379"] } };
+  return {
+    type: "cluster",
+    ipam: {
+      type: "cluster",
+      pool: "net1",
+      ranges: [[{ subnet: "10.26.0.0/27" }]],
+      blockSize: 32,
+      quarantine: "24h",
+      store,
+      ...changes,
+    },
+  };
+}
+
+const asked = (plugin: Json) => ({ cniVersion: "1.1.0", name: "net1", ...plugin });
+
+/** An etcd on the node, and an address that another node has. */
+async function startEtcd(node: Node): Promise<void> {
+  node.spawn(["etcd", "--data-dir", "/run/etcd", "--log-level", "error"]);
+  const healthy = ["curl", "-s", "-f", "http://127.0.0.1:2379/health"];
+  await eventually("etcd answers", async () => (await node.exec(healthy)).code === 0, 60_000);
+  const theirs = cluster({ node: "two", dataDir: "/run/two/networks" });
+  await call(node, {
+    type: "cluster",
+    command: "ADD",
+    containerId: "theirs",
+    netns: "/run/none",
+    stdin: asked(theirs),
+  });
+}
+
+/** One more address, taken and released, settles what a killed call has left open: then records and blocks are the same. */
+async function blocksAndRecords(node: Node): Promise<string[]> {
+  const about = { type: "cluster", containerId: "settle", netns: "/run/none", stdin: asked(cluster({ node: "one" })) };
+  const file = "/var/lib/cni/cluster/net1/blocks.json";
+  // The pause after a store that did not answer is over.
+  const state = await node.read(file);
+  if (state !== undefined) await node.write(file, state.replace(/"failed":\d+/, '"failed":0'));
+  const { ips: [{ address }] } = await call(node, { ...about, command: "ADD" });
+  const theirs = (await node.list("/run/two/networks/net1")).filter((name) => name.startsWith("10."));
+  await call(node, { ...about, command: "DEL" });
+  const body = JSON.stringify({ key: btoa("/cnibox/cluster/v1/net1/"), range_end: btoa("/cnibox/cluster/v1/net10") });
+  const answer = JSON.parse(await node.run("curl", "-s", "-f", "-d", body, "http://127.0.0.1:2379/v3/kv/range"));
+  const records = (answer.kvs ?? []).map((
+    { key, value }: Json,
+  ) => [atob(key).split("/").at(-1), JSON.parse(atob(value)).node]);
+  const { blocks } = JSON.parse(await node.read(file) ?? "");
+  const mine: string[] = records.filter(([, holder]: string[]) => holder === "one").map(([block = ""]: string[]) =>
+    block
+  );
+  const known: string[] = blocks.map(({ block }: Json) => block.replace("/", "-"));
+  return [
+    `${mine.length} blocks`,
+    ...mine.filter((block) => !known.includes(block)).map((block) => `${block} is lost`),
+    ...known.filter((block) => !mine.includes(block)).map((block) => `${block} has no record`),
+    ...blocks.filter(({ phase }: Json) => phase !== "own").map(({ block, phase }: Json) => `${block} is ${phase}`),
+    ...theirs.includes(address.split("/")[0]) ? [`${address} is given twice`] : [],
+  ];
+}
 
 /** One place where a call can be hit. */
 export interface Point {
@@ -224,12 +301,13 @@ export class Trial implements AsyncDisposable {
   }
 
   async #look(): Promise<State> {
+    const elsewhere = await this.setup.elsewhere?.(this.node) ?? [];
     const [host, notes, ...pods] = await Promise.all([
       snapshot(this.node),
       this.#notes(),
       ...this.pods.map(async (pod) => (await pod.ipJson("addr", "show")).map((link) => podLine(pod, link))),
     ]);
-    return { host, inside: [...notes, ...pods.flat()] };
+    return { host, inside: [...notes, ...pods.flat(), ...elsewhere] };
   }
 
   /** Files below /run/cnibox but for what each call drops there for its tools and the index of the leases, which is an aid only. */
@@ -260,7 +338,7 @@ export class Trial implements AsyncDisposable {
   async residue(): Promise<string[]> {
     const { host, inside } = await this.#look();
     return [
-      ...difference(this.#before.host, host, { allow: [hostLocalLeftovers] }),
+      ...difference(this.#before.host, host, { allow: [hostLocalLeftovers, ...this.setup.own ?? []] }),
       ...this.#before.inside.filter((line) => !inside.includes(line)).map((line) => `- ${line}`),
       ...inside.filter((line) => !this.#before.inside.includes(line)).map((line) => `+ ${line}`),
     ];
@@ -270,7 +348,7 @@ export class Trial implements AsyncDisposable {
 /** What can be told of a node. */
 interface State {
   readonly host: Snapshot;
-  /** Links of the containers with their addresses, and files of ours below /run. */
+  /** Links of the containers with their addresses, files of ours below /run, and what the network has elsewhere. */
   readonly inside: readonly string[];
 }
 
@@ -415,7 +493,7 @@ async function cleanedUp(
   return wrong;
 }
 
-const TOOL_NAMES = /^(ip|nsenter|iptables.*|ip6tables.*|xtables.*|nft|conntrack|tc|bridge)$/;
+const TOOL_NAMES = /^(ip|curl|nsenter|iptables.*|ip6tables.*|xtables.*|nft|conntrack|tc|bridge)$/;
 
 /** Waits until no tool that a killed plugin had started is running any more. */
 async function settled(node: Node): Promise<void> {
@@ -583,7 +661,7 @@ async function count(
 
 /** Tools that the tried plugins use. */
 const TOOLS = [
-  ...["ip", "bridge", "tc", "nsenter", "conntrack", "ss", "nft"],
+  ...["ip", "bridge", "tc", "nsenter", "conntrack", "ss", "nft", "curl"],
   ...["iptables", "iptables-restore", "iptables-save", "ip6tables", "ip6tables-restore", "ip6tables-save"],
 ];
 

@@ -42,6 +42,7 @@ const NEEDS: Record<string, Need[]> = {
   "bridge+portmap nftables": ["bridge", "veth", "nf_tables", "nf_tables_bridge"],
   "ptp+bandwidth+firewall": ["veth", "ifb", "tbf", "ingress", "iptables"],
   "macvlan+tuning": ["macvlan", "veth"],
+  "cluster on etcd": ["tool:etcd", "tool:curl"],
   "chain of five plugins": ["bridge", "veth", "iptables", "ifb", "tbf", "ingress"],
 };
 

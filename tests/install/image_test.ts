@@ -60,25 +60,44 @@ Deno.test("deploy/kubernetes.yaml is what cnibox manifest prints", async () => {
   assertEquals(await Deno.readTextFile(join(ROOT, "deploy/kubernetes.yaml")), manifestText(DEFAULTS));
 });
 
-Deno.test("the manifest has what a node needs, and no right to write anything", () => {
+Deno.test("the manifest has what a node needs, no right to write for the agent, and an account for cluster alone", () => {
   const networks = ["10.42.0.0/16", "fd42::/48"];
   const objects = parseAll(manifestText({ ...DEFAULTS, networks, backend: "host-gw" })) as Any[];
   assertEquals(objects.map(({ kind }) => kind), [
     "ServiceAccount",
     "ClusterRole",
     "ClusterRoleBinding",
+    "ServiceAccount",
+    "Secret",
+    "Role",
+    "RoleBinding",
+    "ClusterRole",
+    "ClusterRoleBinding",
     "ConfigMap",
     "DaemonSet",
   ]);
+  const [, , agents, , , leases, leasesFor, nodes, nodesFor, configuration, daemons] = objects;
+  assertEquals(leases.rules, [{
+    apiGroups: ["coordination.k8s.io"],
+    resources: ["leases"],
+    verbs: ["get", "list", "create", "update", "delete"],
+  }]);
+  assertEquals(nodes.rules, [{ apiGroups: [""], resources: ["nodes"], verbs: ["get"] }]);
+  assertEquals([agents, leasesFor, nodesFor].map(({ subjects: [{ name }], roleRef }) => [name, roleRef.name]), [
+    ["cnibox", "cnibox"],
+    ["cnibox-cluster", "cnibox-cluster"],
+    ["cnibox-cluster", "cnibox-cluster"],
+  ]);
+  assertEquals(daemons.spec.template.spec.serviceAccountName, "cnibox");
   assertEquals(objects[1].rules, [{ apiGroups: [""], resources: ["nodes"], verbs: ["get", "list", "watch"] }]);
-  const conf = parseNodeConf(objects[3].data["node.json"], "node.json");
+  const conf = parseNodeConf(configuration.data["node.json"], "node.json");
   assertEquals(conf.network, {
     Network: "10.42.0.0/16",
     EnableIPv6: true,
     IPv6Network: "fd42::/48",
     Backend: { Type: "host-gw" },
   });
-  const { initContainers: [install], containers: [node], volumes, tolerations } = objects[4].spec.template.spec;
+  const { initContainers: [install], containers: [node], volumes, tolerations } = daemons.spec.template.spec;
   assertEquals([install.args, node.args, tolerations], [["install", "--replace"], ["node"], [{ operator: "Exists" }]]);
   const names = volumes.map(({ name }: Any) => name).sort();
   assertEquals(new Set(names).size, names.length);

@@ -339,6 +339,83 @@ Deno.test("another machine with this node's name is refused", async () => {
   });
 });
 
+Deno.test("one name for two pools, as of another cluster's store, is refused; a pool that grows is known to the others", async () => {
+  const store = new FakeStore();
+  await withNodes(store, [set("10.42.0.0/25", 28)], async (node) => {
+    await node("a").add("c1");
+    const before = [...store.records];
+    const other = await assertRejects(() => node("b", { sets: [set("10.50.0.0/24", 28)] }).add("c1"), CniError);
+    assertEquals(
+      [other.code, other.msg],
+      [7, 'pool "pods" is 10.50.0.0/24 here, and 10.42.0.0/25 in fake store'],
+    );
+    assertEquals([...store.records], before);
+    await node("c", { sets: [set("10.42.0.0/24", 28)] }).add("c1");
+    const clash = await assertRejects(
+      () => node("b", { name: "more", sets: [set("10.42.0.128/25")] }).add("c1"),
+      CniError,
+    );
+    assertEquals(clash.msg, 'pool "more" overlaps with pool "pods": 10.42.0.128/25');
+  });
+});
+
+Deno.test("a store that lets a node in no more takes nothing from it: what it owns is given out, then code 7", async () => {
+  const store = new FakeStore();
+  await withNodes(store, [set("10.42.0.0/24", 30)], async (node) => {
+    const one = node("a");
+    await one.add("c1", "10.42.0.8");
+    const before = [...store.records];
+    store.interfere = () => Promise.reject(new StoreError("refused", "fake store: the token has expired"));
+    // Not confirmed in this boot, nor ever again.
+    const later = node("a", { identity: { ...one.pool.identity, bootId: "boot2" } });
+    for (const id of ["c2", "c3", "c4"]) await later.add(id);
+    assert(later.warnings.some((note) => note.includes("the token has expired")), later.warnings.join());
+    const error = await assertRejects(() => later.add("c5"), CniError);
+    assertEquals([error.code, error.msg], [7, 'pool "pods": fake store: the token has expired']);
+    assertEquals([...store.records], before);
+  });
+});
+
+Deno.test("one container started over and over asks for a block when all addresses rest, not each time", async () => {
+  const store = new FakeStore();
+  await withNodes(store, [set("10.42.0.0/16")], async (node) => {
+    const one = node("a");
+    for (let index = 0; index < 90; index++) {
+      await one.add(`c${index}`);
+      await one.del(`c${index}`);
+    }
+    // 16 addresses a block: six or seven of them taken, and all but one returned.
+    assert(store.calls.length <= 3 + 2 * 7, store.calls.join("\n"));
+    assertEquals(one.blocks().length, 1);
+  });
+});
+
+Deno.test("with the store away for an hour nothing changes its owner, whatever the node does meanwhile", async () => {
+  const store = new FakeStore();
+  await withNodes(store, [set("10.42.0.0/24", 29)], async (node) => {
+    const [one, two] = [node("a"), node("b")];
+    await two.add("c1");
+    for (const id of ["c1", "c2"]) await one.add(id);
+    const [records, blocks] = [[...store.records], one.blocks()];
+    const file = blocksFile(one.pool);
+    store.interfere = away;
+    for (let minute = 0; minute < 60; minute++) {
+      await one.add("guest");
+      await one.del("guest");
+      await returnSpare(one.pool, { warn: () => {} }, { keep: 1 });
+      // A minute goes by: all that tells the time is in this file.
+      const state = readBlocks(file);
+      const earlier = (at: number) => at === 0 ? 0 : at - 60_000;
+      const freed = Object.fromEntries(Object.entries(state.freed).map(([ip, at]) => [ip, earlier(at)]));
+      writeBlocks(file, { ...state, freed, failed: earlier(state.failed) });
+    }
+    assertEquals([[...store.records], one.blocks()], [records, blocks]);
+    store.interfere = () => {};
+    await confirmBlocks(one.pool, { warn: (note) => void one.warnings.push(note) });
+    assertEquals([[...store.records], one.blocks(), one.warnings], [records, blocks, []]);
+  });
+});
+
 Deno.test("another block size and an overlapping pool are refused", async () => {
   const store = new FakeStore();
   await withNodes(store, [set("10.42.0.0/24", 28)], async (node) => {
