@@ -27,6 +27,9 @@ const WORDS = {
   noFamily: /Address family not supported/,
   /** nft, in the first line alone: below it are places in its input. */
   nftAbsent: /^.*No such file or directory/,
+  /** The server's answer to a certificate of ours, or to none. With TLS 1.3 it comes after the request, which the server has not read. */
+  certificateAlert:
+    /\balert (bad certificate|certificate (required|expired|revoked|unknown)|unknown ca|access denied|handshake failure)\b/,
   noFlows: / 0 flow entries/,
 } as const;
 

@@ -4,7 +4,7 @@ import { all, CniError, code } from "../cni/error.ts";
 import type { Call, NetworkCall } from "../cni/plugin.ts";
 import type { ValidAttachment } from "../cni/types.ts";
 import type { Link } from "../kernel/ip.ts";
-import { must } from "../kernel/run.ts";
+import { must, says } from "../kernel/run.ts";
 import { hostEndNames, isAliasOf, isUnnamed, portAlias } from "./host_end.ts";
 import { ipamType, ipamTypeLeniently } from "./ipam.ts";
 import { ipamOf, type LinkPlugin, NEEDS } from "./link_plugin.ts";
@@ -56,9 +56,9 @@ export async function collectVeths(call: Call, network: string, valid: readonly 
       : isUnnamed(link, network) && !names.has(link.ifname ?? "")
   );
   for (const { ifname } of stale) {
-    const { code: status, stderr } = await call.host({ argv: ["ip", "link", "del", "dev", ifname ?? ""] });
-    if (status !== 0 && !/Cannot find device/.test(stderr)) {
-      throw new CniError(code.internal, `failed to delete "${ifname}": ${stderr.trim()}`);
+    const output = await call.host({ argv: ["ip", "link", "del", "dev", ifname ?? ""] });
+    if (output.code !== 0 && !says(output, "noDevice")) {
+      throw new CniError(code.internal, `failed to delete "${ifname}": ${output.stderr.trim()}`);
     }
   }
 }

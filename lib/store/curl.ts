@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { CommandError, missingTool, type Run, toolPath } from "../kernel/run.ts";
+import { CommandError, missingTool, type Run, says, toolPath } from "../kernel/run.ts";
 
 /** Where a server is and how it is spoken to: what is the same for all its requests. */
 export interface Endpoint {
@@ -99,7 +99,7 @@ async function send(run: Run, endpoint: Endpoint, wanted: HttpRequest): Promise<
 
 /** `size`: how many bytes curl says that it sent; undefined when it says nothing. */
 function outcome({ code, stderr }: { code: number; stderr: string }, size: string | undefined): Unanswered {
-  if (DISTRUSTED.has(code) || CERTIFICATE_ALERT.test(stderr)) return "distrusted";
+  if (DISTRUSTED.has(code) || says({ code, stderr }, "certificateAlert")) return "distrusted";
   return (size === undefined ? UNSENT.has(code) : size === "0") ? "unsent" : "sent";
 }
 
@@ -110,10 +110,6 @@ const CURL = ["curl", "-q", "-K", "-"];
 const UNSENT = new Set([1, 2, 3, 5, 6, 7, 35]);
 /** And those that name a certificate: the server's is not accepted, or a file with one of ours cannot be used. */
 const DISTRUSTED = new Set([58, 60, 66, 77, 82, 83, 90, 91]);
-/** The server's answer to a certificate of ours, or to none. With TLS 1.3 it comes after the request, which the server has not read. */
-const CERTIFICATE_ALERT =
-  /\balert (bad certificate|certificate (required|expired|revoked|unknown)|unknown ca|access denied|handshake failure)\b/;
-
 /** The configuration that makes curl send this request and print the answer's body, a line end, and status and bytes sent. */
 export function curlConfig(
   endpoint: Endpoint,
