@@ -589,12 +589,12 @@ export const COMMANDS: readonly Command[] = [
     positional: [{
       name: "WHAT",
       optional: true,
-      kind: "network",
+      kind: "shown",
       about: "a network, or a container (ID or its beginning), a pod (NAMESPACE/NAME) or an address",
     }],
     flags: [
       { name: "network", value: "NAME", kind: "network", about: "only this network" },
-      { name: "pod", value: "NAME", about: "only this pod: NAMESPACE/NAME, or its name alone" },
+      { name: "pod", value: "NAME", kind: "pod", about: "only this pod: NAMESPACE/NAME, or its name alone" },
       { name: "problems", about: "only attachments with problems" },
       { name: "watch", short: "w", about: "look again every two seconds" },
       { name: "quiet", short: "q", about: "only container IDs" },
@@ -819,6 +819,24 @@ export const COMMANDS: readonly Command[] = [
     entry: "version",
   },
   {
+    name: "man",
+    group: "install",
+    summary: "manual pages: cnibox(8), and one for every plugin",
+    positional: [{ name: "PAGE", kind: "plugin", optional: true, about: "cnibox, which is the default, or a plugin" }],
+    flags: [{
+      name: "dir",
+      value: "DIR",
+      kind: "folder",
+      about: "write all pages into man8 below this folder instead",
+    }],
+    examples: [
+      ["read one", "cnibox man bridge | man -l -"],
+      ["for everybody on this machine", "cnibox man --dir /usr/local/share/man"],
+    ],
+    load: () => import("./man.ts"),
+    entry: "man",
+  },
+  {
     name: "completion",
     group: "install",
     summary: "completion for a shell",
@@ -838,7 +856,7 @@ export const COMMANDS: readonly Command[] = [
     group: "install",
     summary: "words for completion",
     hidden: true,
-    positional: [{ name: "KIND", about: "network, netns, plugin, schema or container" }],
+    positional: [{ name: "KIND", about: "network, netns, plugin, schema, container, pod or shown" }],
     flags: [...PLACES],
     examples: [],
     load: () => import("./completion.ts"),

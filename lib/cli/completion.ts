@@ -2,7 +2,8 @@
 import { loadAll } from "../cni/conflist.ts";
 import { type Command, type CommandCall, type Flag, flagAbout, HELP, type Kind } from "./command.ts";
 import { COMMANDS } from "./commands.ts";
-import { attachmentsOf, foldersOf, netnsNames } from "./setup.ts";
+import { podOf } from "./owner_names.ts";
+import { attachmentsOf, type Folders, foldersOf, netnsNames } from "./setup.ts";
 import { say } from "./terminal.ts";
 
 /** `cnibox completion` */
@@ -22,7 +23,11 @@ export function complete(call: CommandCall): number {
       case "netns":
         return netnsNames();
       case "container":
-        return attachmentsOf(folders).map(({ containerId }) => containerId);
+        return containers(folders);
+      case "pod":
+        return attachmentsOf(folders).flatMap((one) => podOf(one) ?? []);
+      case "shown":
+        return [...loadAll(folders.conf).lists.map(({ name }) => name), ...containers(folders)];
       case "plugin":
         return call.invocation.names;
       case "schema":
@@ -39,10 +44,15 @@ export function complete(call: CommandCall): number {
   return 0;
 }
 
+/** By every name that is understood. */
+function containers(folders: Folders): string[] {
+  return attachmentsOf(folders).flatMap((one) => [one.containerId, ...[podOf(one) ?? []].flat()]);
+}
+
 const shown = (): readonly Command[] => COMMANDS.filter(({ hidden }) => !hidden);
 const flagsOf = (command: Command): readonly Flag[] => [...command.flags, HELP];
 const spellings = ({ name, short }: Flag): string[] => [`--${name}`, ...(short ? [`-${short}`] : [])];
-const ASKED: readonly Kind[] = ["network", "netns", "container", "plugin", "schema"];
+const ASKED: readonly Kind[] = ["network", "netns", "container", "pod", "shown", "plugin", "schema"];
 
 /** First words and what they lead to: `ipam` → list, find, … */
 function secondWords(): Map<string, string[]> {
