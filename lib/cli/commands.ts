@@ -771,6 +771,20 @@ export const COMMANDS: readonly Command[] = [
     entry: "image",
   },
   {
+    name: "deb",
+    group: "install",
+    summary: "write a Debian package of this executable, without network",
+    about: [
+      "With manual pages and completion. Installing it links the plugins into /opt/cni/bin as cnibox install does, removing it undoes " +
+      "that, purging it removes /var/lib/cnibox as well. Needs dpkg-deb.",
+    ],
+    positional: [{ name: "FILE", about: "the package", kind: "file" }],
+    flags: [JSON_FLAG],
+    examples: [["make and install it", "cnibox deb cnibox.deb && dpkg -i cnibox.deb"]],
+    load: () => import("./deb.ts"),
+    entry: "deb",
+  },
+  {
     name: "manifest",
     group: "install",
     summary: "print what kubectl applies to install plugins and network on every node, or to remove them",

@@ -8,9 +8,13 @@ import { say } from "./terminal.ts";
 
 /** `cnibox completion` */
 export function completion(call: CommandCall): number {
-  const shell = call.arg("SHELL");
-  say(shell === "bash" ? bash() : shell === "zsh" ? zsh() : fish());
+  say(completionScript(call.arg("SHELL") ?? ""));
   return 0;
+}
+
+/** The script for a shell. */
+export function completionScript(shell: string): string {
+  return shell === "bash" ? bash() : shell === "zsh" ? zsh() : fish();
 }
 
 /** `cnibox complete KIND`: what the scripts ask for. Says nothing when it cannot tell. */

@@ -15,6 +15,7 @@ import {
   usageLine,
 } from "./command.ts";
 import { COMMANDS } from "./commands.ts";
+import type { Invocation } from "./mod.ts";
 import { fileError } from "./setup.ts";
 import { say } from "./terminal.ts";
 
@@ -23,11 +24,7 @@ export async function man(call: CommandCall): Promise<number> {
   const { names, load, version } = call.invocation;
   const folder = call.value("dir");
   if (folder !== undefined) {
-    const pages: [string, string][] = [["cnibox", mainPage(version, names)]];
-    for (const name of names) {
-      const plugin = await load(name);
-      if (plugin) pages.push([`cnibox-${name}`, pluginPage(plugin, version)]);
-    }
+    const pages = await manualPages(call.invocation);
     write(`${folder}/man8`, pages);
     say(`${pages.length} pages in ${folder}/man8\n`);
     return status.done;
@@ -44,6 +41,16 @@ export async function man(call: CommandCall): Promise<number> {
   }
   say(pluginPage(plugin, version));
   return status.done;
+}
+
+/** Every page with its name. */
+export async function manualPages({ names, load, version }: Invocation): Promise<[name: string, roff: string][]> {
+  const pages: [string, string][] = [["cnibox", mainPage(version, names)]];
+  for (const name of names) {
+    const plugin = await load(name);
+    if (plugin) pages.push([`cnibox-${name}`, pluginPage(plugin, version)]);
+  }
+  return pages;
 }
 
 function write(folder: string, pages: readonly (readonly [string, string])[]): void {
