@@ -22,7 +22,17 @@ export interface Flag {
 }
 
 /** What an argument names, for completion. */
-export type Kind = "network" | "netns" | "plugin" | "schema" | "container" | "file" | "folder" | "shell";
+export type Kind =
+  | "network"
+  | "netns"
+  | "plugin"
+  | "schema"
+  | "container"
+  | "pod"
+  | "shown"
+  | "file"
+  | "folder"
+  | "shell";
 
 /** One positional argument. */
 export interface Positional {

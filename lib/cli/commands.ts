@@ -589,12 +589,12 @@ export const COMMANDS: readonly OperatorCommand[] = [
     positional: [{
       name: "WHAT",
       optional: true,
-      kind: "network",
+      kind: "shown",
       about: "a network, or a container (ID or its beginning), a pod (NAMESPACE/NAME) or an address",
     }],
     flags: [
       { name: "network", value: "NAME", kind: "network", about: "only this network" },
-      { name: "pod", value: "NAME", about: "only this pod: NAMESPACE/NAME, or its name alone" },
+      { name: "pod", value: "NAME", kind: "pod", about: "only this pod: NAMESPACE/NAME, or its name alone" },
       { name: "problems", about: "only attachments with problems" },
       { name: "watch", short: "w", about: "look again every two seconds" },
       { name: "quiet", short: "q", about: "only container IDs" },
@@ -771,6 +771,20 @@ export const COMMANDS: readonly OperatorCommand[] = [
     entry: "image",
   },
   {
+    name: "deb",
+    group: "install",
+    summary: "write a Debian package of this executable, without network",
+    about: [
+      "With manual pages and completion. Installing it links the plugins into /opt/cni/bin as cnibox install does, removing it undoes " +
+      "that, purging it removes /var/lib/cnibox as well. Needs dpkg-deb.",
+    ],
+    positional: [{ name: "FILE", about: "the package", kind: "file" }],
+    flags: [JSON_FLAG],
+    examples: [["make and install it", "cnibox deb cnibox.deb && dpkg -i cnibox.deb"]],
+    load: () => import("./deb.ts"),
+    entry: "deb",
+  },
+  {
     name: "manifest",
     group: "install",
     summary: "print what kubectl applies to install plugins and network on every node, or to remove them",
@@ -819,6 +833,24 @@ export const COMMANDS: readonly OperatorCommand[] = [
     entry: "version",
   },
   {
+    name: "man",
+    group: "install",
+    summary: "manual pages: cnibox(8), and one for every plugin",
+    positional: [{ name: "PAGE", kind: "plugin", optional: true, about: "cnibox, which is the default, or a plugin" }],
+    flags: [{
+      name: "dir",
+      value: "DIR",
+      kind: "folder",
+      about: "write all pages into man8 below this folder instead",
+    }],
+    examples: [
+      ["read one", "cnibox man bridge | man -l -"],
+      ["for everybody on this machine", "cnibox man --dir /usr/local/share/man"],
+    ],
+    load: () => import("./man.ts"),
+    entry: "man",
+  },
+  {
     name: "completion",
     group: "install",
     summary: "completion for a shell",
@@ -838,7 +870,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     group: "install",
     summary: "words for completion",
     hidden: true,
-    positional: [{ name: "KIND", about: "network, netns, plugin, schema or container" }],
+    positional: [{ name: "KIND", about: "network, netns, plugin, schema, container, pod or shown" }],
     flags: [...PLACES],
     examples: [],
     load: () => import("./completion.ts"),

@@ -2,14 +2,19 @@
 import { loadAll } from "../cni/conflist.ts";
 import { type CommandCall, type Flag, flagAbout, HELP, type Kind, type OperatorCommand } from "./command.ts";
 import { COMMANDS } from "./commands.ts";
-import { attachmentsOf, foldersOf, netnsNames } from "./setup.ts";
+import { podOf } from "./owner_names.ts";
+import { attachmentsOf, type Folders, foldersOf, netnsNames } from "./setup.ts";
 import { say } from "./terminal.ts";
 
 /** `cnibox completion` */
 export function completion(call: CommandCall): number {
-  const shell = call.arg("SHELL");
-  say(shell === "bash" ? bash() : shell === "zsh" ? zsh() : fish());
+  say(completionScript(call.arg("SHELL") ?? ""));
   return 0;
+}
+
+/** The script for a shell. */
+export function completionScript(shell: string): string {
+  return shell === "bash" ? bash() : shell === "zsh" ? zsh() : fish();
 }
 
 /** `cnibox complete KIND`: what the scripts ask for. Says nothing when it cannot tell. */
@@ -22,7 +27,11 @@ export function complete(call: CommandCall): number {
       case "netns":
         return netnsNames();
       case "container":
-        return attachmentsOf(folders).map(({ containerId }) => containerId);
+        return containers(folders);
+      case "pod":
+        return attachmentsOf(folders).flatMap((one) => podOf(one) ?? []);
+      case "shown":
+        return [...loadAll(folders.conf).lists.map(({ name }) => name), ...containers(folders)];
       case "plugin":
         return call.invocation.names;
       case "schema":
@@ -39,10 +48,15 @@ export function complete(call: CommandCall): number {
   return 0;
 }
 
+/** By every name that is understood. */
+function containers(folders: Folders): string[] {
+  return attachmentsOf(folders).flatMap((one) => [one.containerId, ...[podOf(one) ?? []].flat()]);
+}
+
 const shown = (): readonly OperatorCommand[] => COMMANDS.filter(({ hidden }) => !hidden);
 const flagsOf = (command: OperatorCommand): readonly Flag[] => [...command.flags, HELP];
 const spellings = ({ name, short }: Flag): string[] => [`--${name}`, ...(short ? [`-${short}`] : [])];
-const ASKED: readonly Kind[] = ["network", "netns", "container", "plugin", "schema"];
+const ASKED: readonly Kind[] = ["network", "netns", "container", "pod", "shown", "plugin", "schema"];
 
 /** First words and what they lead to: `ipam` → list, find, … */
 function secondWords(): Map<string, string[]> {

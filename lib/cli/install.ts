@@ -401,7 +401,11 @@ function linkCommands(dir: string, path: string | undefined): Row[] {
 /** Removes the links that lead to what is uninstalled. */
 function unlinkCommands(dir: string, path: string | undefined): Row[] {
   return commandLinks(dir, path).filter(({ file, target }) => linkOf(file) === target).map(({ file }) => {
-    Deno.removeSync(file);
-    return { file, state: "removed", good: true };
+    try {
+      Deno.removeSync(file);
+      return { file, state: "removed", good: true };
+    } catch (error) {
+      return { file, state: `not removed: ${fileError(file, error).message}`, good: false };
+    }
   });
 }

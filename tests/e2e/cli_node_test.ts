@@ -173,6 +173,8 @@ nodeTest("cnibox show filters and prints what scripts and narrow terminals want"
 nodeTest("pods are named wherever an ID is: check, restore, ipam find, del", NEEDS, async ({ node }) => {
   await pods(node);
   await must(node, ["check", "front", "--id", "shop/web-2"]);
+  assertEquals((await must(node, ["complete", "pod"])).stdout, "shop/web-10\nshop/web-2\n");
+  assertEquals((await must(node, ["complete", "shown"])).stdout.split("\n").slice(0, 3), ["front", "back", "plain"]);
   await node.run("iptables", "-t", "nat", "-F");
   assertStringIncludes((await must(node, ["restore", "--id", "shop/web-2"])).stdout, "2 restored");
   assertStringIncludes((await must(node, ["ipam", "find", "shop/web-2"])).stdout, "10.88.0.3");

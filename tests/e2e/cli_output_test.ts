@@ -55,6 +55,7 @@ const CALLS: Record<string, string[]> = {
   node: ["--once"],
   "node status": [],
   image: ["/run/image.tar"],
+  deb: ["/run/cnibox.deb"],
   plugins: [],
   install: ["--bin-dir", "/opt/mine"],
   verify: ["--bin-dir", "/opt/mine"],

@@ -1,0 +1,103 @@
+/** `cnibox deb`: a Debian package of this very executable, with manual pages and completion; needs dpkg-deb and no network. */
+import { gzipSync } from "node:zlib";
+import { must, systemRun, toolPath } from "../kernel/run.ts";
+import { CliError, type CommandCall, status } from "./command.ts";
+import { completionScript } from "./completion.ts";
+import { manualPages } from "./man.ts";
+import { fileError } from "./setup.ts";
+import { jsonDocument, say } from "./terminal.ts";
+
+/** `cnibox deb FILE` */
+export async function deb(call: CommandCall): Promise<number> {
+  if (!Deno.build.standalone) {
+    throw new CliError("only a compiled cnibox can make a package of itself", status.failed, ["deno task compile"]);
+  }
+  if (toolPath("dpkg-deb") === "") {
+    throw new CliError("dpkg-deb is not on this machine", status.failed, ["it comes with every Debian and Ubuntu"]);
+  }
+  const file = call.arg("FILE") ?? "";
+  const folder = Deno.makeTempDirSync({ prefix: "cnibox-deb-" });
+  try {
+    await fill(folder, call);
+    const draft = `${folder}.deb`;
+    // The executable is packed already where it can be: more effort saves little and takes half a minute.
+    const argv = ["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", folder, draft];
+    try {
+      await must(systemRun(), { argv });
+      Deno.copyFileSync(draft, file);
+    } catch (error) {
+      throw error instanceof Deno.errors.NotFound ? fileError(file, error) : error;
+    } finally {
+      Deno.removeSync(draft);
+    }
+  } finally {
+    Deno.removeSync(folder, { recursive: true });
+  }
+  const bytes = Deno.statSync(file).size;
+  say(call.is("json") ? jsonDocument({ file, bytes }) : `${file}: ${(bytes / 1e6).toFixed(1)} MB\n`);
+  return status.done;
+}
+
+/** Everything that the package holds, and what is run when it comes and goes. */
+async function fill(folder: string, call: CommandCall): Promise<void> {
+  const write = (path: string, content: string | Uint8Array, mode = 0o644) => {
+    const whole = `${folder}/${path}`;
+    Deno.mkdirSync(whole.slice(0, whole.lastIndexOf("/")), { recursive: true, mode: 0o755 });
+    Deno.writeFileSync(whole, typeof content === "string" ? new TextEncoder().encode(content) : content);
+    Deno.chmodSync(whole, mode);
+  };
+  Deno.chmodSync(folder, 0o755);
+  write(PROGRAM, Deno.readFileSync(Deno.execPath()), 0o755);
+  Deno.mkdirSync(`${folder}/usr/bin`, { mode: 0o755 });
+  Deno.symlinkSync("../lib/cnibox/cnibox", `${folder}/usr/bin/cnibox`);
+  for (const [name, text] of await manualPages(call.invocation)) {
+    write(`usr/share/man/man8/${name}.8.gz`, gzipSync(new TextEncoder().encode(text), { level: 9 }));
+  }
+  write("usr/share/bash-completion/completions/cnibox", completionScript("bash"));
+  write("usr/share/zsh/vendor-completions/_cnibox", completionScript("zsh"));
+  write("usr/share/fish/vendor_completions.d/cnibox.fish", completionScript("fish"));
+  write("usr/share/doc/cnibox/copyright", COPYRIGHT);
+  write("DEBIAN/control", control(call.invocation.version));
+  for (const [name, script] of Object.entries(SCRIPTS)) write(`DEBIAN/${name}`, `#!/bin/sh\nset -e\n${script}`, 0o755);
+}
+
+const PROGRAM = "usr/lib/cnibox/cnibox";
+
+/** In scripts of the package. */
+const CALL = `"$DPKG_ROOT/${PROGRAM}"`;
+const PLACES = '--bin-dir "$DPKG_ROOT/opt/cni/bin" --path-dir ""';
+
+const COPYRIGHT = `Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
+Upstream-Name: cnibox
+
+Files: *
+License: Apache-2.0
+
+License: Apache-2.0
+ On Debian systems, the text of the license is in /usr/share/common-licenses/Apache-2.0.
+`;
+
+function control(version: string): string {
+  return `Package: cnibox
+Version: ${version.replace(/^v/, "")}
+Architecture: ${Deno.build.arch === "aarch64" ? "arm64" : "amd64"}
+Maintainer: cnibox <cnibox@localhost>
+Section: net
+Priority: optional
+Depends: libc6 (>= 2.27), iproute2, util-linux
+Recommends: iptables | nftables
+Description: all the standard CNI plugins in one program
+ Called through symlinks in /opt/cni/bin, it is the CNI plugin of that name. Called by its own name, it runs, explains,
+ checks, shows and repairs networks.
+`;
+}
+
+/**
+ * The plugins go where runtimes look for them, beside what is there. An upgrade changes only the executable. Purging removes what is
+ * this program's alone: leases and results belong to containers and their runtime. DPKG_ROOT is empty, or where dpkg --root works.
+ */
+const SCRIPTS: Readonly<Record<string, string>> = {
+  postinst: `if [ "$1" = configure ]; then ${CALL} install ${PLACES}; fi\n`,
+  prerm: `if [ "$1" = remove ]; then ${CALL} uninstall ${PLACES}; fi\n`,
+  postrm: `if [ "$1" = purge ]; then rm -rf "$DPKG_ROOT/var/lib/cnibox"; fi\n`,
+};
