@@ -96,7 +96,7 @@ async function certificates(hub: Node): Promise<void> {
   await hub.write(`${FOLDER}/tokens.csv`, tokens.join(""), 0o600);
 }
 
-/** Starts the server beside the world's etcd; user `cnibox` gets the rights that the documentation names, and no more. */
+/** Starts the server beside the world's etcd; user `cnibox` gets the rights that the documentation names, and to watch. */
 export async function startApiServer(world: World, folder: string): Promise<ApiServer> {
   const { hub } = world;
   await certificates(hub);
@@ -148,7 +148,8 @@ async function grant(server: ApiServer): Promise<void> {
     subjects,
     roleRef: { apiGroup: "rbac.authorization.k8s.io", kind: "ClusterRole", name: "cnibox" },
   });
-  const verbs = ["get", "list", "create", "update", "delete"];
+  // The last one for verbs.ts alone: cluster itself never watches.
+  const verbs = ["get", "list", "create", "update", "delete", "watch"];
   await server.ask("POST", `${path}/namespaces/kube-system/roles`, {
     metadata,
     rules: [{ apiGroups: ["coordination.k8s.io"], resources: ["leases"], verbs }],
