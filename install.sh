@@ -1,14 +1,8 @@
 #!/bin/sh
 # Installs cnibox: one executable, and a relative symlink to it for every CNI plugin. `install.sh --help` tells all.
 #
-# Everything is prepared in a folder of our own below the target and put in place by rename, one name at a time: at any
-# moment, also while pods are being added and after a kill, each name is the old file or the new one, whole.
-#
-#   DIR/cnibox              the executable
-#   DIR/bridge, ...         symlinks to it
-#   DIR/.cnibox/previous    the executable before the last change
-#   DIR/.cnibox/replaced/   files that --replace moved out of the way; --uninstall puts them back
-#   DIR/.cnibox/units/      the systemd units as they were installed; where they are is in .cnibox/units-folder
+# It gets the executable, by building it or out of a release, and the tools that plugins start. The executable installs itself:
+# `cnibox install` puts it, the symlinks and the units into place, `cnibox uninstall` removes them.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -20,12 +14,7 @@ main() {
   parse "$@"
   case "$mode" in
     demo-inside) demo_inside; return ;;
-    uninstall)
-      [ -d "$state" ] || { say "nothing of ours in $bin_dir"; return; }
-      open_state
-      uninstall
-      return
-      ;;
+    uninstall) uninstall; return ;;
   esac
   preflight
   case "$mode" in
@@ -35,7 +24,6 @@ main() {
     install)
       check_target
       find_binary
-      open_state
       provide_tools
       install_all
       [ "$demo" = no ] || demo
@@ -58,7 +46,7 @@ Needs Linux on x86_64 or aarch64 with glibc $glibc_needed or newer.
   --replace        move files that are not ours out of the way (--uninstall puts them back);
                    without it they are listed and left alone
   --no-deps        install no packages; what is missing is only named
-  --units DIR      put the systemd units there; without it into $default_units where systemd runs
+  --units DIR      put the systemd units there; without it into /etc/systemd/system where systemd runs
                    and plugins go into $default_dir. None is enabled or started
   --no-units       install no systemd units
   --build-only     build dist/cnibox, install nothing
@@ -75,13 +63,11 @@ EOF
 }
 
 default_dir=/opt/cni/bin
-default_units=/etc/systemd/system
-units='cni-dhcp.socket cni-dhcp.service cnibox-node.service cnibox-page-cache.service cnibox-restore.service'
 glibc_needed=2.27
 
 parse() {
-  mode=install demo=no replace=no deps=yes from='' plugins='' image='' bin_dir=$default_dir
-  with_units=auto units_dir=$default_units
+  mode=install demo=no deps=yes from='' image='' bin_dir=$default_dir
+  plugins='' replace=no units=''
   while [ $# -gt 0 ]; do
     case "$1" in
       --*=*)
@@ -100,8 +86,8 @@ parse() {
       --demo) demo=yes ;;
       --replace) replace=yes ;;
       --no-deps) deps=no ;;
-      --units) with_units=yes units_dir=$2; shift ;;
-      --no-units) with_units=no ;;
+      --units) units=--units=$2; shift ;;
+      --no-units) units=--no-units ;;
       --build-only) mode=build ;;
       --release) mode=release ;;
       --image) mode=image image=$2; shift ;;
@@ -116,11 +102,6 @@ parse() {
     /*) ;;
     *) bin_dir=$(pwd)/$bin_dir ;;
   esac
-  case "$units_dir" in
-    /*) ;;
-    *) units_dir=$(pwd)/$units_dir ;;
-  esac
-  state=$bin_dir/.cnibox
 }
 
 say() { printf '%s\n' "$*"; }
@@ -155,72 +136,6 @@ check_target() {
   if [ ! -d "$there" ] || [ ! -w "$there" ]; then
     refuse "cannot write to $bin_dir: run as root, or name another folder with --bin-dir"
   fi
-  # What does not exist yet is made below a folder that may be like /tmp: names in there belong to those who made them.
-  if [ "$there" = "$bin_dir" ]; then trust "$there"; else trust "$there" above; fi
-  if [ -L "$bin_dir/cnibox" ] || { [ -e "$bin_dir/cnibox" ] && [ ! -f "$bin_dir/cnibox" ]; }; then
-    refuse "$bin_dir/cnibox is in the way and not a file"
-  fi
-}
-
-# trust FOLDER [above]: refuses a folder that somebody other than root and the caller owns or may write to, and one below such
-# a folder: what is put there could be replaced. Folders above it may be sticky.
-trust() {
-  folder=$(cd -P "$1" && pwd) || refuse "cannot enter $1"
-  above=${2:-}
-  while :; do
-    owner=$(stat -c %u "$folder") mode=$(stat -c %a "$folder")
-    case "$owner" in
-      0 | "$(id -u)") ;;
-      *) refuse "refused: $folder belongs to user $owner, who could replace what is installed in $1; chown it, or use another folder" ;;
-    esac
-    case "$mode" in
-      *[2367] | *[2367]?)
-        case "$above$mode" in
-          above[1357]???) ;;
-          *) refuse "refused: others may write to $folder (mode $mode) and replace what is installed in $1; chmod go-w it, or use another folder" ;;
-        esac
-        ;;
-    esac
-    [ "$folder" != / ] || return 0
-    folder=$(dirname "$folder") above=above
-  done
-}
-
-# A folder of our own below the target, one installer at a time in it.
-open_state() {
-  umask 022
-  made=no
-  [ -d "$bin_dir" ] || made=yes
-  mkdir -p "$bin_dir"
-  trust "$bin_dir"
-  [ -d "$state" ] || mkdir "$state" || refuse "$state is in the way and not a folder"
-  [ ! -L "$state" ] || refuse "refused: $state is a link; remove it"
-  trust "$state"
-  for name in lock made-this-folder units-folder; do
-    if [ -L "$state/$name" ] || { [ -e "$state/$name" ] && [ ! -f "$state/$name" ]; }; then
-      refuse "refused: $state/$name is not a regular file; remove it"
-    fi
-  done
-  [ "$made" = no ] || : >"$state/made-this-folder"
-  exec 9>>"$state/lock"
-  if has flock; then
-    flock -w 300 9 || refuse "another installer is at work in $bin_dir"
-    rm -rf "$state"/work.* # of one that was killed
-  fi
-  work=$(mktemp -d "$state/work.XXXXXX")
-  trap close_state EXIT
-  trap 'exit 129' HUP
-  trap 'exit 130' INT
-  trap 'exit 143' TERM
-}
-
-# Where nothing was installed, nothing stays either.
-close_state() {
-  rm -rf "$work"
-  if [ -e "$bin_dir/cnibox" ] || [ -e "$state/replaced" ]; then return; fi
-  [ ! -e "$state/made-this-folder" ] || made=yes
-  rm -rf "$state"
-  [ "$made" = no ] || rmdir "$bin_dir" 2>/dev/null || true
 }
 
 # ---- The tools that plugins start
@@ -243,12 +158,12 @@ provide_tools() {
     wanted=$missing
     install_packages "$wanted" || true
     missing=$(missing_packages)
-    [ "$missing" = "$wanted" ] || row packages "$wanted" "installed with $manager"
+    [ "$missing" = "$wanted" ] || say "  packages  $wanted  installed with $manager"
   fi
   if [ -n "$missing" ]; then
-    row tools "MISSING: $missing" 'plugins will fail without them'
+    say "  tools  MISSING: $missing  plugins will fail without them"
   else
-    row tools "$(printf '%s\n' "$tools" | cut -d ' ' -f 1 | tr '\n' ' ')" 'all there'
+    say "  tools  $(printf '%s\n' "$tools" | cut -d ' ' -f 1 | tr '\n' ' ') all there"
   fi
 }
 
@@ -277,18 +192,18 @@ install_packages() {
 }
 
 apt() {
-  DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@" </dev/null >/dev/null 9>&-
+  DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@" </dev/null >/dev/null
 }
 
 # ---- The executable: built, or given
 
 build() {
   [ -f "$here/tools/build.ts" ] || refuse "this is not a checkout, so nothing can be built here"
-  deno=$("$here/tools/deno.sh" 9>&-) || refuse "there is no Deno to build with; --from installs a release without it"
+  deno=$("$here/tools/deno.sh") || refuse "there is no Deno to build with; --from installs a release without it"
   [ -n "${HOME:-}${DENO_DIR:-}" ] || export DENO_DIR="$here/.cache/dir"
   # What the build gets from npm may come through a proxy whose authority only this system knows.
   export DENO_TLS_CA_STORE="${DENO_TLS_CA_STORE:-mozilla,system}"
-  (cd "$here" && "$deno" task --quiet compile 9>&-) || refuse "the build failed"
+  (cd "$here" && "$deno" task --quiet compile) || refuse "the build failed"
   binary=$here/dist/cnibox
 }
 
@@ -301,7 +216,6 @@ release() {
   mkdir "$draft/$name"
   cp "$binary" "$here/install.sh" "$here/LICENSE" "$here/README.md" "$draft/$name/"
   cp "$binary.base" "$draft/$name/BASE"
-  for unit in $units; do cp "$here/systemd/$unit" "$draft/$name/"; done
   (cd "$draft/$name" && chmod 644 -- * && chmod 755 cnibox install.sh &&
     LC_ALL=C && export LC_ALL && sha256sum -- * >"../sums" && mv ../sums SHA256SUMS && chmod 644 SHA256SUMS)
   # Only files, root's, dated alike: unpacking changes no folder, and the same inputs give the same bytes.
@@ -314,13 +228,32 @@ release() {
 
 # The executable writes its own image, so this needs nothing else.
 image() {
-  if [ -n "$archive" ]; then
-    work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
-    trap 'exit 130' INT TERM
-    unpack
-  fi
+  make_work
+  [ -z "$archive" ] || unpack
+  as_cnibox
   "$binary" image "$image" || refuse "no image was made"
+}
+
+# The name that a program is called by decides what it does: a file of another name gets a link of this one.
+as_cnibox() {
+  [ "$(basename "$binary")" != cnibox ] || return 0
+  mkdir "$work/named"
+  ln -s "$(readlink -f "$binary")" "$work/named/cnibox"
+  binary=$work/named/cnibox
+}
+
+# A folder of our own, in which programs may run: /tmp is often mounted without that.
+make_work() {
+  for parent in "${TMPDIR:-/tmp}" "${HOME:-/root}"; do
+    work=$(mktemp -d "$parent/cnibox.XXXXXX" 2>/dev/null) || continue
+    trap 'rm -rf "$work"' EXIT
+    trap 'exit 130' HUP INT TERM
+    printf '#!/bin/sh\n' >"$work/runs"
+    chmod 700 "$work/runs"
+    if "$work/runs" 2>/dev/null; then return; fi
+    rm -rf "$work"
+  done
+  refuse "there is no folder to unpack programs in; name one with TMPDIR"
 }
 
 # Sets $binary, or $archive when it has to be unpacked first. From a checkout it is built; from an unpacked release it
@@ -378,235 +311,37 @@ verify_sum() {
 
 # ---- In place
 
-table=''
-row() { table="$table$1|$2|$3
-"; }
-print_table() { printf '%s' "$table" | awk -F '|' '{ printf "  %-14s %-44s %s\n", $1, $2, $3 }' | sed 's/ *$//'; }
-
 install_all() {
+  make_work
   [ -z "$archive" ] || unpack
   [ "$(od -An -tu1 -j18 -N1 "$binary" | tr -d ' ')" = "$elf_machine" ] ||
     refuse "$from was built for another kind of machine than this one ($arch)"
-  draft=$work/cnibox
-  cp "$binary" "$draft"
-  chmod 755 "$draft"
-  if is_root; then chown 0:0 "$draft"; fi
-  label "$draft"
   # In the page cache as a whole before it is run: a file that is paged in by being run makes every later call slower.
-  cat "$draft" >/dev/null
-  # Started where it will live: a wrong base, a missing library, a mount without exec show here, not on a pod.
-  version=$("$draft" --version) || refuse "the executable does not start in $bin_dir; nothing was changed"
-  types=$("$draft" plugins --names) || refuse "the executable does not name its plugins; nothing was changed"
-  for name in $(printf '%s' "$plugins" | tr ',' ' '); do
-    printf '%s\n' "$types" | grep -qx -e "$name" ||
-      refuse "there is no plugin \"$name\"; there are: $(printf '%s' "$types" | tr '\n' ' ')"
-  done
-  sync "$draft" 2>/dev/null || sync
-  place_binary
-  foreign=''
-  for name in $(if [ -n "$plugins" ]; then printf '%s' "$plugins" | tr ',' ' '; else printf '%s' "$types"; fi); do
-    place_link "$name"
-  done
-  place_units
-  retire_replaced
-  print_table
-  [ -z "$foreign" ] ||
-    say "Not ours, so left alone:$foreign. With --replace they are kept as a backup and put back by --uninstall."
+  cat "$binary" >/dev/null
+  as_cnibox
+  "$binary" --version >/dev/null || refuse "$binary does not start; nothing was changed"
+  umask 022
+  set -- install --bin-dir "$bin_dir"
+  [ -z "$plugins" ] || set -- "$@" --plugins "$plugins"
+  [ "$replace" = no ] || set -- "$@" --replace
+  [ -z "$units" ] || set -- "$@" "$units"
+  "$binary" "$@" || exit 1
 }
 
-place_binary() {
-  if cmp -s "$draft" "$bin_dir/cnibox"; then
-    row cnibox "$bin_dir/cnibox" "$version, unchanged"
-    return
-  fi
-  kept=''
-  if [ -e "$bin_dir/cnibox" ]; then
-    second_name "$state/previous"
-    second_name "$bin_dir/$replaced_name"
-    kept=', the one before kept in .cnibox/previous'
-  fi
-  mv -f "$draft" "$bin_dir/cnibox"
-  row cnibox "$bin_dir/cnibox" "$version, installed$kept"
-}
-
-# The file of before under another name as well: there is no moment without an executable.
-second_name() {
-  rm -f "$1"
-  ln "$bin_dir/cnibox" "$1" 2>/dev/null || cp -p "$bin_dir/cnibox" "$1"
-}
-
-# A program of `deno compile` opens its own file again while it starts, by the name that the kernel has for it. Once the
-# file is replaced that is its old path and " (deleted)". A call that started a moment ago still needs to find it there.
-replaced_name='cnibox (deleted)'
-
-retire_replaced() {
-  [ -e "$bin_dir/$replaced_name" ] || return 0
-  for _ in 1 2 3 4 5; do
-    sleep 1
-    # shellcheck disable=SC2010  # what the links point to is asked, not their names
-    ls -l /proc/[0-9]*/exe 2>/dev/null | grep -qF "/$replaced_name" || break
-  done
-  rm -f "$bin_dir/$replaced_name"
-}
-
-place_link() {
-  target=$bin_dir/$1
-  done='installed'
-  if [ -L "$target" ] && [ "$(readlink "$target")" = cnibox ]; then
-    row "$1" '-> cnibox' 'unchanged'
-    return
-  fi
-  if { [ -e "$target" ] || [ -L "$target" ]; } && ! is_ours "$target"; then
-    if [ "$replace" = no ] || [ -d "$target" ]; then
-      foreign="$foreign $1"
-      row "$1" "$target" 'left alone: not ours'
-      return
-    fi
-    mkdir -p "$state/replaced"
-    cp -pP "$target" "$work/replaced"
-    mv -f "$work/replaced" "$state/replaced/$1"
-    done='installed, the file before kept in .cnibox/replaced'
-  fi
-  ln -s cnibox "$work/$1"
-  label "$work/$1"
-  mv -f "$work/$1" "$target"
-  row "$1" '-> cnibox' "$done"
-}
-
-# ---- Units of systemd: the dhcp daemon, and rules made again after a firewall's start
-
-place_units() {
-  [ "$with_units" != no ] || return 0
-  if [ "$with_units" = auto ]; then
-    # Also what an earlier run put somewhere else is brought up to date.
-    if [ -f "$state/units-folder" ]; then
-      units_dir=$(cat "$state/units-folder")
-    elif [ "$bin_dir" != "$default_dir" ] || [ ! -d /run/systemd/system ] || ! is_root; then
-      return 0
-    fi
-  fi
-  case "$bin_dir" in
-    *[!A-Za-z0-9/._-]*)
-      row units "$units_dir" "left out: $bin_dir has characters that units would have to quote"
-      return
-      ;;
-  esac
-  mkdir -p "$units_dir" "$state/units" || refuse "cannot write to $units_dir; all else is installed"
-  trust "$units_dir"
-  say "$units_dir" >"$work/units-folder"
-  mv -f "$work/units-folder" "$state/units-folder"
-  rm -f "$units_dir"/.cnibox-* # of a run that was killed
-  changed=no
-  for unit in $units; do place_unit "$unit"; done
-  [ "$changed" = no ] || reload_systemd
-}
-
-# Releases have the units beside the executable or the installer, checkouts in systemd/.
-place_unit() {
-  source=''
-  for folder in "$(dirname "$binary")" "$here/systemd" "$here"; do
-    if [ -z "$source" ] && [ -f "$folder/$1" ]; then source=$folder/$1; fi
-  done
-  if [ -z "$source" ]; then
-    row "$1" "$units_dir" 'left out: not beside this installer'
-    return
-  fi
-  verify_sum "$source" "$(dirname "$source")/SHA256SUMS"
-  sed "s|/opt/cni/bin/|$bin_dir/|g" "$source" >"$work/unit"
-  target=$units_dir/$1
-  if cmp -s "$work/unit" "$target"; then
-    cp "$work/unit" "$state/units/$1"
-    row "$1" "$target" 'unchanged'
-    return
-  fi
-  if { [ -e "$target" ] || [ -L "$target" ]; } && ! cmp -s "$target" "$state/units/$1"; then
-    row "$1" "$target" 'left alone: not ours, or changed since'
-    return
-  fi
-  cp "$work/unit" "$state/units/$1"
-  unit_draft=$(mktemp "$units_dir/.cnibox-XXXXXX") # in place by rename, which needs the same file system
-  cat "$work/unit" >"$unit_draft"
-  chmod 644 "$unit_draft"
-  mv -f "$unit_draft" "$target"
-  label "$target"
-  changed=yes
-  case "$1" in
-    cni-dhcp.service) row "$1" "$target" 'installed; its socket starts it' ;;
-    *) row "$1" "$target" "installed; to use it: systemctl enable --now $1" ;;
-  esac
-}
-
-remove_units() {
-  [ -f "$state/units-folder" ] || return 0
-  units_dir=$(cat "$state/units-folder") changed=no
-  for unit in $units; do
-    [ -e "$units_dir/$unit" ] || continue
-    if ! cmp -s "$units_dir/$unit" "$state/units/$unit"; then
-      row "$unit" "$units_dir/$unit" 'left alone: not ours, or changed since'
-      continue
-    fi
-    if systemd_reads_units; then systemctl disable --now "$unit" >/dev/null 2>&1 9>&- || true; fi
-    rm -f "$units_dir/$unit"
-    row "$unit" "$units_dir/$unit" 'removed'
-    changed=yes
-  done
-  rm -rf "$state/units" "$state/units-folder"
-  [ "$changed" = no ] || reload_systemd
-}
-
-systemd_reads_units() { [ "$units_dir" = "$default_units" ] && [ -d /run/systemd/system ] && is_root && has systemctl; }
-reload_systemd() { if systemd_reads_units; then systemctl daemon-reload 9>&- || true; fi; }
-
-# By any other kind of link, or a copy of what we installed now or before.
-is_ours() {
-  if [ -L "$1" ]; then
-    [ "$(readlink -f "$1")" = "$(readlink -f "$bin_dir/cnibox")" ]
-  else
-    cmp -s "$1" "$bin_dir/cnibox" || cmp -s "$1" "$state/previous"
-  fi
-}
-
-label() {
-  has selinuxenabled && selinuxenabled || return 0
-  if has restorecon; then
-    restorecon "$1"
-  else
-    row label "$1" 'SELinux is on and there is no restorecon: set the label of plugins yourself'
-  fi
-}
-
+# By the executable that is installed, or the one beside this script.
 uninstall() {
-  remove_units
-  for target in "$bin_dir"/*; do
-    name=$(basename "$target")
-    if [ "$name" = cnibox ] || [ ! -L "$target" ] || ! is_ours "$target"; then continue; fi
-    if [ -e "$state/replaced/$name" ] || [ -L "$state/replaced/$name" ]; then
-      mv -f "$state/replaced/$name" "$target"
-      row "$name" "$target" 'put back as it was'
-    else
-      rm -f "$target"
-      row "$name" "$target" 'removed'
-    fi
+  [ -d "$bin_dir/.cnibox" ] || { say "nothing of ours in $bin_dir"; return; }
+  for binary in "$bin_dir/cnibox" "$here/cnibox" "$here/dist/cnibox"; do
+    if [ -x "$binary" ]; then "$binary" uninstall --bin-dir "$bin_dir" || exit 1; return; fi
   done
-  for kept in "$state"/replaced/*; do
-    target=$bin_dir/$(basename "$kept")
-    if [ -e "$target" ] || [ -L "$target" ] || { [ ! -e "$kept" ] && [ ! -L "$kept" ]; }; then continue; fi
-    mv -f "$kept" "$target"
-    row "$(basename "$kept")" "$target" 'put back as it was'
-  done
-  rm -f "$bin_dir/cnibox" "$bin_dir/$replaced_name" "$state/previous"
-  row cnibox "$bin_dir/cnibox" 'removed'
-  # What stays here has another file in its place by now.
-  rmdir "$state/replaced" 2>/dev/null || true
-  [ ! -d "$state/replaced" ] || row backup "$state/replaced" 'kept: other files have taken these places'
-  print_table
+  refuse "there is no executable to do it: run \`cnibox uninstall --bin-dir $bin_dir\` with one of a release"
 }
 
 # ---- The demo: two containers, and the host that they are plugged into, are namespaces that end with it
 
 demo() {
   is_root || refuse "the demo makes network namespaces: run it as root"
-  exec 9>&-
+  exec
   demo_bin=$bin_dir
   for name in bridge host-local portmap; do
     [ "$(readlink "$bin_dir/$name")" = cnibox ] || demo_bin=$work/bin

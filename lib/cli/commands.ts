@@ -719,10 +719,25 @@ export const COMMANDS: readonly OperatorCommand[] = [
       "The command line that runs networks is linked as well: cnitool in the folder of the plugins, cnibox and cnitool on the PATH. Where something of that name exists, it stays.",
     ],
     positional: [],
-    flags: [BIN_DIR, PATH_DIR, PLUGINS, {
-      name: "replace",
-      about: "move files that are not ours out of the way; uninstall puts them back",
-    }, JSON_FLAG],
+    flags: [
+      BIN_DIR,
+      PATH_DIR,
+      PLUGINS,
+      {
+        name: "replace",
+        about: "move files that are not ours out of the way; uninstall puts them back",
+      },
+      {
+        name: "units",
+        value: "DIR",
+        kind: "folder",
+        about:
+          "put the systemd units there; without it into /etc/systemd/system where systemd runs and plugins go into " +
+          "/opt/cni/bin. None is enabled or started",
+      },
+      { name: "no-units", about: "install no systemd units" },
+      JSON_FLAG,
+    ],
     examples: [["into /opt/cni/bin", "./cnibox install"]],
     load: () => import("./install.ts"),
     entry: "install",
@@ -740,7 +755,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
   {
     name: "uninstall",
     group: "install",
-    summary: "remove executable and symlinks, put replaced files back",
+    summary: "remove executable, symlinks and systemd units, put replaced files back",
     positional: [],
     flags: [BIN_DIR, PATH_DIR, JSON_FLAG],
     examples: [["from /opt/cni/bin", "cnibox uninstall"]],

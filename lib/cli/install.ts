@@ -1,31 +1,28 @@
 /**
- * `cnibox install`, `rollback`, `uninstall` and `verify`: this very executable put into a plugin folder, and taken out again. Files and
- * folders are those of install.sh, so that either can go on where the other stopped:
+ * `cnibox install`, `rollback`, `uninstall` and `verify`: this very executable put into a plugin folder, and taken out again.
  *
  *     DIR/cnibox              the executable
  *     DIR/bridge, …           symlinks to it
  *     DIR/.cnibox/previous    the executable before the last change
- *     DIR/.cnibox/replaced/   files that --replace moved out of the way
+ *     DIR/.cnibox/replaced/   files that --replace moved out of the way; uninstall puts them back
+ *     DIR/.cnibox/units/      the systemd units as they were installed; where they are is in .cnibox/units-folder
+ *
+ * Everything is prepared in a folder of our own below the target and put in place by rename, one name at a time: at any moment,
+ * also while pods are being added and after a kill, each name is the old file or the new one, whole.
  */
 import { createHash } from "node:crypto";
 import { lockWithin } from "../kernel/flock.ts";
-import { openRegular } from "../kernel/regular_file.ts";
+import { exists, openRegular, removeIfThere } from "../kernel/regular_file.ts";
 import { systemRun, toolPath } from "../kernel/run.ts";
 import { CliError, type CommandCall, status } from "./command.ts";
 import { fileError, needRoot, PLUGIN_FOLDER } from "./setup.ts";
 import { columns, jsonDocument, painter, say } from "./terminal.ts";
-
-/** What was done to one file, or found there. */
-interface Row {
-  readonly file: string;
-  readonly state: string;
-  readonly good: boolean;
-}
+import { placeUnits, removeUnits, type Row, systemdRuns, UNIT_FOLDER, unitFolder } from "./units.ts";
 
 const NAME = "cnibox";
 
 function folderOf(call: CommandCall): string {
-  return (call.value("bin-dir") ?? PLUGIN_FOLDER).replace(/(.)\/+$/, "$1");
+  return absolute((call.value("bin-dir") ?? PLUGIN_FOLDER).replace(/(.)\/+$/, "$1"));
 }
 
 /** `cnibox install` */
@@ -39,25 +36,50 @@ export async function install(call: CommandCall): Promise<number> {
   }
   const names = chosen(call);
   const rows: Row[] = [];
-  await inWorkFolder(dir, async (work) => {
+  await inWorkFolder(dir, async ({ state, work }) => {
     const draft = `${work}/${NAME}`;
     await prepare(draft, call.invocation.version);
     rows.push(replaceBinary(dir, draft));
     for (const name of names) rows.push(link({ dir, work, replace: call.is("replace") }, name));
     rows.push(...linkCommands(dir, pathFolder(call)));
     await label(dir);
+    const folder = unitsWanted(call, dir, state);
+    if (folder !== undefined && /[^A-Za-z0-9/._-]/.test(dir)) {
+      const state = `left out: ${dir} has characters that units would have to quote`;
+      rows.push({ file: folder, state, good: false });
+    } else if (folder !== undefined) {
+      Deno.mkdirSync(folder, { recursive: true, mode: 0o755 });
+      needTrusted(folder);
+      rows.push(...await placeUnits(dir, folder, { state, run: systemRun() }));
+      await label(folder);
+    }
+    await retireReplaced(dir);
   });
   return show(call, rows);
 }
 
+/** The folder for units: the one that is named, the one from before, or systemd's own for the usual plugin folder. */
+function unitsWanted(call: CommandCall, dir: string, state: string): string | undefined {
+  if (call.is("no-units")) return undefined;
+  const named = call.value("units");
+  if (named !== undefined) return absolute(named);
+  return unitFolder(state) ?? (dir === PLUGIN_FOLDER && systemdRuns() ? UNIT_FOLDER : undefined);
+}
+
 /** Longest wait for another installer, in milliseconds. */
-const LOCK_LIMIT_MS = 60_000;
+const LOCK_LIMIT_MS = 300_000;
+
+/** Folders of an installation: `state` keeps what is needed later, `work` is new and goes with the command. */
+interface Workplace {
+  readonly state: string;
+  readonly work: string;
+}
 
 /**
  * Does `doing` with a new folder that nobody else can write to, on the same file system as the target: there everything is prepared.
- * One installer at a time, as in install.sh.
+ * One installer at a time. Where nothing is installed afterwards, nothing stays either.
  */
-async function inWorkFolder(dir: string, doing: (work: string) => Promise<void>): Promise<void> {
+async function inWorkFolder(dir: string, doing: (place: Workplace) => Promise<void>): Promise<void> {
   const state = `${dir}/.${NAME}`;
   try {
     const parent = nearestFolder(dir);
@@ -71,11 +93,17 @@ async function inWorkFolder(dir: string, doing: (work: string) => Promise<void>)
     if (!await lockWithin(lock, LOCK_LIMIT_MS)) {
       throw new CliError(`another installer is at work in ${dir}`, status.tryAgain);
     }
+    if (parent !== dir) openRegular(`${state}/${MADE}`, { write: true, create: 0o644 }).close();
+    for (const { name } of [...Deno.readDirSync(state)]) {
+      // Of one that was killed.
+      if (name.startsWith("work.")) Deno.removeSync(`${state}/${name}`, { recursive: true });
+    }
     const work = Deno.makeTempDirSync({ dir: state, prefix: "work." });
     try {
-      await doing(work);
+      await doing({ state, work });
     } finally {
       Deno.removeSync(work, { recursive: true });
+      if (!exists(`${dir}/${NAME}`) && !exists(`${state}/replaced`)) leave(dir, state);
     }
   } catch (error) {
     if (error instanceof CliError) throw error;
@@ -83,8 +111,23 @@ async function inWorkFolder(dir: string, doing: (work: string) => Promise<void>)
   }
 }
 
+/** Marks a plugin folder that did not exist before. */
+const MADE = "made-this-folder";
+
+/** Removes our folder, and the plugin folder if we made it and it is empty. */
+function leave(dir: string, state: string): void {
+  const made = exists(`${state}/${MADE}`);
+  for (const name of ["previous", MADE, "lock"]) removeIfThere(`${state}/${name}`);
+  removeEmpty(state);
+  if (made) removeEmpty(dir);
+}
+
+function absolute(path: string): string {
+  return path.startsWith("/") ? path : `${Deno.cwd()}/${path}`;
+}
+
 function nearestFolder(dir: string): string {
-  let path = dir.startsWith("/") ? dir : `${Deno.cwd()}/${dir}`;
+  let path = dir;
   while (path !== "" && !exists(path)) path = path.slice(0, path.lastIndexOf("/"));
   return path === "" ? "/" : path;
 }
@@ -155,12 +198,14 @@ function readWhole(path: string): void {
 /** Atomic: at any moment the name is the old file or the new one. The old one is kept. */
 function replaceBinary(dir: string, draft: string): Row {
   const target = `${dir}/${NAME}`;
+  if (exists(target) && !Deno.lstatSync(target).isFile) {
+    throw new CliError(`refused: ${target} is in the way and not a file`, status.failed);
+  }
   const before = sha256(target);
   if (before === sha256(draft)) return { file: target, state: "unchanged", good: true };
   if (before !== undefined) {
     keep(target, `${dir}/.${NAME}/previous`);
-    // A program of this kind opens its own file once more while it starts, under the name that the kernel has for a replaced one.
-    keep(target, `${dir}/${NAME} (deleted)`);
+    keep(target, `${dir}/${REPLACED}`);
   }
   Deno.renameSync(draft, target);
   return {
@@ -170,8 +215,27 @@ function replaceBinary(dir: string, draft: string): Row {
   };
 }
 
+/**
+ * A program of this kind opens its own file once more while it starts, by the name that the kernel has for it. Once the file is
+ * replaced that is its old path and " (deleted)". A call that started a moment ago still needs to find it there.
+ */
+const REPLACED = `${NAME} (deleted)`;
+
+/** Removes the replaced file once no process runs it, or after five seconds. */
+async function retireReplaced(dir: string): Promise<void> {
+  if (!exists(`${dir}/${REPLACED}`)) return;
+  for (let waited = 0; waited < 5; waited++) {
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+    if (![...Deno.readDirSync("/proc")].some(({ name }) => linkOf(`/proc/${name}/exe`)?.endsWith(`/${REPLACED}`))) {
+      break;
+    }
+  }
+  removeIfThere(`${dir}/${REPLACED}`);
+}
+
+/** The file under another name as well: there is no moment without it. */
 function keep(from: string, to: string): void {
-  remove(to);
+  removeIfThere(to);
   try {
     Deno.linkSync(from, to);
   } catch {
@@ -191,9 +255,12 @@ function link({ dir, work, replace }: Linking, name: string): Row {
   const now = linkOf(target);
   if (now === NAME) return { file: target, state: "unchanged", good: true };
   if (exists(target) && !isOurs(dir, target)) {
-    if (!replace) return { file: target, state: "left alone: not ours; --replace keeps it as a backup", good: false };
+    // A folder cannot be a plugin: it is somebody's mistake, to be looked at.
+    if (!replace || Deno.lstatSync(target).isDirectory) {
+      return { file: target, state: "left alone: not ours; --replace keeps a file as a backup", good: false };
+    }
     Deno.mkdirSync(`${dir}/.${NAME}/replaced`, { recursive: true });
-    Deno.renameSync(target, `${dir}/.${NAME}/replaced/${name}`);
+    keep(target, `${dir}/.${NAME}/replaced/${name}`);
   }
   const draft = `${work}/${name}`;
   Deno.symlinkSync(NAME, draft);
@@ -203,8 +270,24 @@ function link({ dir, work, replace }: Linking, name: string): Row {
 
 /** By another kind of link, or a copy of what is or was installed here. */
 function isOurs(dir: string, target: string): boolean {
-  const sum = sha256(target);
+  if (sameFile(target, `${dir}/${NAME}`)) return true;
+  const sum = Deno.lstatSync(target).isSymlink ? undefined : sha256(target);
   return sum !== undefined && (sum === sha256(`${dir}/${NAME}`) || sum === sha256(`${dir}/.${NAME}/previous`));
+}
+
+function isOurLink(dir: string, file: string): boolean {
+  const target = linkOf(file);
+  return target !== undefined && (target === NAME || sameFile(file, `${dir}/${NAME}`));
+}
+
+/** Do both paths lead to one file? */
+function sameFile(one: string, other: string): boolean {
+  try {
+    const [a, b] = [Deno.statSync(one), Deno.statSync(other)];
+    return a.dev === b.dev && a.ino === b.ino;
+  } catch {
+    return false;
+  }
 }
 
 /** SELinux: the label that the policy has for the folder, where there is the tool. */
@@ -222,7 +305,7 @@ export async function rollback(call: CommandCall): Promise<number> {
   const previous = `${dir}/.${NAME}/previous`;
   if (!exists(previous)) throw new CliError(`no earlier executable is kept in ${dir}/.${NAME}`, status.failed);
   const rows: Row[] = [];
-  await inWorkFolder(dir, async (work) => {
+  await inWorkFolder(dir, async ({ work }) => {
     const draft = `${work}/${NAME}`;
     if (!Deno.lstatSync(previous).isFile) throw new CliError(`refused: ${previous} is not a file`, status.failed);
     Deno.copyFileSync(previous, draft);
@@ -231,36 +314,50 @@ export async function rollback(call: CommandCall): Promise<number> {
     const row = replaceBinary(dir, draft);
     const { stdout } = await systemRun()({ argv: [`${dir}/${NAME}`, "--version"] });
     rows.push({ ...row, state: `${stdout.trim()} is back, the one from before kept for rollback` });
+    await retireReplaced(dir);
   });
   return show(call, rows);
 }
 
 /** `cnibox uninstall` */
-export function uninstall(call: CommandCall): number {
+export async function uninstall(call: CommandCall): Promise<number> {
   const dir = folderOf(call);
   if (dir === PLUGIN_FOLDER) needRoot(call, `it writes to ${dir}`);
-  const rows: Row[] = [];
-  try {
-    rows.push(...unlinkCommands(dir, pathFolder(call)));
-    const replaced = `${dir}/.${NAME}/replaced`;
-    for (const { name, isSymlink } of [...Deno.readDirSync(dir)]) {
-      if (!isSymlink || linkOf(`${dir}/${name}`) !== NAME) continue;
-      if (exists(`${replaced}/${name}`)) {
-        Deno.renameSync(`${replaced}/${name}`, `${dir}/${name}`);
-        rows.push({ file: `${dir}/${name}`, state: "put back as it was", good: true });
-      } else {
-        Deno.removeSync(`${dir}/${name}`);
-        rows.push({ file: `${dir}/${name}`, state: "removed", good: true });
-      }
-    }
-    const own = [`${dir}/${NAME}`, `${dir}/${NAME} (deleted)`, `${dir}/.${NAME}/previous`, `${dir}/.${NAME}/lock`];
-    for (const file of own) remove(file);
-    rows.push({ file: `${dir}/${NAME}`, state: "removed", good: true });
-    for (const folder of [replaced, `${dir}/.${NAME}`]) removeEmpty(folder);
-  } catch (error) {
-    throw fileError(dir, error);
+  if (!exists(`${dir}/.${NAME}`)) {
+    if (!call.is("json")) say(`nothing of ours in ${dir}`);
+    return call.is("json") ? show(call, []) : status.done;
   }
+  const rows: Row[] = [];
+  await inWorkFolder(dir, async ({ state }) => {
+    rows.push(...unlinkCommands(dir, pathFolder(call)));
+    rows.push(...await removeUnits({ state, run: systemRun() }));
+    rows.push(...unlinked(dir, `${state}/replaced`));
+    for (const file of [`${dir}/${NAME}`, `${dir}/${REPLACED}`, `${state}/previous`]) removeIfThere(file);
+    rows.push({ file: `${dir}/${NAME}`, state: "removed", good: true });
+    removeEmpty(`${state}/replaced`);
+    if (exists(`${state}/replaced`)) {
+      rows.push({ file: `${state}/replaced`, state: "kept: other files have taken these places", good: false });
+    }
+  });
   return show(call, rows);
+}
+
+/** Removes the links to us, and puts back what is kept of the files that were there, unless others have taken their places. */
+function unlinked(dir: string, replaced: string): Row[] {
+  const rows: Row[] = [];
+  for (const { name, isSymlink } of [...Deno.readDirSync(dir)]) {
+    const file = `${dir}/${name}`;
+    if (!isSymlink || exists(`${replaced}/${name}`) || !isOurLink(dir, file)) continue;
+    Deno.removeSync(file);
+    rows.push({ file, state: "removed", good: true });
+  }
+  for (const { name } of exists(replaced) ? [...Deno.readDirSync(replaced)] : []) {
+    const file = `${dir}/${name}`;
+    if (exists(file) && !isOurLink(dir, file)) continue;
+    Deno.renameSync(`${replaced}/${name}`, file);
+    rows.push({ file, state: "put back as it was", good: true });
+  }
+  return rows;
 }
 
 /** `cnibox verify` */
@@ -283,7 +380,7 @@ export function verify(call: CommandCall): number {
       state: `${isFile ? "" : "not a file itself: "}owner ${uid}, mode ${((mode ?? 0) & 0o7777).toString(8)}`,
       good: isFile && uid === 0 && !writable && ((mode ?? 0) & 0o111) !== 0,
     });
-    for (const folder of [dir, `${dir}/.${NAME}`].filter(exists)) {
+    for (const folder of [dir, `${dir}/.${NAME}`].filter((path) => exists(path))) {
       const distrust = distrustOf(folder);
       if (distrust !== undefined) rows.push({ file: folder, state: distrust, good: false });
     }
@@ -337,23 +434,6 @@ function linkOf(path: string): string | undefined {
     return Deno.readLinkSync(path);
   } catch {
     return undefined;
-  }
-}
-
-function exists(path: string): boolean {
-  try {
-    Deno.lstatSync(path);
-    return true;
-  } catch {
-    return false;
-  }
-}
-
-function remove(path: string): void {
-  try {
-    Deno.removeSync(path);
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
   }
 }
 

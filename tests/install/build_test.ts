@@ -140,7 +140,7 @@ Deno.test("build says which DENORT_BIN it cannot use", async () => {
 Deno.test("build takes the base that DENORT_BIN names, and warns of it", async () => {
   using folder = temporaryFolder();
   const main = join(folder.path, "main.ts"), output = join(folder.path, "out"), base = join(folder.path, "base");
-  await Deno.writeTextFile(main, otherVersion("1.2.3", ["bridge"]));
+  await Deno.writeTextFile(main, otherVersion("1.2.3"));
   await Deno.copyFile(kept, base);
   const { code, stderr } = await build(ROOT, ["--main", main, "--output", output], { DENORT_BIN: base });
   assertEquals(code, 0, stderr);
@@ -157,7 +157,7 @@ Deno.test("build takes the base that DENORT_BIN names, and warns of it", async (
 Deno.test("build refuses a base that does not start, and leaves the program of before", async () => {
   using folder = temporaryFolder();
   const main = join(folder.path, "main.ts"), output = join(folder.path, "out"), base = join(folder.path, "base");
-  await Deno.writeTextFile(main, otherVersion("1.2.3", ["bridge"]));
+  await Deno.writeTextFile(main, otherVersion("1.2.3"));
   await Deno.writeTextFile(output, "the program of before");
   // Its ELF header promises an interpreter that is not there.
   const bytes = await Deno.readFile(kept);

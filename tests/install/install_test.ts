@@ -17,7 +17,7 @@ const links = Object.fromEntries(types.map((name) => [name, "-> cnibox"]));
 const other = join(programs.path, "other");
 {
   const main = join(programs.path, "main.ts");
-  await Deno.writeTextFile(main, otherVersion("9.9.9", types));
+  await Deno.writeTextFile(main, otherVersion("9.9.9"));
   const { code, stderr } = await build(ROOT, ["--main", main, "--output", other]);
   assertEquals(code, 0, stderr);
 }
@@ -47,7 +47,7 @@ Deno.test("install puts one executable and a relative link for every plugin into
   assertEquals(Deno.statSync(join(bin, "cnibox")).uid, Deno.uid());
   assertEquals(listing(join(bin, ".cnibox")), { lock: "644", "made-this-folder": "644" });
   for (const name of types) {
-    assertMatch(table, new RegExp(`^  ${name} +-> cnibox +installed$`, "m"));
+    assertMatch(table, new RegExp(`^${join(bin, name)} +-> cnibox$`, "m"));
     const { stdout } = await succeed(join(bin, name), [], { env: { CNI_COMMAND: "VERSION" } });
     assertStringIncludes(stdout, '"supportedVersions"');
   }
@@ -67,7 +67,7 @@ Deno.test("install keeps the version before, and goes back to it", async () => {
   using folder = temporaryFolder();
   const path = join(folder.path, "cnibox"), previous = join(folder.path, ".cnibox", "previous");
   await installed(folder.path, cnibox);
-  assertStringIncludes(await installed(folder.path, other), "the one before kept in .cnibox/previous");
+  assertStringIncludes(await installed(folder.path, other), "the one before kept for rollback");
   assertEquals(await version(path), "cnibox v9.9.9\n");
   assertEquals(await sumOf(previous), await sumOf(cnibox));
   await installed(folder.path, previous);
@@ -83,7 +83,9 @@ Deno.test("install links only the plugins that are asked for, and knows their na
   using empty = temporaryFolder();
   const bin = join(empty.path, "bin");
   const { code, stderr } = await install(bin, cnibox, ["--plugins", `${first},brigde`]);
-  assertEquals([code, stderr], [1, `install.sh: there is no plugin "brigde"; there are: ${types.join(" ")}\n`]);
+  assertEquals(code, 1);
+  assertStringIncludes(stderr, 'there is no plugin "brigde"');
+  assertStringIncludes(stderr, `there are: ${types.join(" ")}`);
   assertEquals(listing(empty.path), {});
 });
 
@@ -94,7 +96,9 @@ Deno.test("install leaves files that are not ours alone, and lists them", async 
   Deno.symlinkSync("somewhere/else", join(folder.path, link));
   Deno.mkdirSync(join(folder.path, directory));
   const table = await installed(folder.path, cnibox);
-  assertStringIncludes(table, `Not ours, so left alone: ${file} ${link} ${directory}. With --replace`);
+  for (const name of [file, link, directory]) {
+    assertMatch(table, new RegExp(`^${join(folder.path, name)} +left alone: not ours; --replace`, "m"));
+  }
   assertEquals(listing(folder.path), {
     ".cnibox": "/",
     cnibox: "755",
@@ -117,7 +121,8 @@ Deno.test("install --replace moves files of others out of the way, --uninstall p
   const before = listing(folder.path);
   const table = await installed(folder.path, cnibox, ["--replace"]);
   // A folder cannot be a plugin: it is somebody's mistake, to be looked at.
-  assertStringIncludes(table, `Not ours, so left alone: ${directory}.`);
+  assertEquals(table.match(/^.* left alone: not ours/gm)?.length, 1);
+  assertMatch(table, new RegExp(`^${join(folder.path, directory)} +left alone: not ours`, "m"));
   assertEquals(listing(folder.path), { ...before, ".cnibox": "/", cnibox: "755", ...links, [directory]: "/" });
   // Again, and with another version in between: what is kept is still what was there first.
   await installed(folder.path, other, ["--replace"]);
@@ -161,57 +166,52 @@ Deno.test("install takes over links and copies of its own that were made by othe
   assertEquals(listing(folder.path), { ".cnibox": "/", cnibox: "755", ...links });
 });
 
-Deno.test("install killed at any step leaves every name whole, and the next run mends the rest", async () => {
-  using folder = temporaryFolder();
-  const shims = join(folder.path, "shims"), steps = join(folder.path, "steps");
-  Deno.mkdirSync(shims);
-  // Every command that changes something is counted; the one whose turn it is kills the installer instead.
-  for (const name of ["cp", "chmod", "ln", "mv", "rm", "mkdir", "mktemp", "sync", "sleep"]) {
-    Deno.writeTextFileSync(
-      join(shims, name),
-      `#!/bin/sh
-PATH=/usr/bin:/bin
-echo >>${steps}
-[ "$(wc -l <${steps})" -ne "$KILL_AT" ] || { kill -9 $PPID; exit 1; }
-[ ${name} = sleep ] || exec ${name} "$@"
-`,
-      { mode: 0o755 },
-    );
-  }
-  const sums = [await sumOf(cnibox), await sumOf(other)];
-  const [foreign = "", fresh = ""] = types;
-  for (let step = 1; step < 100; step++) {
-    const bin = join(folder.path, `bin-${step}`);
-    Deno.mkdirSync(bin);
-    Deno.writeTextFileSync(join(bin, foreign), "another's plugin");
-    await installed(bin, cnibox);
-    Deno.removeSync(join(bin, fresh));
-    await Deno.remove(steps).catch(() => {});
-    const { code } = await install(bin, other, ["--replace"], {
-      KILL_AT: String(step),
-      PATH: `${shims}:/usr/bin:/bin`,
-    });
-    const between = listing(bin);
-    assertEquals(between.cnibox, "755", `step ${step}`);
-    assert(sums.includes(await sumOf(join(bin, "cnibox"))), `step ${step}: cnibox is neither the old nor the new one`);
-    for (const name of types.filter((name) => name !== foreign)) {
-      const missing = name === fresh && between[name] === undefined;
-      assert(missing || between[name] === "-> cnibox", `step ${step}: ${name} is ${between[name]}`);
+const strace = (await run("sh", ["-c", "command -v strace"])).code === 0;
+
+Deno.test({
+  name: "install killed at any step leaves every name whole, and the next run does the rest",
+  ignore: !strace,
+  fn: async () => {
+    using folder = temporaryFolder();
+    const [foreign = "", fresh = "", third = ""] = types, chosen = [foreign, fresh, third];
+    // strace counts each kind of call by itself.
+    const calls = ["rename", "link", "linkat", "symlink", "unlink", "mkdir"];
+    const sums = [await sumOf(cnibox), await sumOf(other)];
+    const itself = (
+      bin: string,
+      args: string[] = [],
+    ) => ["install", `--bin-dir=${bin}`, `--plugins=${chosen}`, ...args];
+    let killed = 0;
+    for (let at = 0, count = 1; at < calls.length; count++) {
+      const step = `${calls[at]} ${count}`, bin = join(folder.path, `bin-${calls[at]}-${count}`);
+      Deno.mkdirSync(bin);
+      Deno.writeTextFileSync(join(bin, foreign), "another's plugin");
+      await succeed(cnibox, itself(bin));
+      Deno.removeSync(join(bin, fresh));
+      const inject = `inject=${calls[at]}:signal=KILL:when=${count}`;
+      const { code } = await run("strace", ["-qq", "-o/dev/null", "-e", inject, other, ...itself(bin, ["--replace"])]);
+      const between = listing(bin);
+      assertEquals(between.cnibox, "755", `step ${step}`);
+      assert(
+        sums.includes(await sumOf(join(bin, "cnibox"))),
+        `step ${step}: cnibox is neither the old nor the new one`,
+      );
+      assert([undefined, "-> cnibox"].includes(between[fresh]), `step ${step}: ${fresh} is ${between[fresh]}`);
+      assertEquals(between[third], "-> cnibox", `step ${step}`);
+      const kept = between[foreign] === "644" ? join(bin, foreign) : join(bin, ".cnibox", "replaced", foreign);
+      assertEquals(Deno.readTextFileSync(kept), "another's plugin", `step ${step}`);
+      await succeed(other, itself(bin, ["--replace"]));
+      const whole = Object.fromEntries(chosen.map((name) => [name, "-> cnibox"]));
+      assertEquals(listing(bin), { ".cnibox": "/", cnibox: "755", ...whole }, `step ${step}`);
+      assertEquals(listing(join(bin, ".cnibox")), { lock: "644", previous: "755", replaced: "/" }, `step ${step}`);
+      await uninstalled(bin);
+      assertEquals(listing(bin), { [foreign]: "644" }, `step ${step}`);
+      Deno.removeSync(bin, { recursive: true });
+      if (code === 0) [at, count] = [at + 1, 0];
+      else killed++;
     }
-    const kept = between[foreign] === "644" ? join(bin, foreign) : join(bin, ".cnibox", "replaced", foreign);
-    assertEquals(Deno.readTextFileSync(kept), "another's plugin", `step ${step}`);
-    await installed(bin, other, ["--replace"]);
-    assertEquals(listing(bin), { ".cnibox": "/", cnibox: "755", ...links }, `step ${step}`);
-    assertEquals(listing(join(bin, ".cnibox")), { lock: "644", previous: "755", replaced: "/" }, `step ${step}`);
-    await uninstalled(bin);
-    assertEquals(listing(bin), { [foreign]: "644" }, `step ${step}`);
-    Deno.removeSync(bin, { recursive: true });
-    if (code === 0) {
-      assert(step > 10, `only ${step} steps were interrupted`);
-      return;
-    }
-  }
-  throw new Error("the installer never came to its end");
+    assert(killed > 10, `only ${killed} steps were interrupted`);
+  },
 });
 
 Deno.test("install replaces the program while it is being called, and no call fails", async () => {
@@ -254,7 +254,7 @@ Deno.test("install refuses a program that does not start, and changes nothing", 
   const before = listing(folder.path);
   const { code, stderr } = await install(folder.path, broken);
   assertEquals(code, 1);
-  assertMatch(stderr, /does not start in .*; nothing was changed/);
+  assertMatch(stderr, /does not start; nothing was changed/);
   assertEquals(listing(folder.path), before);
   assertEquals(await sumOf(join(folder.path, "cnibox")), await sumOf(cnibox));
 });

@@ -37,12 +37,7 @@ Deno.test("release is one archive of root's plain files, and says where it is", 
     ["-rw-r--r--", "0/0", `${name}/LICENSE`],
     ["-rw-r--r--", "0/0", `${name}/README.md`],
     ["-rw-r--r--", "0/0", `${name}/SHA256SUMS`],
-    ["-rw-r--r--", "0/0", `${name}/cni-dhcp.service`],
-    ["-rw-r--r--", "0/0", `${name}/cni-dhcp.socket`],
     ["-rwxr-xr-x", "0/0", `${name}/cnibox`],
-    ["-rw-r--r--", "0/0", `${name}/cnibox-node.service`],
-    ["-rw-r--r--", "0/0", `${name}/cnibox-page-cache.service`],
-    ["-rw-r--r--", "0/0", `${name}/cnibox-restore.service`],
     ["-rwxr-xr-x", "0/0", `${name}/install.sh`],
   ]);
 });
@@ -73,23 +68,6 @@ Deno.test("release installs from the archive, and from where it was unpacked", a
   await succeed("tar", ["-xzf", archive, "-C", unpacked]);
   await succeed(join(unpacked, name, "install.sh"), ["--no-deps", `--bin-dir=${bin}-2`]);
   assertEquals(listing(`${bin}-2`), whole);
-  // With units, from both; a unit that was changed on the way is refused.
-  const units = join(folder.path, "units");
-  await succeed(join(tree, "install.sh"), ["--no-deps", `--bin-dir=${bin}`, `--from=${archive}`, "--units", units]);
-  await succeed(join(unpacked, name, "install.sh"), ["--no-deps", `--bin-dir=${bin}`, "--units", `${units}-2`]);
-  const names = [
-    "cni-dhcp.service",
-    "cni-dhcp.socket",
-    "cnibox-page-cache.service",
-    "cnibox-restore.service",
-    "cnibox-node.service",
-  ];
-  const all = Object.fromEntries(names.map((name) => [name, "644"]));
-  assertEquals([listing(units), listing(`${units}-2`)], [all, all]);
-  await Deno.writeTextFile(join(unpacked, name, "cni-dhcp.service"), "[Service]\nExecStart=/tmp/else\n");
-  const refused = await run(join(unpacked, name, "install.sh"), ["--no-deps", `--bin-dir=${bin}-2`, "--units", units]);
-  assertEquals(refused.code, 1);
-  assertMatch(refused.stderr, /cni-dhcp\.service differs from its sum/);
 });
 
 Deno.test({

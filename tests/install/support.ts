@@ -1,6 +1,6 @@
 /** Helpers for the tests of build and installer: trees, programs and folders of their own, never the machine's. */
 import { assertEquals } from "@std/assert";
-import { dirname, fromFileUrl, join } from "@std/path";
+import { dirname, fromFileUrl, join, toFileUrl } from "@std/path";
 import { sha256 } from "../../tools/base.ts";
 
 /** The project. */
@@ -71,7 +71,6 @@ export async function copyTree(path: string): Promise<void> {
     "lib",
     "plugins",
     "tools",
-    "systemd",
   ];
   await succeed("cp", ["-R", ...parts.map((name) => join(ROOT, name)), path]);
   await Deno.symlink(join(ROOT, ".cache"), join(path, ".cache"));
@@ -82,14 +81,14 @@ export function build(root: string, args: string[], env: Record<string, string> 
   return run(Deno.execPath(), ["run", "-A", join(root, "tools", "build.ts"), ...args], { env, cwd: root });
 }
 
-/** Source of a program that answers as much as the installer and a runtime ask for, as another version of cnibox. */
-export function otherVersion(version: string, types: string[]): string {
+/** Source of another version of cnibox: it has all operator commands, and answers a runtime's VERSION. */
+export function otherVersion(version: string): string {
   return `
-const [word] = Deno.args;
-const say = (text) => Deno.stdout.writeSync(new TextEncoder().encode(text + "\\n"));
-if (word === "--version") say("cnibox v${version}");
-else if (word === "plugins") say(${JSON.stringify(types.join("\n"))});
-else say(JSON.stringify({ cniVersion: "1.1.0", supportedVersions: ["1.1.0"] }));
+import { operator } from ${JSON.stringify(toFileUrl(join(ROOT, "lib/cli/mod.ts")))};
+import { loadPlugin as load, pluginNames as names } from ${JSON.stringify(toFileUrl(join(ROOT, "plugins/mod.ts")))};
+const { args } = Deno;
+if (args.length > 0) Deno.exit(await operator({ called: "cnibox", args, version: "v${version}", names, load }));
+Deno.stdout.writeSync(new TextEncoder().encode('{"cniVersion":"1.1.0","supportedVersions":["1.1.0"]}\\n'));
 `;
 }
 

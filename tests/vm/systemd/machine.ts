@@ -1,5 +1,6 @@
 /** A whole machine under systemd, which a test may change as an administrator does: the virtual one, and no other. */
 import { fromFileUrl } from "@std/path";
+import { units as unitTexts } from "../../../lib/cli/units.ts";
 import { cniboxDir } from "../../e2e/support/bin.ts";
 import { inVm } from "../../e2e/support/vm.ts";
 
@@ -71,7 +72,7 @@ export async function journalOf(unit: string): Promise<string> {
 /** The project's own units that run on every node: all but the service that a socket starts, and the one that has to be configured. */
 export function units(): string[] {
   const others = ["cni-dhcp.service", "cnibox-node.service"];
-  return [...Deno.readDirSync(`${root}/systemd`)].map(({ name }) => name).filter((name) => !others.includes(name));
+  return Object.keys(unitTexts("/opt/cni/bin")).filter((name) => !others.includes(name));
 }
 
 /** The network that the machine's containers are on: it masquerades, publishes ports, and has thirteen addresses. */
