@@ -1,0 +1,88 @@
+/** How large things may be. Each list of exceptions only gets shorter. */
+import { assertEquals } from "@std/assert";
+import { dirname, fromFileUrl, join } from "@std/path";
+import { packed } from "../tools/build.ts";
+
+const root = dirname(fromFileUrl(new URL(".", import.meta.url)));
+
+/** Text that a bridge ADD with host-local reads, in bytes. It only gets smaller; 136,000 are wanted. */
+const ADD_TEXT = 150_000;
+/** Lines of one function, of its first to its last. */
+const FUNCTION_LINES = 80;
+/** Lines of one file in plugins/. */
+const PLUGIN_LINES = 400;
+const COMMENT_COLUMNS = 120;
+
+const LONG_FUNCTIONS: readonly string[] = [];
+const LONG_PLUGINS: readonly string[] = [
+  "plugins/bridge/mod.ts",
+  "plugins/dhcp/rpc.ts",
+  "plugins/firewall/mod.ts",
+  "plugins/portmap/mod.ts",
+];
+
+function sources(folder: string, ends = [".ts"]): string[] {
+  return [...Deno.readDirSync(join(root, folder))].flatMap(({ name, isDirectory }) =>
+    isDirectory
+      ? sources(`${folder}/${name}`, ends)
+      : ends.some((end) => name.endsWith(end))
+      ? [`${folder}/${name}`]
+      : []
+  );
+}
+
+const linesOf = (file: string) => Deno.readTextFileSync(join(root, file)).replace(/\n$/, "").split("\n");
+
+Deno.test("a bridge ADD reads no more text than its budget", async () => {
+  const folder = await Deno.makeTempDir({ prefix: "cnibox-sizes-" });
+  try {
+    await packed(join(root, "main.ts"), folder);
+    const read = ["main", "bridge", "host-local"].map((name) => Deno.statSync(join(folder, `packs/${name}.js`)).size);
+    const total = read.reduce((sum, size) => sum + size, 0);
+    assertEquals(total <= ADD_TEXT, true, `it reads ${total} bytes (${read.join(" + ")}), ${ADD_TEXT} are allowed`);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+const FUNCTION = /^( *)(?:export )?(?:async )?function\*? (\w+)/;
+const METHOD = /^( *)(?:(?:async|private|static) )*([#\w]+)\(.*\)(?:: .+)? \{$/;
+const ARROW = /^( *)(?:export )?const (\w+) = (?:async )?(?:\([^=]*|\w+) => \{$/;
+
+/**
+ * Functions of a formatted file with their lines: each ends with the first brace that is indented as its first line is.
+ */
+function functionsOf(file: string): { readonly name: string; readonly lines: number }[] {
+  const lines = linesOf(file);
+  return lines.flatMap((line, at) => {
+    const [, indent = "", name = ""] = FUNCTION.exec(line) ?? METHOD.exec(line) ?? ARROW.exec(line) ?? [];
+    const end = name === "" ? -1 : lines.slice(at).findIndex((one) => one === `${indent}}` || one === `${indent}};`);
+    return end < 0 ? [] : [{ name, lines: end + 1 }];
+  });
+}
+
+Deno.test(`no function in lib/ and plugins/ is longer than ${FUNCTION_LINES} lines`, () => {
+  const long = [...sources("lib"), ...sources("plugins")].flatMap((file) =>
+    functionsOf(file).filter(({ lines }) => lines > FUNCTION_LINES).map(({ name }) => `${file} ${name}`)
+  );
+  assertEquals(long.filter((one) => !LONG_FUNCTIONS.includes(one)), []);
+});
+
+Deno.test(`no file in plugins/ is longer than ${PLUGIN_LINES} lines`, () => {
+  const long = sources("plugins").filter((file) => linesOf(file).length > PLUGIN_LINES);
+  assertEquals(long.filter((file) => !LONG_PLUGINS.includes(file)), []);
+});
+
+Deno.test(`no comment line is longer than ${COMMENT_COLUMNS} columns`, () => {
+  const files = [
+    "main.ts",
+    ...["lib", "plugins", "tests", "tools"].flatMap((folder) => sources(folder, [".ts", ".sh"])),
+  ];
+  const long = [...files, "install.sh"].flatMap((file) =>
+    linesOf(file).flatMap((line, at) => {
+      const isComment = file.endsWith(".sh") ? /^\s*#/.test(line) : /^\s*(\/\/|\/\*|\*)/.test(line);
+      return isComment && [...line].length > COMMENT_COLUMNS ? [`${file}:${at + 1}`] : [];
+    })
+  );
+  assertEquals(long, []);
+});
