@@ -1,5 +1,6 @@
 /** `doctor` on the firewall: kinds of iptables, firewalld, and policies that drop forwarded packets. */
 import type { NetworkList } from "../../cni/conflist.ts";
+import { iptablesTool, ruleTarget, ruleWords } from "../../kernel/iptables.ts";
 import { toolPath } from "../../kernel/run.ts";
 import { counted, type Line, type Node, ok, output } from "./finding.ts";
 
@@ -38,7 +39,7 @@ export async function firewallBackends({ host, lists, seen, root }: Node): Promi
       } -F`,
     });
   } else if (variant !== "") lines.push(ok(area, `iptables is the ${variant} kind, and all rules are of it`));
-  if (seen.rules.nft.includes("table inet firewalld")) {
+  if (seen.rules.nft.chains.some(({ table }) => table === "firewalld")) {
     const told = lists.every(hasFirewall);
     lines.push({
       area,
@@ -63,16 +64,21 @@ export function forwardPolicy({ seen, lists, root }: Node): Line[] {
   const open = lists.filter((list) =>
     !hasFirewall(list) && list.plugins.some(({ type }) => type === "bridge" || type === "ptp")
   );
-  for (const [text, tool] of [[seen.rules.ipv4, "iptables"], [seen.rules.ipv6, "ip6tables"]] as const) {
-    const filter = text.slice(text.indexOf("*filter"));
-    const policy = text.includes("*filter") ? /^:FORWARD (\w+)/m.exec(filter)?.[1] : undefined;
-    if (policy !== "DROP") continue;
-    const docker = filter.includes(":DOCKER");
+  const { tables, nft } = seen.rules;
+  for (const family of [4, 6] as const) {
+    const tool = iptablesTool(family);
+    const filter = tables[family].get("filter");
+    if (filter?.policies?.get("FORWARD") !== "DROP") continue;
+    const docker = [...filter.chains.keys()].some((name) => name.startsWith("DOCKER"));
     const bridges = open.map(({ name }) => seen.networks.find((one) => one.name === name)?.bridge ?? "").filter((
       name,
     ) => name !== "");
+    const rules = ["FORWARD", "DOCKER-USER"].flatMap((chain) => filter.chains.get(chain) ?? []);
     const allowed = bridges.every((name) =>
-      new RegExp(`^-A (FORWARD|DOCKER-USER) .*-[io] ${name} .*-j ACCEPT`, "m").test(filter)
+      rules.some(({ text }) => {
+        const words = ruleWords(text);
+        return ruleTarget(text) === "ACCEPT" && ["-i", "-o"].some((word) => words[words.indexOf(word) + 1] === name);
+      })
     );
     if (open.length === 0 || (bridges.length > 0 && allowed)) continue;
     lines.push({
@@ -85,9 +91,9 @@ export function forwardPolicy({ seen, lists, root }: Node): Line[] {
       } -i BRIDGE -j ACCEPT, and with -o`,
     });
   }
-  const dropping = [...seen.rules.nft.matchAll(/table (\S+ \S+) \{(?:(?!\n\}).)*?hook forward[^;]*;\s*policy drop/gs)]
-    .map(([, name = ""]) => name)
-    .filter((name) => !/^(ip|ip6) filter$/.test(name));
+  const dropping = nft.chains.filter(({ hook, policy }) => hook === "forward" && policy === "drop")
+    .map(({ family, table }) => `${family} ${table}`)
+    .filter((name) => !["ip filter", "ip6 filter"].includes(name));
   if (dropping.length > 0 && open.length > 0) {
     lines.push({
       area,

@@ -1,6 +1,8 @@
 /** `doctor` on localhost: does 127.0.0.1 of this host reach published ports, and nothing else? */
 import { isObject, lookup } from "../../cni/decode.ts";
+import { ruleTarget, ruleWords } from "../../kernel/iptables.ts";
 import { readSysctl } from "../../kernel/sysctl.ts";
+import type { Rules } from "../survey.ts";
 import { type Line, type Node, ok } from "./finding.ts";
 
 /** `route_localnet`: what lets 127.0.0.1 of this host reach published ports, and what it opens without a guard. */
@@ -9,7 +11,7 @@ export function localhost({ seen, root }: Node): Line[] {
   if (!root) return [];
   const isOn = (name: string) => readSysctl(`net/ipv4/conf/${name}/route_localnet`) === "1";
   const on = ["all", ...seen.links.map(({ ifname }) => ifname).filter((name) => name !== "lo")].filter(isOn);
-  const guarded = /127\.0\.0\.0\/8.* (-j DROP|drop)( |$)/m.test(`${seen.rules.ipv4}\n${seen.rules.nft}`);
+  const guarded = isGuarded(seen.rules);
   if (on.length > 0 && !guarded) {
     return [{
       area,
@@ -48,6 +50,17 @@ export function localhost({ seen, root }: Node): Line[] {
         : "127.0.0.1 of this host does not reach published ports: the kernel could not have the guard; its other addresses do",
     ),
   ];
+}
+
+/** Does any rule of either backend drop what is sent to 127.0.0.0/8? */
+function isGuarded({ tables, nft }: Rules): boolean {
+  const inIptables = [...tables[4].values()].flatMap(({ chains }) => [...chains.values()].flat()).some(({ text }) =>
+    ruleTarget(text) === "DROP" && ruleWords(text).includes("127.0.0.0/8")
+  );
+  return inIptables || nft.rules.some(({ expr }) => {
+    const text = JSON.stringify(expr);
+    return text.includes('"127.0.0.0"') && text.includes('"drop"');
+  });
 }
 
 /** Does a mapping take what is sent to 127.0.0.1? */
