@@ -697,7 +697,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     ],
     examples: [["why do containers get no network?", "cnibox doctor"]],
     statuses: [[0, "all well"], [1, "warnings"], [2, "failures"]],
-    load: () => import("./doctor.ts"),
+    load: () => import("./doctor/doctor.ts"),
     entry: "doctor",
   },
   {

@@ -3,13 +3,13 @@ import { type Schema, schemaOf } from "../cni/decode.ts";
 import type { Plugin } from "../cni/plugin.ts";
 import {
   CliError,
-  type OperatorCommand,
   type CommandCall,
   flagAbout,
   flagText,
   GROUPS,
   HELP,
   nearest,
+  type OperatorCommand,
   status,
   STATUSES,
   usageLine,

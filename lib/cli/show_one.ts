@@ -1,13 +1,13 @@
 /** `cnibox show CONTAINER|POD|ADDRESS`: all of one container's attachments, with the counters of both ends, rules, ports and limits. */
 import { isObject, lookup } from "../cni/decode.ts";
 import type { Link } from "../kernel/ip.ts";
-import { inNetns, type Run, systemRun } from "../kernel/run.ts";
+import { inNetns, type Run, systemRun, toolPath } from "../kernel/run.ts";
 import { chainName, nftAttachmentHash } from "../net/name.ts";
 import { hostPortChain } from "../rules/host_ports_iptables.ts";
 import type { CommandCall } from "./command.ts";
 import { portText } from "./network.ts";
 import { healthOf, podOfView, viewJson } from "./show.ts";
-import { listOf, type Rules, type Survey, type View } from "./survey.ts";
+import { listOf, type Survey, type View } from "./survey.ts";
 import { ageOf, columns, jsonDocument, oneLine, painter } from "./terminal.ts";
 
 /** What went through one end of a link. */
@@ -38,10 +38,11 @@ interface Details {
 /** Text or JSON of these attachments. */
 export async function detailsText(
   call: CommandCall,
-  { rules, blind }: Survey,
+  { blind }: Survey,
   views: readonly View[],
 ): Promise<string> {
   const host = systemRun();
+  const rules = await ruleTexts(host);
   const all = await Promise.all(views.map(async (view): Promise<Details> => {
     const [inside, outside] = await Promise.all([
       view.inside && counters(inNetns(host, view.netns), view.inside),
@@ -61,7 +62,28 @@ async function counters(run: Run, { ifname }: Link): Promise<Counters | undefine
   return link?.stats64 && { rx: pick(link.stats64.rx), tx: pick(link.stats64.tx) };
 }
 
-function rulesOf({ network, containerId, ifName, addresses }: View, { ipv4, ipv6, nft }: Rules): string[] {
+/** All rules, as the tools print them; "" for those that cannot be read, which the survey has named. */
+interface RuleTexts {
+  readonly ipv4: string;
+  readonly ipv6: string;
+  readonly nft: string;
+}
+
+async function ruleTexts(host: Run): Promise<RuleTexts> {
+  const read = async (...argv: string[]): Promise<string> => {
+    if (toolPath(argv[0] ?? "") === "") return "";
+    const { code, stdout } = await host({ argv });
+    return code === 0 ? stdout : "";
+  };
+  const [ipv4, ipv6, nft] = await Promise.all([
+    read("iptables-save"),
+    read("ip6tables-save"),
+    read("nft", "list", "ruleset"),
+  ]);
+  return { ipv4, ipv6, nft };
+}
+
+function rulesOf({ network, containerId, ifName, addresses }: View, { ipv4, ipv6, nft }: RuleTexts): string[] {
   const owner = { network, containerId, ifName };
   const ips = addresses.map((address) => address.split("/")[0] ?? "");
   const words = [chainName(owner), hostPortChain(owner), `id: \\"${containerId}\\"`, ...ips.map((ip) => ` ${ip}/`)];

@@ -8,16 +8,22 @@ import { isObject, lookup } from "../cni/decode.ts";
 import type { Cached } from "../cni/result_cache.ts";
 import type { Result } from "../cni/types.ts";
 import { parseResult } from "../cni/version.ts";
-import { hostPortChain } from "../rules/host_ports_iptables.ts";
+import type { Listing } from "../rules/backend.ts";
+import { acceptance, forwarding } from "../rules/forwarding.ts";
+import { hostPorts, unknownPorts } from "../rules/host_ports.ts";
+import { hostPortOwners } from "../rules/host_ports_iptables.ts";
+import { masquerading } from "../rules/masquerade.ts";
+import { masqueradeOwners } from "../rules/masquerade_gc.ts";
+import { isOwned } from "../rules/rule_upkeep.ts";
 import type { RangeSet } from "../ipam/range.ts";
 import type { Lease } from "../ipam/store.ts";
 import { unseenText } from "../kernel/all_netns.ts";
 import type { Link } from "../kernel/ip.ts";
 import { netnsState } from "../kernel/netns.ts";
-import { unreadableTables } from "../kernel/iptables.ts";
+import { parseSave, unreadableTables } from "../kernel/iptables.ts";
+import { parseListing } from "../kernel/nft.ts";
 import { inNetns, must, type Run, systemRun, toolPath } from "../kernel/run.ts";
-import { parseAddress } from "../net/cidr.ts";
-import { chainName, nftAttachmentHash } from "../net/name.ts";
+import { parsePrefix } from "../net/cidr.ts";
 import {
   type Claim,
   type Evidence,
@@ -111,16 +117,13 @@ export interface Survey {
   readonly leases: readonly LeaseView[];
   readonly links: readonly Link[];
   readonly orphans: readonly Orphan[];
-  /** Rules as text: iptables, ip6tables, nft; "" when they cannot be read. */
+  /** Rules of iptables, ip6tables and nft; none of those that cannot be read. */
   readonly rules: Rules;
   /** What could not be looked at, for people. */
   readonly blind: readonly string[];
 }
 
-export interface Rules {
-  readonly ipv4: string;
-  readonly ipv6: string;
-  readonly nft: string;
+export interface Rules extends Listing {
   readonly readable: boolean;
 }
 
@@ -220,23 +223,24 @@ async function podLinks(host: Run, paths: readonly string[]): Promise<Map<string
 }
 
 async function rulesNow(host: Run): Promise<Rules> {
-  let isHidden = false;
-  const read = async (argv: string[]): Promise<string | undefined> => {
-    if (toolPath(argv[0] ?? "") === "") return "";
+  let readable = true;
+  const read = async <T>(argv: string[], parse: (text: string) => T): Promise<T | undefined> => {
+    if (toolPath(argv[0] ?? "") === "") return undefined;
     const { code, stdout } = await host({ argv });
-    if (unreadableTables(stdout).length > 0) isHidden = true;
-    return code === 0 ? stdout : undefined;
+    // A host may do without IPv6.
+    const isFailed = code !== 0 && argv[0] !== "ip6tables-save";
+    if (isFailed || unreadableTables(stdout).length > 0) readable = false;
+    return code === 0 ? parse(stdout) : undefined;
   };
-  const [ipv4, ipv6, nft] = await Promise.all([
-    read(["iptables-save"]),
-    read(["ip6tables-save"]),
-    read(["nft", "list", "ruleset"]),
+  const [four, six, nft] = await Promise.all([
+    read(["iptables-save"], parseSave),
+    read(["ip6tables-save"], parseSave),
+    read(["nft", "-j", "list", "ruleset"], parseListing),
   ]);
   return {
-    ipv4: ipv4 ?? "",
-    ipv6: ipv6 ?? "",
-    nft: nft ?? "",
-    readable: !isHidden && ipv4 !== undefined && nft !== undefined,
+    tables: { 4: four ?? new Map(), 6: six ?? new Map() },
+    nft: nft ?? { chains: [], rules: [], sets: [] },
+    readable,
   };
 }
 
@@ -446,33 +450,24 @@ function missingRules({ network, containerId, ifName, addresses, ports, list }: 
   const problems: Problem[] = [];
   const has = (type: string, key?: string) =>
     list?.plugins.some((plugin) => plugin.type === type && (key === undefined || lookup(plugin.config, key) === true));
-  const families = addresses.map((cidr) => parseAddress(cidr.split("/")[0] ?? "")?.family ?? 4);
-  const inIptables = (target: string) =>
-    families.length > 0 &&
-    [...new Set(families)].every((family) => (family === 4 ? rules.ipv4 : rules.ipv6).includes(`-j ${target}\n`));
-  if (ports.length > 0 && has("portmap")) {
-    const found = inIptables(hostPortChain(owner)) || rules.nft.includes(`comment "${containerId}"`);
-    if (!found) problems.push({ code: "port-rules-missing", text: "the rules of its published ports are gone", mend });
+  const prefixes = addresses.flatMap((cidr) => parsePrefix(cidr) ?? []);
+  const known = prefixes.length > 0;
+  const published = { ports: unknownPorts(owner), targets: prefixes };
+  if (ports.length > 0 && has("portmap") && !isOwned(hostPorts, rules, published)) {
+    problems.push({ code: "port-rules-missing", text: "the rules of its published ports are gone", mend });
   }
-  if (has("bridge", "ipMasq") || has("ptp", "ipMasq")) {
-    const found = inIptables(chainName(owner)) || rules.nft.includes(nftAttachmentHash(owner));
-    if (!found && addresses.length > 0) {
-      problems.push({ code: "masquerade-missing", text: "its masquerade rules are gone", mend });
-    }
+  if (
+    (has("bridge", "ipMasq") || has("ptp", "ipMasq")) && known && !isOwned(masquerading, rules, { owner, prefixes })
+  ) {
+    problems.push({ code: "masquerade-missing", text: "its masquerade rules are gone", mend });
   }
-  if (has("firewall") && !addresses.every((cidr) => mentions(rules, cidr.split("/")[0] ?? ""))) {
+  // firewalld keeps its own rules.
+  const byFirewalld = rules.nft.chains.some(({ table }) => table === "firewalld");
+  const accepted = acceptance(owner, prefixes.map(({ address }) => address), "");
+  if (has("firewall") && known && !byFirewalld && !isOwned(forwarding, rules, accepted)) {
     problems.push({ code: "firewall-missing", text: "the rules that let its traffic through are gone", mend });
   }
   return problems;
-}
-
-/** Is an address let through by the firewall plugin? firewalld keeps its own rules for that. */
-function mentions({ ipv4, ipv6, nft }: Rules, ip: string): boolean {
-  const saved = ip.includes(":") ? ipv6 : ipv4;
-  if (saved.split("\n").some((line) => line.startsWith("-A CNI-FORWARD ") && line.includes(`${ip}/`))) return true;
-  const table = nft.indexOf("table inet cni_firewall");
-  if (table >= 0 && nft.slice(table).includes(ip)) return true;
-  return nft.includes("table inet firewalld");
 }
 
 /** Holders of leases that no cache file knows. */
@@ -541,14 +536,12 @@ function orphanLinks(views: readonly View[], links: readonly Link[], network: st
   });
 }
 
-/** Rules of containers that nobody knows, by the comments that they carry. */
-function orphanChains(views: readonly View[], { ipv4, ipv6 }: Rules, network: string | undefined): Orphan[] {
+/** Rules of containers that nobody knows. */
+function orphanChains(views: readonly View[], { tables }: Rules, network: string | undefined): Orphan[] {
+  const nat = Object.values(tables).flatMap((family) => family.get("nat") ?? []);
   const found = new Map<string, Orphan>();
-  for (
-    const [, name = "", id = ""] of `${ipv4}${ipv6}`.matchAll(
-      /--comment "(?:dnat )?name: \\"([^"\\]+)\\" id: \\"([^"\\]+)\\""/g,
-    )
-  ) {
+  for (const owner of nat.flatMap((table) => [...masqueradeOwners(table), ...hostPortOwners(table)])) {
+    const { network: name, containerId: id } = owner;
     if (
       (network !== undefined && name !== network) ||
       views.some((view) => view.network === name && view.containerId === id)

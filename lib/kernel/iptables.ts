@@ -45,6 +45,8 @@ export interface SavedRule {
 export interface SavedTable {
   /** Chains, built-in and others, each with its rules in order. */
   readonly chains: ReadonlyMap<string, readonly SavedRule[]>;
+  /** Policies of built-in chains, where they are known. */
+  readonly policies?: ReadonlyMap<string, string>;
 }
 
 /** Tables that are written here. */
@@ -102,12 +104,17 @@ export function ruleComment(text: string): string | undefined {
 export function parseSave(text: string): Map<string, SavedTable> {
   const tables = new Map<string, SavedTable>();
   let chains = new Map<string, SavedRule[]>();
+  let policies = new Map<string, string>();
   for (const line of text.split("\n")) {
     if (line.startsWith("*")) {
       chains = new Map();
-      tables.set(line.slice(1).trim(), { chains });
-    } else if (line.startsWith(":")) chains.set(line.slice(1, line.indexOf(" ")), []);
-    else {
+      policies = new Map();
+      tables.set(line.slice(1).trim(), { chains, policies });
+    } else if (line.startsWith(":")) {
+      const [name = "", policy = ""] = line.slice(1).split(" ");
+      chains.set(name, []);
+      if (policy !== "-") policies.set(name, policy);
+    } else {
       const rule = RULE_LINE.exec(line);
       if (rule) {
         const [, chain = "", text = ""] = rule;
@@ -244,20 +251,6 @@ export async function savedTable(
 /** Whether a failure proves that no rule can be in the table. */
 function holdsNothing({ refusal }: TableError): boolean {
   return refusal === "missing" || refusal === "absent";
-}
-
-/** How often work is done anew that another process got in the way of. */
-const TRIES = 5;
-
-/** Work that reads a table and changes what it found: done anew when somebody else has changed it in between. */
-export async function rereading<T>(work: () => Promise<T>): Promise<T> {
-  for (let i = 1;; i++) {
-    try {
-      return await work();
-    } catch (error) {
-      if (!(error instanceof TableError) || error.refusal !== "refused" || i >= TRIES) throw error;
-    }
-  }
 }
 
 /** Tables in whose place `…-save` says, with status 0, that it cannot print them. */

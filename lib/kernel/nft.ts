@@ -35,6 +35,7 @@ export interface NftChain {
 
 /** A set as `nft -j list` prints it. */
 export interface NftSet {
+  readonly table: string;
   readonly name: string;
   readonly elem?: readonly unknown[];
 }

@@ -110,6 +110,11 @@ export class VirtualTables {
       return undefined;
     }
     if (!rules) return "No chain/target/match by that name";
+    if ((verb === "A" || verb === "I") && !isTarget(ruleTarget(rest), chains)) return "No such target";
+    if (verb === "X") {
+      if (rules.length > 0) return "Directory not empty";
+      if ([...chains.values()].flat().some((rule) => ruleTarget(rule) === chain)) return "Too many links";
+    }
     if (verb === "A") rules.push(rest);
     else if (verb === "I") {
       const [, place = "1", rule = rest] = /^(\d+) (.*)$/s.exec(rest) ?? [];
@@ -149,6 +154,11 @@ export class VirtualTables {
     this.families.set(tool, tables);
     return tables;
   }
+}
+
+/** Extensions have names of capital letters; any other target is a chain. */
+function isTarget(target: string | undefined, chains: Chains): boolean {
+  return target === undefined || /^[A-Z\d]+$/.test(target) || chains.has(target);
 }
 
 /** Which of a chain's rules a text means that the listing spells differently: that with its target and its comment. */

@@ -69,7 +69,7 @@ export function linkPlugin<K extends Keys & { readonly ipam: Key<JsonObject | un
     add,
     del: own.del ?? del,
     check,
-    gc: async (call) => await (await import("./upkeep.ts")).gcOf(call, own),
-    status: async (call) => await (await import("./upkeep.ts")).statusOf(call, own),
+    gc: async (call) => await (await import("./link_upkeep.ts")).gcOf(call, own),
+    status: async (call) => await (await import("./link_upkeep.ts")).statusOf(call, own),
   };
 }

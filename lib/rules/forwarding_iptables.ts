@@ -15,7 +15,6 @@ import {
   missingRules,
   quoteWord,
   refusedLine,
-  rereading,
   restore,
   ruleComment,
   ruleTarget,
@@ -29,6 +28,7 @@ import {
 } from "../kernel/iptables.ts";
 import type { Run } from "../kernel/run.ts";
 import { type Address, type Family, familyBits, formatAddress } from "../net/cidr.ts";
+import { type Host, settledTable } from "./backend.ts";
 
 /** `ingressPolicy`: `open` keeps no bridge apart. */
 export type IngressPolicy = "open" | "same-bridge" | "isolated";
@@ -45,10 +45,13 @@ export interface Forwarding {
   readonly forNft?: boolean;
 }
 
+/** What CHECK says of rules that are gone. */
+export const RELOADED =
+  "somebody removed rules of this container, for example by reloading a firewall; ADD makes them again";
+
 export const FORWARD_CHAIN = "CNI-FORWARD";
 const STAGE_1 = "CNI-ISOLATION-STAGE-1";
 const STAGE_2 = "CNI-ISOLATION-STAGE-2";
-const TRIES = 5;
 
 const comment = (text: string) => `-m comment --comment "${text}"`;
 const JUMP = `${comment("CNI firewall plugin rules")} -j ${FORWARD_CHAIN}`;
@@ -136,11 +139,6 @@ export function forwardText(forwarding: Forwarding, parts: Parts): string {
   return transaction("filter", wantedRules(forwarding, parts).map(makingLine));
 }
 
-/** Where commands run. */
-interface Host {
-  readonly host: Run;
-}
-
 /**
  * Makes what is missing of the wanted rules, for addresses of one family. Returns the container's own rules that were made,
  * for taking them back. Throws {@linkcode TableError} and nothing was changed.
@@ -159,15 +157,31 @@ export async function addForwarding(
   if (missing === undefined && ordered) return [];
   const rest = missing === undefined ? [] : wanted.slice(missing);
   // One address's rules are made together: where the first is missing, so is the second.
-  if (ordered && missing !== undefined && rest.length <= 2 && missing >= wanted.length - own.length) {
-    try {
-      await restore(host, family, transaction("filter", rest.map(makingLine)));
-      return rest;
-    } catch (error) {
-      if (!(error instanceof TableError) || error.refusal !== "refused") throw error;
+  const isOwn = ordered && missing !== undefined && rest.length <= 2 && missing >= wanted.length - own.length;
+  // The reference opens the way to the container before it keeps bridges apart.
+  const inTurn = [...(parts.accept ? sharedRules(forwarding) : []), ...own, ...isolationRules(forwarding)];
+  const chains = [
+    ...(parts.accept ? [FORWARD_CHAIN, forwarding.admin] : []),
+    ...(forwarding.policy === "open" ? [] : [STAGE_1, STAGE_2]),
+  ];
+  return await settledTable({ host }, { family, table: "filter" }, async (attempt, refusal) => {
+    if (attempt === 0 && isOwn) return { lines: rest.map(makingLine), result: rest };
+    const table = await savedTable(host, family, "filter");
+    if (table === undefined) {
+      // Without a table the transaction is tried once, which tells what does not work.
+      if (attempt > 0) throw refusal;
+      return { lines: wanted.map(makingLine), result: own };
     }
-  }
-  return await repair(host, forwarding, { family, ...parts });
+    const missing = await missingRules(host, inTurn, { family, table, name: "filter" });
+    return {
+      lines: [
+        ...chains.filter((chain) => !table.chains.has(chain)).map((chain) => `-N ${quoteWord(chain)}`),
+        ...missing.map(makingLine),
+        ...orderLines(table, missing),
+      ],
+      result: missing.filter((rule) => own.some((one) => one.rule === rule.rule)),
+    };
+  });
 }
 
 /** Index of the first wanted rule that is not there; undefined when all are. Nothing is changed. */
@@ -201,45 +215,6 @@ function inOrder(rules: readonly SavedRule[]): boolean {
   return stage < 0 || forward < 0 || stage < forward;
 }
 
-async function repair(
-  host: Run,
-  forwarding: Forwarding,
-  { family, ...parts }: Parts & { readonly family: Family },
-): Promise<WantedRule[]> {
-  const wanted = wantedRules(forwarding, parts);
-  const own = parts.accept ? addressRules(forwarding) : [];
-  // The reference opens the way to the container before it keeps bridges apart.
-  const inTurn = [...(parts.accept ? sharedRules(forwarding) : []), ...own, ...isolationRules(forwarding)];
-  const chains = [
-    ...(parts.accept ? [FORWARD_CHAIN, forwarding.admin] : []),
-    ...(forwarding.policy === "open" ? [] : [STAGE_1, STAGE_2]),
-  ];
-  let failure: unknown;
-  for (let i = 0; i < TRIES; i++) {
-    const table = await savedTable(host, family, "filter");
-    if (table === undefined) {
-      // This tells why.
-      await restore(host, family, transaction("filter", wanted.map(makingLine)));
-      return own;
-    }
-    const missing = await missingRules(host, inTurn, { family, table, name: "filter" });
-    const lines = [
-      ...chains.filter((chain) => !table.chains.has(chain)).map((chain) => `-N ${quoteWord(chain)}`),
-      ...missing.map(makingLine),
-      ...orderLines(table, missing),
-    ];
-    if (lines.length === 0) return [];
-    try {
-      await restore(host, family, transaction("filter", lines));
-      return missing.filter((rule) => own.some((one) => one.rule === rule.rule));
-    } catch (error) {
-      if (!(error instanceof TableError) || error.refusal !== "refused") throw error;
-      failure = error;
-    }
-  }
-  throw failure;
-}
-
 /** Lines that put the bridges' jump in front again, where it is or comes behind the other. */
 function orderLines(table: SavedTable, missing: readonly WantedRule[]): string[] {
   if (missing.some(({ rule }) => rule === STAGE_1_JUMP)) return [];
@@ -251,25 +226,18 @@ function orderLines(table: SavedTable, missing: readonly WantedRule[]): string[]
   return [...stages.map(({ text }) => `-D FORWARD ${text}`), `-I FORWARD 1 ${stage.text}`];
 }
 
-/** Takes rules back that an ADD has made; a DEL at the same time may have removed them. */
+/** Removes rules that an ADD has made; a DEL at the same time may have removed some of them. */
 export async function takeBackForwarding(
   { host }: Host,
   rules: readonly WantedRule[],
   family: Family,
 ): Promise<void> {
-  const remove = async (some: readonly WantedRule[]) => {
-    await restore(host, family, transaction("filter", some.map(({ chain, rule }) => `-D ${chain} ${rule}`)));
-  };
-  if (rules.length === 0) return;
-  try {
-    await remove(rules);
-  } catch (error) {
-    if (!(error instanceof TableError) || error.refusal !== "refused") throw error;
-    for (const rule of rules) {
-      const missing = await firstMissing(host, family, [rule]);
-      if (missing === undefined) await remove([rule]);
-    }
-  }
+  await settledTable({ host }, { family, table: "filter" }, async (attempt) => {
+    const table = attempt === 0 ? undefined : await savedTable(host, family, "filter");
+    const gone = table ? await missingRules(host, rules, { family, table, name: "filter" }) : [];
+    const there = rules.filter((rule) => !gone.includes(rule));
+    return { lines: there.map(({ chain, rule }) => `-D ${chain} ${rule}`), result: undefined };
+  });
 }
 
 /**
@@ -282,13 +250,11 @@ export async function removeForwarding(
   family: Family,
 ): Promise<boolean> {
   let found = false;
-  await rereading(async () => {
+  return await settledTable({ host }, { family, table: "filter" }, async () => {
     const own = (await forwardChain(host, family)).filter(({ text }) => addresses.some((one) => isFor(text, one)));
-    if (own.length === 0) return;
     found ||= own.some(({ text }) => !text.includes(FOR_NFT));
-    await restore(host, family, transaction("filter", own.map(({ chain, text }) => `-D ${chain} ${text}`)));
+    return { lines: own.map(({ chain, text }) => `-D ${chain} ${text}`), result: found };
   });
-  return found;
 }
 
 /** Rules that accept; none where there is no such chain, table or tool. */
@@ -302,6 +268,12 @@ export async function isForwarded({ host }: Host, addresses: readonly Address[],
   return addresses.every((address) => rules.filter(({ text }) => isFor(text, address)).length > 1);
 }
 
+/** Does a listed table let all addresses through? */
+export function acceptsAll(table: SavedTable | undefined, addresses: readonly Address[]): boolean {
+  const rules = table?.chains.get(FORWARD_CHAIN) ?? [];
+  return addresses.every((address) => rules.some(({ text }) => isFor(text, address)));
+}
+
 function isFor(marked: string, address: Address): boolean {
   const rule = marked.replace(FOR_NFT, "");
   const host = `${formatAddress(address)}/${familyBits(address.family)}`;
@@ -309,28 +281,29 @@ function isFor(marked: string, address: Address): boolean {
   return rule.startsWith(`-d ${host} -m conntrack --ctstate `) && ruleTarget(rule) === "ACCEPT";
 }
 
-/** Throws, in the reference's words, which rule is missing for addresses of one family. Changes nothing. */
-export async function checkForwarding({ host }: Host, forwarding: Forwarding, family: Family): Promise<void> {
+/** The error, in the reference's words, for the first rule that is missing for addresses of one family. */
+export async function missingForwarding(
+  { host }: Host,
+  forwarding: Forwarding,
+  { family, accept }: Parts & { readonly family: Family },
+): Promise<CniError | undefined> {
+  return accept && await missingAcceptance(host, forwarding, family) ||
+    await missingIsolation(host, forwarding, family);
+}
+
+async function missingAcceptance(host: Run, forwarding: Forwarding, family: Family): Promise<CniError | undefined> {
   const wanted = [...sharedRules(forwarding), ...addressRules(forwarding)];
   const missing = await firstMissing(host, family, wanted);
   const rule = missing === undefined ? undefined : wanted[missing];
-  if (rule) {
-    const words = `[${ruleWords(rule.rule).join(" ")}]`;
-    throw new CniError(
-      code.internal,
-      missing === 0
-        ? `expected FORWARD rule ${words} not found`
-        : missing === 1
-        ? `expected ${FORWARD_CHAIN} rule ${words} not found`
-        : `expected rule ${words} not found`,
-      "somebody removed rules of this container, for example by reloading a firewall; ADD makes them again",
-    );
-  }
+  if (rule === undefined) return undefined;
+  const words = `[${ruleWords(rule.rule).join(" ")}]`;
+  const chain = missing === 0 ? "FORWARD " : missing === 1 ? `${FORWARD_CHAIN} ` : "";
+  return new CniError(code.internal, `expected ${chain}rule ${words} not found`, RELOADED);
 }
 
-/** Throws what of the bridge's rules is missing. Their comments have changed between releases: they are not compared. */
-export async function checkIsolation({ host }: Host, forwarding: Forwarding, family: Family): Promise<void> {
-  if (forwarding.policy === "open") return;
+/** The first of the bridge's rules that is missing. Their comments have changed between releases: they are not compared. */
+async function missingIsolation(host: Run, forwarding: Forwarding, family: Family): Promise<CniError | undefined> {
+  if (forwarding.policy === "open") return undefined;
   const table = await savedTable(host, family, "filter");
   const plain = (rule: string) => {
     const words = ruleWords(rule);
@@ -340,25 +313,26 @@ export async function checkIsolation({ host }: Host, forwarding: Forwarding, fam
   for (const { chain, rule } of isolationRules(forwarding)) {
     const rules = table?.chains.get(chain) ?? [];
     if (rules.some(({ text }) => plain(text) === plain(rule))) continue;
-    throw new CniError(
+    return new CniError(
       code.internal,
       `expected ${chain} rule [${ruleWords(rule).join(" ")}] not found`,
       `without it ingressPolicy "${forwarding.policy}" of ${forwarding.bridge} does not hold; ADD makes it again`,
     );
   }
   if (!inOrder(table?.chains.get("FORWARD") ?? [])) {
-    throw new CniError(
+    return new CniError(
       code.internal,
       `jump to ${STAGE_1} in FORWARD comes after the one to ${FORWARD_CHAIN}`,
       `so ingressPolicy "${forwarding.policy}" of ${forwarding.bridge} does not hold; ADD puts them in order`,
     );
   }
+  return undefined;
 }
 
 /** Removes isolation rules about links chosen by `gone`; those that releases before 1.7 made too. */
 export async function removeIsolation({ host }: Host, family: Family, gone: (link: string) => boolean): Promise<void> {
   const about = (name: string) => name === STAGE_1 || name === STAGE_2;
-  await rereading(async () => {
+  await settledTable({ host }, { family, table: "filter" }, async () => {
     const table = await savedTable(host, family, "filter", { about });
     const lines = [STAGE_1, STAGE_2].flatMap((name) => table?.chains.get(name) ?? []).filter(({ text }) => {
       if (!ruleComment(text)?.startsWith("CNI firewall plugin rules (ingressPolicy: ")) return false;
@@ -366,6 +340,6 @@ export async function removeIsolation({ host }: Host, family: Family, gone: (lin
       const at = words.findIndex((word) => word === "-i" || word === "-o");
       return at >= 0 && gone(words[at + 1] ?? "");
     }).map(({ chain, text }) => `-D ${chain} ${text}`);
-    if (lines.length > 0) await restore(host, family, transaction("filter", lines));
+    return { lines, result: undefined };
   });
 }

@@ -9,7 +9,7 @@
  * of nft there, they are moved.
  *
  *     table inet cni_firewall: forward → CNI-ISOLATION-STAGE-1 → STAGE-2; → CNI-FORWARD → the administrator's chain
- *     tables of iptables: as forward_rules.ts has it
+ *     tables of iptables: as forwarding_iptables.ts has it
  *     any other table: its forward chain → cni_forward
  */
 import { CniError, code } from "../cni/error.ts";
@@ -19,12 +19,14 @@ import { nft, type NftChain, nftComment, NftError, nftList, type NftListing, set
 import { type Run, toolPath } from "../kernel/run.ts";
 import { type Address, type Family, formatAddress, parseAddress } from "../net/cidr.ts";
 import { type Attachment, nftAttachmentHash, nftNetworkHash, nftRuleComment } from "../net/name.ts";
+import { type Adder, type Host, type Remover, settledNft } from "./backend.ts";
 import {
   addForwarding,
   canBeInRule,
   type Forwarding,
   isForwarded,
   type Parts,
+  RELOADED,
   takeBackForwarding,
   unsaid,
 } from "./forwarding_iptables.ts";
@@ -36,11 +38,6 @@ const FORWARD = "CNI-FORWARD";
 /** In tables of others. */
 const GUEST = "cni_forward";
 const JUMP_COMMENT = "CNI firewall plugin rules";
-const TRIES = 5;
-
-interface Host {
-  readonly host: Run;
-}
 
 const setOf = ({ family }: Address) => `cni_addresses_v${family}`;
 const isV4Table = (table: string) => !table.startsWith("ip6 ");
@@ -151,12 +148,6 @@ function isOfIptables({ family, table }: NftChain, chains: readonly NftChain[]):
     chains.some((one) => one.family === family && one.table === table && one.name === "FORWARD");
 }
 
-/** What adding needs of a call. */
-interface Adder extends Host {
-  warn(note: string): void;
-  undo(job: () => Promise<unknown>): void;
-}
-
 /** Sets what is missing for the container. Throws {@linkcode NftError}; `warn` is told which table could not be changed. */
 export async function addNftForwarding(
   call: Adder,
@@ -164,22 +155,16 @@ export async function addNftForwarding(
   { owner, ...parts }: Parts & { readonly owner: Attachment },
 ): Promise<void> {
   const { host } = call;
-  for (let i = 0;; i++) {
+  const chains = await settledNft(call, async () => {
     const [listing, own] = await Promise.all([nftList(host, "chains"), nftList(host, `table ${TABLE}`)]);
-    const chains = listing?.chains ?? [];
     const there = new Set(own?.chains.map(({ name }) => name));
     const whole = own !== undefined && missingShared(own) === undefined;
-    try {
-      await nft(host, ownText(forwarding, owner, { ...parts, there, whole }).join("\n") + "\n");
-      if (!parts.accept) return;
-      for (const hook of foreignHooks(chains)) {
-        if (isOfIptables(hook, chains)) await openIptables(call, hook, forwarding);
-        else await openForeign(call, hook, { chains, owner, forwarding });
-      }
-      return;
-    } catch (error) {
-      if (!(error instanceof NftError) || error.refusal === "missing" || i + 1 >= TRIES) throw error;
-    }
+    return { lines: ownText(forwarding, owner, { ...parts, there, whole }), result: listing?.chains ?? [] };
+  });
+  if (!parts.accept) return;
+  for (const hook of foreignHooks(chains)) {
+    if (isOfIptables(hook, chains)) await openIptables(call, hook, forwarding);
+    else await openForeign(call, hook, { chains, owner, forwarding });
   }
 }
 
@@ -198,7 +183,7 @@ async function openIptables(
     undo(() => takeBackForwarding({ host }, made, family));
   } catch (error) {
     if (!(error instanceof TableError)) throw error;
-    warn(`${iptablesTool(family)} may drop what this container forwards, and could not be changed: ${error.message}`);
+    warn?.(`${iptablesTool(family)} may drop what this container forwards, and could not be changed: ${error.message}`);
   }
 }
 
@@ -212,35 +197,33 @@ function inIptables(admin: string, addresses: readonly Address[]): Forwarding {
  */
 export async function moveToIptables({ host }: Host, family: Family, admin: string): Promise<boolean> {
   const table = `${family === 4 ? "ip" : "ip6"} filter`;
-  for (let i = 0;; i++) {
+  const moved = await settledNft({ host }, async (attempt) => {
     const { chains = [], rules = [], sets = [] } = await nftList(host, `table ${table}`) ?? {};
     const isOurs = chains.some(({ name }) => name === GUEST) && chains.some(({ name }) => name === "FORWARD");
     const own = sets.filter(({ name }) => name === `cni_addresses_v${family}`);
     const addresses = own.flatMap(setElements).flatMap(({ value }) =>
       (typeof value === "string" ? parseAddress(value) : undefined) ?? []
     );
-    if (!isOurs) return i > 0;
+    // After a refusal another call has done it meanwhile.
+    if (!isOurs) return { lines: [], result: attempt > 0 ? [] : undefined };
     // The rules serve living containers: without the tool they stay.
-    if (addresses.length > 0 && toolPath(`${iptablesTool(family)}-restore`) === "") return false;
-    const jumps = rules.filter(({ expr }) => JSON.stringify(expr).includes(`"${GUEST}"`));
-    try {
-      await nft(
-        host,
-        [
-          ...jumps.map(({ chain, handle }) => `delete rule ${table} ${chain} handle ${handle}\n`),
-          `flush chain ${table} ${GUEST}\n`,
-          `delete chain ${table} ${GUEST}\n`,
-          ...own.map(({ name }) => `delete set ${table} ${name}\n`),
-        ].join(""),
-      );
-    } catch (error) {
-      // Another call has done it meanwhile.
-      if (!(error instanceof NftError) || i + 1 >= TRIES) throw error;
-      continue;
+    if (addresses.length > 0 && toolPath(`${iptablesTool(family)}-restore`) === "") {
+      return { lines: [], result: undefined };
     }
-    if (addresses.length > 0) await addForwarding({ host }, inIptables(admin, addresses), { family, accept: true });
-    return true;
-  }
+    const jumps = rules.filter(({ expr }) => JSON.stringify(expr).includes(`"${GUEST}"`));
+    return {
+      lines: [
+        ...jumps.map(({ chain, handle }) => `delete rule ${table} ${chain} handle ${handle}`),
+        `flush chain ${table} ${GUEST}`,
+        `delete chain ${table} ${GUEST}`,
+        ...own.map(({ name }) => `delete set ${table} ${name}`),
+      ],
+      result: addresses,
+    };
+  });
+  if (moved === undefined) return false;
+  if (moved.length > 0) await addForwarding({ host }, inIptables(admin, moved), { family, accept: true });
+  return true;
 }
 
 async function openForeign(
@@ -263,7 +246,7 @@ async function openForeign(
     await nft(host, lines.join("\n") + "\n");
   } catch (error) {
     if (!(error instanceof NftError)) throw error;
-    warn(
+    warn?.(
       `nft table ${table} may drop what this container forwards, and could not be changed: ${error.message}; ` +
         `let its chain ${hook.name} accept the container's addresses`,
     );
@@ -279,20 +262,17 @@ async function tables(host: Run): Promise<{ own: NftListing | undefined; foreign
   return { own, foreign: [...new Set(foreign)] };
 }
 
-/** What removing needs of a call. */
-interface Remover extends Host {
-  warn(note: string): void;
-}
+type Collector = Pick<Remover, "host" | "warn">;
 
 /**
  * Removes the elements that `chosen` picks by comment and address, from our table and from those of others. What is not
- * there, also nft itself, is success. What an earlier build has left in tables of iptables is moved out of them.
+ * there, also nft itself, is success. What an earlier build has left in tables of iptables is moved out of them. Returns whether there were any.
  */
 async function removeElements(
-  { host, warn }: Remover,
+  { host, warn }: Collector,
   admin: string,
   chosen: (comment: string, address: string) => boolean,
-): Promise<void> {
+): Promise<boolean> {
   const { own, foreign } = await tables(host);
   const gone: { set: string; address: string }[] = [];
   for (const set of own?.sets ?? []) {
@@ -322,24 +302,25 @@ async function removeElements(
       await moveToIptables({ host }, family, admin);
     } catch (error) {
       if (!(error instanceof TableError)) throw error;
-      warn(
+      warn?.(
         `${
           iptablesTool(family)
         } may drop what other containers forward: ${error.message}; \`cnibox restore\` looks again`,
       );
     }
   }
+  return gone.length > 0;
 }
 
 /** Removes the attachment's addresses; one that has got a new owner since stays. */
-export async function removeNftForwarding(call: Remover, owner: Attachment, admin: string): Promise<void> {
+export async function removeNftForwarding(call: Collector, owner: Attachment, admin: string): Promise<boolean> {
   const hash = nftAttachmentHash(owner);
-  await removeElements(call, admin, (comment) => comment.startsWith(hash));
+  return await removeElements(call, admin, (comment) => comment.startsWith(hash));
 }
 
 /** Removes addresses of this network's attachments that are not valid, and bridges that are gone. */
 export async function collectNftForwarding(
-  call: Remover,
+  call: Collector,
   network: string,
   { valid, admin, isGone }: {
     readonly valid: readonly ValidAttachment[];
@@ -357,32 +338,31 @@ export async function collectNftForwarding(
 
 /** Removes what keeps links apart that `isGone` picks. */
 export async function removeNftIsolation({ host }: Host, isGone: (link: string) => boolean): Promise<void> {
-  for (let i = 1;; i++) {
+  await settledNft({ host }, async () => {
     const listing = await nftList(host, `table ${TABLE}`);
-    const lines: string[] = [];
-    for (const set of listing?.sets ?? []) {
-      for (const { value } of setElements(set)) {
-        const names = typeof value === "string" ? [value] : (value as { concat?: string[] }).concat ?? [];
-        if (!["restricted", "same", "isolated"].includes(set.name) || !names.some(isGone)) continue;
-        lines.push(`delete element ${TABLE} ${set.name} { ${names.map((name) => `"${name}"`).join(" . ")} }\n`);
-      }
-    }
-    try {
-      if (lines.length > 0) await nft(host, lines.join(""));
-      return;
-    } catch (error) {
-      // Another call has removed one of them meanwhile.
-      if (!(error instanceof NftError) || error.refusal !== "absent" || i >= TRIES) throw error;
-    }
-  }
+    const lines = (listing?.sets ?? []).filter(({ name }) => ["restricted", "same", "isolated"].includes(name)).flatMap(
+      (set) =>
+        setElements(set).flatMap(({ value }) => {
+          const names = typeof value === "string" ? [value] : (value as { concat?: string[] }).concat ?? [];
+          if (!names.some(isGone)) return [];
+          return [`delete element ${TABLE} ${set.name} { ${names.map((name) => `"${name}"`).join(" . ")} }`];
+        }),
+    );
+    return { lines, result: undefined };
+  });
 }
 
-/** What is missing for the container; undefined when all is there. */
-async function missingNftForwarding(
+/** The error for the first thing that is missing for the container. */
+export async function missingNftForwarding(
   { host }: Host,
   forwarding: Forwarding,
   parts: Parts,
-): Promise<string | undefined> {
+): Promise<CniError | undefined> {
+  const lost = await lostParts(host, forwarding, parts);
+  return lost === undefined ? undefined : new CniError(code.internal, lost, RELOADED);
+}
+
+async function lostParts(host: Run, forwarding: Forwarding, parts: Parts): Promise<string | undefined> {
   const own = await nftList(host, `table ${TABLE}`);
   if (own === undefined) return `nft table ${TABLE} not found`;
   const shared = missingShared(own);
@@ -416,14 +396,13 @@ function missingShared({ rules }: NftListing): string | undefined {
   }
 }
 
-/** Throws what is missing. */
-export async function checkNftForwarding(host: Host, forwarding: Forwarding, parts: Parts): Promise<void> {
-  const missing = await missingNftForwarding(host, forwarding, parts);
-  if (missing === undefined) return;
-  throw new CniError(
-    code.internal,
-    missing,
-    "somebody removed rules of this container, for example by reloading a firewall; ADD makes them again",
+/** Does our listed table let all addresses through? */
+export function nftAcceptsAll({ sets }: NftListing, addresses: readonly Address[]): boolean {
+  return addresses.every((address) =>
+    sets.some((set) =>
+      set.table === TABLE.slice("inet ".length) && set.name === setOf(address) &&
+      setElements(set).some(({ value }) => value === formatAddress(address))
+    )
   );
 }
 

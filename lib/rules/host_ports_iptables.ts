@@ -27,7 +27,7 @@ import {
   transaction,
   type WantedRule,
 } from "../kernel/iptables.ts";
-import { type Run, SCRATCH } from "../kernel/run.ts";
+import { SCRATCH } from "../kernel/run.ts";
 import {
   type Family,
   formatAddress,
@@ -39,6 +39,7 @@ import {
   type Prefix,
 } from "../net/cidr.ts";
 import { chainName, dnatComment, type Owner } from "../net/name.ts";
+import { type Change, type Host, settledTable } from "./backend.ts";
 
 /** One published port, checked: ports from 1 to 65535, `hostIP` "" or an address. */
 export interface PortMapping {
@@ -71,9 +72,6 @@ const MARK_CHAIN = "CNI-HOSTPORT-SETMARK";
 const MASQ_CHAIN = "CNI-HOSTPORT-MASQ";
 /** multiport matches this many ports. */
 const PORTS_PER_RULE = 15;
-/** How often a change that another process got in the way of is tried with the state read anew. */
-export const TRIES = 5;
-
 /** The container's own chain. */
 export function hostPortChain(owner: Owner): string {
   return chainName(owner, "DN-");
@@ -193,29 +191,24 @@ function byBytes(a: string, b: string): number {
 
 /** The usual ADD: everything shared is there, nothing of the container's is. */
 export function additionText(ports: HostPorts, target: Prefix): string {
+  return transaction("nat", additionLines(ports, target));
+}
+
+function additionLines(ports: HostPorts, target: Prefix): string[] {
   const { chain, content, entries } = ownRules(ports, target);
-  return transaction("nat", [
+  return [
     ...sharedRules(ports).map(({ chain, rule }) => `-C ${chain} ${rule}`),
     `-N ${chain}`,
     ...content.map((rule) => `-A ${chain} ${rule}`),
     ...entries.map((rule) => `-A ${DNAT_CHAIN} ${rule}`),
-  ]);
+  ];
 }
 
 /** The usual DEL: everything is as ADD left it. */
-export function removalText({ owner, mappings, conditions }: HostPorts, family: Family): string {
+export function removalLines({ owner, mappings, conditions }: HostPorts, family: Family): string[] {
   const chain = hostPortChain(owner);
   const entries = entryRules(owner, mappings, conditions[family]);
-  return transaction("nat", [
-    ...entries.map((rule) => `-D ${DNAT_CHAIN} ${rule}`),
-    `-F ${chain}`,
-    `-X ${chain}`,
-  ]);
-}
-
-/** Where commands run. */
-export interface Host {
-  readonly host: Run;
+  return [...entries.map((rule) => `-D ${DNAT_CHAIN} ${rule}`), `-F ${chain}`, `-X ${chain}`];
 }
 
 /** Something that the usual transaction relies on besides its own table. */
@@ -231,27 +224,28 @@ export interface Reliance {
  * was changed.
  */
 export async function addHostPorts(
-  { host }: Host,
+  call: Host,
   ports: HostPorts,
   target: Prefix,
   reliance?: Reliance,
 ): Promise<void> {
   const { family } = target.address;
-  let failure: unknown;
-  for (let i = 0; i < TRIES; i++) {
-    try {
-      if (i === 0) await restore(host, family, (reliance?.check ?? "") + additionText(ports, target));
-      else await oneAtATime(async () => await restore(host, family, await repairText(host, ports, target)));
-      return;
-    } catch (error) {
-      if (!(error instanceof TableError) || error.refusal === "locked" || error.refusal === "missing") throw error;
-      // At first it may have been what the transaction relies on.
-      if (i > 0 && error.refusal !== "refused") throw error;
-      failure = error;
-    }
-    if (i === 0) await reliance?.ensure();
+  try {
+    await restore(call.host, family, (reliance?.check ?? "") + additionText(ports, target));
+    return;
+  } catch (error) {
+    if (!(error instanceof TableError) || error.refusal === "locked" || error.refusal === "missing") throw error;
   }
-  throw failure;
+  await reliance?.ensure();
+  await oneAtATime(() =>
+    settledTable(call, { family, table: "nat" }, async (attempt, refusal) => {
+      const table = await savedTable(call.host, family, "nat");
+      // Without a table the transaction is tried once more, which tells what does not work.
+      if (table === undefined && attempt > 0) throw refusal;
+      const lines = table ? await repairLines(call, ports, { target, table }) : additionLines(ports, target);
+      return { lines, result: undefined };
+    })
+  );
 }
 
 /** Longest wait for another call that makes what all containers share, in milliseconds. */
@@ -288,16 +282,17 @@ export async function moveHostPortsFirst({ host }: Host, ports: HostPorts, famil
 }
 
 /** What makes the shared rules that are missing, and the container's own in place of what is there of it. */
-async function repairText(host: Run, ports: HostPorts, target: Prefix): Promise<string> {
+async function repairLines(
+  { host }: Host,
+  ports: HostPorts,
+  { target, table }: { readonly target: Prefix; readonly table: SavedTable },
+): Promise<string[]> {
   const { family } = target.address;
-  const table = await savedTable(host, family, "nat");
-  // The first failure says what does not work.
-  if (table === undefined) return additionText(ports, target);
   const external = ports.externalMarkChain;
   if (ports.snat && external !== undefined && !table.chains.has(external)) throw noMarkChain(external, family);
   const missing = await missingRules(host, sharedRules(ports), { family, table, name: "nat" });
   const { chain, content, entries } = ownRules(ports, target);
-  return transaction("nat", [
+  return [
     ...sharedChains(ports).filter((name) => !table.chains.has(name)).map((name) => `-N ${name}`),
     ...missing.map(makingLine),
     // Declaring a chain that is there empties it.
@@ -305,7 +300,7 @@ async function repairText(host: Run, ports: HostPorts, target: Prefix): Promise<
     ...content.map((rule) => `-A ${chain} ${rule}`),
     ...leadingTo(table, [chain]).map((rule) => `-D ${rule}`),
     ...entries.map((rule) => `-A ${DNAT_CHAIN} ${rule}`),
-  ]);
+  ];
 }
 
 function noMarkChain(chain: string, family: Family): CniError {
@@ -336,51 +331,48 @@ export interface Removed {
  * Removes the container's rules of one family: by one transaction when they are as `ports` would make them, else whatever
  * is found by the names of its chains. A missing tool or table is success.
  */
-export async function removeHostPorts({ host }: Host, ports: HostPorts, family: Family): Promise<Removed> {
-  if (ports.mappings.length > 0) {
-    try {
-      await restore(host, family, removalText(ports, family));
-      return { found: true, addresses: [] };
-    } catch (error) {
-      if (!(error instanceof TableError) || error.refusal === "locked") throw error;
-      if (error.refusal === "missing") return { found: false, addresses: [] };
-    }
-  }
-  return await cleanHostPorts({ host }, ports.owner, family);
-}
-
-/** Removes a container's chain, everything that leads to it, and what releases before 0.7 left. */
-export async function cleanHostPorts({ host }: Host, owner: Owner, family: Family): Promise<Removed> {
+export async function removeHostPorts(
+  call: Host,
+  ports: HostPorts,
+  { family, likely }: { readonly family: Family; readonly likely: boolean },
+): Promise<Removed> {
   // `CNI-SN-…`: the masquerading chain of releases before 0.7.
-  const chains = [hostPortChain(owner), chainName(owner, "SN-")];
-  return await cleanChains({ host }, family, { choose: () => chains, about: (name) => chains.includes(name) });
+  const chains = [hostPortChain(ports.owner), chainName(ports.owner, "SN-")];
+  const first = likely && ports.mappings.length > 0 ? removalLines(ports, family) : [];
+  return await cleanChains(call, family, { first, choose: () => chains, about: (name) => chains.includes(name) });
 }
 
-/** Removes chains chosen by what the table holds; tried again when somebody else changes the table meanwhile. */
+/**
+ * Removes chains chosen by what the table holds; tried again when somebody else changes the table meanwhile. `first`: lines to
+ * try without a look at the table.
+ */
 async function cleanChains(
   { host }: Host,
   family: Family,
-  { choose, ...options }: {
+  { first = [], choose, ...options }: {
+    readonly first?: readonly string[];
     readonly choose: (table: SavedTable) => readonly string[];
     readonly about?: (chain: string) => boolean;
   },
 ): Promise<Removed> {
-  for (let i = 0;; i++) {
+  return await settledTable({ host }, { family, table: "nat" }, async (attempt): Promise<Change<Removed>> => {
+    if (attempt === 0 && first.length > 0) return { lines: first, result: { found: true, addresses: [] } };
     const table = await savedTable(host, family, "nat", options);
-    const chains = table === undefined ? [] : choose(table);
-    const there = chains.filter((chain) => table?.chains.has(chain));
-    if (table === undefined || there.length === 0) return { found: i > 0, addresses: [] };
-    const lines = [
-      ...leadingTo(table, there).map((rule) => `-D ${rule}`),
-      ...there.flatMap((chain) => [`-F ${chain}`, `-X ${chain}`]),
-    ];
-    try {
-      await restore(host, family, transaction("nat", lines));
-      return { found: true, addresses: [...new Set(there.flatMap((chain) => targetsOf(table, chain)))] };
-    } catch (error) {
-      if (!(error instanceof TableError) || error.refusal === "locked" || i + 1 >= TRIES) throw error;
-    }
-  }
+    const there = table === undefined ? [] : choose(table).filter((chain) => table.chains.has(chain));
+    if (table === undefined || there.length === 0) return { lines: [], result: { found: false, addresses: [] } };
+    return {
+      lines: [
+        ...leadingTo(table, there).map((rule) => `-D ${rule}`),
+        ...there.flatMap((chain) => [`-F ${chain}`, `-X ${chain}`]),
+      ],
+      result: { found: true, addresses: [...new Set(there.flatMap((chain) => targetsOf(table, chain)))] },
+    };
+  });
+}
+
+/** Does a listed table lead packets to the container's chain? */
+export function leadsTo(table: SavedTable | undefined, owner: Owner): boolean {
+  return table !== undefined && leadingTo(table, [hostPortChain(owner)]).length > 0;
 }
 
 /** Addresses that a container's chain sends to. */
@@ -397,10 +389,14 @@ export function dnatTarget(rule: string): { address: string; port: number } | un
 }
 
 /**
- * Throws, in the reference's words, which of the container's rules is missing. The tool compares: one transaction that
+ * The error, in the reference's words, for the first of the container's rules that is missing. The tool compares: one transaction that
  * only asks. Rules that a release of the reference would have made in another place are not asked for.
  */
-export async function checkHostPorts({ host }: Host, ports: HostPorts, target: Prefix): Promise<void> {
+export async function missingHostPort(
+  { host }: Host,
+  ports: HostPorts,
+  target: Prefix,
+): Promise<CniError | undefined> {
   const { family } = target.address;
   const { chain, content, entries } = ownRules(ports, target);
   const shared = sharedRules(ports);
@@ -411,16 +407,18 @@ export async function checkHostPorts({ host }: Host, ports: HostPorts, target: P
   ];
   try {
     await restore(host, family, transaction("nat", lines));
-    return;
+    return undefined;
   } catch (error) {
-    if (!(error instanceof TableError) || error.refusal !== "refused") throw error;
+    if (!(error instanceof TableError)) throw error;
+    if (["missing", "absent", "unusable"].includes(error.refusal)) return unusable(error, family);
+    if (error.refusal !== "refused") throw error;
     // Line 1 is `*nat`.
     const index = (refusedLine(error) ?? 2) - 2;
     const doing = `could not check ipv${family} dnat`;
     const advice = `${iptablesTool(family)} has no rule: ${(lines[index] ?? lines[0] ?? "").slice(3)}`;
     const table = await savedTable(host, family, "nat");
     if (table && !table.chains.has(chain)) {
-      throw new CniError(
+      return new CniError(
         code.internal,
         `${doing}: chain ${chain} not found in iptables table nat`,
         "somebody removed rules of this container, for example by reloading a firewall",
@@ -432,8 +430,17 @@ export async function checkHostPorts({ host }: Host, ports: HostPorts, target: P
       ? [DNAT_CHAIN, entries.map((rule) => rule.replace(/ -j \S+$/, ""))]
       : [shared[index - content.length - entries.length]?.chain ?? "", [lines[index]?.replace(/^-C \S+ /, "") ?? ""]];
     const shown = rules.map((rule) => `[${ruleWords(rule).join(" ")}]`).join(" ");
-    throw new CniError(code.internal, `${doing}: rule [${shown}] in chain ${name} not found in table nat`, advice);
+    return new CniError(code.internal, `${doing}: rule [${shown}] in chain ${name} not found in table nat`, advice);
   }
+}
+
+function unusable({ message }: TableError, family: Family): CniError {
+  const [four, six] = family === 4 ? [message, "<nil>"] : ["<nil>", message];
+  return new CniError(
+    code.internal,
+    `neither iptables nor ip6tables is usable, (iptables) ${four}, (ip6tables) ${six}`,
+    'install the package iptables, or set "backend": "nftables"',
+  );
 }
 
 /** The container that a rule in {@linkcode DNAT_CHAIN} leads to; undefined when its comment was cut or is no such thing. */
@@ -442,22 +449,20 @@ export function entryOwner(rule: string): Owner | undefined {
   return found ? { network: found[1] ?? "", containerId: found[2] ?? "" } : undefined;
 }
 
-/** Removes the chains of this network's containers that are not valid any more. */
+/** Whose rules a table holds: the chain's name says whether a comment tells the truth. */
+export function hostPortOwners(table: SavedTable): Owner[] {
+  return (table.chains.get(DNAT_CHAIN) ?? []).flatMap(({ text }) => {
+    const owner = entryOwner(text);
+    return owner && ruleTarget(text) === hostPortChain(owner) ? [owner] : [];
+  });
+}
+
+/** Removes the chains of containers that `isStale` picks. */
 export async function collectHostPorts(
-  { host }: Host,
-  network: string,
-  { family, valid }: { family: Family; valid: ReadonlySet<string> },
+  call: Host,
+  family: Family,
+  isStale: (owner: Owner) => boolean,
 ): Promise<void> {
-  const choose = (table: SavedTable) => {
-    const stale = new Set<string>();
-    for (const { text } of table.chains.get(DNAT_CHAIN) ?? []) {
-      const owner = entryOwner(text);
-      if (owner === undefined || owner.network !== network || valid.has(owner.containerId)) continue;
-      const chain = hostPortChain(owner);
-      // The chain's name says whether the comment tells the truth.
-      if (ruleTarget(text) === chain) stale.add(chain);
-    }
-    return [...stale];
-  };
-  await cleanChains({ host }, family, { choose });
+  const choose = (table: SavedTable) => [...new Set(hostPortOwners(table).filter(isStale).map(hostPortChain))];
+  await cleanChains(call, family, { choose });
 }

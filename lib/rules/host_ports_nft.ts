@@ -7,9 +7,10 @@
  *
  * Emptying a chain makes nft wait for the kernel, so the shared chains are only written when they are not as they should.
  */
-import type { Host, HostPorts, PortMapping } from "./host_ports_iptables.ts";
-import { appliesTo, destinationOf, protocolName, TRIES } from "./host_ports_iptables.ts";
-import { nft, nftComment, NftError, nftList, type NftListing, type NftRule, nftUsable } from "../kernel/nft.ts";
+import { addToShared, type Host, settledNft } from "./backend.ts";
+import { appliesTo, destinationOf, type HostPorts, type PortMapping, protocolName } from "./host_ports_iptables.ts";
+import { CniError, code } from "../cni/error.ts";
+import { nft, nftComment, nftList, type NftRule } from "../kernel/nft.ts";
 import type { Run } from "../kernel/run.ts";
 import {
   type Family,
@@ -97,30 +98,15 @@ function rulesText(ports: HostPorts, target: Prefix): string {
   return nftOwnRules(ports, target).map(({ chain, text }) => `add rule ${table} ${chain} ${text}\n`).join("");
 }
 
-/** Publishes the ports for one address; throws {@linkcode NftError} and nothing was changed. */
-export async function addNftHostPorts({ host }: Host, ports: HostPorts, target: Prefix): Promise<void> {
+/** Publishes the ports for one address. */
+export async function addNftHostPorts(call: Host, ports: HostPorts, target: Prefix): Promise<void> {
   const { family } = target.address;
-  const rules = rulesText(ports, target);
-  try {
-    const shown = await nft(host, `${rules}list chain ${hostPortTable(family)} prerouting\n`);
-    if (!new RegExp(`^\\s*${JUMP}`, "m").test(shown)) await setUp(host, family, { snat: ports.snat, rules: "" });
-  } catch (error) {
-    if (!(error instanceof NftError) || error.refusal === "missing") throw error;
-    await setUp(host, family, { snat: ports.snat, rules });
-  }
-}
-
-/** Older kernels and tools know no comments on tables. */
-async function setUp(host: Run, family: Family, { snat, rules }: { snat: boolean; rules: string }): Promise<void> {
-  try {
-    await nft(host, setupText(family, { snat, comments: true }) + rules);
-  } catch (error) {
-    try {
-      await nft(host, setupText(family, { snat, comments: false }) + rules);
-    } catch {
-      throw error;
-    }
-  }
+  await addToShared(call, {
+    rules: rulesText(ports, target),
+    chain: `${hostPortTable(family)} prerouting`,
+    isWhole: (shown) => new RegExp(`^\\s*${JUMP}`, "m").test(shown),
+    setup: (comments) => setupText(family, { snat: ports.snat, comments }),
+  });
 }
 
 /** A rule of `hostports`, read. */
@@ -185,25 +171,26 @@ export async function moveNftPortsFirst({ host }: Host, ports: HostPorts, target
 
 const CHAINS = ["hostports", "hostip_hostports", "masquerading"];
 
-/** Removes a container's rules of one family; false when there were none, or no nft. */
+/** Removes a container's rules of one family: those for the targets, or all. */
 export async function removeNftHostPorts(
-  { host }: Host,
+  call: Host,
   containerId: string,
-  { family, targets }: { family: Family; targets?: readonly Prefix[] | undefined },
-): Promise<{ found: boolean; addresses: string[]; empty: boolean }> {
-  return await deleteRules(host, family, (rule) => {
+  { family, targets = [] }: { family: Family; targets?: readonly Prefix[] },
+): Promise<NftRemoved> {
+  const own = targets.filter(({ address }) => address.family === family);
+  return await deleteRules(call, family, (rule) => {
     if (rule.comment !== containerId) return false;
     const to = addressOf(rule);
-    return targets === undefined || to === undefined || targets.some((one) => within(one, to));
+    return own.length === 0 || to === undefined || own.some((one) => within(one, to));
   });
 }
 
 /** Removes what a former ADD of the same container left beside the newest rules, for this address's subnet. */
-export async function dropStaleNftRules({ host }: Host, ports: HostPorts, target: Prefix): Promise<void> {
+export async function dropStaleNftRules(call: Host, ports: HostPorts, target: Prefix): Promise<void> {
   const { family } = target.address;
   const wanted = { hostports: 0, masquerading: 0 };
   for (const { chain } of nftOwnRules(ports, target)) wanted[chain]++;
-  await deleteRules(host, family, (rule, all) => {
+  await deleteRules(call, family, (rule, all) => {
     if (rule.comment !== ports.owner.containerId) return false;
     const mine = all.filter((one) => {
       const to = addressOf(one);
@@ -236,41 +223,53 @@ function addressOf({ chain, expr }: NftRule): string | undefined {
   }
 }
 
+/** What removing found. */
+export interface NftRemoved {
+  /** There were rules of the container. */
+  readonly found: boolean;
+  /** Addresses that its ports led to. */
+  readonly addresses: readonly string[];
+  /** No ports of other containers are left. */
+  readonly empty: boolean;
+}
+
 async function deleteRules(
-  host: Run,
+  { host }: Host,
   family: Family,
   chosen: (rule: NftRule, all: readonly NftRule[]) => boolean,
-): Promise<{ found: boolean; addresses: string[]; empty: boolean }> {
+): Promise<NftRemoved> {
   const table = hostPortTable(family);
-  for (let i = 0;; i++) {
-    const listing = await usableList(host, `table ${table}`);
+  return await settledNft({ host }, async (attempt) => {
+    const listing = await nftList(host, `table ${table}`);
     const rules = (listing?.rules ?? []).filter((rule) => CHAINS.includes(rule.chain));
     const going = rules.filter((rule) => chosen(rule, rules));
-    const empty = rules.every((rule) => going.includes(rule) || rule.chain === "masquerading");
-    if (going.length === 0) return { found: i > 0, addresses: [], empty };
-    try {
-      await nft(host, going.map(({ chain, handle }) => `delete rule ${table} ${chain} handle ${handle}\n`).join(""));
-      const addresses = going.filter((rule) => rule.chain !== "masquerading").flatMap((rule) => addressOf(rule) ?? []);
-      return { found: true, addresses: [...new Set(addresses)], empty };
-    } catch (error) {
-      // Another process may have deleted one of them meanwhile.
-      if (!(error instanceof NftError) || i + 1 >= TRIES) throw error;
-    }
-  }
+    const addresses = going.filter((rule) => rule.chain !== "masquerading").flatMap((rule) => addressOf(rule) ?? []);
+    return {
+      lines: going.map(({ chain, handle }) => `delete rule ${table} ${chain} handle ${handle}`),
+      result: {
+        found: going.length > 0 || attempt > 0,
+        addresses: [...new Set(addresses)],
+        empty: rules.every((rule) => going.includes(rule) || rule.chain === "masquerading"),
+      },
+    };
+  });
 }
 
-/** A listing; undefined also where nft does not work with this kernel: it has made nothing either. */
-async function usableList(host: Run, what: string): Promise<NftListing | undefined> {
-  try {
-    return await nftList(host, what);
-  } catch (error) {
-    if (error instanceof NftError && !(await nftUsable(host))) return undefined;
-    throw error;
-  }
+/** The error, in the reference's words, for what is missing of the container's rules for one address. */
+export async function missingNftPort(
+  { host }: Host,
+  ports: HostPorts,
+  target: Prefix,
+): Promise<CniError | undefined> {
+  const lost = await lostRules(host, ports, target);
+  return lost === undefined ? undefined : new CniError(
+    code.internal,
+    lost,
+    "somebody removed rules of this container, for example by reloading a firewall",
+  );
 }
 
-/** What is missing of the container's rules for one address, in the reference's words; undefined when all is there. */
-export async function missingNftPort({ host }: Host, ports: HostPorts, target: Prefix): Promise<string | undefined> {
+async function lostRules(host: Run, ports: HostPorts, target: Prefix): Promise<string | undefined> {
   const { family } = target.address;
   const address = formatAddress(target.address);
   const listing = await nftList(host, `table ${hostPortTable(family)}`);

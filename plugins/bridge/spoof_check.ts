@@ -5,9 +5,9 @@
 import type { Call, ContainerCall } from "../../lib/cni/plugin.ts";
 import type { ValidAttachment } from "../../lib/cni/types.ts";
 import { type Step, step } from "../../lib/kernel/plan.ts";
-import { CommandError, isAbsent, must } from "../../lib/kernel/run.ts";
-import { during, toCniError } from "../../lib/cni/error.ts";
-import { nftUsable } from "../../lib/kernel/nft.ts";
+import { during } from "../../lib/cni/error.ts";
+import { nftList } from "../../lib/kernel/nft.ts";
+import { byNft, settledNft } from "../../lib/rules/backend.ts";
 
 /** The whole rule set of one port in one transaction; a repeated one replaces itself. */
 export async function spoofCheckSteps(call: ContainerCall, veth: string, mac: string): Promise<Step[]> {
@@ -41,47 +41,20 @@ function reference(containerId: string, ifName: string): string {
   return `${containerId}-${ifName}`;
 }
 
-interface NftRule {
-  readonly rule?: {
-    readonly chain: string;
-    readonly comment?: string;
-    readonly handle: number;
-    readonly expr?: readonly unknown[];
-  };
-  readonly chain?: { readonly name: string };
-}
-
-async function tableOf(call: Call): Promise<NftRule[]> {
-  const { code, stdout, stderr } = await call.host({ argv: ["nft", "-j", "list", "table", "bridge", "nat"] });
-  if (code === 0) return (JSON.parse(stdout) as { nftables?: NftRule[] }).nftables ?? [];
-  if (/No such file/.test(stderr)) return [];
-  throw new CommandError({ argv: ["nft", "-j", "list", "table", "bridge", "nat"] }, {
-    code,
-    signal: null,
-    stdout,
-    stderr,
-  }, stderr.split("\n")[0] ?? "");
-}
+const tableOf = ({ host }: Call) => nftList(host, "table bridge nat");
 
 async function jumpsOf(call: Call, ref: string): Promise<number[]> {
-  const rules = await during("failed to setup spoof-check", tableOf(call));
-  return rules.flatMap(({ rule }) =>
-    rule?.chain === "PREROUTING" && rule.comment === `macspoofchk-${ref}` ? [rule.handle] : []
-  );
+  const listing = await during("failed to setup spoof-check", tableOf(call));
+  return (listing?.rules ?? []).filter(({ chain, comment }) =>
+    chain === "PREROUTING" && comment === `macspoofchk-${ref}`
+  ).map(({ handle }) => handle);
 }
 
 /** Removes the rules of one attachment; what is not there counts as removed. */
 export async function removeSpoofCheck(call: ContainerCall): Promise<void> {
-  try {
-    await during(
-      "failed to teardown spoof-check",
-      remove(call, (ref) => ref === reference(call.containerId, call.ifName)),
-    );
-  } catch (error) {
-    // An nft that does not work here has set none. Where it works, they are still there: the reference says nothing of that.
-    if (await nftUsable(call.host)) throw error;
-    call.warn(toCniError(error).msg);
-  }
+  const own = reference(call.containerId, call.ifName);
+  // Where nft works, a failure says that they are still there: the reference says nothing of that.
+  await byNft(call, () => during("failed to teardown spoof-check", remove(call, (ref) => ref === own)));
 }
 
 /**
@@ -98,42 +71,34 @@ export function spoofCheckRef({ containerID, ifname }: ValidAttachment): string 
 }
 
 async function remove(call: Call, concerns: (ref: string, veth: string) => boolean): Promise<void> {
-  // Listing and deleting are two commands: somebody else may have deleted a rule in between, then we look again.
-  for (let attempt = 0;; attempt++) {
-    const entries = await tableOf(call);
+  await settledNft(call, async () => {
+    const { rules = [], chains = [] } = await tableOf(call) ?? {};
     const lines: string[] = [];
     // Asked once for each: a link may go while we look, and a chain cannot go before the rule that leads to it.
     const going = new Map<string, boolean>();
-    for (const { rule } of entries) {
-      const ref = /^macspoofchk-(.*)$/.exec(rule?.comment ?? "")?.[1];
-      if (rule?.chain !== "PREROUTING" || ref === undefined) continue;
-      const goes = going.get(ref) ?? concerns(ref, watched(rule.expr));
+    for (const { chain, comment = "", handle, expr } of rules) {
+      const ref = /^macspoofchk-(.*)$/.exec(comment)?.[1];
+      if (chain !== "PREROUTING" || ref === undefined) continue;
+      const goes = going.get(ref) ?? concerns(ref, watched(expr));
       going.set(ref, goes);
-      if (goes) lines.push(`delete rule bridge nat PREROUTING handle ${rule.handle}`);
+      if (goes) lines.push(`delete rule bridge nat PREROUTING handle ${handle}`);
     }
-    const own = entries.flatMap(({ chain }) => chain?.name.startsWith("cni-br-iface-") ? [chain.name] : []).filter(
-      (name) => {
-        const ref = name.slice("cni-br-iface-".length).replace(/-mac$/, "");
-        const goes = going.get(ref) ?? concerns(ref, "");
-        going.set(ref, goes);
-        return goes;
-      },
-    );
+    const own = chains.map(({ name }) => name).filter((name) => {
+      if (!name.startsWith("cni-br-iface-")) return false;
+      const ref = name.slice("cni-br-iface-".length).replace(/-mac$/, "");
+      const goes = going.get(ref) ?? concerns(ref, "");
+      going.set(ref, goes);
+      return goes;
+    });
     // The outer chain jumps to the inner one: empty both, then delete.
     for (const name of own) lines.push(`flush chain bridge nat ${name}`);
     for (const name of own) lines.push(`delete chain bridge nat ${name}`);
-    if (lines.length === 0) return;
-    try {
-      await must(call.host, { argv: ["nft", "-f", "-"], input: [`${lines.join("\n")}\n`] });
-      return;
-    } catch (error) {
-      if (attempt >= 4 || !isAbsent(error)) throw error;
-    }
-  }
+    return { lines, result: undefined };
+  });
 }
 
 /** The link that a jump rule watches; "" when it cannot be told. */
-function watched(expr: readonly unknown[] = []): string {
+function watched(expr: readonly unknown[]): string {
   for (const part of expr as { match?: { right?: unknown } }[]) {
     if (typeof part.match?.right === "string") return part.match.right;
   }

@@ -4,6 +4,7 @@
  */
 import { leaseHolder } from "../../lib/ipam/lease_holder.ts";
 import { listedChain, ruleTarget, ruleWords, type SavedRule } from "../../lib/kernel/iptables.ts";
+import type { Host } from "../../lib/rules/backend.ts";
 import type { NftPort } from "../../lib/rules/host_ports_nft.ts";
 import type { Run } from "../../lib/kernel/run.ts";
 import { toolPath } from "../../lib/kernel/run.ts";
@@ -14,7 +15,6 @@ import {
   DNAT_CHAIN,
   dnatTarget,
   entryOwner,
-  type Host,
   hostPortChain,
   type HostPorts,
   type PortMapping,

@@ -1,28 +1,26 @@
 /**
- * Publishing ports of a container, and taking them back: the rules of one or the other backend, and what rules cannot do by
+ * Publishing ports of a container, and withdrawing them: the rules of one or the other backend, and what rules cannot do by
  * themselves. Rivals for a port are looked for when the own rules are set: of two that come at once, one is earlier.
  */
-import { all, CniError, code, groupsFor } from "../../lib/cni/error.ts";
+import { CniError, code, groupsFor } from "../../lib/cni/error.ts";
 import type { Call, ContainerCall } from "../../lib/cni/plugin.ts";
-import { iptablesTool, iptablesUsable, MAX_LINE, TableError } from "../../lib/kernel/iptables.ts";
-import { nftUsable } from "../../lib/kernel/nft.ts";
-import { apply, type Step, step } from "../../lib/kernel/plan.ts";
-import { toolPath } from "../../lib/kernel/run.ts";
+import { MAX_LINE } from "../../lib/kernel/iptables.ts";
+import { apply, step } from "../../lib/kernel/plan.ts";
 import { type Family, formatAddress, type Prefix } from "../../lib/net/cidr.ts";
+import { type Backend, type Backends, ruleSteps, type Subject, together } from "../../lib/rules/backend.ts";
+import { familiesOf, hostPorts, type Published } from "../../lib/rules/host_ports.ts";
 import {
   addHostPorts,
-  additionText,
   hostPortChain,
   type HostPorts,
   moveHostPortsFirst,
+  type Removed,
   removeHostPorts,
   usesLocalhost,
 } from "../../lib/rules/host_ports_iptables.ts";
 import {
-  addNftHostPorts,
   dropStaleNftRules,
   moveNftPortsFirst,
-  nftAdditionText,
   nftOwnRules,
   nftPorts,
   removeNftHostPorts,
@@ -30,39 +28,33 @@ import {
 import { isLastBehindLink, letLocalhostOut, publishedThrough, withdrawLocalhost } from "./localhost_access.ts";
 import { ensureGuard, GUARD_CHECK, type LocalnetBackend, switchLocalnetOff } from "./localnet.ts";
 import { iptablesRivals, isLiving, type Listener, listeners, listEntries, nftRivals, type Rival } from "./conflict.ts";
-import { ruleError } from "../../lib/rules/rule_error.ts";
 import { flushForAdd, flushForDel } from "./udp_flows.ts";
 
 /** Our own code: a host port is taken by another container. Documented in docs/plugins/portmap.md. */
 const PORT_TAKEN = 100;
 
-/** A tool that rules are set with. */
-export type Backend = "iptables" | "nftables";
-
 /** What a container publishes, where, and what the configuration says about it. */
-export interface Publication {
-  readonly ports: HostPorts;
+export interface Publication extends Published {
   /** `portConflict`: "" is the default. */
   readonly portConflict: string;
-  /** Throws when nftables may not be used although iptables does not work. */
-  readonly fallBack: () => void;
-  /** No backend is configured. */
-  readonly mayFallBack: boolean;
-  readonly backend: Backend;
-  readonly targets: readonly Prefix[];
+  /** Throws when a backend cannot have the rules that are configured. */
+  readonly checkFor: (backend: Backend) => void;
+  /** The backend to use, and the one to fall back to. */
+  readonly backends: Backends;
 }
 
 /** Sets all rules of a container, and what belongs to them. Everything it does is handed to `call.undo`. */
 export async function publish(call: ContainerCall, publication: Publication): Promise<void> {
-  const { ports, targets, backend } = publication;
+  const { ports, targets, backends } = publication;
   const four = targets.find((target) => target.address.family === 4);
   const localhost = four !== undefined && usesLocalhost(ports);
   const state: State = { used: new Map(), guarded: true };
+  const backendOf = (family: Family) => state.used.get(family) ?? backends[0];
   let switched = "";
   // First, so that it comes last: by then the rules are gone.
   if (localhost) {
     call.undo(async () => {
-      const by = state.used.get(4) ?? backend;
+      const by = backendOf(4);
       // Another container may have found it on meanwhile.
       if (switched !== "" && !(await publishedThrough(call, switched, by))) switchLocalnetOff(switched);
       await withdrawLocalhost(call, by);
@@ -74,7 +66,7 @@ export async function publish(call: ContainerCall, publication: Publication): Pr
     optional: true,
     why: "the link that leads to the container: 127.0.0.1 has to be let out through it",
   });
-  const steps = targets.map((target) => publishStep(call, { ...publication, target, localhost, state }));
+  const steps = ruleSteps(publishing(call, publication, { localhost, state }), publication, backends);
   const [ends, sockets] = await Promise.all([
     Promise.allSettled([apply([localhost ? [...steps, route] : steps], call)]),
     listeners(call, ports.mappings),
@@ -83,7 +75,7 @@ export async function publish(call: ContainerCall, publication: Publication): Pr
   if (end?.status === "rejected") throw end.reason;
   const dev = localhost ? deviceOf(end?.value[0]) : undefined;
   await together([
-    () => settleRivals(call, publication, (family) => state.used.get(family) ?? backend),
+    () => settleRivals(call, publication, backendOf),
     ...targets.map((target) => () => flushForAdd(call, ports, target)),
     async () => {
       if (dev === undefined || !state.guarded || dev === "lo") return;
@@ -93,56 +85,27 @@ export async function publish(call: ContainerCall, publication: Publication): Pr
   tellListeners(call, publication.portConflict, sockets);
 }
 
-/** All jobs to their ends; then the first failure is thrown. Nothing may be under way when a failed ADD is undone. */
-export async function together(jobs: readonly (() => Promise<unknown>)[]): Promise<void> {
-  const ends = await Promise.allSettled(jobs.map((job) => job()));
-  for (const end of ends) if (end.status === "rejected") throw end.reason;
-}
-
 /** The link in an answer to `ip route get`. */
 export function deviceOf(routes: unknown[] | undefined): string | undefined {
   return (routes?.[0] as { dev?: string } | undefined)?.dev;
 }
 
-/** What was found out while the rules were set. */
+/** What is found out while the rules are set. */
 interface State {
   readonly used: Map<Family, Backend>;
   guarded: boolean;
 }
 
-interface Part extends Publication {
-  readonly target: Prefix;
-  readonly localhost: boolean;
-  readonly state: State;
-}
-
-function publishStep(call: ContainerCall, part: Part): Step {
-  const { ports, target, backend, localhost } = part;
-  const { family } = target.address;
-  const guard = localhost && family === 4 && backend === "iptables" ? GUARD_CHECK : "";
-  const text = backend === "iptables" ? guard + additionText(ports, target) : nftAdditionText(ports, target);
-  checkLines(text);
-  return step("host", backend === "iptables" ? iptablesTool(family) : "nft", text, {
-    why: "packets to the published ports go to the container",
-    job: () => publishOne(call, part),
-  });
-}
-
-/** iptables-restore cuts lines that are too long. */
-function checkLines(text: string): void {
-  const long = text.split("\n").find((line) => line.length > MAX_LINE);
-  if (long !== undefined) {
-    const begins = `it begins ${long.slice(0, 120)}`;
-    throw new CniError(code.config, `a rule of ${long.length} characters is too long`, begins);
-  }
-}
-
-async function publishOne(call: ContainerCall, part: Part): Promise<void> {
-  const { ports, target, backend, state, localhost } = part;
-  const { family } = target.address;
-  const guarded = localhost && family === 4;
+/** The rules of an ADD: with the guard of 127.0.0.0/8 where 127.0.0.1 is let out, and a note of which backend took them. */
+function publishing(
+  call: ContainerCall,
+  { checkFor }: Publication,
+  { localhost, state }: { readonly localhost: boolean; readonly state: State },
+): Subject<Published> {
+  const { iptables, nftables } = hostPorts;
   const guard = async (by: LocalnetBackend) => {
     try {
+      state.guarded = true;
       await ensureGuard(call.host, by);
     } catch (error) {
       state.guarded = false;
@@ -152,36 +115,38 @@ async function publishOne(call: ContainerCall, part: Part): Promise<void> {
       );
     }
   };
-  if (backend === "iptables") {
-    try {
-      state.used.set(family, "iptables");
-      // Before: a tool that was killed may have done its work.
-      call.undo(() => removeHostPorts(call, ports, family));
-      await addHostPorts(
-        call,
-        ports,
-        target,
-        guarded ? { check: GUARD_CHECK, ensure: () => guard("iptables") } : undefined,
-      );
-      return;
-    } catch (error) {
-      if (!(error instanceof TableError)) throw error;
-      const mayFallBack = part.mayFallBack && error.refusal !== "locked";
-      if (!mayFallBack || await iptablesUsable(call.host, family) || !(await nftUsable(call.host))) {
-        throw ruleError(error, error.refusal === "missing" ? "failed to open iptables" : "unable to setup DNAT");
-      }
-      part.fallBack();
-      state.guarded = true;
-    }
-  }
-  state.used.set(family, "nftables");
-  try {
-    call.undo(() => removeNftHostPorts(call, ports.owner.containerId, { family, targets: [target] }));
-    await addNftHostPorts(call, ports, target);
-    if (guarded) await guard("nftables");
-  } catch (error) {
-    throw ruleError(error, "unable to set up nftables rules for port mappings");
-  }
+  const reliance = { check: GUARD_CHECK, ensure: () => guard("iptables") };
+  return {
+    ...hostPorts,
+    iptables: {
+      ...iptables,
+      text: (part) => checkedLines((localhost && part.family === 4 ? GUARD_CHECK : "") + iptables.text(part)),
+      add: async (_, { ports, family, targets: [target] }) => {
+        state.used.set(family, "iptables");
+        if (target) await addHostPorts(call, ports, target, localhost && family === 4 ? reliance : undefined);
+        return undefined;
+      },
+    },
+    nftables: {
+      ...nftables,
+      text: (want) => checkedLines(nftables.text(want)),
+      add: async (applier, want) => {
+        checkFor("nftables");
+        for (const family of familiesOf(want)) state.used.set(family, "nftables");
+        const undo = await nftables.add(applier, want);
+        if (localhost && familiesOf(want).includes(4)) await guard("nftables");
+        return undo;
+      },
+    },
+  };
+}
+
+/** iptables-restore cuts lines that are too long. */
+function checkedLines(text: string): string {
+  const long = text.split("\n").find((line) => line.length > MAX_LINE);
+  if (long === undefined) return text;
+  const begins = `it begins ${long.slice(0, 120)}`;
+  throw new CniError(code.config, `a rule of ${long.length} characters is too long`, begins);
 }
 
 /** Looks who else has the ports, now that the own rules are in their place. */
@@ -306,70 +271,62 @@ function tellListeners(call: Call, portConflict: string, sockets: readonly Liste
   );
 }
 
-/** What is to be removed, as far as it is known. */
-export interface Withdrawal {
-  readonly ports: HostPorts;
-  readonly targets: readonly Prefix[];
-  readonly families: readonly Family[];
-}
-
-const ofFamily = (targets: readonly Prefix[], family: Family) =>
-  targets.filter((target) => target.address.family === family).map((target) => formatAddress(target.address));
-
-/** True when iptables held the container's rules of every family: then no other backend has been asked for them. */
-export async function unpublish(call: ContainerCall, { ports, targets, families }: Withdrawal): Promise<boolean> {
-  let found = 0;
-  const jobs = families.map((family) => async () => {
-    // Beside the removal, not after it: a listing right after a deletion waits for the kernel once more.
-    const [removal, others] = await Promise.allSettled([
-      removeHostPorts(call, ports, family),
-      family === 4 && isLastBehindLink(call) ? publishesElse(call, ports) : undefined,
-    ]);
-    const removed = removal.status === "fulfilled" ? removal.value : undefined;
-    if (removed?.found) found++;
-    await all(...groupsFor<() => unknown>(call, [
-      () => removal.status === "rejected" ? Promise.reject(removal.reason) : undefined,
-      ...(removed?.found
-        ? [() => flushForDel(call, ports, { family, addresses: addressesOf(targets, family, removed.addresses) })]
-        : []),
-      // Also without rules: the DEL that removed them may have been killed before this.
-      ...(family === 4
-        ? [() => withdrawLocalhost(call, "iptables", others.status === "fulfilled" ? others.value : undefined)]
-        : []),
-    ]));
-  });
-  await all(...groupsFor(call, jobs));
-  return found === families.length;
+/** The rules of a DEL: with them go tracked flows, and the way out for 127.0.0.1. */
+export function withdrawing(call: ContainerCall): Subject<Published> {
+  const inOrder = async (jobs: readonly (() => Promise<unknown>)[]) => {
+    for (const group of groupsFor(call, jobs)) await together(group);
+  };
+  const flush = ({ ports, targets }: Published, family: Family, { addresses }: Pick<Removed, "addresses">) => {
+    const known = targets.filter(({ address }) => address.family === family).map(({ address }) =>
+      formatAddress(address)
+    );
+    return flushForDel(call, ports, { family, addresses: [...new Set([...known, ...addresses])] });
+  };
+  return {
+    ...hostPorts,
+    iptables: {
+      ...hostPorts.iptables,
+      remove: async (_, part, { likely }) => {
+        const { ports, family } = part;
+        // Beside the removal, not after it: a listing right after a deletion waits for the kernel once more.
+        const [removal, others] = await Promise.allSettled([
+          removeHostPorts(call, ports, { family, likely }),
+          family === 4 && isLastBehindLink(call) ? publishesElse(call, ports) : undefined,
+        ]);
+        const removed = removal.status === "fulfilled" && removal.value.found ? removal.value : undefined;
+        await inOrder([
+          async () => await (removal.status === "rejected" && Promise.reject(removal.reason)),
+          ...(removed ? [() => flush(part, family, removed)] : []),
+          // Also without rules: the DEL that removed them may have been killed before this.
+          ...(family === 4
+            ? [() => withdrawLocalhost(call, "iptables", others.status === "fulfilled" ? others.value : undefined)]
+            : []),
+        ]);
+        return removed !== undefined;
+      },
+    },
+    nftables: {
+      ...hostPorts.nftables,
+      remove: async (_, published) => {
+        const { ports: { owner }, targets } = published;
+        let found = 0;
+        const families = familiesOf(published);
+        await inOrder(families.map((family) => async () => {
+          const removed = await removeNftHostPorts(call, owner.containerId, { family, targets });
+          if (removed.found) found++;
+          await inOrder([
+            ...(removed.found ? [() => flush(published, family, removed)] : []),
+            ...(family === 4 ? [() => withdrawLocalhost(call, "nftables", !removed.empty)] : []),
+          ]);
+        }));
+        return found === families.length;
+      },
+    },
+  };
 }
 
 /** Does any other container publish a port by IPv4? */
 async function publishesElse(call: Call, { owner }: HostPorts): Promise<boolean> {
   const chain = hostPortChain(owner);
   return (await listEntries(call, 4)).some(({ text }) => !text.includes(chain));
-}
-
-function addressesOf(targets: readonly Prefix[], family: Family, read: readonly string[]): string[] {
-  return [...new Set([...ofFamily(targets, family), ...read])];
-}
-
-/** True when nftables held the container's rules of every family. */
-export async function unpublishNft(call: ContainerCall, { ports, targets, families }: Withdrawal): Promise<boolean> {
-  if (toolPath("nft") === "") return false;
-  let found = 0;
-  const jobs = families.map((family) => async () => {
-    const own = targets.filter((target) => target.address.family === family);
-    const removed = await removeNftHostPorts(call, ports.owner.containerId, {
-      family,
-      targets: own.length > 0 ? own : undefined,
-    });
-    if (removed.found) found++;
-    await all(...groupsFor<() => unknown>(call, [
-      ...(removed.found
-        ? [() => flushForDel(call, ports, { family, addresses: addressesOf(targets, family, removed.addresses) })]
-        : []),
-      ...(family === 4 ? [() => withdrawLocalhost(call, "nftables", !removed.empty)] : []),
-    ]));
-  });
-  await all(...groupsFor(call, jobs));
-  return found === families.length;
 }

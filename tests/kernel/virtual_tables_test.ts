@@ -67,3 +67,12 @@ Deno.test("a rule that the listing spells in other words is asked for and delete
   assertEquals(virtual.listed({ argv: ["iptables", "-t", "nat", "-S", "POSTROUTING"] })?.stdout, "-N POSTROUTING\n");
   assertEquals(virtual.listed({ argv: ["iptables", "-t", "nat", "-S", "HAVE"] })?.code, 1);
 });
+
+Deno.test("a chain that holds rules or is led to stays, and no rule leads to a chain that is not there", async () => {
+  const { tables: virtual } = tables();
+  const verdict = async (...lines: string[]) => (await virtual.restore(restore(...lines))).done;
+  assertEquals(await verdict("-X HAVE"), false);
+  assertEquals(await verdict("-N NEW", "-A NEW -j ACCEPT", "-X NEW"), false);
+  assertEquals(await verdict("-A POSTROUTING -j CNI-GONE"), false);
+  assertEquals(await verdict("-N CNI-GONE", "-A POSTROUTING -j CNI-GONE"), true);
+});

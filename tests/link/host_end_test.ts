@@ -1,4 +1,4 @@
-import { collectVeths } from "../../lib/link/upkeep.ts";
+import { collectVeths } from "../../lib/link/link_upkeep.ts";
 import { assert, assertEquals, assertNotEquals, assertRejects } from "@std/assert";
 import {
   deleteHostVeth,

@@ -1,5 +1,6 @@
 import { assertEquals, assertRejects } from "@std/assert";
-import { containerAddresses, plugin } from "../../plugins/portmap/mod.ts";
+import { plugin } from "../../plugins/portmap/mod.ts";
+import { containerAddresses } from "../../plugins/portmap/settings.ts";
 import { CniError } from "../../lib/cni/error.ts";
 import type { JsonObject, Result } from "../../lib/cni/types.ts";
 import { formatPrefix } from "../../lib/net/cidr.ts";

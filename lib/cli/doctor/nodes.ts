@@ -1,9 +1,9 @@
 /** What `cnibox doctor` says of other nodes: does the agent run, is the way to each of them there, and does it carry what pods send? */
-import { type Run, toolPath } from "../kernel/run.ts";
-import { isHeld } from "../node/lock.ts";
-import { PLACES, type Status } from "../node/state.ts";
-import type { Line } from "./doctor.ts";
-import { agentStatus } from "./peers.ts";
+import { type Run, toolPath } from "../../kernel/run.ts";
+import { isHeld } from "../../node/lock.ts";
+import { PLACES, type Status } from "../../node/state.ts";
+import { agentStatus } from "../peers.ts";
+import type { Line } from "./finding.ts";
 
 const AREA = "nodes";
 /** Bytes of the IP and ICMP headers of an echo request. */

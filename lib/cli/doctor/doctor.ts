@@ -1,0 +1,132 @@
+/** `cnibox doctor`: what usually goes wrong on a node, each line ok, warning or failure, with the mend. Only looks, unless told to mend. */
+import { loadAll } from "../../cni/conflist.ts";
+import { toCniError } from "../../cni/error.ts";
+import { foreground } from "../../kernel/foreground.ts";
+import { systemRun } from "../../kernel/run.ts";
+import type { CommandCall } from "../command.ts";
+import { watchedRuntime } from "../runtime.ts";
+import { foldersOf } from "../setup.ts";
+import { survey } from "../survey.ts";
+import { complain, jsonText, oneLine, painter, say } from "../terminal.ts";
+import { addresses } from "./addresses.ts";
+import { attachments } from "./attachments.ts";
+import { configuration } from "./configuration.ts";
+import { daemons } from "./dhcp.ts";
+import { disk, labels } from "./disk.ts";
+import { type Check, counted, type Grade, type Line, type Node } from "./finding.ts";
+import { firewallBackends, forwardPolicy } from "./firewall.ts";
+import { bridgeFilter, forwarding } from "./forwarding.ts";
+import { kernelFeatures } from "./kernel.ts";
+import { bridges, managers, mtu } from "./links.ts";
+import { localhost } from "./localhost.ts";
+import { otherNodes } from "./nodes.ts";
+import { plugins } from "./plugins.ts";
+import { tools } from "./tools.ts";
+
+/** Exit statuses of `doctor`. */
+const RESULT = { healthy: 0, warnings: 1, failures: 2 } as const;
+
+/** All checks in the order in which people read them. */
+const CHECKS: readonly Check[] = [
+  configuration,
+  plugins,
+  tools,
+  kernelFeatures,
+  forwarding,
+  bridgeFilter,
+  firewallBackends,
+  forwardPolicy,
+  localhost,
+  managers,
+  mtu,
+  addresses,
+  attachments,
+  bridges,
+  daemons,
+  otherNodes,
+  disk,
+  labels,
+];
+
+/** `cnibox doctor` */
+export async function doctor(call: CommandCall): Promise<number> {
+  const lines = await diagnosis(call);
+  if (call.is("json")) say(jsonText(lines));
+  else say(textOf(lines));
+  if (call.is("fix")) await mend(lines);
+  if (lines.some(({ grade }) => grade === "failure")) return RESULT.failures;
+  return lines.some(({ grade }) => grade === "warning") ? RESULT.warnings : RESULT.healthy;
+}
+
+async function diagnosis(call: CommandCall): Promise<Line[]> {
+  const folders = foldersOf(call);
+  const { runtime, close } = watchedRuntime(call, folders);
+  try {
+    const { lists } = loadAll(folders.conf);
+    const node: Node = {
+      folders,
+      host: systemRun(),
+      runtime,
+      names: call.invocation.names,
+      lists,
+      seen: await survey(folders, { partial: true }),
+      root: Deno.uid() === 0,
+    };
+    const found = await Promise.all(CHECKS.map(async (check) => {
+      try {
+        return await check(node);
+      } catch (error) {
+        return [{
+          area: check.name,
+          grade: "warning" as const,
+          text: `could not be looked at: ${toCniError(error).message}`,
+        }];
+      }
+    }));
+    const lines = found.flat();
+    if (!node.root) {
+      lines.push({
+        area: "doctor",
+        grade: "warning",
+        text: "not run as root: rules, namespaces and leases could not be looked at",
+        mend: "sudo cnibox doctor",
+      });
+    }
+    return lines;
+  } finally {
+    close();
+  }
+}
+
+function textOf(lines: readonly Line[]): string {
+  const paint = painter();
+  const marks: Readonly<Record<Grade, string>> = {
+    ok: paint("green", "ok     "),
+    warning: paint("yellow", "warning"),
+    failure: paint("red", "failure"),
+  };
+  const width = Math.max(...lines.map(({ area }) => area.length));
+  const out = lines.map(({ area, grade, text, breaks, mend }) => {
+    const indent = `\n        ${" ".repeat(width + 2)}`;
+    return `${marks[grade]} ${area.padEnd(width)}  ${oneLine(text)}${
+      breaks ? `${indent}${paint("dim", `breaks: ${oneLine(breaks)}`)}` : ""
+    }${mend ? `${indent}mend: ${oneLine(mend)}` : ""}`;
+  });
+  const count = (grade: Grade) => lines.filter((one) => one.grade === grade).length;
+  const total = (grade: Grade) => counted(count(grade), grade);
+  return `${out.join("\n")}\n\n${total("failure")}, ${total("warning")}, ${count("ok")} ok\n`;
+}
+
+/** Carries out what mends without harm, each command shown before it is run. */
+async function mend(lines: readonly Line[]): Promise<void> {
+  const done = new Set<string>();
+  for (const { fix } of lines) {
+    if (!fix || done.has(fix.join(" "))) continue;
+    done.add(fix.join(" "));
+    complain(`+ ${fix.join(" ")}\n`);
+    const own = fix[0] === "cnibox" ? [Deno.execPath(), ...fix.slice(1)] : fix;
+    const code = await foreground(own);
+    if (code !== 0) complain(`  exit status ${code}\n`);
+  }
+  if (done.size === 0) complain("nothing that can be mended without asking\n");
+}

@@ -1,0 +1,73 @@
+/** `doctor` on the plugin folders: is there a plugin of each type in use, and does it answer? */
+import { probeVersions } from "../../cni/chain.ts";
+import { lookUp } from "../../cni/delegate.ts";
+import { toCniError } from "../../cni/error.ts";
+import { exists, type Line, type Node, ok, typesInUse } from "./finding.ts";
+
+export async function plugins({ folders, runtime, lists }: Node): Promise<Line[]> {
+  const area = "plugins";
+  const where = folders.path.join(":");
+  const lines: Line[] = [];
+  const own: string[] = [];
+  for (const type of typesInUse(lists)) {
+    let found: ReturnType<typeof lookUp>;
+    try {
+      found = lookUp(type, folders.path);
+    } catch {
+      const builtIn = await runtime.registry(type);
+      lines.push({
+        area,
+        grade: "failure",
+        text: `there is no plugin "${type}" in ${where}`,
+        breaks: `runtimes say failed to find plugin "${type}" in path [${folders.path.join(" ")}]`,
+        mend: builtIn ? "cnibox install" : `install ${type}`,
+      });
+      continue;
+    }
+    const { file, ours } = found;
+    if (ours) {
+      own.push(type);
+      continue;
+    }
+    try {
+      const versions = await probeVersions(type, { ...runtime, builtin: false, limitMs: runtime.limitMs ?? 5_000 });
+      lines.push(ok(area, `${file} is another program, and speaks ${versions[0]} to ${versions.at(-1)}`));
+    } catch (error) {
+      lines.push({
+        area,
+        grade: "failure",
+        text: `${file} does not work: ${toCniError(error).msg}`,
+        breaks: "every network that uses it",
+        mend: executable(file) ? `CNI_COMMAND=VERSION ${file} shows more` : `chmod 755 ${file}`,
+      });
+    }
+  }
+  if (own.length > 0) lines.unshift(ok(area, `${own.join(", ")}: this cnibox, in ${where}`));
+  const dangling = folders.path.flatMap(danglingIn);
+  if (dangling.length > 0) {
+    lines.push({
+      area,
+      grade: "warning",
+      text: `symlinks that lead nowhere: ${dangling.join(", ")}`,
+      mend: "cnibox install, or remove them",
+    });
+  }
+  return lines;
+}
+
+function danglingIn(folder: string): string[] {
+  try {
+    return [...Deno.readDirSync(folder)].filter(({ isSymlink }) => isSymlink).map(({ name }) => `${folder}/${name}`)
+      .filter((path) => !exists(path));
+  } catch {
+    return [];
+  }
+}
+
+function executable(file: string): boolean {
+  try {
+    return ((Deno.statSync(file).mode ?? 0) & 0o111) !== 0;
+  } catch {
+    return false;
+  }
+}

@@ -1,0 +1,121 @@
+/**
+ * Masquerading of one attachment in nftables, in the reference's table `inet cni_plugins_masquerade`. A rule's comment names
+ * its attachment. Rules that an earlier ADD of the same attachment left stay until DEL: listing all rules, which finding them
+ * takes, costs more than the whole ADD.
+ */
+import { CniError, code } from "../cni/error.ts";
+import { nftComment, nftList } from "../kernel/nft.ts";
+import type { Applier } from "../kernel/plan.ts";
+import { type Family, formatAddress, formatPrefix, networkPrefix, parseAddress, type Prefix } from "../net/cidr.ts";
+import { type Attachment, nftAttachmentHash, nftRuleComment } from "../net/name.ts";
+import { addToShared, type Host, type Listing, type RuleSet, settledNft } from "./backend.ts";
+
+/** What is masqueraded: what these addresses send beyond their own subnets. */
+export interface Masquerading {
+  readonly owner: Attachment;
+  readonly prefixes: readonly Prefix[];
+}
+
+export const MULTICAST: Record<Family, string> = { 4: "224.0.0.0/4", 6: "ff00::/8" };
+
+/** An address as the prefix that holds it alone. */
+export function hostPrefix(ip: string): Prefix | undefined {
+  const address = parseAddress(ip);
+  return address && { address, length: address.family === 4 ? 32 : 128 };
+}
+
+/** The error of CHECK. */
+export function incomplete({ network, containerId, ifName }: Attachment, missing: string): CniError {
+  return new CniError(
+    code.internal,
+    `masquerading of ${network} ${containerId} ${ifName} is incomplete: ${missing}`,
+    "somebody removed rules of this container, for example by reloading a firewall",
+  );
+}
+
+/** Masquerading in nftables. */
+export const masqueradeNft: RuleSet<Masquerading> = { text, add, remove, missing, owned };
+
+const TABLE = "inet cni_plugins_masquerade";
+const TABLE_COMMENT = "Masquerading for plugins from github.com/containernetworking/plugins";
+const CHAIN_COMMENT = "Masquerade traffic from certain IPs to any (non-multicast) IP outside their subnet";
+
+/** The table and its shared chains. Emptying a chain makes the next transaction wait, so this is not done every time. */
+function setup(comments: boolean): string {
+  const note = (text: string) => comments ? ` { comment "${text}" ; }` : "";
+  return [
+    `add table ${TABLE}${note(TABLE_COMMENT)}`,
+    `add chain ${TABLE} masq_checks${note(CHAIN_COMMENT)}`,
+    `add chain ${TABLE} postrouting { type nat hook postrouting priority 100 ; }`,
+    `flush chain ${TABLE} postrouting`,
+    `add rule ${TABLE} postrouting ip daddr ${MULTICAST[4]} return`,
+    `add rule ${TABLE} postrouting ip6 daddr ${MULTICAST[6]} return`,
+    `add rule ${TABLE} postrouting goto masq_checks`,
+    "",
+  ].join("\n");
+}
+
+function rulesText({ owner, prefixes }: Masquerading): string {
+  const comment = nftComment(nftRuleComment(owner));
+  return prefixes.map((prefix) => {
+    const ip = prefix.address.family === 4 ? "ip" : "ip6";
+    const subnet = formatPrefix(networkPrefix(prefix));
+    return `add rule ${TABLE} masq_checks ${ip} saddr ${formatAddress(prefix.address)} ${ip} daddr != ${subnet} ` +
+      `masquerade ${comment}\n`;
+  }).join("");
+}
+
+function text(wanted: Masquerading): string {
+  return setup(true) + rulesText(wanted);
+}
+
+async function add(call: Applier, wanted: Masquerading): Promise<undefined> {
+  await addToShared(call, { rules: rulesText(wanted), chain: `${TABLE} postrouting`, isWhole, setup });
+}
+
+function isWhole(postrouting: string): boolean {
+  return [/hook postrouting/, /224\.0\.0\.0\/4 return/, /ff00::\/8 return/, /goto masq_checks/].every((part) =>
+    part.test(postrouting)
+  );
+}
+
+async function remove(call: Host, { owner }: Masquerading): Promise<boolean> {
+  const hash = nftAttachmentHash(owner);
+  return await deleteMasqueradeNft(call, (comment) => comment.startsWith(hash));
+}
+
+/** Deletes the rules whose comments are chosen; false when there were none. */
+export async function deleteMasqueradeNft({ host }: Host, chosen: (comment: string) => boolean): Promise<boolean> {
+  return await settledNft({ host }, async (attempt) => {
+    const listing = await nftList(host, `chain ${TABLE} masq_checks`);
+    const rules = (listing?.rules ?? []).filter((rule) => chosen(rule.comment ?? ""));
+    return {
+      lines: rules.map(({ handle }) => `delete rule ${TABLE} masq_checks handle ${handle}`),
+      result: rules.length > 0 || attempt > 0,
+    };
+  });
+}
+
+async function missing({ host }: Host, { owner, prefixes }: Masquerading): Promise<CniError | undefined> {
+  const hash = nftAttachmentHash(owner);
+  const listing = await nftList(host, `table ${TABLE}`);
+  if (listing === undefined) return incomplete(owner, `nft table ${TABLE} not found`);
+  const jumps = listing.rules.some(({ chain, expr }) =>
+    chain === "postrouting" && JSON.stringify(expr).includes('"masq_checks"')
+  );
+  if (!jumps) {
+    return incomplete(owner, `no rule in chain postrouting of nft table ${TABLE} leads to masq_checks`);
+  }
+  const rules = listing.rules.filter((rule) => rule.comment?.startsWith(hash)).map(({ expr }) => JSON.stringify(expr));
+  const lost = prefixes.map(({ address }) => formatAddress(address)).find((ip) =>
+    !rules.some((rule) => rule.includes(`"${ip}"`) && rule.includes('"masquerade"'))
+  );
+  return lost === undefined
+    ? undefined
+    : incomplete(owner, `no rule for ${lost} in chain masq_checks of nft table ${TABLE}`);
+}
+
+function owned({ nft }: Listing, { owner }: Masquerading): boolean {
+  const hash = nftAttachmentHash(owner);
+  return nft.rules.some(({ chain, comment }) => chain === "masq_checks" && comment?.startsWith(hash));
+}
