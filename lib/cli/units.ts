@@ -6,10 +6,9 @@ import { removeDrafts, replaceFile } from "../kernel/state_file.ts";
 /** Where administrators' units are. */
 export const UNIT_FOLDER = "/etc/systemd/system";
 
-/** The units by name, for plugins in the folder `bin`. */
-export function units(bin: string): Readonly<Record<string, string>> {
-  return {
-    "cni-dhcp.socket": `[Unit]
+/** The units by name, for the usual plugin folder. */
+const UNITS: Readonly<Record<string, string>> = {
+  "cni-dhcp.socket": `[Unit]
 Description=CNI DHCP service socket
 Documentation=man:systemd.socket(5)
 
@@ -23,13 +22,13 @@ RemoveOnStop=true
 [Install]
 WantedBy=sockets.target
 `,
-    "cni-dhcp.service": `[Unit]
+  "cni-dhcp.service": `[Unit]
 Description=CNI DHCP service: keeps the leases of containers
 After=network.target cni-dhcp.socket
 Requires=cni-dhcp.socket
 
 [Service]
-ExecStart=${bin}/dhcp daemon
+ExecStart=/opt/cni/bin/dhcp daemon
 Restart=on-failure
 RestartSec=1
 # The DHCP clients of the containers stay when the daemon stops: they keep the leases, and the next daemon takes them over.
@@ -41,14 +40,14 @@ TasksMax=infinity
 WantedBy=multi-user.target
 Also=cni-dhcp.socket
 `,
-    "cnibox-node.service": `[Unit]
+  "cnibox-node.service": `[Unit]
 Description=cnibox node: this node's subnet, and the ways to all other nodes
 After=network-online.target
 Wants=network-online.target
 ConditionPathExists=/etc/cnibox/node.json
 
 [Service]
-ExecStart=${bin}/cnibox node
+ExecStart=/opt/cni/bin/cnibox node
 # What it set in the kernel stays when it ends, and is what the next one starts from.
 Restart=always
 RestartSec=2
@@ -56,7 +55,7 @@ RestartSec=2
 [Install]
 WantedBy=multi-user.target
 `,
-    "cnibox-page-cache.service": `[Unit]
+  "cnibox-page-cache.service": `[Unit]
 Description=CNI plugins read into memory before the first container
 # Every call takes a tenth longer where the kernel reads the executable piece by piece, as it is run for the first time.
 Before=containerd.service crio.service docker.service kubelet.service
@@ -64,13 +63,13 @@ Before=containerd.service crio.service docker.service kubelet.service
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=/bin/cat ${bin}/cnibox
+ExecStart=/bin/cat /opt/cni/bin/cnibox
 StandardOutput=null
 
 [Install]
 WantedBy=multi-user.target
 `,
-    "cnibox-restore.service": `[Unit]
+  "cnibox-restore.service": `[Unit]
 Description=CNI rules of running containers, made again after the firewall has started
 After=firewalld.service nftables.service
 # Started and stopped with them, and run again when they are restarted or reloaded.
@@ -80,13 +79,19 @@ ReloadPropagatedFrom=firewalld.service nftables.service
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=${bin}/cnibox restore --all
-ExecReload=${bin}/cnibox restore --all
+ExecStart=/opt/cni/bin/cnibox restore --all
+ExecReload=/opt/cni/bin/cnibox restore --all
 
 [Install]
 WantedBy=firewalld.service nftables.service
 `,
-  };
+};
+
+/** The units by name, for plugins in the folder `bin`. */
+export function units(bin: string): Readonly<Record<string, string>> {
+  return Object.fromEntries(
+    Object.entries(UNITS).map(([name, text]) => [name, text.replaceAll("/opt/cni/bin", bin)]),
+  );
 }
 
 /** What was done to one file, or found there. */
@@ -97,8 +102,8 @@ export interface Row {
 }
 
 /**
- * Where units are and what is known of them: `state`/units has each as it was installed, which is the proof that a unit is
- * ours; `state`/units-folder names the folder.
+ * Where units are and what is known of them: `state`/units has each as it was installed, which is the proof that a unit
+ * is ours; `state`/units-folder names the folder.
  */
 export interface UnitPlace {
   readonly state: string;

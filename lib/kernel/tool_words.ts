@@ -7,6 +7,7 @@ const WORDS = {
   absent:
     /Cannot find device|does not exist|No such (file or directory|process|device)|Link not found|Bad rule|No chain\/target\/match|not found|Cannot assign requested address|Invalid handle|handle of zero|Cannot find specified qdisc/,
   noDevice: /Cannot find device/,
+  kindUnknown: /not supported|Unknown device type|RTNETLINK answers: No such device/,
   nameTaken: /File exists|new interface name/,
   /** nsenter did not get into the namespace. */
   notEntered: /^nsenter: /,

@@ -244,8 +244,7 @@ async function settled<T>(
       await write(lines);
       return result;
     } catch (error) {
-      const mayHelp = error instanceof NftError ? error.refusal !== "missing" : refusalOf(error) === "refused";
-      if (attempt + 1 >= TRIES || !mayHelp) throw error;
+      if (attempt + 1 >= TRIES || ["", "locked", "missing"].includes(refusalOf(error))) throw error;
       refusal = error;
     }
   }

@@ -161,7 +161,7 @@ for (const each of CASES) {
       await withTools(RULE_TOOLS, async () => {
         const firewall = fakeFirewall({ broken: ["iptables"] });
         const call = callOn(firewall);
-        await assertRejects(() => add(call, subject, want("a"), ["iptables"]), CniError, "can't initialize");
+        await assertRejects(() => add(call, subject, want("a"), ["iptables"]), CniError, "unable to initialize");
         assertEquals(await firewall.dump(), "");
         await add(call, subject, want("a"), ["iptables", "nftables"]);
         assertStringIncludes(await firewall.dump(), "10.22.0.2");

@@ -33,9 +33,9 @@ export async function kernelFeatures({ host, lists, root }: Node): Promise<Line[
     };
     const argv = ["unshare", "--net", "ip", "link", "add", "name", "cnibox0", ...words[kind] ?? ["type", kind]];
     // `link` comes before the name.
-    const { code, stderr } = await host({ argv });
-    const unknown = /not supported|Unknown device type|RTNETLINK answers: No such device/.test(stderr);
-    if (code === 0 || !unknown) return kind;
+    const output = await host({ argv });
+    const unknown = says(output, "kindUnknown");
+    if (output.code === 0 || !unknown) return kind;
     return {
       area,
       grade: "failure",
