@@ -1,8 +1,8 @@
 #!/bin/sh
 # Installs cnibox: one executable, and a relative symlink to it for every CNI plugin. `install.sh --help` tells all.
 #
-# It gets the executable, by building it or out of a release, and the tools that plugins start. The executable installs itself:
-# `cnibox install` puts it, the symlinks and the units into place, `cnibox uninstall` removes them.
+# It gets the executable, by building it or out of a release, and the tools that plugins start. The executable installs
+# itself: `cnibox install` puts it, the symlinks and the units into place, `cnibox uninstall` removes them.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)

@@ -2,8 +2,8 @@
  * chain: the members of a plugin list in one call. Ours alone; no other plugin set has it.
  *
  * A runtime starts a process for every member of a list. Here it starts one, and the members run inside, each with the
- * request that the list would have sent it, so that a list and its folded form leave the same on the node. A member that
- * CNI_PATH leads to another program for is started as that program.
+ * request that the list would have sent it, so that a list and its folded form leave the same on the node. A member
+ * that CNI_PATH leads to another program for is started as that program.
  */
 import { anyObject, anything, decode, isObject, type Key, list, lookup } from "../lib/cni/decode.ts";
 import { lookUp } from "../lib/cni/delegate.ts";

@@ -2,8 +2,9 @@
  * host-local: gives out addresses of configured ranges and keeps them as files on this node.
  * https://www.cni.dev/plugins/current/ipam/host-local/
  *
- * Differs from the reference: all sets under one lock with a time limit; leases appear whole or not at all, and are found without
- * reading them all; what crashes left is taken back when a range is full; DEL needs no valid ranges; GC and STATUS work.
+ * Differs from the reference: all sets under one lock with a time limit; leases appear whole or not at all, and are
+ * found without reading them all; what crashes left is taken back when a range is full; DEL needs no valid ranges; GC
+ * and STATUS work.
  */
 import { parseArgs } from "../lib/cni/args.ts";
 import {
@@ -285,7 +286,9 @@ function resolvConf(path: string): DNS | undefined {
   return said.length === 0 ? undefined : Object.fromEntries(said);
 }
 
-/** Reads `null` elements as something else: the reference takes a null set for an empty one, and finds it wanting later. */
+/**
+ * Reads `null` elements as something else: the reference takes a null set for an empty one, and finds it wanting later.
+ */
 function nullsAs<T>(instead: unknown, key: Key<T>): Key<T> {
   const replace = (item: unknown) => item === null ? instead : item;
   return { ...key, read: (value, path) => key.read(Array.isArray(value) ? value.map(replace) : value, path) };

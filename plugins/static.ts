@@ -113,7 +113,9 @@ async function check(call: ContainerCall): Promise<void> {
   }
 }
 
-/** The addresses in the order of their sources, as the reference builds its list; with the routes and DNS of the result. */
+/**
+ * The addresses in the order of their sources, as the reference builds its list; with the routes and DNS of the result.
+ */
 function settings(call: ContainerCall) {
   const conf = decode(keys, call.config, "");
   if (!conf.ipam) {

@@ -3,7 +3,7 @@ import { assertEquals, assertStringIncludes } from "@std/assert";
 import { dirname, fromFileUrl, join } from "@std/path";
 import { VERSION } from "../lib/version.ts";
 import { loadPlugin, pluginNames } from "../plugins/mod.ts";
-import { parts, written } from "../tools/docs.ts";
+import { parts, unitFiles, written } from "../tools/docs.ts";
 import { nodeTest } from "./e2e/support/mod.ts";
 
 const root = dirname(dirname(fromFileUrl(import.meta.url)));
@@ -14,6 +14,12 @@ for (const part of parts) {
     assertEquals(written(part), (await part.text()).trim());
   });
 }
+
+Deno.test("systemd/ has the units that cnibox install puts down; deno task docs writes them", () => {
+  const there = [...Deno.readDirSync(join(root, "systemd"))].map(({ name }) => `systemd/${name}`).sort();
+  assertEquals(there, unitFiles().map(([file]) => file).sort());
+  for (const [file, text] of unitFiles()) assertEquals(Deno.readTextFileSync(join(root, file)), text);
+});
 
 Deno.test("every plugin has a page that names every key it reads", async () => {
   for (const name of pluginNames) {

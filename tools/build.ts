@@ -1,11 +1,12 @@
 /**
  * `deno task compile`: writes dist/cnibox, the one executable that is every plugin.
  *
- *     main.ts and what it imports ──bundle──▶ ES modules ──packs.ts──▶ few scripts ──rehearsal.ts──▶ and their compiled code
- *     start.ts, which reads them ──compile──▶ runtime base + start.ts + scripts + code = dist/cnibox
+ *     main.ts and what it imports ──bundle──▶ ES modules ──packs.ts──▶ few scripts ──rehearsal.ts──▶ and their compiled
+ *     code start.ts, which reads them ──compile──▶ runtime base + start.ts + scripts + code = dist/cnibox
  *
- * The base is the runtime that `deno compile` puts the program behind. A base runs only what a compiler of its own version
- * wrote, so one version of Deno does everything: {@linkcode DENO_VERSION}. base.ts says where its base comes from.
+ * The base is the runtime that `deno compile` puts the program behind. A base runs only what a compiler of its own
+ * version wrote, so one version of Deno does everything: {@linkcode DENO_VERSION}. base.ts says where its base comes
+ * from.
  *
  * Everything fetched is kept in .cache/. The same inputs give the same bytes.
  *
@@ -18,9 +19,10 @@ import { type Base, BuildError, CACHE, DENO_VERSION, obtainBase, ROOT, run, say,
 import { packs } from "./packs.ts";
 
 /**
- * What the compiled program may do: all but network (`import` included) and FFI. The work needs the rest, and /proc and /sys
- * are open to a program only with everything else granted. Unix sockets need no network right, but read and write access
- * to their path: the way to the dhcp daemon. No prompt: a refused access is an error, never a question on a terminal.
+ * What the compiled program may do: all but network (`import` included) and FFI. The work needs the rest, and /proc and
+ * /sys are open to a program only with everything else granted. Unix sockets need no network right, but read and write
+ * access to their path: the way to the dhcp daemon. No prompt: a refused access is an error, never a question on a
+ * terminal.
  */
 export const PERMISSIONS = ["--no-prompt", "--allow-all", "--deny-net", "--deny-import", "--deny-ffi"];
 
@@ -112,7 +114,8 @@ async function bundleOne(name: string, output: string): Promise<void> {
 }
 
 /**
- * Adds to each pack what this base's engine makes of it: the rehearsal is compiled with the same base and plays the usual calls.
+ * Adds to each pack what this base's engine makes of it: the rehearsal is compiled with the same base and plays the
+ * usual calls.
  */
 async function rehearse(folder: string, compileAs: (entry: string, output: string) => Promise<void>): Promise<void> {
   const entry = join(folder, "rehearsal.js");
@@ -163,7 +166,8 @@ async function compileEntry(entry: string, output: string, base: Base, more: rea
     "--no-lock",
     "--no-npm",
     "--no-remote",
-    // The code cache would be a file in the temporary folder that a root process trusts and anybody can put there first.
+    // The code cache would be a file in the temporary folder that a root process trusts and anybody can put there
+    // first.
     "--no-code-cache",
     // A call ends before machine code pays; with it, code of the rehearsal says what to compile at once.
     "--v8-flags=--no-sparkplug",

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Prints the path of the Deno that builds and tests this project, and gets it from npm where it is missing.
-# In this order: $DENO; `deno` on PATH; what an earlier run put into .cache/. Only the pinned version will do: the runtime
-# base in the executable takes only what a compiler of its own version wrote.
+# In this order: $DENO; `deno` on PATH; what an earlier run put into .cache/. Only the pinned version will do: the
+# runtime base in the executable takes only what a compiler of its own version wrote.
 # Exit status: 0 and the path on standard output; 1 and the reason on standard error.
 set -eu
 

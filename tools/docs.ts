@@ -1,10 +1,11 @@
 /**
- * `deno task docs`: writes the parts of README.md and docs/ that repeat what the code says. A test compares them, so
- * that neither can drift.
+ * `deno task docs`: writes the parts of README.md and docs/ that repeat what the code says, and the units in systemd/.
+ * A test compares them, so that neither can drift.
  */
 import { dirname, fromFileUrl, join } from "@std/path";
 import { type Group, GROUPS, helpText } from "../lib/cli/command.ts";
 import { COMMANDS } from "../lib/cli/commands.ts";
+import { unitTexts } from "../lib/cli/units.ts";
 import { loadPlugin, pluginNames } from "../plugins/mod.ts";
 
 const root = dirname(dirname(fromFileUrl(import.meta.url)));
@@ -29,6 +30,10 @@ export const parts: readonly Part[] = [
   { file: "docs/architecture.md", name: "modules", text: () => Promise.resolve(moduleMap()) },
   ...commandPages,
 ];
+
+/** The units in systemd/, to be read, or copied by hand: `cnibox install` carries the same texts. */
+export const unitFiles = (): [file: string, text: string][] =>
+  Object.entries(unitTexts("/opt/cni/bin")).map(([name, text]) => [`systemd/${name}`, text]);
 
 /** The part as it stands in its file. */
 export function written({ file, name }: Part): string {
@@ -105,6 +110,8 @@ function summary(file: string): string {
 }
 
 if (import.meta.main) {
+  Deno.mkdirSync(join(root, "systemd"), { recursive: true });
+  for (const [file, text] of unitFiles()) Deno.writeTextFileSync(join(root, file), text);
   for (const part of parts) {
     const path = join(root, part.file);
     const before = Deno.readTextFileSync(path);

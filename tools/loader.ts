@@ -1,7 +1,7 @@
 /**
- * Reads the program in the compiled executable. The program lies there as packs: classic scripts, each an array of module
- * functions, made by one function that gets the timers (packs.ts). How a pack's text becomes functions is the entry's choice
- * (start.ts, rehearsal.ts).
+ * Reads the program in the compiled executable. The program lies there as packs: classic scripts, each an array of
+ * module functions, made by one function that gets the timers (packs.ts). How a pack's text becomes functions is the
+ * entry's choice (start.ts, rehearsal.ts).
  */
 
 /** What a module gives to others, by name. */
@@ -23,7 +23,10 @@ const TIMERS = { setTimeout, clearTimeout, setInterval, clearInterval };
 /** Ids of modules are `PACK:INDEX`, or the name of one that the runtime has built in. */
 export const ENTRY = "main:0";
 
-/** Packs that have been made functions of, by name. With the same ones a program can be run anew without being compiled anew. */
+/**
+ * Packs that have been made functions of, by name. With the same ones a program can be run anew without being compiled
+ * anew.
+ */
 export type Packs = Map<string, readonly ModuleBody[]>;
 
 /** Gives what loads the modules of the program whose packs are in `folder`; each is evaluated once. */

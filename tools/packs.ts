@@ -1,8 +1,9 @@
 /**
- * From the ES modules of a bundle to packs: classic scripts that the engine can keep compiled (loader.ts reads them). The
- * runtime keeps no compiled code of ES modules inside an executable; of a script it takes what it is given.
+ * From the ES modules of a bundle to packs: classic scripts that the engine can keep compiled (loader.ts reads them).
+ * The runtime keeps no compiled code of ES modules inside an executable; of a script it takes what it is given.
  *
- *     import{a as b}from"./chunk-X.js";…export{c as d};   →   ($load,$lazily,$exports)=>{const{a:b}=$load("main:3");…$exports.d=c}
+ *     import{a as b}from"./chunk-X.js";…export{c as d};   →
+ *     ($load,$lazily,$exports)=>{const{a:b}=$load("main:3");…$exports.d=c}
  *
  * Modules that a call loads together lie in one pack, since a script costs time beside what its text costs.
  */
@@ -11,14 +12,14 @@ import { join } from "@std/path";
 /** Plugins of the hot path. What two of them share lies in the program's own pack, which every call reads. */
 const HOT = ["bridge", "host-local", "portmap", "firewall", "loopback"];
 /**
- * Entries in the order in which they take what they import statically, where nobody before them did; all others follow by
- * name.
+ * Entries in the order in which they take what they import statically, where nobody before them did; all others follow
+ * by name.
  */
 const FIRST = [...HOT, "ptp", "mod", "network"];
 
 /**
- * Handed to each pack: a script that is evaluated by `node:vm` sees Node's own in their place, which take time to load and give
- * objects where others give numbers.
+ * Handed to each pack: a script that is evaluated by `node:vm` sees Node's own in their place, which take time to load
+ * and give objects where others give numbers.
  */
 export const TIMERS = ["setTimeout", "clearTimeout", "setInterval", "clearInterval"] as const;
 
@@ -74,7 +75,10 @@ export async function packs(folder: string, entry: string): Promise<Map<string, 
   );
 }
 
-/** A line of plugins/mod.ts: the bundler calls every `plugins/NAME/mod.ts` alike, so its name is the one that it is loaded by. */
+/**
+ * A line of plugins/mod.ts: the bundler calls every `plugins/NAME/mod.ts` alike, so its name is the one that it is
+ * loaded by.
+ */
 const PLUGIN = /"?([\w-]+)"?:\s*\(\)\s*=>\s*import\("\.\/([^"]+)"\)/g;
 
 /** A module and all that it imports statically, itself first. */
@@ -87,7 +91,10 @@ function closure(name: string, modules: ReadonlyMap<string, Module>, found: stri
   return found;
 }
 
-/** `import{a as b}from"x"`, `import*as a from"x"`, `import a from"x"`, `import"x"`: the bundler writes them at the very front. */
+/**
+ * `import{a as b}from"x"`, `import*as a from"x"`, `import a from"x"`, `import"x"`: the bundler writes them at the very
+ * front.
+ */
 const IMPORT = /^\s*import\s*(?:(?:\{([^}]*)\}|\*\s*as ([\w$]+)|([\w$]+))\s*from)?\s*"([^"]+)";?/;
 /** The bundler writes them at the very end, before the licences that packages want to be kept. */
 const EXPORT = /export\s*\{([^}]*)\};?\s*((?:\/\*![^*]*\*\/\s*)*)$/;

@@ -1,12 +1,12 @@
 /**
- * Has the engine compile what calls need: plays ADD, CHECK and DEL of the usual networks on a machine that is not there, then
- * writes what the engine made of each pack to `PACK.code`. Compiled with the very base that the program is compiled with,
- * since code fits only the engine that made it; the build runs it, as any user:
+ * Has the engine compile what calls need: plays ADD, CHECK and DEL of the usual networks on a machine that is not
+ * there, then writes what the engine made of each pack to `PACK.code`. Compiled with the very base that the program is
+ * compiled with, since code fits only the engine that made it; the build runs it, as any user:
  *
  *     rehearsal PACKS SCRATCH      folder of the packs, and an empty folder that may be written to
  *
- * The machine is a folder: every file that the program opens lies in it, every tool agrees. What a call answers is no matter,
- * but that it succeeds: then it went the way that real calls go.
+ * The machine is a folder: every file that the program opens lies in it, every tool agrees. What a call answers is no
+ * matter, but that it succeeds: then it went the way that real calls go.
  */
 import { Script } from "node:vm";
 import { ENTRY, type Packs, program } from "./loader.ts";
@@ -120,7 +120,9 @@ function pretended(at: Rehearsed, exit: (status: number) => void): typeof Deno {
   });
 }
 
-/** What a tool prints: for each question of a batch a link that is as everybody wishes it to be, and no rules at all. */
+/**
+ * What a tool prints: for each question of a batch a link that is as everybody wishes it to be, and no rules at all.
+ */
 function answer(tool: readonly string[], input: string): string {
   if (tool.some((word) => /(^|\/)nft$/.test(word))) return '{"nftables":[]}\n';
   if (tool.some((word) => word.endsWith("-save"))) return "*nat\n:POSTROUTING ACCEPT [0:0]\nCOMMIT\n";

@@ -1,7 +1,7 @@
 /**
  * The entry of the compiled executable. With each pack comes the code that V8 has made of it: parsing and
- * compiling the program's text at every call takes longer than all else that a call does by itself. Code that does not fit this
- * very engine is refused by it, and the text is compiled as usual.
+ * compiling the program's text at every call takes longer than all else that a call does by itself. Code that does not
+ * fit this very engine is refused by it, and the text is compiled as usual.
  */
 import { Script } from "node:vm";
 import { ENTRY, program } from "./loader.ts";

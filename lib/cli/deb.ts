@@ -1,4 +1,7 @@
-/** `cnibox deb`: a Debian package of this very executable, with manual pages and completion; needs dpkg-deb and no network. */
+/**
+ * `cnibox deb`: a Debian package of this very executable, with manual pages and completion; needs dpkg-deb and no
+ * network.
+ */
 import { gzipSync } from "node:zlib";
 import { must, systemRun, toolPath } from "../kernel/run.ts";
 import { CliError, type CommandCall, status } from "./command.ts";
@@ -93,8 +96,9 @@ Description: all the standard CNI plugins in one program
 }
 
 /**
- * The plugins go where runtimes look for them, beside what is there. An upgrade changes only the executable. Purging removes what is
- * this program's alone: leases and results belong to containers and their runtime. DPKG_ROOT is empty, or where dpkg --root works.
+ * The plugins go where runtimes look for them, beside what is there. An upgrade changes only the executable. Purging
+ * removes what is this program's alone: leases and results belong to containers and their runtime. DPKG_ROOT is empty,
+ * or where dpkg --root works.
  */
 const SCRIPTS: Readonly<Record<string, string>> = {
   postinst: `if [ "$1" = configure ]; then ${CALL} install ${PLACES}; fi\n`,

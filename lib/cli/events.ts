@@ -1,4 +1,7 @@
-/** `cnibox events`: a line for each attachment that comes or goes, from the runtimes' cache, the leases and the kernel's links. */
+/**
+ * `cnibox events`: a line for each attachment that comes or goes, from the runtimes' cache, the leases and the kernel's
+ * links.
+ */
 import type { Cached } from "../cni/result_cache.ts";
 import { systemRun, toolPath } from "../kernel/run.ts";
 import { type CommandCall, status, usageError } from "./command.ts";

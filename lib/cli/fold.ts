@@ -1,6 +1,6 @@
 /**
- * `cnibox fold` and `cnibox unfold`: a network list with its plugins as members of one `chain`, and back. Only the text of
- * `plugins` changes; comments, order and spelling of everything else stay.
+ * `cnibox fold` and `cnibox unfold`: a network list with its plugins as members of one `chain`, and back. Only the text
+ * of `plugins` changes; comments, order and spelling of everything else stay.
  */
 import { parseList } from "../cni/conflist.ts";
 import { isObject } from "../cni/decode.ts";

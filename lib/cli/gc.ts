@@ -61,8 +61,8 @@ export async function gc(call: CommandCall): Promise<number> {
 }
 
 /**
- * Valid is whoever is not provably gone: an attachment in the runtime's cache, the holder of a lease, and whoever a pair belongs to
- * whose other end is in another namespace.
+ * Valid is whoever is not provably gone: an attachment in the runtime's cache, the holder of a lease, and whoever a
+ * pair belongs to whose other end is in another namespace.
  */
 async function planOf(list: NetworkList, folders: Folders): Promise<Plan> {
   const host = systemRun();

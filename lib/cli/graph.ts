@@ -1,4 +1,7 @@
-/** `cnibox graph`: a picture of the node, as a tree for a terminal, for Mermaid, for Graphviz, or as an SVG that stands alone. */
+/**
+ * `cnibox graph`: a picture of the node, as a tree for a terminal, for Mermaid, for Graphviz, or as an SVG that stands
+ * alone.
+ */
 import type { RouteEntry } from "../kernel/ip.ts";
 import { systemRun } from "../kernel/run.ts";
 import { type CommandCall, status } from "./command.ts";

@@ -1,6 +1,7 @@
 /**
- * `cnibox image`: an OCI image of this very executable, as one archive (https://github.com/opencontainers/image-spec, image layout in
- * a tar). One layer with one file. All times are zero, so the same executable gives the same digest everywhere.
+ * `cnibox image`: an OCI image of this very executable, as one archive (https://github.com/opencontainers/image-spec,
+ * image layout in a tar). One layer with one file. All times are zero, so the same executable gives the same digest
+ * everywhere.
  */
 import { createHash } from "node:crypto";
 import { gzipSync } from "node:zlib";
@@ -105,7 +106,10 @@ function json(value: unknown): Uint8Array {
 
 const BLOCK = 512;
 
-/** A tar archive (POSIX ustar) of plain files that belong to root, in the given order, with times of zero. Names: 100 bytes at most. */
+/**
+ * A tar archive (POSIX ustar) of plain files that belong to root, in the given order, with times of zero. Names: 100
+ * bytes at most.
+ */
 export function tar(files: readonly TarFile[]): Uint8Array {
   const sizes = files.map(({ bytes }) => BLOCK + Math.ceil(bytes.length / BLOCK) * BLOCK);
   // Two empty blocks at the end.

@@ -1,5 +1,6 @@
 /**
- * `cnibox install`, `rollback`, `uninstall` and `verify`: this very executable put into a plugin folder, and taken out again.
+ * `cnibox install`, `rollback`, `uninstall` and `verify`: this very executable put into a plugin folder, and taken out
+ * again.
  *
  *     DIR/cnibox              the executable
  *     DIR/bridge, …           symlinks to it
@@ -7,8 +8,8 @@
  *     DIR/.cnibox/replaced/   files that --replace moved out of the way; uninstall puts them back
  *     DIR/.cnibox/units/      the systemd units as they were installed; where they are is in .cnibox/units-folder
  *
- * Everything is prepared in a folder of our own below the target and put in place by rename, one name at a time: at any moment,
- * also while pods are being added and after a kill, each name is the old file or the new one, whole.
+ * Everything is prepared in a folder of our own below the target and put in place by rename, one name at a time: at any
+ * moment, also while pods are being added and after a kill, each name is the old file or the new one, whole.
  */
 import { createHash } from "node:crypto";
 import { lockWithin } from "../kernel/flock.ts";
@@ -76,8 +77,8 @@ interface Workplace {
 }
 
 /**
- * Does `doing` with a new folder that nobody else can write to, on the same file system as the target: there everything is prepared.
- * One installer at a time. Where nothing is installed afterwards, nothing stays either.
+ * Does `doing` with a new folder that nobody else can write to, on the same file system as the target: there everything
+ * is prepared. One installer at a time. Where nothing is installed afterwards, nothing stays either.
  */
 async function inWorkFolder(dir: string, doing: (place: Workplace) => Promise<void>): Promise<void> {
   const state = `${dir}/.${NAME}`;
@@ -141,8 +142,8 @@ function needTrusted(folder: string, above = false): void {
 }
 
 /**
- * Why what lies in a folder could be replaced by somebody other than root and ourselves; undefined when it could not. Folders above it
- * may be sticky, as /tmp is; `above` says that for the folder itself.
+ * Why what lies in a folder could be replaced by somebody other than root and ourselves; undefined when it could not.
+ * Folders above it may be sticky, as /tmp is; `above` says that for the folder itself.
  */
 function distrustOf(folder: string, above = false): string | undefined {
   let path = Deno.realPathSync(folder);
@@ -186,8 +187,8 @@ async function prepare(draft: string, version: string): Promise<void> {
 }
 
 /**
- * Reads a file from start to end. Before an executable is run for the first time: one that is paged in by being run makes every
- * later call slower.
+ * Reads a file from start to end. Before an executable is run for the first time: one that is paged in by being run
+ * makes every later call slower.
  */
 function readWhole(path: string): void {
   using file = Deno.openSync(path, { read: true });
@@ -216,8 +217,9 @@ function replaceBinary(dir: string, draft: string): Row {
 }
 
 /**
- * A program of this kind opens its own file once more while it starts, by the name that the kernel has for it. Once the file is
- * replaced that is its old path and " (deleted)". A call that started a moment ago still needs to find it there.
+ * A program of this kind opens its own file once more while it starts, by the name that the kernel has for it. Once the
+ * file is replaced that is its old path and " (deleted)". A call that started a moment ago still needs to find it
+ * there.
  */
 const REPLACED = `${NAME} (deleted)`;
 
@@ -342,7 +344,10 @@ export async function uninstall(call: CommandCall): Promise<number> {
   return show(call, rows);
 }
 
-/** Removes the links to us, and puts back what is kept of the files that were there, unless others have taken their places. */
+/**
+ * Removes the links to us, and puts back what is kept of the files that were there, unless others have taken their
+ * places.
+ */
 function unlinked(dir: string, replaced: string): Row[] {
   const rows: Row[] = [];
   for (const { name, isSymlink } of [...Deno.readDirSync(dir)]) {

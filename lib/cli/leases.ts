@@ -1,6 +1,6 @@
 /**
- * Who holds which address and whether that is so: lease folders, cached attachments and the kernel looked at together. `cnibox ipam`,
- * `show` and `doctor` speak of what is found here.
+ * Who holds which address and whether that is so: lease folders, cached attachments and the kernel looked at together.
+ * `cnibox ipam`, `show` and `doctor` speak of what is found here.
  */
 import { loadAll, type NetworkList } from "../cni/conflist.ts";
 import { isObject, lookup } from "../cni/decode.ts";
@@ -44,8 +44,8 @@ export interface Pool {
 }
 
 /**
- * What is known of a lease. "not examined": its address was not found, but not everything could be looked at; "unknown": everything
- * was looked at, nothing speaks of it, and that proves nothing either.
+ * What is known of a lease. "not examined": its address was not found, but not everything could be looked at;
+ * "unknown": everything was looked at, nothing speaks of it, and that proves nothing either.
  */
 export type State =
   | "alive"
@@ -57,7 +57,10 @@ export type State =
   | "unknown"
   | "empty";
 
-/** States of leases that are provably nobody's: what `gc` and `ipam repair` may release. Everything else counts as alive. */
+/**
+ * States of leases that are provably nobody's: what `gc` and `ipam repair` may release. Everything else counts as
+ * alive.
+ */
 export const GONE: readonly State[] = ["netns gone", "before boot", "empty"];
 
 /** States in which `ipam free` asks for --force. */
@@ -302,7 +305,10 @@ function judgeOne(pool: Pool, lease: Lease, known: Evidence): Judged {
   return found("unknown", "in no namespace, in no runtime's cache");
 }
 
-/** The attachment that a lease is for. A lease that names no interface is for all of the container; then the one that lives counts. */
+/**
+ * The attachment that a lease is for. A lease that names no interface is for all of the container; then the one that
+ * lives counts.
+ */
 function holderOf({ network }: Pool, lease: Lease, known: Evidence): { attachment?: Cached; life?: Life } {
   if (lease.containerId === "") return {};
   const holders = known.attachments.filter((one) =>
@@ -332,7 +338,10 @@ export function addressesOf({ result, ifName }: Cached): string[] {
   return own.flatMap(({ address = "" }) => canonicalAddress(address.split("/")[0] ?? "") ?? []);
 }
 
-/** Addresses that more than one living container has: whoever has a lease, and whoever was given the address by a result. */
+/**
+ * Addresses that more than one living container has: whoever has a lease, and whoever was given the address by a
+ * result.
+ */
 function duplicatesOf(judged: readonly Judged[], used: readonly Unrecorded[]): Claim[][] {
   const claims = new Map<string, Claim[]>();
   const claim = (one: Claim) => {

@@ -1,4 +1,6 @@
-/** `cnibox man`: manual pages in roff, made from the declarations of the commands and from the plugins' tables of keys. */
+/**
+ * `cnibox man`: manual pages in roff, made from the declarations of the commands and from the plugins' tables of keys.
+ */
 import { type Schema, schemaOf } from "../cni/decode.ts";
 import type { Plugin } from "../cni/plugin.ts";
 import {

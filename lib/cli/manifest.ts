@@ -53,7 +53,9 @@ function netConf({ networks, backend }: ManifestOptions): object {
 
 /** What runs on the node is the node's own: its C library, ip, bridge, curl and nft. The image has one file. */
 const SYSTEM = { amd64: ["/usr", "/bin", "/sbin", "/lib", "/lib64"], arm64: ["/usr", "/bin", "/sbin", "/lib"] };
-/** What is written to: the plugins, their configurations, what the flannel plugin reads, and what the agent remembers. */
+/**
+ * What is written to: the plugins, their configurations, what the flannel plugin reads, and what the agent remembers.
+ */
 const WRITTEN = ["/opt/cni/bin", "/etc/cni/net.d", "/run/flannel", "/run/cnibox", "/var/lib/cnibox"];
 
 const nameOf = (path: string) => path.slice(1).replaceAll(/[/.]/g, "-");
@@ -150,8 +152,8 @@ ${lines(8, volumes(options))}
 }
 
 /**
- * The account of the IPAM plugin `cluster`, by a kubeconfig on each node: it is no program in a pod. Nobody uses it before such a file
- * is there.
+ * The account of the IPAM plugin `cluster`, by a kubeconfig on each node: it is no program in a pod. Nobody uses it
+ * before such a file is there.
  */
 function clusterAccount(namespace: string): string {
   const name = "cnibox-cluster";

@@ -1,4 +1,7 @@
-/** `cnibox networks` and `cnibox inspect`: the networks of this node, one line each, and one of them with all that it has. */
+/**
+ * `cnibox networks` and `cnibox inspect`: the networks of this node, one line each, and one of them with all that it
+ * has.
+ */
 import { loadAll, type NetworkList } from "../cni/conflist.ts";
 import { isObject, lookup } from "../cni/decode.ts";
 import type { ConfigError } from "../cni/member.ts";

@@ -1,11 +1,16 @@
-/** Names that people have for attachments: pods of Kubernetes, IDs cut short; and what such a word on the command line means. */
+/**
+ * Names that people have for attachments: pods of Kubernetes, IDs cut short; and what such a word on the command line
+ * means.
+ */
 import type { Attached } from "../cni/result_cache.ts";
 import { CliError, nearest, status } from "./command.ts";
 import { attachmentsOf, type Folders } from "./setup.ts";
 
 type Named = Pick<Attached, "containerId" | "args">;
 
-/** `NAMESPACE/NAME` of the pod that an attachment is for, as its runtime said; undefined when it said nothing of a pod. */
+/**
+ * `NAMESPACE/NAME` of the pod that an attachment is for, as its runtime said; undefined when it said nothing of a pod.
+ */
 export function podOf({ args }: Pick<Attached, "args">): string | undefined {
   const value = (wanted: string) => args.findLast(([key]) => key === wanted)?.[1];
   const [namespace, name] = [value("K8S_POD_NAMESPACE"), value("K8S_POD_NAME")];

@@ -1,8 +1,13 @@
-/** Other nodes of the network and the ways to them, as `cnibox node` last saw them; for the commands that show this node. */
+/**
+ * Other nodes of the network and the ways to them, as `cnibox node` last saw them; for the commands that show this
+ * node.
+ */
 import { readFileIfThere } from "../kernel/state_file.ts";
 import { PLACES, type Status } from "../node/state.ts";
 
-/** What the agent says of itself; undefined where none has run since the node started, or where a user may not read it. */
+/**
+ * What the agent says of itself; undefined where none has run since the node started, or where a user may not read it.
+ */
 export function agentStatus(): Status | undefined {
   try {
     const text = readFileIfThere(PLACES.status);

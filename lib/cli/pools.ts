@@ -1,4 +1,6 @@
-/** `cnibox cluster`: who holds which part of a pool that nodes share, and whether records and this node's files agree. */
+/**
+ * `cnibox cluster`: who holds which part of a pool that nodes share, and whether records and this node's files agree.
+ */
 import { loadAll, type NetworkList } from "../cni/conflist.ts";
 import { isObject, lookup } from "../cni/decode.ts";
 import { toCniError } from "../cni/error.ts";

@@ -1,4 +1,7 @@
-/** `cnibox report`: one archive with what somebody needs who is asked for help: configuration, survey, rules, versions, logs. */
+/**
+ * `cnibox report`: one archive with what somebody needs who is asked for help: configuration, survey, rules, versions,
+ * logs.
+ */
 import { configFiles } from "../cni/conflist.ts";
 import { isObject } from "../cni/decode.ts";
 import { readRegularText } from "../kernel/regular_file.ts";

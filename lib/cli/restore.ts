@@ -1,7 +1,7 @@
 /**
- * `cnibox restore`: after a firewall was reloaded or flushed, makes the masquerade, port mapping and firewall rules of the living attachments
- * again, from what their ADD left in the result cache. Rules that are there stay as they are; what is missing of all of them goes in
- * together, so that no packet meets half of it.
+ * `cnibox restore`: after a firewall was reloaded or flushed, makes the masquerade, port mapping and firewall rules of
+ * the living attachments again, from what their ADD left in the result cache. Rules that are there stay as they are;
+ * what is missing of all of them goes in together, so that no packet meets half of it.
  */
 import { checkForeignTables } from "../rules/forwarding_nft.ts";
 import { checkMasquerade, masqueradeBackend, masqueradePlan, removeMasquerade } from "../rules/masquerade.ts";

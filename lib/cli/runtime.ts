@@ -24,7 +24,9 @@ export interface WatchOptions {
   readonly interruptible?: boolean;
 }
 
-/** From here on, the usual signals ask the plugins to stop and to undo what they did, instead of ending this process. */
+/**
+ * From here on, the usual signals ask the plugins to stop and to undo what they did, instead of ending this process.
+ */
 export function interruptedBySignals(): Interruption {
   const interruption: Interruption = { requested: "", undoing: false };
   for (const signal of ["SIGTERM", "SIGINT", "SIGHUP"] as const) {

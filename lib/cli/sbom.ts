@@ -1,4 +1,7 @@
-/** `cnibox version --sbom`: what this executable is made of, as CycloneDX 1.5. A test compares the list with the program's imports. */
+/**
+ * `cnibox version --sbom`: what this executable is made of, as CycloneDX 1.5. A test compares the list with the
+ * program's imports.
+ */
 
 /** npm packages that are in the program itself: none. Those of tests and build are not shipped. */
 export const PACKAGES: readonly { readonly name: string; readonly version: string; readonly license: string }[] = [

@@ -1,4 +1,7 @@
-/** `cnibox show CONTAINER|POD|ADDRESS`: all of one container's attachments, with the counters of both ends, rules, ports and limits. */
+/**
+ * `cnibox show CONTAINER|POD|ADDRESS`: all of one container's attachments, with the counters of both ends, rules, ports
+ * and limits.
+ */
 import { isObject, lookup } from "../cni/decode.ts";
 import type { Link } from "../kernel/ip.ts";
 import { inNetns, type Run, systemRun, toolPath } from "../kernel/run.ts";

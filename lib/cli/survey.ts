@@ -1,6 +1,6 @@
 /**
- * The node as it is: attachments from the runtimes' cache, leases, links and rules, seen together. What one of them says and
- * the others do not is a problem of that attachment. Changes nothing.
+ * The node as it is: attachments from the runtimes' cache, leases, links and rules, seen together. What one of them
+ * says and the others do not is a problem of that attachment. Changes nothing.
  */
 import { loadAll, type NetworkList, parseList } from "../cni/conflist.ts";
 import { byBytes } from "../cni/member.ts";

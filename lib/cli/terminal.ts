@@ -3,15 +3,18 @@
 type Writer = { writeSync(bytes: Uint8Array): number };
 
 /**
- * What {@linkcode painter} writes for an escape character. Nobody outside of this process knows it, so what comes from files, links and
- * containers can style nothing.
+ * What {@linkcode painter} writes for an escape character. Nobody outside of this process knows it, so what comes from
+ * files, links and containers can style nothing.
  */
 const ESCAPE = `\0${crypto.randomUUID()}`;
 
 /** Clears a terminal and goes to its first line. */
 export const CLEAR = `${ESCAPE}[H${ESCAPE}[2J`;
 
-/** Control characters, C1's and those that turn the direction of writing included; not the ends of lines and tabs of our own. */
+/**
+ * Control characters, C1's and those that turn the direction of writing included; not the ends of lines and tabs of our
+ * own.
+ */
 // deno-lint-ignore no-control-regex
 const CONTROL = /[\0-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
 
@@ -29,7 +32,9 @@ export function oneLine(text: string): string {
   return text.replace(/[\n\t\u2028\u2029]/g, escapeOf);
 }
 
-/** Writes text. Control characters that are not ours are escaped. A reader that went away ends nothing: the work counts. */
+/**
+ * Writes text. Control characters that are not ours are escaped. A reader that went away ends nothing: the work counts.
+ */
 export function say(text: string, stream: Writer = Deno.stdout): void {
   let bytes = new TextEncoder().encode(text.split(ESCAPE).map(escaped).join("\x1b"));
   try {
@@ -167,7 +172,9 @@ export function jsonText(value: unknown): string {
   return `${JSON.stringify(value, undefined, 2)}\n`;
 }
 
-/** Version of the documents that commands print with `--json`: it grows when one changes so that its readers have to. */
+/**
+ * Version of the documents that commands print with `--json`: it grows when one changes so that its readers have to.
+ */
 const DOCUMENT_VERSION = 1;
 
 /** A document for scripts: an object that says which version of its kind it is. */

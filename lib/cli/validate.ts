@@ -388,7 +388,9 @@ async function checkMembers(given: readonly Section[], network: Network, { known
   }
 }
 
-/** Looks at a chain as such, and gives its members: they are judged in its place, among their neighbours in the list. */
+/**
+ * Looks at a chain as such, and gives its members: they are judged in its place, among their neighbours in the list.
+ */
 async function membersOfChain(member: Section, { known, version }: Around): Promise<Section[]> {
   const { source } = member;
   const alone = { index: 0, types: [CHAIN], members: [member], subnets: [] };

@@ -35,7 +35,10 @@ export type Keys = { readonly [name: string]: Key<unknown> };
 /** What a table decodes to. */
 export type Fields<K extends Keys> = { -readonly [N in keyof K]: K[N] extends Key<infer T> ? T : never };
 
-/** A number that Go takes for no integer (`1500.0`, `15e2`), or that is too large to be told from its neighbours: as written. */
+/**
+ * A number that Go takes for no integer (`1500.0`, `15e2`), or that is too large to be told from its neighbours: as
+ * written.
+ */
 export class NumberText {
   constructor(readonly text: string) {}
   toJSON(): number {
@@ -156,7 +159,10 @@ export function maybeFlag(about: string): Key<boolean | undefined> {
   return { ...flag(false, about), absent: undefined, schema: { type: "boolean" } };
 }
 
-/** A list whose elements are all read by `items`; undefined when absent, since `[]` may mean something else. `null` elements are refused. */
+/**
+ * A list whose elements are all read by `items`; undefined when absent, since `[]` may mean something else. `null`
+ * elements are refused.
+ */
 export function list<T>(items: Key<T>, about: string): Key<NonNullable<T>[] | undefined> {
   return {
     absent: undefined,
@@ -242,8 +248,9 @@ export function isObject(value: unknown): value is JsonObject {
 }
 
 /**
- * What is left of a key's two values, as Go's decoder reads them one after the other into the same place: fields of objects
- * and elements of lists are merged, `null` empties a list and leaves everything else, else the later value counts.
+ * What is left of a key's two values, as Go's decoder reads them one after the other into the same place: fields of
+ * objects and elements of lists are merged, `null` empties a list and leaves everything else, else the later value
+ * counts.
  */
 export function merged(earlier: unknown, later: unknown, key = ""): unknown {
   if (later === null) return Array.isArray(earlier) ? null : earlier;
@@ -262,7 +269,9 @@ export function merged(earlier: unknown, later: unknown, key = ""): unknown {
   return whole;
 }
 
-/** Reads `source` by the table `keys`. Exact spelling first, else in any case; several spellings are {@linkcode merged}. */
+/**
+ * Reads `source` by the table `keys`. Exact spelling first, else in any case; several spellings are {@linkcode merged}.
+ */
 export function fields<K extends Keys>(keys: K, source: JsonObject, path = ""): Fields<K> {
   const result: Record<string, unknown> = {};
   const values: JsonObject = {};
@@ -280,7 +289,10 @@ export function fields<K extends Keys>(keys: K, source: JsonObject, path = ""): 
   return result as Fields<K>;
 }
 
-/** Reads a plugin's configuration; failures get the plugin's own words in front: `failed to load netconf`, or "" for none. */
+/**
+ * Reads a plugin's configuration; failures get the plugin's own words in front: `failed to load netconf`, or "" for
+ * none.
+ */
 export function decode<K extends Keys>(keys: K, source: JsonObject, doing: string): Fields<K> {
   try {
     return fields(keys, source);
@@ -314,7 +326,10 @@ function folded(key: string): string {
   return key.toLowerCase().replaceAll("\u017f", "s");
 }
 
-/** One value of an object under a key in any case, several spellings {@linkcode merged}: for keys that are read before a table. */
+/**
+ * One value of an object under a key in any case, several spellings {@linkcode merged}: for keys that are read before a
+ * table.
+ */
 export function lookup(source: JsonObject, name: string): unknown {
   let value: unknown;
   for (const given in source) {

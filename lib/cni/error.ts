@@ -26,7 +26,10 @@ export class CniError extends Error {
   }
 }
 
-/** Any thrown value as an error of the protocol: plain errors get code 999, as in the reference; a tool that hangs code 11. */
+/**
+ * Any thrown value as an error of the protocol: plain errors get code 999, as in the reference; a tool that hangs code
+ * 11.
+ */
 export function toCniError(error: unknown): CniError {
   if (error instanceof CniError) return error;
   if (error instanceof CommandError) {
@@ -72,8 +75,9 @@ function commandDetails(error: CommandError): string {
 }
 
 /**
- * Runs every group of jobs, one group after the other, the jobs of a group side by side; a failure stops nothing. At the end the first failure
- * is thrown, with the texts of the others in `details`: DEL and GC must clean up as much as can be.
+ * Runs every group of jobs, one group after the other, the jobs of a group side by side; a failure stops nothing. At
+ * the end the first failure is thrown, with the texts of the others in `details`: DEL and GC must clean up as much as
+ * can be.
  */
 export async function all(...groups: readonly (readonly (() => Promise<unknown> | unknown)[])[]): Promise<void> {
   const errors: CniError[] = [];
@@ -89,8 +93,8 @@ export async function all(...groups: readonly (readonly (() => Promise<unknown> 
 }
 
 /**
- * Groups for {@linkcode all}: these jobs side by side, but one after the other while a call is explained, since what is printed
- * then is read from top to bottom.
+ * Groups for {@linkcode all}: these jobs side by side, but one after the other while a call is explained, since what is
+ * printed then is read from top to bottom.
  */
 export function groupsFor<T>(call: { readonly explain?: unknown }, jobs: readonly T[]): (readonly T[])[] {
   return call.explain ? jobs.map((job) => [job]) : [jobs];

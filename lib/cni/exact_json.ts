@@ -1,6 +1,6 @@
 /**
- * JSON as Go's decoder reads it, where `JSON.parse` reads it otherwise: a key that is written twice, and numbers whose text
- * matters. Most configurations have neither, as ordinary_json.ts sees at once; this reader is for the others.
+ * JSON as Go's decoder reads it, where `JSON.parse` reads it otherwise: a key that is written twice, and numbers whose
+ * text matters. Most configurations have neither, as ordinary_json.ts sees at once; this reader is for the others.
  */
 import { isObject, merged, NumberText } from "./decode.ts";
 import type { JsonObject } from "./types.ts";
@@ -15,9 +15,9 @@ export interface Exact {
 const MAPS: readonly string[] = ["prevResult", "delegate"];
 
 /**
- * Reads valid JSON. The values of a key that is there twice become one, as by {@linkcode merged}. An integer that is written
- * with a fraction or an exponent, or is too large for a number, is a {@linkcode NumberText}. Throws RangeError for text
- * that is nested too deeply.
+ * Reads valid JSON. The values of a key that is there twice become one, as by {@linkcode merged}. An integer that is
+ * written with a fraction or an exponent, or is too large for a number, is a {@linkcode NumberText}. Throws RangeError
+ * for text that is nested too deeply.
  */
 export function readExactly(json: string): Exact {
   const token = /[{}[\],:]|"[^"\\]*(?:\\.[^"\\]*)*"|[^\s{}[\],:"]+/g;

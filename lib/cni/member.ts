@@ -1,6 +1,6 @@
 /**
- * A member of a network list: what a runtime reads of its object, and the request that its plugin is sent. `chain` reads
- * its own members the same way.
+ * A member of a network list: what a runtime reads of its object, and the request that its plugin is sent. `chain`
+ * reads its own members the same way.
  */
 import { isObject, lookup } from "./decode.ts";
 import type { JsonObject, ValidAttachment } from "./types.ts";
@@ -20,7 +20,9 @@ export interface Member {
   readonly file?: string;
 }
 
-/** A configuration that cannot be used; `file` is "" when the text came from elsewhere. The message is the reference's. */
+/**
+ * A configuration that cannot be used; `file` is "" when the text came from elsewhere. The message is the reference's.
+ */
 export class ConfigError extends Error {
   override readonly name = "ConfigError";
   constructor(message: string, readonly file = "") {
@@ -111,7 +113,9 @@ export function chainMembers(config: JsonObject): (Member | ChainError)[] {
   });
 }
 
-/** A member of a list as the plugins that carry it out: those of a chain with what a runtime hands to them through it. */
+/**
+ * A member of a list as the plugins that carry it out: those of a chain with what a runtime hands to them through it.
+ */
 export function flattened(member: Member): Member[] {
   if (member.type !== CHAIN) return [member];
   return chainMembers(member.config).map((one) => {

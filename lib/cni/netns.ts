@@ -45,8 +45,8 @@ function magicOf(path: string): string {
 }
 
 /**
- * The container's namespace as one word of a line of `ip`, with a slash in it, so that iproute2 takes it for a path and not for a
- * name.
+ * The container's namespace as one word of a line of `ip`, with a slash in it, so that iproute2 takes it for a path and
+ * not for a name.
  */
 export function netnsWord({ netns, heldNetns }: Pick<ContainerCall, "netns" | "heldNetns">): string {
   if (heldNetns !== "") return heldNetns;

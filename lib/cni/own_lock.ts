@@ -1,4 +1,7 @@
-/** Locks that calls of this program take from each other. They are files that root alone can reach: nothing in a container can hold one. */
+/**
+ * Locks that calls of this program take from each other. They are files that root alone can reach: nothing in a
+ * container can hold one.
+ */
 import { holderOf, lockWithin } from "../kernel/flock.ts";
 import { CniError, code } from "./error.ts";
 
@@ -12,8 +15,8 @@ export interface Lock {
 }
 
 /**
- * Takes the lock of this name, which is a plain word. Throws code 11 when another call has it too long. Where there can be no such
- * file, as on a read-only /run, that is said by `warn`, and the call goes on without.
+ * Takes the lock of this name, which is a plain word. Throws code 11 when another call has it too long. Where there can
+ * be no such file, as on a read-only /run, that is said by `warn`, and the call goes on without.
  */
 export async function ownLock(name: string, warn: (note: string) => void): Promise<Lock> {
   const path = `${FOLDER}/${name}`;

@@ -34,7 +34,10 @@ export interface Plugin {
   status(call: NetworkCall): Promise<void>;
   /** IPAM plugins that can tell: the addresses (CIDR or plain) that this attachment holds now. Changes nothing. */
   held?(call: ContainerCall): Promise<readonly string[]>;
-  /** What the program does besides the protocol when its first argument is this word: `dhcp daemon`. Gives the exit status. */
+  /**
+   * What the program does besides the protocol when its first argument is this word: `dhcp daemon`. Gives the exit
+   * status.
+   */
   readonly roles?: Readonly<Record<string, (args: readonly string[]) => Promise<number>>>;
 }
 
@@ -134,13 +137,15 @@ export interface ContainerCall extends Call, Applier, Pick<Company, "later"> {
   /** CNI_NETNS as given, verbatim: `sandbox` in results. */
   readonly netns: string;
   /**
-   * A path to the same namespace that stays the same for the whole call: for tools, and for files that are opened there. "" while a
-   * call is explained and where there is no such namespace.
+   * A path to the same namespace that stays the same for the whole call: for tools, and for files that are opened
+   * there. "" while a call is explained and where there is no such namespace.
    */
   readonly heldNetns: string;
   /** For DEL: is there a container namespace to work in? False when it is empty, gone, no namespace, or our own. */
   readonly podAlive: boolean;
-  /** Is CNI_NETNS the namespace that we run in (and no override set)? Only DEL gets this far: no link is to be touched. */
+  /**
+   * Is CNI_NETNS the namespace that we run in (and no override set)? Only DEL gets this far: no link is to be touched.
+   */
   readonly ownNetns: boolean;
   /** CNI_ARGS, unparsed. */
   readonly args: string;

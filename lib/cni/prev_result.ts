@@ -5,7 +5,9 @@ import type { Call } from "./plugin.ts";
 import type { Result } from "./types.ts";
 import { parsePrevResult } from "./version.ts";
 
-/** `prevResult` in the newest layout, or undefined when there is none. `doing` is the plugin's words for a bad config. */
+/**
+ * `prevResult` in the newest layout, or undefined when there is none. `doing` is the plugin's words for a bad config.
+ */
 export function prevResult(call: Call, doing = "failed to load netconf"): Result | undefined {
   const source = lookup(call.config, "prevResult");
   if (source === undefined || source === null) return undefined;

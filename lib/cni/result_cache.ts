@@ -96,7 +96,10 @@ function remove(path: string): void {
   }
 }
 
-/** Reads a cache file; undefined when there is none, or when it is not one. `warn` is told of what nobody should have put there. */
+/**
+ * Reads a cache file; undefined when there is none, or when it is not one. `warn` is told of what nobody should have
+ * put there.
+ */
 export function readCache(file: string, warn: (note: string) => void = () => {}): Cached | undefined {
   let source: unknown;
   let written: Date | null;

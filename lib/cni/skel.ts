@@ -66,7 +66,10 @@ export interface Request extends Company {
   readonly undo?: ((job: () => Promise<unknown> | unknown) => void) | undefined;
 }
 
-/** Whether somebody asked this process to stop, whether a command was not started for that, and whether it is busy taking things back. */
+/**
+ * Whether somebody asked this process to stop, whether a command was not started for that, and whether it is busy
+ * taking things back.
+ */
 export interface Interruption {
   requested: string;
   refused?: boolean;
@@ -96,8 +99,8 @@ export function isName(text: string): boolean {
 }
 
 /**
- * Refuses what cannot be an interface name: the reference library's checks in their order. What no link can be made with is
- * refused only by who makes one: what has been made some other way can be deleted.
+ * Refuses what cannot be an interface name: the reference library's checks in their order. What no link can be made
+ * with is refused only by who makes one: what has been made some other way can be deleted.
  */
 export function checkIfName(name: string, verb = "ADD"): void {
   if (new TextEncoder().encode(name).length > 15) {
@@ -430,8 +433,8 @@ async function added(
 }
 
 /**
- * Ends the tools that killed calls left running: what they still do would come after all that this call removes. Files below /run say
- * whether there are any.
+ * Ends the tools that killed calls left running: what they still do would come after all that this call removes. Files
+ * below /run say whether there are any.
  */
 async function endKilledCalls({ explain, run }: Request): Promise<void> {
   if (explain || run || leftovers()?.size === 0) return;
@@ -475,8 +478,8 @@ interface Interruptible {
 }
 
 /**
- * Work that is not taken back: once SIGTERM came it ends what is running and starts nothing more. When all was done nevertheless,
- * that is the answer; else it is to be called again, whatever became of the part that was left out.
+ * Work that is not taken back: once SIGTERM came it ends what is running and starts nothing more. When all was done
+ * nevertheless, that is the answer; else it is to be called again, whatever became of the part that was left out.
  */
 async function toTheEnd<T>(work: () => Promise<T> | T, { interruption, verb }: Interruptible): Promise<T> {
   const stopped = () => interruption?.requested && !interruption.undoing ? interruption : undefined;
@@ -667,8 +670,8 @@ export function aboutText(plugin: Plugin, version: string): string {
 }
 
 /**
- * A plugin as a program: returns the exit status. The configuration is read while the plugin is loaded. `build` is the version that
- * the about text names.
+ * A plugin as a program: returns the exit status. The configuration is read while the plugin is loaded. `build` is the
+ * version that the about text names.
  */
 export async function pluginMain(loaded: Plugin | Promise<Plugin>, registry: Registry, build: string): Promise<number> {
   const env = Deno.env.toObject();
@@ -683,7 +686,8 @@ export async function pluginMain(loaded: Plugin | Promise<Plugin>, registry: Reg
     return 0;
   }
   const { interruption, listen, asked } = interruptible(command);
-  // ADD listens before it changes anything. The others, to whom it then costs no time, when a tool is at work, or when they wait.
+  // ADD listens before it changes anything. The others, to whom it then costs no time, when a tool is at work, or when
+  // they wait.
   if (command === "ADD") listen();
   else setTimeout(listen);
   const input = readStdin(asked);

@@ -1,4 +1,7 @@
-/** Addresses and prefixes as values of keys: the readers that IPAM plugins share, with the reference's words for what is wrong. */
+/**
+ * Addresses and prefixes as values of keys: the readers that IPAM plugins share, with the reference's words for what is
+ * wrong.
+ */
 import { FieldError } from "../cni/decode.ts";
 import { type Address, hostPrefix, networkPrefix, parseAddress, parsePrefix, type Prefix } from "../net/cidr.ts";
 

@@ -1,6 +1,6 @@
 /**
- * Takes the next free address, or the one asked for; gives addresses back. All sets of a call under one lock, so that nobody
- * sees a container with half of its addresses, and with nothing taken when one set has none left.
+ * Takes the next free address, or the one asked for; gives addresses back. All sets of a call under one lock, so that
+ * nobody sees a container with half of its addresses, and with nothing taken when one set has none left.
  *
  * @module
  */
@@ -228,7 +228,10 @@ function grantable(set: RangeSet, address: Address): Candidate[] {
   return range && !isGateway(set, address) && !excludedBy(range, address) ? [{ address, range }] : [];
 }
 
-/** The first candidate that is free. After some tries the folder is listed: then a full one costs no more than its listing. */
+/**
+ * The first candidate that is free. After some tries the folder is listed: then a full one costs no more than its
+ * listing.
+ */
 function takeFree(store: Store, holder: Holder, walk: Iterable<Candidate>): Candidate | undefined {
   let tries = 0;
   let taken: Set<string> | undefined;
@@ -251,8 +254,8 @@ function firstFree(store: Store, walk: Iterable<Candidate>): Candidate | undefin
 }
 
 /**
- * The set is full: gives back what in it belongs to nobody. Files that say nothing are what a crash left; other leases need the
- * proof of {@linkcode findDead}.
+ * The set is full: gives back what in it belongs to nobody. Files that say nothing are what a crash left; other leases
+ * need the proof of {@linkcode findDead}.
  */
 async function reclaim(store: Store, { set, warn, host, resultsFolders }: Draw): Promise<Verdict> {
   const leases = store.leases().filter(({ ip }) => rangeOf(set, parseAddress(ip)!));
@@ -317,8 +320,8 @@ function nameOf({ containerId, ifName }: Lease): string {
 }
 
 /**
- * Gives back everything that the holder has, in today's format or, failing that, in the one that names the container alone, and
- * returns the addresses. Nothing there is success. A file that cannot be removed does not keep the others.
+ * Gives back everything that the holder has, in today's format or, failing that, in the one that names the container
+ * alone, and returns the addresses. Nothing there is success. A file that cannot be removed does not keep the others.
  */
 export async function release(
   folder: string,
@@ -379,8 +382,8 @@ function usedOf(set: RangeSet, names: Iterable<string>): number {
 }
 
 /**
- * Gives back what belongs to none of the valid holders, and returns it. A lease that names the container alone stays while that
- * container has any valid interface; files that say nothing go.
+ * Gives back what belongs to none of the valid holders, and returns it. A lease that names the container alone stays
+ * while that container has any valid interface; files that say nothing go.
  */
 export async function collect(
   folder: string,

@@ -1,9 +1,10 @@
 /**
- * A node's share of a cluster's pool: blocks that it owns, addresses given out of them, further blocks taken when they are full and
- * spare ones returned. Addresses are files on this node and need no store; blocks are records in the store.
+ * A node's share of a cluster's pool: blocks that it owns, addresses given out of them, further blocks taken when they
+ * are full and spare ones returned. Addresses are files on this node and need no store; blocks are records in the
+ * store.
  *
- * Two locks: the lease folder's, held for as long as files are looked at and written, never while the store is asked; and the block
- * folder's, held by the one call that asks the store.
+ * Two locks: the lease folder's, held for as long as files are looked at and written, never while the store is asked;
+ * and the block folder's, held by the one call that asks the store.
  *
  * @module
  */
@@ -140,8 +141,8 @@ interface Draw extends OwnerOptions {
   readonly holder: Holder;
   readonly requested: readonly Address[];
   /**
-   * Why nothing more will come of the store: addresses that rest are given out, blocks that were not confirmed are trusted. Thrown
-   * when that is not enough.
+   * Why nothing more will come of the store: addresses that rest are given out, blocks that were not confirmed are
+   * trusted. Thrown when that is not enough.
    */
   readonly settle: Error | undefined;
 }
@@ -419,8 +420,9 @@ export interface Confirmed {
 }
 
 /**
- * Holds this node's blocks against the store's records, both ways: what is recorded as ours is ours, what is not recorded is recorded
- * again, and where another node's record stands, the block is lost to us. Also holds the pool against other pools and other nodes' settings.
+ * Holds this node's blocks against the store's records, both ways: what is recorded as ours is ours, what is not
+ * recorded is recorded again, and where another node's record stands, the block is lost to us. Also holds the pool
+ * against other pools and other nodes' settings.
  */
 async function confirm(pool: Pool, options: OwnerOptions): Promise<Confirmed> {
   const store = pool.store();
@@ -466,7 +468,10 @@ function adopted(pool: Pool, state: BlockState, records: readonly StoreRecord[])
   return next;
 }
 
-/** What becomes of one block of ours, given the record that stands for it; undefined: it is not ours, and need not be remembered. */
+/**
+ * What becomes of one block of ours, given the record that stands for it; undefined: it is not ours, and need not be
+ * remembered.
+ */
 async function settled(pool: Pool, one: OwnBlock, record: StoreRecord | undefined): Promise<OwnBlock | undefined> {
   const key = blockKey(pool.name, one.block);
   if (record === undefined) {
@@ -591,7 +596,9 @@ function heldBy(pool: Pool, address: Address, records: readonly StoreRecord[]): 
   );
 }
 
-/** Releases everything that the holder has, and returns spare blocks. The store need not answer. Returns the addresses. */
+/**
+ * Releases everything that the holder has, and returns spare blocks. The store need not answer. Returns the addresses.
+ */
 export async function releaseAddresses(pool: Pool, holder: Holder, options: OwnerOptions): Promise<string[]> {
   const ips = await withStore(pool.folder, options, (leases) => {
     const { own } = leases.holding(holder);
@@ -643,7 +650,10 @@ function restingByBlock(pool: Pool, { blocks, freed }: BlockState): (block: Pref
   return (block) => counts.get(block) ?? 0;
 }
 
-/** Returns the blocks that are marked for it, and spare ones beyond `keep`. A store that does not answer keeps nobody: later. */
+/**
+ * Returns the blocks that are marked for it, and spare ones beyond `keep`. A store that does not answer keeps nobody:
+ * later.
+ */
 export async function returnSpare(
   pool: Pool,
   options: OwnerOptions,

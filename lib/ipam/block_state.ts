@@ -1,6 +1,6 @@
 /**
- * What a node remembers of the blocks that it owns: one file beside the leases, written whole and onto the disk before anything is
- * done that rests on it. Whoever changes it holds the lock of the lease folder.
+ * What a node remembers of the blocks that it owns: one file beside the leases, written whole and onto the disk before
+ * anything is done that rests on it. Whoever changes it holds the lock of the lease folder.
  *
  * @module
  */
@@ -10,8 +10,9 @@ import { removeDrafts, replaceFile } from "../kernel/state_file.ts";
 import { formatPrefix, parsePrefix, type Prefix } from "../net/cidr.ts";
 
 /**
- * `taking`: about to be asked for; whether the record was made is not known yet. `own`: its addresses may be given out. `returning`:
- * none of its addresses are given out any more, the record is about to be removed. `lost`: another node's record stands there.
+ * `taking`: about to be asked for; whether the record was made is not known yet. `own`: its addresses may be given out.
+ * `returning`: none of its addresses are given out any more, the record is about to be removed. `lost`: another node's
+ * record stands there.
  */
 export type BlockPhase = "taking" | "own" | "returning" | "lost";
 

@@ -1,6 +1,6 @@
 /**
- * Blocks: the parts of a cluster's pool that nodes own. A block is an aligned prefix; what of it can be given out depends on the
- * ranges that it overlaps.
+ * Blocks: the parts of a cluster's pool that nodes own. A block is an aligned prefix; what of it can be given out
+ * depends on the ranges that it overlaps.
  *
  * @module
  */
@@ -162,7 +162,9 @@ export interface Owner {
   readonly nonce: string;
 }
 
-/** Reads a record's value; undefined when it is not readable: such a block belongs to somebody, nobody knows to whom. */
+/**
+ * Reads a record's value; undefined when it is not readable: such a block belongs to somebody, nobody knows to whom.
+ */
 export function readOwner(value: string): Owner | undefined {
   try {
     const { node, machineId = "", folder = "", bootId = "", taken = "", nonce = "" } = JSON.parse(value);

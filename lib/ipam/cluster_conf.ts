@@ -181,7 +181,10 @@ export async function clusterConf(call: ConfCall): Promise<ClusterConf> {
   };
 }
 
-/** Folders of a network's leases and of its blocks' file; asks for nothing else, so that DEL works whatever became of the rest. */
+/**
+ * Folders of a network's leases and of its blocks' file; asks for nothing else, so that DEL works whatever became of
+ * the rest.
+ */
 export function foldersOf(
   { config, network }: Pick<Call, "config" | "network">,
 ): { folder: string; blockFolder: string } {
@@ -212,7 +215,10 @@ function poolName({ pool, network_name }: Ipam, network: string): string {
   );
 }
 
-/** The range sets that a configuration describes; asks for nothing else. Throws {@linkcode CniError} naming key and value. */
+/**
+ * The range sets that a configuration describes; asks for nothing else. Throws {@linkcode CniError} naming key and
+ * value.
+ */
 export function poolSets(call: SetsCall): readonly PoolSet[] {
   const ipam = readIpam(call.config);
   return ipam === undefined ? [] : setsOf(ipam, call);

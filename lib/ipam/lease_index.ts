@@ -1,18 +1,20 @@
 /**
  * Which addresses a container holds, without reading every lease of a folder.
  *
- * The lease folder is the truth; other programs write to it and know nothing of this file, which lies elsewhere. It is a hash
- * table on disk from a lease's content to its address, of which a call reads and writes one or two slots. What it names is
- * always verified by reading the lease. What it does not name is not there as long as the folder is as we left it, and that is
- * known for certain:
+ * The lease folder is the truth; other programs write to it and know nothing of this file, which lies elsewhere. It is
+ * a hash table on disk from a lease's content to its address, of which a call reads and writes one or two slots. What
+ * it names is always verified by reading the lease. What it does not name is not there as long as the folder is as we
+ * left it, and that is known for certain:
  *
- * - Whenever we have changed the folder we set its modification time back by a while ({@linkcode backdate}), and note it and the
- *   time of that change. Whoever adds, removes or renames a file afterwards sets the modification time to that moment, and the
- *   change time to the same one. So nobody else leaves the two apart as noted, however coarse the kernel's clock is, and also
- *   when somebody sets the clock back.
+ * - Whenever we have changed the folder we set its modification time back by a while ({@linkcode backdate}), and note
+ * it and the
+ *   time of that change. Whoever adds, removes or renames a file afterwards sets the modification time to that moment,
+ *   and the change time to the same one. So nobody else leaves the two apart as noted, however coarse the kernel's
+ *   clock is, and also when somebody sets the clock back.
  * - Whoever is killed between its change and its note leaves a modification time that no note fits.
  *
- * A file system that does not keep the time that it was given gets no index. Everything happens under the folder's lock.
+ * A file system that does not keep the time that it was given gets no index. Everything happens under the folder's
+ * lock.
  *
  * @module
  */
@@ -49,9 +51,9 @@ export function folderState(folder: string): FolderState {
 }
 
 /**
- * Sets the folder's modification time to one that nothing else would give it: at least 10 s back, which is more than the
- * resolution of any file system, and up to a minute, so that two who keep notes in different places do not choose the same.
- * Undefined when the folder did not take it.
+ * Sets the folder's modification time to one that nothing else would give it: at least 10 s back, which is more than
+ * the resolution of any file system, and up to a minute, so that two who keep notes in different places do not choose
+ * the same. Undefined when the folder did not take it.
  */
 function backdate(folder: string): FolderState | undefined {
   const mtime = Date.now() - 10_000 - Math.floor(Math.random() * 50_000);
@@ -60,7 +62,9 @@ function backdate(folder: string): FolderState | undefined {
   return state.mtime === mtime && state.ctime > mtime ? state : undefined;
 }
 
-/** The index of one folder, open. Any of its functions may throw what the system says; then it has to be thrown away. */
+/**
+ * The index of one folder, open. Any of its functions may throw what the system says; then it has to be thrown away.
+ */
 export class LeaseIndex {
   readonly #path: string;
   #table: Table;
@@ -129,7 +133,10 @@ export class LeaseIndex {
     this.#table.live--;
   }
 
-  /** All that is to be done on the folder is done: from now on it fits this index. Does nothing when that cannot be said. */
+  /**
+   * All that is to be done on the folder is done: from now on it fits this index. Does nothing when that cannot be
+   * said.
+   */
   seal(folder: string): void {
     const state = backdate(folder);
     if (state === undefined) return;
@@ -156,7 +163,10 @@ export class LeaseIndex {
     this.#table.file.close();
   }
 
-  /** Looks through the slots from the content's own on, to the first that was never used: behind that there is none of it. */
+  /**
+   * Looks through the slots from the content's own on, to the first that was never used: behind that there is none of
+   * it.
+   */
   #scan(content: string): Scan {
     const { slots } = this.#table;
     const [high, low] = keyOf(content);
@@ -181,7 +191,10 @@ export class LeaseIndex {
     return scan;
   }
 
-  /** The window that begins with this slot. What was read last is kept: both formats of a container's leases are in one window. */
+  /**
+   * The window that begins with this slot. What was read last is kept: both formats of a container's leases are in one
+   * window.
+   */
   #window(first: number): DataView {
     if (this.#loaded !== first) {
       readAt(this.#table.file, HEADER + first * SLOT, new Uint8Array(this.#view.buffer));
@@ -287,8 +300,8 @@ function keyOf(content: string): [high: number, low: number] {
 }
 
 /**
- * 32 bits of the beginning of a text (FNV-1a, mixed at the end as in MurmurHash3). Need not withstand anybody: leases are verified, and
- * their contents are the runtime's.
+ * 32 bits of the beginning of a text (FNV-1a, mixed at the end as in MurmurHash3). Need not withstand anybody: leases
+ * are verified, and their contents are the runtime's.
  */
 function hash(text: string, length: number): number {
   let h = 0x811c9dc5;
@@ -299,8 +312,8 @@ function hash(text: string, length: number): number {
 }
 
 /**
- * How far apart two answers to "when did this host boot?" may be, in milliseconds, so that an index on a disk is not taken for
- * one of this boot: a power failure may have kept its first page and lost another.
+ * How far apart two answers to "when did this host boot?" may be, in milliseconds, so that an index on a disk is not
+ * taken for one of this boot: a power failure may have kept its first page and lost another.
  */
 const CLOCK_STEP = 5_000;
 

@@ -1,6 +1,6 @@
 /**
- * The lock of a lease folder: flock(2) on its file `lock`, which the reference takes too. It dies with its process, so a
- * killed one never leaves it behind; but a stopped one may keep it, so waiting has a limit.
+ * The lock of a lease folder: flock(2) on its file `lock`, which the reference takes too. It dies with its process, so
+ * a killed one never leaves it behind; but a stopped one may keep it, so waiting has a limit.
  *
  * @module
  */
@@ -27,7 +27,8 @@ export interface Lock {
 /**
  * Takes the lock of `folder`, which has to exist; the file is made when it is missing.
  *
- * After a time-out the wait goes on in a thread of the runtime that nothing can end: the process has to end by `Deno.exit`.
+ * After a time-out the wait goes on in a thread of the runtime that nothing can end: the process has to end by
+ * `Deno.exit`.
  *
  * @throws {CniError} code 11 when the lock is not to be had in time: names file and holder
  * @throws {CniError} code 5 when the file is none: a link, a FIFO, a folder

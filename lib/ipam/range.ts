@@ -32,7 +32,10 @@ export interface RangeConf {
   readonly excluded?: readonly Prefix[] | undefined;
 }
 
-/** A checked range: every address from `start` to `end` may be given out, except the gateways of its set and what is excluded. */
+/**
+ * A checked range: every address from `start` to `end` may be given out, except the gateways of its set and what is
+ * excluded.
+ */
 export interface Range {
   readonly subnet: Prefix;
   readonly start: Address;
@@ -187,7 +190,9 @@ function otherFamily(gateway: Address, { during, subnet }: { during: string; sub
   );
 }
 
-/** A bound that is not in its network, or on the wrong side of the other one: the reference has the same words for both. */
+/**
+ * A bound that is not in its network, or on the wrong side of the other one: the reference has the same words for both.
+ */
 function outside(
   bound: "RangeStart" | "RangeEnd",
   address: Address,
@@ -300,8 +305,9 @@ function excludedCount({ start, end, excluded = [] }: Range): bigint {
 }
 
 /**
- * Every address of the set once, gateways and what is excluded left out, in the order of the round robin: from the one after `cursor` (from the
- * first one when there is none, or it is outside), through the ranges and round again, the cursor's own address last.
+ * Every address of the set once, gateways and what is excluded left out, in the order of the round robin: from the one
+ * after `cursor` (from the first one when there is none, or it is outside), through the ranges and round again, the
+ * cursor's own address last.
  */
 export function* candidates(set: RangeSet, cursor?: Address): Generator<Candidate> {
   const from = cursor === undefined ? undefined : rangeOf(set, cursor);

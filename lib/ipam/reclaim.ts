@@ -29,9 +29,9 @@ export interface ProofOptions {
 }
 
 /**
- * Sorts out the leases that are provably dead: written before this host booted, so that the container's kernel state is gone; in no
- * network namespace of the host; and of a container that no runtime's cache knows, so that no DEL is to come.
- * All three, since each alone can lie: clocks are set, containers are restored, caches are moved.
+ * Sorts out the leases that are provably dead: written before this host booted, so that the container's kernel state is
+ * gone; in no network namespace of the host; and of a container that no runtime's cache knows, so that no DEL is to
+ * come. All three, since each alone can lie: clocks are set, containers are restored, caches are moved.
  */
 export async function findDead(leases: readonly Lease[], { host, resultsFolders }: ProofOptions): Promise<Verdict> {
   // Boot time is known to the second.
@@ -53,8 +53,8 @@ export async function findDead(leases: readonly Lease[], { host, resultsFolders 
 }
 
 /**
- * Container IDs that the file names can mean. A name is network, ID and interface joined by dashes, each of which may hold dashes
- * itself: so every run of parts between the first and the last counts as an ID.
+ * Container IDs that the file names can mean. A name is network, ID and interface joined by dashes, each of which may
+ * hold dashes itself: so every run of parts between the first and the last counts as an ID.
  */
 function cachedContainers(folders: readonly string[]): Set<string> {
   const ids = new Set<string>();

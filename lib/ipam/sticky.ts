@@ -1,6 +1,6 @@
 /**
- * `sticky` of host-local: which pod had which address, so that one of the same namespace and name gets it again. One file in the
- * folder of the leases, read and written while its lock is held; loaded only where it is asked for.
+ * `sticky` of host-local: which pod had which address, so that one of the same namespace and name gets it again. One
+ * file in the folder of the leases, read and written while its lock is held; loaded only where it is asked for.
  */
 import { readFileIfThere, replaceFile } from "../kernel/state_file.ts";
 import { type Address, formatAddress, parseAddress } from "../net/cidr.ts";

@@ -1,13 +1,14 @@
 /**
- * Who has which address: one folder per network, one file per address, as the reference plugin keeps them. Other programs share
- * the folder, so its content is a contract:
+ * Who has which address: one folder per network, one file per address, as the reference plugin keeps them. Other
+ * programs share the folder, so its content is a contract:
  *
- * - `<address>`, canonical text: container ID, CR LF, interface; before plugins 0.8.0 the container ID alone. Mode 0600.
+ * - `<address>`, canonical text: container ID, CR LF, interface; before plugins 0.8.0 the container ID alone. Mode
+ * 0600.
  * - `last_reserved_ip.<set>`: the address that was given out last; the round robin goes on behind it.
  * - `lock`: whoever reads or writes holds flock(2) on it.
  *
- * A lease is written and synced under another name and then linked to its own: it appears whole or not at all, however this
- * process ends, and never in place of another.
+ * A lease is written and synced under another name and then linked to its own: it appears whole or not at all, however
+ * this process ends, and never in place of another.
  *
  * @module
  */
@@ -47,16 +48,25 @@ export interface Holding {
 export interface StoreOptions extends LockOptions {
   /** Makes the folder when it is missing; else `work` is not called, and the answer is undefined. */
   readonly create?: boolean;
-  /** Where the index of leases is kept; {@linkcode INDEX_FOLDER} if absent. Whoever cannot write there works without one. */
+  /**
+   * Where the index of leases is kept; {@linkcode INDEX_FOLDER} if absent. Whoever cannot write there works without
+   * one.
+   */
   readonly indexFolder?: string | undefined;
   /** Told what is odd but no failure. */
   readonly warn: (note: string) => void;
 }
 
-/** On a file system that a reboot empties, and outside every lease folder: the reference reads those with all that is below. */
+/**
+ * On a file system that a reboot empties, and outside every lease folder: the reference reads those with all that is
+ * below.
+ */
 export const INDEX_FOLDER = "/run/cnibox/host-local";
 
-/** What a lease is called before it is linked to its address, while the lock is held. A killed call may leave it; the next one removes it. */
+/**
+ * What a lease is called before it is linked to its address, while the lock is held. A killed call may leave it; the
+ * next one removes it.
+ */
 const DRAFT = ".cnibox-lease";
 
 /** The leases of one network, whose lock is held until `close`; closing twice does no harm. */
@@ -185,7 +195,10 @@ async function lockExisting(folder: string, options: StoreOptions): Promise<Lock
 export class Store {
   readonly folder: string;
   readonly #options: StoreOptions;
-  /** Undefined where there is none; looked for before the first change and the first search, see {@linkcode Store.#open}. */
+  /**
+   * Undefined where there is none; looked for before the first change and the first search, see {@linkcode
+   * Store.#open}.
+   */
   #index: LeaseIndex | undefined;
   #looked = false;
   /** Addresses by content, once everything had to be read. */
@@ -259,7 +272,9 @@ export class Store {
     this.#read?.set(content, (this.#read.get(content) ?? []).filter((other) => other !== ip));
   }
 
-  /** Whether the address file says nothing: then it is what a crash left, since nobody writes while the lock is ours. */
+  /**
+   * Whether the address file says nothing: then it is what a crash left, since nobody writes while the lock is ours.
+   */
   isBlank(ip: string): boolean {
     return this.lease(ip)?.containerId === "";
   }
@@ -284,8 +299,9 @@ export class Store {
   }
 
   /**
-   * Notes the address that set `index` gave out last. It is a hint: failing is no failure, the next search starts at another place.
-   * So it is written in place, as the reference does; a rename over it would make ext4 wait for the disk.
+   * Notes the address that set `index` gave out last. It is a hint: failing is no failure, the next search starts at
+   * another place. So it is written in place, as the reference does; a rename over it would make ext4 wait for the
+   * disk.
    */
   setCursor(index: number, ip: string): void {
     this.#open();
@@ -483,7 +499,9 @@ function readIfThere(path: string): string | undefined {
   }
 }
 
-/** Writes a file that nobody else can have put there: what is in the way, such as a killed call's own, is removed first. */
+/**
+ * Writes a file that nobody else can have put there: what is in the way, such as a killed call's own, is removed first.
+ */
 function writeNew(path: string, text: string, options: { sync: boolean }): void {
   let file: Deno.FsFile;
   try {

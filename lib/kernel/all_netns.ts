@@ -27,8 +27,9 @@ export function unseenText(unseen: readonly Unseen[]): string {
 }
 
 /**
- * Addresses of all network namespaces of this host. Namespaces are found by the processes in them and by the mounts that keep
- * them, this process's and PID 1's. One that cannot be asked is named in the answer; what the others have is kept.
+ * Addresses of all network namespaces of this host. Namespaces are found by the processes in them and by the mounts
+ * that keep them, this process's and PID 1's. One that cannot be asked is named in the answer; what the others have is
+ * kept.
  */
 export async function addressesInUse(host: Run): Promise<AddressSurvey> {
   const inUse = new Map<string, string>();
@@ -37,8 +38,8 @@ export async function addressesInUse(host: Run): Promise<AddressSurvey> {
   for (let round = 1;; round++) {
     const failed = await askAll(host, pending, inUse);
     if (failed.length === 0) return { inUse, unseen: first.unseen };
-    // A namespace whose last process ended meanwhile has no addresses any more. Of one that lives on, the process that led
-    // to it may have ended: then there is another way.
+    // A namespace whose last process ended meanwhile has no addresses any more. Of one that lives on, the process that
+    // led to it may have ended: then there is another way.
     const again = await namespaces(host);
     const lives = ({ ns }: Failed) => again.paths.has(ns) || again.unseen.length > 0;
     const isStuck = (one: Failed) =>

@@ -2,7 +2,10 @@
 import type { Output, Run } from "./run.ts";
 import { isQuestion } from "./shell.ts";
 
-/** A way to run commands for callers that only look: give each of them its `run` through it. What is no question is run each time. */
+/**
+ * A way to run commands for callers that only look: give each of them its `run` through it. What is no question is run
+ * each time.
+ */
 export function askingOnce(): (run: Run) => Run {
   const answers = new Map<string, Promise<Output>>();
   return (run) => (command) => {

@@ -1,6 +1,6 @@
 /**
- * Programs that stay: started once, they outlive the process that started them. Everything else is started by run.ts and
- * awaited.
+ * Programs that stay: started once, they outlive the process that started them. Everything else is started by run.ts
+ * and awaited.
  *
  * @module
  */
@@ -26,8 +26,8 @@ export interface BackgroundProcess {
 }
 
 /**
- * Constant text, run by /bin/sh: appends outputs to the log ($1) and becomes the program. Descriptor 3 is closed: it may
- * be a socket that systemd handed to us. setsid: a signal from our terminal is not meant for it.
+ * Constant text, run by /bin/sh: appends outputs to the log ($1) and becomes the program. Descriptor 3 is closed: it
+ * may be a socket that systemd handed to us. setsid: a signal from our terminal is not meant for it.
  */
 const START = 'log=$1; shift; exec 3<&- </dev/null >>"$log" 2>&1; exec setsid nsenter "$@"';
 
@@ -75,8 +75,8 @@ const PROXY = 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$1" "$2"';
 const PROXY_PATHS = ["/usr/lib/systemd/systemd-socket-proxyd", "/lib/systemd/systemd-socket-proxyd"];
 
 /**
- * Has systemd-socket-proxyd accept on descriptor 3, which this process inherited, and pass connections on to `target`. The relay
- * that an earlier process left is ended first; `pidFile` tells which. Gives back what stops it.
+ * Has systemd-socket-proxyd accept on descriptor 3, which this process inherited, and pass connections on to `target`.
+ * The relay that an earlier process left is ended first; `pidFile` tells which. Gives back what stops it.
  */
 export function startSocketProxy(target: string, pidFile: string): () => void {
   const tool = PROXY_PATHS.find((path) => isFile(path));

@@ -1,6 +1,6 @@
 /**
- * Lines for `ip`, `bridge` and `tc`. Here a line is literal words with single blanks between them; what the tools read is
- * quoted in one place, so no caller has to know their syntax, and no name can be read as anything else.
+ * Lines for `ip`, `bridge` and `tc`. Here a line is literal words with single blanks between them; what the tools read
+ * is quoted in one place, so no caller has to know their syntax, and no name can be read as anything else.
  */
 import type { Output, Run } from "./run.ts";
 
@@ -26,8 +26,9 @@ export function wordsOf(line: string): string[] {
 }
 
 /**
- * The line as `-batch` reads it, or undefined where that language cannot say it (iproute2 6.1: `#` begins a comment even in
- * quotes; a quote counts at the start of a word only, and ends at the next one like it; a backslash at the end joins lines).
+ * The line as `-batch` reads it, or undefined where that language cannot say it (iproute2 6.1: `#` begins a comment
+ * even in quotes; a quote counts at the start of a word only, and ends at the next one like it; a backslash at the end
+ * joins lines).
  *
  * @example
  * ```ts
@@ -49,8 +50,8 @@ export function batchLine(line: string): string | undefined {
 }
 
 /**
- * Arguments and input of the one process that executes these lines of `tool`, options included; undefined when the lines have
- * to be given to a process each, see {@linkcode aloneArgv}.
+ * Arguments and input of the one process that executes these lines of `tool`, options included; undefined when the
+ * lines have to be given to a process each, see {@linkcode aloneArgv}.
  */
 export function batchOf(
   tool: readonly string[],
@@ -68,8 +69,8 @@ export function aloneArgv(tool: readonly string[], line: string): string[] {
 }
 
 /**
- * Runs lines whose answers are read together. They stop at the first that fails, unless `tool` has the option `-force`; the
- * status is the last failure's.
+ * Runs lines whose answers are read together. They stop at the first that fails, unless `tool` has the option `-force`;
+ * the status is the last failure's.
  */
 export async function runLines(run: Run, tool: readonly string[], lines: readonly string[]): Promise<Output> {
   const batch = batchOf(tool, lines);

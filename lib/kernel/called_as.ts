@@ -2,8 +2,8 @@
 import { readKernelFile } from "./proc.ts";
 
 /**
- * The name that this process was called by, as its caller wrote it. From /proc, because the runtime's own node:process has to be
- * loaded for it, which takes half a millisecond.
+ * The name that this process was called by, as its caller wrote it. From /proc, because the runtime's own node:process
+ * has to be loaded for it, which takes half a millisecond.
  */
 export async function calledAs(): Promise<string> {
   try {

@@ -1,6 +1,7 @@
 /**
- * firewalld over D-Bus, by a tool that speaks it: `busctl` (part of systemd, there on every host that runs systemd), else
- * `dbus-send` (part of dbus itself). Not `firewall-cmd`, which is a Python program and takes a third of a second to start.
+ * firewalld over D-Bus, by a tool that speaks it: `busctl` (part of systemd, there on every host that runs systemd),
+ * else `dbus-send` (part of dbus itself). Not `firewall-cmd`, which is a Python program and takes a third of a second
+ * to start.
  */
 import { CommandError, missingTool, type Output, type Run, toolPath } from "./run.ts";
 import { busText } from "./tool_words.ts";

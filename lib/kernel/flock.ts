@@ -1,14 +1,15 @@
 /**
- * flock(2) with a time limit. The lock dies with its process, so a killed one never leaves it behind; but a stopped one may
- * keep it. No child process inherits it.
+ * flock(2) with a time limit. The lock dies with its process, so a killed one never leaves it behind; but a stopped one
+ * may keep it. No child process inherits it.
  *
  * @module
  */
 import { readKernelFile } from "./proc.ts";
 
 /**
- * Waits for the lock, at most so many milliseconds; a lock that comes later is given back at once. `meanwhile` is done while a
- * thread of the runtime asks for it: that takes most of a millisecond also where nobody has the lock. What it throws ends the wait.
+ * Waits for the lock, at most so many milliseconds; a lock that comes later is given back at once. `meanwhile` is done
+ * while a thread of the runtime asks for it: that takes most of a millisecond also where nobody has the lock. What it
+ * throws ends the wait.
  */
 export async function lockWithin(file: Deno.FsFile, limitMs: number, meanwhile = () => {}): Promise<boolean> {
   // Asked first: the thread that waits is at work while the timer is made.
@@ -51,9 +52,10 @@ function commandOf(pid: number): string {
 }
 
 /**
- * Process ID of the holder of a flock(2) lock, in the text of /proc/locks (proc_locks(5)): of the one that process `waiting` waits
- * for, since overlayfs and others show inodes there that stat(2) does not know; when it waits for none, or several, of the one on
- * that inode. Undefined when there is none, or it lives in a PID namespace that cannot be seen from here.
+ * Process ID of the holder of a flock(2) lock, in the text of /proc/locks (proc_locks(5)): of the one that process
+ * `waiting` waits for, since overlayfs and others show inodes there that stat(2) does not know; when it waits for none,
+ * or several, of the one on that inode. Undefined when there is none, or it lives in a PID namespace that cannot be
+ * seen from here.
  */
 export function lockHolder(locks: string, { inode, waiting }: { inode: number; waiting: number }): number | undefined {
   // 7: FLOCK  ADVISORY  WRITE 1234 fe:00:2146678 0 EOF

@@ -4,8 +4,8 @@ import { missingTool, toolPath } from "./run.ts";
 const SIGNALS = ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"] as const;
 
 /**
- * Runs a command to its end and gives its exit status, 128 + N after signal N. Signals that reach this process meanwhile
- * are handed on to it.
+ * Runs a command to its end and gives its exit status, 128 + N after signal N. Signals that reach this process
+ * meanwhile are handed on to it.
  */
 export async function foreground(argv: readonly string[]): Promise<number> {
   const [tool = "", ...args] = argv;

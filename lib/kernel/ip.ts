@@ -102,8 +102,8 @@ export function vethAdd({ name, mac, peer, peerMac, netns, mtu }: VethPair): str
 }
 
 /**
- * The same pair, made the other way round: the container's end is made in its namespace, and `up` already when the host's end appears. The
- * other way the kernel cannot raise it: at that moment the pair is not joined yet.
+ * The same pair, made the other way round: the container's end is made in its namespace, and `up` already when the
+ * host's end appears. The other way the kernel cannot raise it: at that moment the pair is not joined yet.
  */
 export function vethInto({ name, mac, peer, peerMac, netns, mtu }: VethPair, { up }: { up: boolean }): string {
   const size = mtu > 0 ? ` mtu ${mtu}` : "";
@@ -117,8 +117,8 @@ export const linkUp = (name: string): string => `link set dev ${name} up`;
 export const linkDown = (name: string): string => `link set dev ${name} down`;
 export const linkDel = (name: string): string => `link del dev ${name}`;
 /**
- * Asks for a link with its addresses. `link show` must not stand in a batch: iproute2 (6.1) remembers its family, and every
- * later `addr show` of that batch answers without addresses.
+ * Asks for a link with its addresses. `link show` must not stand in a batch: iproute2 (6.1) remembers its family, and
+ * every later `addr show` of that batch answers without addresses.
  */
 export const addrShow = (name: string): string => `addr show dev ${name}`;
 /** The same question; for callers that want the link only. */

@@ -20,10 +20,10 @@ export const MAX_LINE = 10_000;
 export const LOCK_WAIT_S = xtablesWait();
 
 /**
- * Why a transaction did not happen. `missing`: the tool is not installed. `absent`: this kernel has no such table, and no module
- * that could be loaded for it, so no rule can be in it. `unusable`: the tool does not work with this kernel, and what is in the
- * table is unknown. `unreadable`: somebody has put rules of nft into the table, which iptables cannot print, so it prints none.
- * `refused`: the tool or the kernel did not take one of its lines.
+ * Why a transaction did not happen. `missing`: the tool is not installed. `absent`: this kernel has no such table, and
+ * no module that could be loaded for it, so no rule can be in it. `unusable`: the tool does not work with this kernel,
+ * and what is in the table is unknown. `unreadable`: somebody has put rules of nft into the table, which iptables
+ * cannot print, so it prints none. `refused`: the tool or the kernel did not take one of its lines.
  */
 export type Refusal = "missing" | "absent" | "locked" | "unusable" | "unreadable" | "refused";
 
@@ -161,8 +161,8 @@ export async function missingRules(
 }
 
 /**
- * Which line of its input a refused transaction failed at: 1 is the table's name. Undefined when it did not say: what is
- * wrong with a chain is only found at the end.
+ * Which line of its input a refused transaction failed at: 1 is the table's name. Undefined when it did not say: what
+ * is wrong with a chain is only found at the end.
  */
 export function refusedLine({ output }: TableError): number | undefined {
   return failedLine(output);
@@ -187,8 +187,8 @@ export async function listedChain(
     if (!(error instanceof TableError)) throw error;
     if (holdsNothing(error)) return undefined;
     if (error.refusal === "refused" && says(error, "noChain")) return undefined;
-    // iptables 1.8.9 on nf_tables says of a chain that is not there, too, that it cannot be read. The older variant has nothing
-    // to say about a table that is not there but that its module could not be loaded, whyever.
+    // iptables 1.8.9 on nf_tables says of a chain that is not there, too, that it cannot be read. The older variant has
+    // nothing to say about a table that is not there but that its module could not be loaded, whyever.
     const doubtful = error.refusal === "unreadable" || error.refusal === "unusable";
     if (!doubtful) throw error;
     const saved = await savedTable(run, family, table, { about: (name) => name === chain });
@@ -224,9 +224,9 @@ const isCniChain = (chain: string) => chain.startsWith("CNI-");
 
 /**
  * One table as it is now; undefined when the family's tool is not installed or has no such table in this kernel, so
- * that nothing of it can be there. Of a table that iptables cannot print, nft is asked for the names of its chains: when none
- * is one that the caller wants to know `about`, they are returned without rules. Throws {@linkcode TableError} when it
- * cannot be told.
+ * that nothing of it can be there. Of a table that iptables cannot print, nft is asked for the names of its chains:
+ * when none is one that the caller wants to know `about`, they are returned without rules. Throws {@linkcode
+ * TableError} when it cannot be told.
  */
 export async function savedTable(
   run: Run,
@@ -238,7 +238,8 @@ export async function savedTable(
   try {
     const text = await checked(run, argv, { family });
     if (unreadableTables(text).includes(table)) return await chainsByNft(run, family, { table, about, argv });
-    // A table that is not there prints nothing, or comments: rules must not be taken for gone because a tool talks nonsense.
+    // A table that is not there prints nothing, or comments: rules must not be taken for gone because a tool talks
+    // nonsense.
     const told = text.split("\n").some((line) => line !== "" && !line.startsWith("#"));
     if (told && !/^COMMIT$/m.test(text)) throw garbled(`${iptablesTool(family)}-save`, text);
     return parseSave(text).get(table) ?? { chains: new Map() };
@@ -316,7 +317,9 @@ export function commandFailure(argv: readonly string[], output: Output): string 
   return `running [${words}]: ${how}: ${said === "" ? failureText(output) : said}`;
 }
 
-/** Whether this kernel has IPv6 switched off. A filter of system calls uses the same words, so they alone prove nothing. */
+/**
+ * Whether this kernel has IPv6 switched off. A filter of system calls uses the same words, so they alone prove nothing.
+ */
 function lacksIpv6(output: Output): boolean {
   return says(output, "noFamily") && kernelFileExists("/proc/sys/net/ipv6") === false;
 }

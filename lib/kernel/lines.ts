@@ -14,7 +14,8 @@ export interface Stream {
 const LONGEST = 8 * 1024 * 1024;
 
 /**
- * Starts the command and hands every line of its output over. Resolves when it has ended, with how: its last words, or its status.
+ * Starts the command and hands every line of its output over. Resolves when it has ended, with how: its last words, or
+ * its status.
  *
  * @throws when the tool is missing, in the words that Go programs have for it
  */

@@ -49,8 +49,9 @@ export interface HeldNetns {
 }
 
 /**
- * Opens a network namespace, so that every tool gets the same one: a path may lead somewhere else each time that it is looked up.
- * Without /proc nobody can be handed what is open here, nor can our own namespace be told from others: then `path` is "".
+ * Opens a network namespace, so that every tool gets the same one: a path may lead somewhere else each time that it is
+ * looked up. Without /proc nobody can be handed what is open here, nor can our own namespace be told from others: then
+ * `path` is "".
  */
 export function holdNetns(path: string): HeldNetns {
   const nothing = (state: NetnsState): HeldNetns => ({ state, path: "", close: () => {} });

@@ -62,7 +62,10 @@ export async function nft(run: Run, text: string, options: readonly string[] = [
   return await checked(run, ["nft", ...options, "-f", "-"], text);
 }
 
-/** A table, a chain or all chains (`table inet NAME`, `chain ip NAME CHAIN`, `chains`) as they are now; undefined when it is not there, or nft is not. */
+/**
+ * A table, a chain or all chains (`table inet NAME`, `chain ip NAME CHAIN`, `chains`) as they are now; undefined when
+ * it is not there, or nft is not.
+ */
 export async function nftList(run: Run, what: string): Promise<NftListing | undefined> {
   try {
     return parseListing(await checked(run, ["nft", "-j", "list", ...what.split(" ")]));

@@ -1,6 +1,7 @@
 /**
- * Tools that outlived their call. A runtime that gave up on a call kills the plugin alone: its `iptables-restore` may still wait for
- * a lock, and write rules seconds after DEL had removed them. Read by DEL and GC only where a killed call left its files.
+ * Tools that outlived their call. A runtime that gave up on a call kills the plugin alone: its `iptables-restore` may
+ * still wait for a lock, and write rules seconds after DEL had removed them. Read by DEL and GC only where a killed
+ * call left its files.
  */
 import { CALL_VARIABLE, isOver, leftovers } from "./scratch.ts";
 
@@ -15,8 +16,8 @@ export interface Orphan {
 const PAUSE_MS = 5;
 
 /**
- * Ends every process that a call started which is over and was killed, and waits until they are gone, at most so many milliseconds.
- * Returns those that are still there.
+ * Ends every process that a call started which is over and was killed, and waits until they are gone, at most so many
+ * milliseconds. Returns those that are still there.
  *
  * A process counts only if its environment names the call, and the call's own process is known to be gone.
  */

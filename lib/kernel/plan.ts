@@ -45,7 +45,10 @@ export interface Step {
    * need a second way when the first is refused. It hands over its own undo; `text` is what it does when all goes well.
    */
   readonly job?: (call: Applier) => Promise<void>;
-  /** Whether it has been carried out, though its process goes on; see {@linkcode Command}. What the process does after it is not waited for. */
+  /**
+   * Whether it has been carried out, though its process goes on; see {@linkcode Command}. What the process does after
+   * it is not waited for.
+   */
   readonly done?: Command["done"];
 }
 
@@ -98,8 +101,8 @@ export interface Explainer {
   /** Anything that is no command, such as a reservation: `write 10.1.2.3 to /var/lib/cni/…`. */
   note(place: Place | "file", text: string, why: string): void;
   /**
-   * A file that is written whole; without `text`, removed. `exclusive`: only where there is none. `held`: only where it still
-   * holds that.
+   * A file that is written whole; without `text`, removed. `exclusive`: only where there is none. `held`: only where it
+   * still holds that.
    */
   file(
     path: string,
@@ -107,7 +110,9 @@ export interface Explainer {
     why: string,
     options?: { readonly exclusive?: boolean; readonly held?: string | undefined },
   ): void;
-  /** Everything is tried out in a shadow of the node: plans are carried out there. Else nothing but questions is run. */
+  /**
+   * Everything is tried out in a shadow of the node: plans are carried out there. Else nothing but questions is run.
+   */
   readonly shadow: boolean;
   /** Stands in for a command: its answer. `ask` runs it here. */
   instead(command: Command, ask: Run): Promise<Output>;
@@ -203,8 +208,8 @@ export function grouped(stage: readonly Step[]): Step[][] {
 }
 
 /**
- * Key and value of a `sysctl` step, the key with slashes: interface names may hold dots. They may hold `=` as well, but no
- * setting's own name does: what separates is the first `=` behind the last slash that a key can have.
+ * Key and value of a `sysctl` step, the key with slashes: interface names may hold dots. They may hold `=` as well, but
+ * no setting's own name does: what separates is the first `=` behind the last slash that a key can have.
  *
  * @example
  * ```ts
@@ -218,10 +223,10 @@ export function settingOf(text: string): [key: string, value: string] {
 }
 
 /**
- * Constant text, run by /bin/sh in the container's namespace: writes settings given as pairs of arguments (mark and key, value),
- * then becomes `ip`, if that is the first argument. Marks: `!` must work, `?` may fail, `~` only when different (`read` fails here also when
- * it has read: these files give nothing after the first byte to who reads byte by byte). A refused setting is written
- * once more by `tee`, since the shell's own `printf` does not say why.
+ * Constant text, run by /bin/sh in the container's namespace: writes settings given as pairs of arguments (mark and
+ * key, value), then becomes `ip`, if that is the first argument. Marks: `!` must work, `?` may fail, `~` only when
+ * different (`read` fails here also when it has read: these files give nothing after the first byte to who reads byte
+ * by byte). A refused setting is written once more by `tee`, since the shell's own `printf` does not say why.
  */
 export const SETTINGS_SCRIPT = [
   'ip=$1; shift; while [ $# -gt 0 ]; do m=${1%"${1#?}"}; k=${1#?}; f=/proc/sys/$k; v=$2; shift 2',
@@ -230,7 +235,9 @@ export const SETTINGS_SCRIPT = [
   'done; [ -n "$ip" ] || exit 0; exec "$ip" -j -d -batch -',
 ].join("\n");
 
-/** Constant text, run by /bin/sh in the shadow of the host: writes settings given as pairs of arguments, key and value. */
+/**
+ * Constant text, run by /bin/sh in the shadow of the host: writes settings given as pairs of arguments, key and value.
+ */
 const SHADOW_SETTINGS = 'while [ $# -gt 0 ]; do printf %s "$2" >"/proc/sys/$1"; shift 2; done 2>/dev/null; :';
 
 async function runGroup(group: readonly Step[], call: Applier): Promise<Map<Step, unknown[]>> {

@@ -16,8 +16,8 @@ export function kernelFileExists(path: string): boolean | undefined {
 }
 
 /**
- * Whether this process's network namespace has a link of this name, as /proc tells, which always shows the namespace of whoever reads it;
- * undefined where it does not tell.
+ * Whether this process's network namespace has a link of this name, as /proc tells, which always shows the namespace of
+ * whoever reads it; undefined where it does not tell.
  */
 export function linkExists(name: string): boolean | undefined {
   // These two are no links, and the kernel makes no folder for a link that is called so.
@@ -29,9 +29,9 @@ export function linkExists(name: string): boolean | undefined {
 }
 
 /**
- * Folder of a link of this process's network namespace in sysfs; undefined unless it is proved to be that link's. A /sys that was mounted
- * in another namespace (as after `nsenter --net`) shows the links of that one: the link's index there has to be the one that the
- * kernel knows it by here, `ifindex`, or what /proc says.
+ * Folder of a link of this process's network namespace in sysfs; undefined unless it is proved to be that link's. A
+ * /sys that was mounted in another namespace (as after `nsenter --net`) shows the links of that one: the link's index
+ * there has to be the one that the kernel knows it by here, `ifindex`, or what /proc says.
  */
 export function linkFolder(name: string, ifindex = linkIndex(name)): string | undefined {
   const folder = `/sys/class/net/${name}`;
@@ -70,7 +70,9 @@ export function listKernelFolder(path: string): string[] {
   return [...Deno.readDirSync(path)].map(({ name }) => name);
 }
 
-/** Names of all links of this process's network namespace, without a child process; undefined when /proc does not tell. */
+/**
+ * Names of all links of this process's network namespace, without a child process; undefined when /proc does not tell.
+ */
 export function linkNames(): Set<string> | undefined {
   try {
     const lines = readKernelFile("/proc/self/net/dev").split("\n").slice(2);

@@ -16,8 +16,8 @@ export interface Command {
   /** Time limit in milliseconds; {@linkcode DEFAULT_LIMIT_MS} or CNIBOX_TOOL_TIMEOUT if absent. */
   readonly limitMs?: number;
   /**
-   * Whether what the command is for has come about; asked again and again. Then the command counts as ended, with status 0 and without
-   * output. For those whom the kernel keeps long after that.
+   * Whether what the command is for has come about; asked again and again. Then the command counts as ended, with
+   * status 0 and without output. For those whom the kernel keeps long after that.
    */
   readonly done?: () => boolean;
 }
@@ -30,7 +30,9 @@ export interface Output {
   readonly stderr: string;
 }
 
-/** Every child process has to be done after this many milliseconds: well below the runtimes' own limits (2 to 4 min). */
+/**
+ * Every child process has to be done after this many milliseconds: well below the runtimes' own limits (2 to 4 min).
+ */
 export const DEFAULT_LIMIT_MS = 30_000;
 
 /** The limit in force, in milliseconds: CNIBOX_TOOL_TIMEOUT names another one in seconds. */
@@ -40,8 +42,8 @@ export function toolLimit(): number {
 }
 
 /**
- * How long iptables and its kin wait for their lock, in seconds: two thirds of a process's limit, so that the tool itself can
- * say what it waited for.
+ * How long iptables and its kin wait for their lock, in seconds: two thirds of a process's limit, so that the tool
+ * itself can say what it waited for.
  */
 export function xtablesWait(): number {
   return Math.max(1, Math.floor(toolLimit() / 1500));
@@ -57,7 +59,10 @@ export class CommandError extends Error {
 
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
-/** Tools get a small environment: English messages, a sane PATH (nsenter starts tools by name), whose they are, nothing else. */
+/**
+ * Tools get a small environment: English messages, a sane PATH (nsenter starts tools by name), whose they are, nothing
+ * else.
+ */
 export const toolEnv = () => ({ PATH: toolEnvPath(), LC_ALL: "C", [CALL_VARIABLE]: callName() });
 
 /** Starts one command and waits for its end; code −1 when it could not be started or did not end in time. */
@@ -104,8 +109,8 @@ function isMissing(tool: string): boolean {
 }
 
 /**
- * The number that the runtime knows an open file by. A child process takes it for a standard stream: it is what the runtime's own
- * node:child_process hands on, which would take a millisecond to load.
+ * The number that the runtime knows an open file by. A child process takes it for a standard stream: it is what the
+ * runtime's own node:child_process hands on, which would take a millisecond to load.
  */
 function numberOf(file: Deno.FsFile): number {
   const symbol = Object.getOwnPropertySymbols(file).find(({ description }) => description === "Deno.internal.rid");
@@ -179,8 +184,8 @@ async function throughPipes(
 }
 
 /**
- * What `work` gives, or undefined after `limitMs` milliseconds, when `late` was called. Nothing is waited for after that: a killed child's
- * own children may keep its output open for ever.
+ * What `work` gives, or undefined after `limitMs` milliseconds, when `late` was called. Nothing is waited for after
+ * that: a killed child's own children may keep its output open for ever.
  */
 export async function within<T>(limitMs: number, work: Promise<T>, late: () => void): Promise<T | undefined> {
   let timer: ReturnType<typeof setTimeout> | undefined;

@@ -1,9 +1,10 @@
 /**
- * Files that others could have put there: only a regular file of a sane size is opened, and not through a link. Opening a FIFO
- * waits for its other end, and opening a device may do anything.
+ * Files that others could have put there: only a regular file of a sane size is opened, and not through a link. Opening
+ * a FIFO waits for its other end, and opening a device may do anything.
  *
- * The runtime has neither O_NOFOLLOW nor O_NONBLOCK. So the path is looked at first, and what was opened has to be what was seen.
- * Whoever replaces the file by a FIFO between the two could still have us wait, which takes the right to write in that folder.
+ * The runtime has neither O_NOFOLLOW nor O_NONBLOCK. So the path is looked at first, and what was opened has to be what
+ * was seen. Whoever replaces the file by a FIFO between the two could still have us wait, which takes the right to
+ * write in that folder.
  */
 
 /** Something else than a regular file of a sane size is in a file's place. */
@@ -107,7 +108,10 @@ export function readRegularText(path: string, options: { links?: boolean; limit?
   return new TextDecoder().decode(readRegular(path, options));
 }
 
-/** What `read` reads; undefined, with a warning, when something that nobody should have put there is in the file's place. */
+/**
+ * What `read` reads; undefined, with a warning, when something that nobody should have put there is in the file's
+ * place.
+ */
 export function usable<T>(read: () => T, warn: (note: string) => void): T | undefined {
   try {
     return read();

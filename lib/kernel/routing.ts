@@ -62,8 +62,9 @@ export interface Routing {
 }
 
 /**
- * Lists all rules and routes of both families, and what further questions of `ip` ask for (`addr show …`): two processes
- * side by side, since only an option tells which family's rules are meant. What does not exist is not in the answer.
+ * Lists all rules and routes of both families, and what further questions of `ip` ask for (`addr show …`): two
+ * processes side by side, since only an option tells which family's rules are meant. What does not exist is not in the
+ * answer.
  */
 export async function routingNow(run: Run, questions: readonly string[] = []): Promise<Routing> {
   const lines = ["rule show", "route show table all root 0.0.0.0/0", ...questions, "route show table all root ::/0"];

@@ -1,7 +1,7 @@
 /**
- * Rules of many callers as one transaction. Each caller does its work as always, asks and changes, but its rules go into a
- * shadow of this node's tables; what the kernel has taken there is written here at once, when all are done. iptables and
- * ip6tables take one such text each, which they commit table by table; nft takes all of its own in one.
+ * Rules of many callers as one transaction. Each caller does its work as always, asks and changes, but its rules go
+ * into a shadow of this node's tables; what the kernel has taken there is written here at once, when all are done.
+ * iptables and ip6tables take one such text each, which they commit table by table; nft takes all of its own in one.
  */
 import type { Family } from "../net/cidr.ts";
 import { restore, transaction } from "./iptables.ts";
@@ -26,7 +26,9 @@ export interface Mark {
   readonly later: number;
 }
 
-/** Collects changes of rules. Everything else a caller does is done here, but what relies on the rules waits for them. */
+/**
+ * Collects changes of rules. Everything else a caller does is done here, but what relies on the rules waits for them.
+ */
 export class RuleBatch implements Explainer {
   readonly shadow = true;
   private readonly rules: { readonly tool: RuleTool; readonly text: string }[] = [];
@@ -98,8 +100,8 @@ export class RuleBatch implements Explainer {
   }
 
   /**
-   * Writes what was collected, then does what has waited for it. Throws what the tools throw: another process may have changed
-   * the tables meanwhile.
+   * Writes what was collected, then does what has waited for it. Throws what the tools throw: another process may have
+   * changed the tables meanwhile.
    */
   async commit(): Promise<void> {
     const textsOf = (tool: RuleTool) => this.rules.filter((one) => one.tool === tool).map(({ text }) => text);
@@ -131,7 +133,9 @@ export function mergedTables(texts: readonly string[]): string {
   }).join("");
 }
 
-/** Scripts as one, without listings; rules that are named by their handles in the copy get those that they have here. */
+/**
+ * Scripts as one, without listings; rules that are named by their handles in the copy get those that they have here.
+ */
 export function mergedScript(texts: readonly string[], handles: ReadonlyMap<string, number>): string {
   const lines = texts.flatMap((text) => text.split("\n")).filter((line) => line !== "" && !line.startsWith("list "));
   return lines.map((line) => {

@@ -1,6 +1,6 @@
 /**
- * A `Run` is a value that says where a command runs: on the host, or inside a network namespace. Nothing here changes the
- * namespace of this process.
+ * A `Run` is a value that says where a command runs: on the host, or inside a network namespace. Nothing here changes
+ * the namespace of this process.
  */
 import { type Command, CommandError, type Output, startProcess } from "./process.ts";
 import { failureText } from "./tool_words.ts";
@@ -43,13 +43,16 @@ export function systemRun(hooks: RunHooks = {}): Run {
 
 /** Tools that print JSON by iproute2's writer, and the shell that becomes one of them. */
 const IPROUTE2 = ["ip", "bridge", "tc", "sh"];
-/** What that writer (iproute2 6.1) does not escape and JSON does not allow. It escapes \b, \t, \n, \f and \r, quotes and backslashes. */
+/**
+ * What that writer (iproute2 6.1) does not escape and JSON does not allow. It escapes \b, \t, \n, \f and \r, quotes and
+ * backslashes.
+ */
 // deno-lint-ignore no-control-regex
 const RAW_CONTROL = /[\0-\x07\x0b\x0e-\x1f]/g;
 
 /**
- * What `ip`, `bridge` and `tc` printed, as JSON can have it: whoever owns a namespace may give a link a name or an alias with any control
- * character, and one such link must not make the whole answer unreadable.
+ * What `ip`, `bridge` and `tc` printed, as JSON can have it: whoever owns a namespace may give a link a name or an
+ * alias with any control character, and one such link must not make the whole answer unreadable.
  */
 function legible({ argv }: Command, output: Output): Output {
   const tool = argv[argv[0] === "nsenter" ? 3 : 0] ?? "";
@@ -58,14 +61,16 @@ function legible({ argv }: Command, output: Output): Output {
   return { ...output, stdout: output.stdout.replace(RAW_CONTROL, escape) };
 }
 
-/** The same `Run` inside the network namespace at `netns` (any path: a name's file, `/proc/PID/ns/net`, a bind mount). */
+/**
+ * The same `Run` inside the network namespace at `netns` (any path: a name's file, `/proc/PID/ns/net`, a bind mount).
+ */
 export function inNetns(run: Run, netns: string): Run {
   return (command) => run({ ...command, argv: ["nsenter", `--net=${netns}`, "--", ...command.argv] });
 }
 
 /**
- * The same `Run`, for those who read its answers: a tool that was asked for JSON (`-j`) and printed something else has failed. So nobody
- * behind it has to doubt that lines are JSON, entries are objects, and names are text.
+ * The same `Run`, for those who read its answers: a tool that was asked for JSON (`-j`) and printed something else has
+ * failed. So nobody behind it has to doubt that lines are JSON, entries are objects, and names are text.
  */
 export function readable(run: Run): Run {
   return async (command) => {

@@ -6,8 +6,8 @@ export const RUN_FOLDER = "/run/cnibox";
 const known = new Map<string, boolean>();
 
 /**
- * Whether a folder is one that nobody but root (or ourselves) can write to, and no link. One that is not there is made. Looked at once
- * in a process.
+ * Whether a folder is one that nobody but root (or ourselves) can write to, and no link. One that is not there is made.
+ * Looked at once in a process.
  */
 export function isOwnFolder(folder: string): boolean {
   const seen = known.get(folder);
@@ -36,7 +36,9 @@ function isAlone({ isDirectory, uid, mode }: Deno.FileInfo): boolean {
   return isDirectory && (uid === 0 || uid === Deno.uid()) && ((mode ?? 0o777) & 0o022) === 0;
 }
 
-/** Whether a path lies below our folder though that is not ours alone: then there is no file of ours, whatever is there. */
+/**
+ * Whether a path lies below our folder though that is not ours alone: then there is no file of ours, whatever is there.
+ */
 export function isForeign(path: string): boolean {
   return path.startsWith(`${RUN_FOLDER}/`) && !isOwnFolder(RUN_FOLDER);
 }

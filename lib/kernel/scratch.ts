@@ -1,7 +1,7 @@
 /**
- * Standard input and output of tools as small files, readable by root only. The runtime's own pipes are streams, and making the
- * first of them costs more (5 ms) than starting a tool and reading two files. The name of a file says which call it belongs to, so
- * a later call can tell what a killed one left.
+ * Standard input and output of tools as small files, readable by root only. The runtime's own pipes are streams, and
+ * making the first of them costs more (5 ms) than starting a tool and reading two files. The name of a file says which
+ * call it belongs to, so a later call can tell what a killed one left.
  */
 
 import { isOwnFolder, RUN_FOLDER } from "./run_folder.ts";
@@ -14,8 +14,8 @@ export const CALL_VARIABLE = "CNIBOX_CALL";
 let name: string | undefined;
 
 /**
- * Name of this call, which no other process of this boot has: process ID, PID namespace, and when the process was started. The
- * namespace is 0 where /proc does not tell: then nobody can know later whether the call is over.
+ * Name of this call, which no other process of this boot has: process ID, PID namespace, and when the process was
+ * started. The namespace is 0 where /proc does not tell: then nobody can know later whether the call is over.
  */
 export function callName(): string {
   return name ??= nameInProc() ?? `${Deno.pid}-0-${Math.random().toString().slice(2, 12)}`;
@@ -36,7 +36,9 @@ function pidNamespace(): string {
   return Deno.readLinkSync("/proc/self/ns/pid").replace(/\D/g, "");
 }
 
-/** A process as the kernel sees it: ID, start in ticks since boot, and whether it is ending. Throws where there is none. */
+/**
+ * A process as the kernel sees it: ID, start in ticks since boot, and whether it is ending. Throws where there is none.
+ */
 function look(process: number | "self"): { pid: number; start: string; ending: boolean } {
   const text = Deno.readTextFileSync(`/proc/${process}/stat`);
   // The second field is the program's name in parentheses, and may hold anything: proc_pid_stat(5).
@@ -74,14 +76,19 @@ function hasFolder(): boolean {
 
 /** Files of one command. */
 export interface Scratch {
-  /** Standard streams, the last first; input is absent where there is none. To be closed once the command is started. */
+  /**
+   * Standard streams, the last first; input is absent where there is none. To be closed once the command is started.
+   */
   readonly streams: readonly Deno.FsFile[];
   /** What the command printed, once it has ended. Throws when there was no room for all of it. */
   read(): { stdout: string; stderr: string };
   remove(): void;
 }
 
-/** Files for one command with this input; undefined where there can be none: not root, /run full, read-only, or somebody else's. */
+/**
+ * Files for one command with this input; undefined where there can be none: not root, /run full, read-only, or somebody
+ * else's.
+ */
 export function openScratch(input: string): Scratch | undefined {
   if (!hasFolder()) return undefined;
   const base = `${SCRATCH}/${callName()}-${count++}`;
@@ -130,8 +137,8 @@ function removeFile(path: string): void {
 }
 
 /**
- * Files of calls that are over and were killed, by the calls' names. Undefined where there can be no files, so that nothing is known
- * about killed calls either.
+ * Files of calls that are over and were killed, by the calls' names. Undefined where there can be no files, so that
+ * nothing is known about killed calls either.
  */
 export function leftovers(): Map<string, string[]> | undefined {
   if (!hasFolder()) return undefined;

@@ -1,7 +1,7 @@
 /**
  * A shadow of this node: network namespaces of our own in which plugins can be tried out. They hold stand-ins for the
- * host's links, with the same names, numbers and addresses, its routes and its rules, and an empty namespace in place of
- * the container's. The kernel takes what is tried there as it would take it here, and nothing here changes.
+ * host's links, with the same names, numbers and addresses, its routes and its rules, and an empty namespace in place
+ * of the container's. The kernel takes what is tried there as it would take it here, and nothing here changes.
  */
 import type { Family } from "../net/cidr.ts";
 import { runLines } from "./batch.ts";
@@ -23,7 +23,8 @@ export interface Shadow {
 /** More links than this are not copied: those with addresses and bridges come first. */
 const MAX_LINKS = 60;
 
-// Each holder lives until our end of the pipe is closed. A job in the background would lose its standard input: hence 3.
+// Each holder lives until our end of the pipe is closed. A job in the background would lose its standard input: hence
+// 3.
 const HOLDERS = `exec 3<&0
 unshare --net -- /bin/sh -c 'echo pod $$; exec cat' <&3 &
 unshare --net -- /bin/sh -c 'echo away $$; exec cat' <&3 &
@@ -155,7 +156,10 @@ async function copyRules(
   return await copyNft(shadow, [...tables].filter(([name]) => !OF_IPTABLES.test(name) || hidden.includes(name)));
 }
 
-/** Where rules name links by their number, as `iif "eth0"`, nft takes them only where there are such links, of whatever kind. */
+/**
+ * Where rules name links by their number, as `iif "eth0"`, nft takes them only where there are such links, of whatever
+ * kind.
+ */
 async function copyNamedLinks(real: Run, shadow: Run, rules: string): Promise<void> {
   if (!rules.includes('"')) return;
   const links = (await json<Link>(real, "link", "show")).filter(({ ifname }) =>

@@ -1,12 +1,16 @@
-/** Small files of plugins on the node: a runtime may kill a plugin at any instruction, so a file appears whole or not at all. */
+/**
+ * Small files of plugins on the node: a runtime may kill a plugin at any instruction, so a file appears whole or not at
+ * all.
+ */
 import { readRegularText } from "./regular_file.ts";
 
 import { isForeign, notAlone, RUN_FOLDER } from "./run_folder.ts";
 
 /**
- * Writes a file of mode 0600 in one piece and onto the disk; folders above it are made with mode 0700. Another reader sees
- * the old content or the new. Throws what the system says. `as`: a path in the same folder that drafts are named by instead, for
- * files whose names who cleans up may not know. `mode`: another mode for the file, less what the process's mask takes off.
+ * Writes a file of mode 0600 in one piece and onto the disk; folders above it are made with mode 0700. Another reader
+ * sees the old content or the new. Throws what the system says. `as`: a path in the same folder that drafts are named
+ * by instead, for files whose names who cleans up may not know. `mode`: another mode for the file, less what the
+ * process's mask takes off.
  */
 export function replaceFile(
   path: string,
@@ -87,8 +91,8 @@ export function collectDrafts(folder: string): void {
 }
 
 /**
- * Text of a file; undefined when there is none. Throws {@linkcode UnusableFile}, or what the system says. `links` are followed for
- * files that administrators place.
+ * Text of a file; undefined when there is none. Throws {@linkcode UnusableFile}, or what the system says. `links` are
+ * followed for files that administrators place.
  */
 export function readFileIfThere(path: string, { links = false } = {}): string | undefined {
   if (isForeign(path)) return undefined;

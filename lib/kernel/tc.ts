@@ -40,9 +40,10 @@ export function referenceBucket(rateBits: bigint, burstBits: bigint): ReportedBu
 }
 
 /**
- * The bucket that tc is told. The kernel reports a bucket that was given in bytes a few ticks larger than the reference,
- * whose CHECK compares exactly: then a burst that is smaller by what passes in a microsecond gives the same number. A queue limit
- * that wrapped around 32 bits in the reference and holds no packet of `mtu` bytes any more is put right.
+ * The bucket that tc is told. The kernel reports a bucket that was given in bytes a few ticks larger than the
+ * reference, whose CHECK compares exactly: then a burst that is smaller by what passes in a microsecond gives the same
+ * number. A queue limit that wrapped around 32 bits in the reference and holds no packet of `mtu` bytes any more is put
+ * right.
  */
 export function tokenBucket(rateBits: bigint, burstBits: bigint, mtu: number): TokenBucket {
   const { rate, burst, fill, latency } = parts(rateBits, burstBits);
@@ -58,7 +59,9 @@ export function tokenBucket(rateBits: bigint, burstBits: bigint, mtu: number): T
   return { rate, burst: other > 0n && other <= U32 && same(other) ? other : burst, limit };
 }
 
-/** Rate and burst in bytes, the time to fill the bucket in microseconds, and what passes in the time a packet may wait. */
+/**
+ * Rate and burst in bytes, the time to fill the bucket in microseconds, and what passes in the time a packet may wait.
+ */
 function parts(rateBits: bigint, burstBits: bigint) {
   const [rate, burst] = [rateBits / 8n, burstBits / 8n];
   return {
@@ -132,7 +135,9 @@ export interface Filter {
 /** What one question to tc answers with; undefined when it failed, for instance since there is no such link. */
 export type Shown = readonly unknown[] | undefined;
 
-/** Asks several things in one process, such as `qdisc show dev veth0`. A question that fails fails those after it too. */
+/**
+ * Asks several things in one process, such as `qdisc show dev veth0`. A question that fails fails those after it too.
+ */
 export async function tcShow(run: Run, questions: readonly string[]): Promise<Shown[]> {
   const tool = ["tc", "-raw", "-d", "-j"];
   const output = await runLines(run, tool, questions);

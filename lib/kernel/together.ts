@@ -1,7 +1,7 @@
 /**
- * Rules of several callers as one transaction. Callers at work side by side each start `iptables-restore` by themselves; what
- * they start in one turn of the event loop about one table goes to one process, as one transaction. When that is refused,
- * nothing was changed: each caller's own is run then, and each learns what became of it.
+ * Rules of several callers as one transaction. Callers at work side by side each start `iptables-restore` by
+ * themselves; what they start in one turn of the event loop about one table goes to one process, as one transaction.
+ * When that is refused, nothing was changed: each caller's own is run then, and each learns what became of it.
  */
 import type { Command, Output, Run } from "./run.ts";
 

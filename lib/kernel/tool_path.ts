@@ -1,6 +1,6 @@
 /**
- * Which file a tool's name stands for. Plugins run as root in other programs' environments, so PATH alone decides nothing: the
- * system's own folders come first, and another folder counts only if nobody but root can put a file there.
+ * Which file a tool's name stands for. Plugins run as root in other programs' environments, so PATH alone decides
+ * nothing: the system's own folders come first, and another folder counts only if nobody but root can put a file there.
  */
 import { exists } from "./regular_file.ts";
 
@@ -18,8 +18,8 @@ export function toolEnvPath(): string {
 }
 
 /**
- * Adds PATH's trusted folders to those that are searched, for tools that the system's folders lack. Looking at them costs more than
- * finding a tool, so it is not done before. Returns whether that made a difference.
+ * Adds PATH's trusted folders to those that are searched, for tools that the system's folders lack. Looking at them
+ * costs more than finding a tool, so it is not done before. Returns whether that made a difference.
  */
 export function searchMoreFolders(): boolean {
   if (folders !== SYSTEM_FOLDERS) return false;
@@ -52,8 +52,8 @@ export function forgetTools(): void {
 }
 
 /**
- * The word to start a tool with, or "" when it is nowhere. A tool whose name a plugin has as well is named by its path; others are
- * found on {@linkcode toolEnvPath} by whoever starts them, which costs nothing here.
+ * The word to start a tool with, or "" when it is nowhere. A tool whose name a plugin has as well is named by its path;
+ * others are found on {@linkcode toolEnvPath} by whoever starts them, which costs nothing here.
  */
 export function located(name: string): string {
   return PLUGINS_TOO.includes(name) ? toolPath(name) : name;
@@ -89,7 +89,9 @@ function hasPlugins(dir: string): boolean {
   return exists(`${dir}/host-local`, { links: true }) || exists(`${dir}/loopback`, { links: true });
 }
 
-/** Whether nobody but root (or ourselves) can put a file into a folder: neither there nor by way of any folder above it. */
+/**
+ * Whether nobody but root (or ourselves) can put a file into a folder: neither there nor by way of any folder above it.
+ */
 export function isTrustedFolder(dir: string): boolean {
   if (!dir.startsWith("/")) return false;
   try {

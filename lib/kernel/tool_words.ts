@@ -18,8 +18,8 @@ const WORDS = {
   /** Rules of nft are in the table; iptables 1.8.9 on nf_tables says so of a chain that is not there, too. */
   tableUnreadable: /is incompatible, use 'nft' tool/,
   /**
-   * This kernel has no such table, in the words of either variant: each has tried to load its module before. The words for
-   * other reasons (no permission, no memory) prove nothing.
+   * This kernel has no such table, in the words of either variant: each has tried to load its module before. The words
+   * for other reasons (no permission, no memory) prove nothing.
    */
   tableAbsent:
     /tables who\?|Table does not exist|Failed to initialize nft: Protocol not supported|generation id: Invalid argument/,
@@ -28,7 +28,10 @@ const WORDS = {
   noFamily: /Address family not supported/,
   /** nft, in the first line alone: below it are places in its input. */
   nftAbsent: /^.*No such file or directory/,
-  /** The server's answer to a certificate of ours, or to none. With TLS 1.3 it comes after the request, which the server has not read. */
+  /**
+   * The server's answer to a certificate of ours, or to none. With TLS 1.3 it comes after the request, which the server
+   * has not read.
+   */
   certificateAlert:
     /\balert (bad certificate|certificate (required|expired|revoked|unknown)|unknown ca|access denied|handshake failure)\b/,
   noFlows: / 0 flow entries/,
@@ -73,8 +76,8 @@ export function complaints(output: Output): { readonly line: number; readonly te
 
 /**
  * A tool's complaint in the words that the reference would use: iproute2's "RTNETLINK answers: File exists" becomes
- * "file exists", absent links "Link not found", and so do the kernel's own explanations; other tools' first telling line
- * is kept.
+ * "file exists", absent links "Link not found", and so do the kernel's own explanations; other tools' first telling
+ * line is kept.
  */
 export function failureText(output: Output): string {
   const lines = output.stderr.split("\n").map((line) => line.trim()).filter((line) =>
@@ -98,7 +101,9 @@ export function failureText(output: Output): string {
   return output.signal ? `signal: ${output.signal}` : `exit status ${output.code}`;
 }
 
-/** What newer kernels say instead of an errno, and the errno's words, which the reference prints and people search for. */
+/**
+ * What newer kernels say instead of an errno, and the errno's words, which the reference prints and people search for.
+ */
 const EXTENDED: readonly (readonly [RegExp, string])[] = [
   [/^Error: Exclusivity flag on/, "file exists"],
   [/^Error: Unable to use '.*' for the new interface name/, "file exists"],

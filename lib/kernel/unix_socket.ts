@@ -1,6 +1,6 @@
 /**
- * Unix stream sockets, for a program without network rights. The runtime asks for read and write access to the socket's path, which
- * this program has.
+ * Unix stream sockets, for a program without network rights. The runtime asks for read and write access to the socket's
+ * path, which this program has.
  *
  * @module
  */

@@ -1,6 +1,6 @@
 /**
- * iptables as it would be: transactions are judged and carried out on a copy of what the kernel holds. So code that tries
- * one transaction and falls back to another takes the very branch that it would take, and nothing is changed.
+ * iptables as it would be: transactions are judged and carried out on a copy of what the kernel holds. So code that
+ * tries one transaction and falls back to another takes the very branch that it would take, and nothing is changed.
  */
 import { parseSave, ruleComment, ruleTarget, ruleWords } from "./iptables.ts";
 import type { Command, Output, Run } from "./run.ts";

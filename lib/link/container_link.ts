@@ -193,8 +193,8 @@ const SETTLE_MS = 5000;
 const SETTLE_STEP_MS = 50;
 
 /**
- * Constant text for /bin/sh in the container: waits until no IPv6 address of link $1 is tentative (flag 0x40), or one has
- * failed (0x08), and looks $2 times at most, every $3 seconds. Exit status 0: all are settled.
+ * Constant text for /bin/sh in the container: waits until no IPv6 address of link $1 is tentative (flag 0x40), or one
+ * has failed (0x08), and looks $2 times at most, every $3 seconds. Exit status 0: all are settled.
  */
 const SETTLE_SCRIPT = [
   "n=0; while :; do t=0",

@@ -1,4 +1,7 @@
-/** The host's end of an attachment's veth pair: what it is called, what shows whose it is, and its removal on that proof. */
+/**
+ * The host's end of an attachment's veth pair: what it is called, what shows whose it is, and its removal on that
+ * proof.
+ */
 import { CniError, code } from "../cni/error.ts";
 import type { Interface, IPConfig } from "../cni/types.ts";
 import { type Link, linkDel, linkShow } from "../kernel/ip.ts";
@@ -12,7 +15,10 @@ import { sha512 } from "../net/sha512.ts";
 /** Bytes that the kernel keeps of an alias. */
 const ALIAS_BYTES = 255;
 
-/** The alias that a host veth carries: `show`, `graph`, DEL and GC know its owner by it. One that is too long ends in a hash of the whole. */
+/**
+ * The alias that a host veth carries: `show`, `graph`, DEL and GC know its owner by it. One that is too long ends in a
+ * hash of the whole.
+ */
 export function portAlias({ network, containerId, ifName }: Attachment): string {
   const alias = `cni:${network}:${containerId}:${ifName}`;
   // An interface's name may have characters of several bytes.
@@ -40,14 +46,17 @@ export function hostEnd(owner: Attachment, attempt = 0): Interface {
 }
 
 /**
- * MAC of a host end. The kernel sets it in the step that makes the link, before there can be an alias. As nobody else gives a link of
- * this name just this MAC, it shows which network a link without alias was made for.
+ * MAC of a host end. The kernel sets it in the step that makes the link, before there can be an alias. As nobody else
+ * gives a link of this name just this MAC, it shows which network a link without alias was made for.
  */
 function hostMac(network: string, name: string): string {
   return macFromSeed(`host:${network}:${name}`);
 }
 
-/** Does the link show that it is the attachment's? By its alias, or where an ADD was killed before it set one, by its MAC. */
+/**
+ * Does the link show that it is the attachment's? By its alias, or where an ADD was killed before it set one, by its
+ * MAC.
+ */
 function isHostEnd(link: Link, owner: Attachment): boolean {
   if (link.linkinfo?.info_kind !== "veth") return false;
   return link.ifalias ? link.ifalias === portAlias(owner) : isUnnamed(link, owner.network);
@@ -86,7 +95,10 @@ function aliasInSysfs(name: string): string {
   }
 }
 
-/** Removes the host's end of the attachment's pair, and does `after` in the same process. False when the host has none that is its. */
+/**
+ * Removes the host's end of the attachment's pair, and does `after` in the same process. False when the host has none
+ * that is its.
+ */
 export async function deleteHostEnd(call: Applier, owner: Attachment, after: readonly Step[] = []): Promise<boolean> {
   for (let attempt = 0; attempt < NAMES; attempt++) {
     const name = vethName(owner, attempt);
@@ -139,8 +151,8 @@ export function undoHostEnd(name: string, owner: Attachment): Step {
 }
 
 /**
- * Makes a host end under the first name that no other link has: where `make` fails because somebody else has a link of that name, `end`
- * becomes the next one, and `make` is called again.
+ * Makes a host end under the first name that no other link has: where `make` fails because somebody else has a link of
+ * that name, `end` becomes the next one, and `make` is called again.
  */
 export async function withFreeName<T>(
   call: Applier,
@@ -169,8 +181,8 @@ async function isTaken(call: Applier, name: string, owner: Attachment): Promise<
 }
 
 /**
- * Deletes a host veth by name, and does `after` in the same process; not there counts as done. Once nobody sees the link any more,
- * nothing is waited for: the kernel keeps who deleted it until its own last traces are gone, some 15 ms.
+ * Deletes a host veth by name, and does `after` in the same process; not there counts as done. Once nobody sees the
+ * link any more, nothing is waited for: the kernel keeps who deleted it until its own last traces are gone, some 15 ms.
  */
 export async function deleteHostVeth(call: Applier, name: string, after: readonly Step[] = []): Promise<void> {
   const visible = linkExists(name) === true;

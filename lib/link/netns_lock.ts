@@ -1,4 +1,6 @@
-/** One call at a time in a namespace, or for an attachment: nothing in the container can keep a call waiting for ever. */
+/**
+ * One call at a time in a namespace, or for an attachment: nothing in the container can keep a call waiting for ever.
+ */
 import { toCniError } from "../cni/error.ts";
 import type { Lock } from "../cni/own_lock.ts";
 import type { ContainerCall } from "../cni/plugin.ts";
@@ -6,15 +8,18 @@ import { holderOf, lockWithin } from "../kernel/flock.ts";
 import { fileIdentity } from "../kernel/proc.ts";
 import { sha512 } from "../net/sha512.ts";
 
-/** So many locks there are of each kind, which keeps their files few: who shares one by chance waits for another call, no longer. */
+/**
+ * So many locks there are of each kind, which keeps their files few: who shares one by chance waits for another call,
+ * no longer.
+ */
 const LOCKS = 256;
 /** Longest wait in milliseconds for a namespace's file: far more than a call of the reference takes. */
 const FILE_LIMIT_MS = 2000;
 
 /**
- * Takes the namespace for this process alone. The reference's sbr locks the namespace's file, so that one is asked for too; but any process
- * in the container can lock it as well, so it is waited for a short time only. Throws code 11 when another call of ours is not
- * done in time.
+ * Takes the namespace for this process alone. The reference's sbr locks the namespace's file, so that one is asked for
+ * too; but any process in the container can lock it as well, so it is waited for a short time only. Throws code 11 when
+ * another call of ours is not done in time.
  */
 export async function lockNetns(call: ContainerCall): Promise<Lock> {
   const { netns, warn } = call;

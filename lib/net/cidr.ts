@@ -1,7 +1,8 @@
 /**
  * Addresses and prefixes of both families: parse, print, compare, count.
  *
- * What is accepted is what Go's `net` package accepts, since that decides what the reference plugins take for an address.
+ * What is accepted is what Go's `net` package accepts, since that decides what the reference plugins take for an
+ * address.
  *
  * @module
  */
@@ -28,7 +29,8 @@ export function familyBits(family: Family): number {
 }
 
 /**
- * The address written in `text`, or undefined. No leading zeros in IPv4, no zone, IPv4-mapped becomes IPv4 (Go `net.ParseIP`).
+ * The address written in `text`, or undefined. No leading zeros in IPv4, no zone, IPv4-mapped becomes IPv4 (Go
+ * `net.ParseIP`).
  *
  * @example
  * ```ts
@@ -46,8 +48,8 @@ export function parseAddress(text: string): Address | undefined {
 }
 
 /**
- * The address and prefix length written in `text`, or undefined (Go `net.ParseCIDR`). An IPv4-mapped address becomes IPv4 and its
- * length counts from bit 96: `::ffff:10.0.0.2/120` is `10.0.0.2/24`.
+ * The address and prefix length written in `text`, or undefined (Go `net.ParseCIDR`). An IPv4-mapped address becomes
+ * IPv4 and its length counts from bit 96: `::ffff:10.0.0.2/120` is `10.0.0.2/24`.
  *
  * @example
  * ```ts
@@ -146,8 +148,8 @@ export function sameAddress(a: Address, b: Address): boolean {
 }
 
 /**
- * Whether packets of one host go to one host with it, over any distance (Go `IsGlobalUnicast`): private addresses count,
- * unspecified, loopback, multicast, link-local and the IPv4 broadcast address do not.
+ * Whether packets of one host go to one host with it, over any distance (Go `IsGlobalUnicast`): private addresses
+ * count, unspecified, loopback, multicast, link-local and the IPv4 broadcast address do not.
  */
 export function isGlobalUnicast(address: Address): boolean {
   const { family, value } = address;
@@ -230,7 +232,10 @@ function formatIpv4(value: number): string {
   return `${value >>> 24}.${value >>> 16 & 255}.${value >>> 8 & 255}.${value & 255}`;
 }
 
-/** RFC 5952 section 4: lower case, no leading zeros, the longest run of two or more zero groups (the first on a tie) as "::". */
+/**
+ * RFC 5952 section 4: lower case, no leading zeros, the longest run of two or more zero groups (the first on a tie) as
+ * "::".
+ */
 function formatIpv6(value: bigint): string {
   const digits = value.toString(16).padStart(32, "0");
   const groups = Array.from({ length: 8 }, (_, i) => Number.parseInt(digits.slice(i * 4, i * 4 + 4), 16).toString(16));

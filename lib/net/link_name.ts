@@ -1,9 +1,9 @@
 /** Names of network links, as the kernel and iproute2 take them. */
 
 /**
- * Can a link be made with this name? The kernel's rule (1 to 15 bytes, not `.` or `..`, no slash, colon, blank or `%`, which it
- * takes for a pattern), and no control character, since iproute2 cannot say such a name in JSON. What a tool would read
- * as syntax is none of this function's business: that is quoted where the tool is told.
+ * Can a link be made with this name? The kernel's rule (1 to 15 bytes, not `.` or `..`, no slash, colon, blank or `%`,
+ * which it takes for a pattern), and no control character, since iproute2 cannot say such a name in JSON. What a tool
+ * would read as syntax is none of this function's business: that is quoted where the tool is told.
  *
  * @example
  * ```ts

@@ -9,8 +9,9 @@ import { sha512 } from "./sha512.ts";
 const LENGTHS = [6, 8, 20];
 
 /**
- * A hardware address in any of the three usual spellings, in either case, printed in lower case with colons; undefined when it is
- * none. As in Go's `net.ParseMAC`, which decides what the reference accepts, 8 and 20 bytes are addresses too.
+ * A hardware address in any of the three usual spellings, in either case, printed in lower case with colons; undefined
+ * when it is none. As in Go's `net.ParseMAC`, which decides what the reference accepts, 8 and 20 bytes are addresses
+ * too.
  *
  * @example
  * ```ts
@@ -46,7 +47,8 @@ export function macFromSeed(seed: string): string {
 }
 
 /**
- * The address that names an IPv4 address: `0a:58` and its four bytes, as the container network plugins of old and OVN do.
+ * The address that names an IPv4 address: `0a:58` and its four bytes, as the container network plugins of old and OVN
+ * do.
  *
  * @param value the IPv4 address as an integer
  * @example

@@ -1,6 +1,7 @@
 /**
- * Short, stable names from network, container and interface. Chain names, comments and hashes are the reference plugins' own
- * formulas, so that either implementation finds and deletes what the other made: they must match to the byte.
+ * Short, stable names from network, container and interface. Chain names, comments and hashes are the reference
+ * plugins' own formulas, so that either implementation finds and deletes what the other made: they must match to the
+ * byte.
  *
  * @module
  */
@@ -24,8 +25,8 @@ const NFT_COMMENT_BYTES = 128;
 const IPTABLES_COMMENT_BYTES = 255;
 
 /**
- * iptables chain of one container on one network: `CNI-`, the infix, and the hash of name and ID, 28 characters in total.
- * Network and ID are joined without a separator, and the interface takes no part, as in the reference.
+ * iptables chain of one container on one network: `CNI-`, the infix, and the hash of name and ID, 28 characters in
+ * total. Network and ID are joined without a separator, and the interface takes no part, as in the reference.
  *
  * @param infix tells the chains of one plugin from those of another: `DN-` for portmap
  * @example
@@ -54,7 +55,10 @@ export function iptablesComment({ network, containerId }: Owner): string {
   return `name: "${network}" id: "${containerId}"`;
 }
 
-/** Comment on the rules that lead to a container's port mappings in iptables; one over 255 bytes ends in three dots at byte 256. */
+/**
+ * Comment on the rules that lead to a container's port mappings in iptables; one over 255 bytes ends in three dots at
+ * byte 256.
+ */
 export function dnatComment(owner: Owner): string {
   const comment = `dnat ${iptablesComment(owner)}`;
   return utf8Length(comment) > IPTABLES_COMMENT_BYTES
@@ -89,7 +93,10 @@ export function nftAttachmentHash({ network, containerId, ifName }: Attachment):
   return `${nftNetworkHash(network)}-${sha512(`${ifName}:${containerId}`).slice(0, 16)}`;
 }
 
-/** Comment on an attachment's nft rules: its hash and, as far as 128 bytes go, network, interface and container in plain text. */
+/**
+ * Comment on an attachment's nft rules: its hash and, as far as 128 bytes go, network, interface and container in plain
+ * text.
+ */
 export function nftRuleComment(attachment: Attachment): string {
   const { network, containerId, ifName } = attachment;
   const plain = `net: ${network}, if: ${ifName}, id: ${containerId}`.replaceAll('"', "");
@@ -97,9 +104,10 @@ export function nftRuleComment(attachment: Attachment): string {
 }
 
 /**
- * Name of the host end of an attachment's veth pair: `veth` and 8 hexadecimal digits, the reference's pattern. Computed where the
- * reference draws it, so that DEL finds the link when the container's namespace is gone. 32 bits are not enough to tell attachments
- * apart: it is a place to look, and another `attempt` gives the next place when a link of somebody else is there.
+ * Name of the host end of an attachment's veth pair: `veth` and 8 hexadecimal digits, the reference's pattern. Computed
+ * where the reference draws it, so that DEL finds the link when the container's namespace is gone. 32 bits are not
+ * enough to tell attachments apart: it is a place to look, and another `attempt` gives the next place when a link of
+ * somebody else is there.
  */
 export function vethName({ network, containerId, ifName }: Attachment, attempt = 0): string {
   // ":" occurs in none of the three, so no two attachments share a seed.

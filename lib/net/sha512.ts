@@ -1,7 +1,7 @@
 /**
- * SHA-512 (FIPS 180-4), for names. Written for a process that hashes two or three short texts in its whole life, where the engine
- * interprets every line: 64-bit words are halves in plain numbers, and nothing is called. It takes a tenth of a millisecond, where
- * the runtime's node:crypto takes 0.6 to load.
+ * SHA-512 (FIPS 180-4), for names. Written for a process that hashes two or three short texts in its whole life, where
+ * the engine interprets every line: 64-bit words are halves in plain numbers, and nothing is called. It takes a tenth
+ * of a millisecond, where the runtime's node:crypto takes 0.6 to load.
  *
  * @module
  */

@@ -1,6 +1,6 @@
 /**
- * `cnibox node` at work: it knows what all nodes say, keeps this node's kernel as that wants it, and writes what runtimes read. Never in
- * the path of ADD or DEL. When the source does not answer, everything stays as it is.
+ * `cnibox node` at work: it knows what all nodes say, keeps this node's kernel as that wants it, and writes what
+ * runtimes read. Never in the path of ADD or DEL. When the source does not answer, everything stays as it is.
  *
  * @module
  */
@@ -181,7 +181,9 @@ export class Agent {
     return status;
   }
 
-  /** Removes everything that is ours: routes, devices, rules, files, and this node's record where the source answers. */
+  /**
+   * Removes everything that is ours: routes, devices, rules, files, and this node's record where the source answers.
+   */
   async withdraw(): Promise<Problem[]> {
     const { run, source, places } = this.world;
     const now = await kernelState(run, []);
@@ -316,7 +318,10 @@ export class Agent {
     };
   }
 
-  /** First global address of the link that is named, or that the default route leads out by. What it was before stays while it is there. */
+  /**
+   * First global address of the link that is named, or that the default route leads out by. What it was before stays
+   * while it is there.
+   */
   async #addressOf(family: 4 | 6, links: readonly Link[]): Promise<Address | undefined> {
     const before = this.#memory.own && ofFamily(this.#memory.own.record.publicIps, family);
     const name = this.world.conf.interface ?? await this.#defaultLink(family);
@@ -361,7 +366,9 @@ export class Agent {
     }
   }
 
-  /** Writes a file of ours. Another's is replaced only when it says the same thing to its readers, or on `--take-over`. */
+  /**
+   * Writes a file of ours. Another's is replaced only when it says the same thing to its readers, or on `--take-over`.
+   */
   #write(path: string, text: string, isOurs: (text: string) => boolean): void {
     const before = readFileIfThere(path);
     const mine = before === undefined || before === text || isOurs(before) || before === this.#memory.files[path];

@@ -1,4 +1,7 @@
-/** What `cnibox node` writes for others: the subnet file of the flannel plugin, and a network list for runtimes. Pure texts. */
+/**
+ * What `cnibox node` writes for others: the subnet file of the flannel plugin, and a network list for runtimes. Pure
+ * texts.
+ */
 import { isObject } from "../cni/decode.ts";
 import type { JsonObject } from "../cni/types.ts";
 import { formatPrefix, type Prefix } from "../net/cidr.ts";
@@ -40,7 +43,10 @@ const DEFAULT_LIST: JsonObject = {
   ],
 };
 
-/** A network list. Of a template the values `$RANGES`, `$NETWORKS`, `$MTU` and `$IPMASQ` are replaced, wherever they stand alone. */
+/**
+ * A network list. Of a template the values `$RANGES`, `$NETWORKS`, `$MTU` and `$IPMASQ` are replaced, wherever they
+ * stand alone.
+ */
 export function conflistText(template: JsonObject | undefined, shares: Shares): string {
   return `${JSON.stringify(filled(template ?? DEFAULT_LIST, shares), null, 2)}\n`;
 }

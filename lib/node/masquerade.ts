@@ -1,6 +1,6 @@
 /**
- * Masquerading of what this node's pods send to the world outside of the network of all nodes: one nftables table of our own, or where
- * nft is not usable one iptables chain of our own.
+ * Masquerading of what this node's pods send to the world outside of the network of all nodes: one nftables table of
+ * our own, or where nft is not usable one iptables chain of our own.
  *
  * @module
  */

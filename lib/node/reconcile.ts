@@ -1,6 +1,6 @@
 /**
- * From what the kernel has to what it should have. Ours are: routes of our protocol number, and vxlan devices of our group
- * with what is on them. Anything else is left alone; where it is in the way, that is said.
+ * From what the kernel has to what it should have. Ours are: routes of our protocol number, and vxlan devices of our
+ * group with what is on them. Anything else is left alone; where it is in the way, that is said.
  *
  * @module
  */

@@ -1,6 +1,6 @@
 /**
- * What nodes tell each other: flannel's network configuration and subnet records, as they lie in etcd, and Node objects of Kubernetes.
- * Both become the same two things: the network of all nodes, and one record per node.
+ * What nodes tell each other: flannel's network configuration and subnet records, as they lie in etcd, and Node objects
+ * of Kubernetes. Both become the same two things: the network of all nodes, and one record per node.
  *
  * @module
  */
@@ -171,7 +171,10 @@ function backendOf(source: unknown, where: string): Backend {
   };
 }
 
-/** The subnets that a key of flannel's stands for: `10.5.34.0-24`, `10.5.34.0-24&fd00:0:0:22::-64`; undefined for any other key. */
+/**
+ * The subnets that a key of flannel's stands for: `10.5.34.0-24`, `10.5.34.0-24&fd00:0:0:22::-64`; undefined for any
+ * other key.
+ */
 export function parseSubnetKey(key: string): Prefix[] | undefined {
   const [, four = "", length4 = "", six, length6] = /^(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([0-9a-f:]+)-(\d+))?$/.exec(key) ??
     [];
@@ -250,7 +253,9 @@ function word(value: unknown): string | undefined {
   return typeof value === "string" && value !== "" ? value : undefined;
 }
 
-/** Hardware address of a node's vxlan device where no record says one: the same for everybody who knows the node's name. */
+/**
+ * Hardware address of a node's vxlan device where no record says one: the same for everybody who knows the node's name.
+ */
 export function derivedMac(node: string, family: Family, vni: number): string {
   const hash = sha512(`cnibox vxlan ${vni} IPv${family} ${node}`);
   // Second bit of the first byte: given out locally, not by a vendor.
@@ -270,8 +275,9 @@ export interface KubernetesNode {
 const FLANNEL = "flannel.alpha.coreos.com";
 
 /**
- * A Node object as a record: its podCIDRs and internal addresses. A node that flanneld once ran on keeps its hardware addresses, which
- * flanneld on other nodes still uses; for others they are made of the node's name, so nothing has to be written.
+ * A Node object as a record: its podCIDRs and internal addresses. A node that flanneld once ran on keeps its hardware
+ * addresses, which flanneld on other nodes still uses; for others they are made of the node's name, so nothing has to
+ * be written.
  */
 export function recordOfNode({ metadata, spec, status }: KubernetesNode, { vni, type }: Backend): NodeRecord {
   const { name, annotations = {} } = metadata;

@@ -1,4 +1,7 @@
-/** The loops around an agent: the source is followed, the kernel is listened to, and nothing is believed for longer than a minute. */
+/**
+ * The loops around an agent: the source is followed, the kernel is listened to, and nothing is believed for longer than
+ * a minute.
+ */
 import { streamLines } from "../kernel/lines.ts";
 import { Compacted } from "../store/store.ts";
 import { type Agent, revisionNumber } from "./agent.ts";
@@ -74,7 +77,10 @@ interface Loop {
   readonly pace: Pace;
 }
 
-/** Lists, then watches from there; goes on from the last revision when the watch ends, and lists again when that is forgotten. */
+/**
+ * Lists, then watches from there; goes on from the last revision when the watch ends, and lists again when that is
+ * forgotten.
+ */
 async function followSource(agent: Agent, loop: Loop): Promise<void> {
   const { bell, signal, pace: { retryMs: [first, longest] } } = loop;
   const { source } = agent.world;
@@ -102,7 +108,10 @@ async function followSource(agent: Agent, loop: Loop): Promise<void> {
   }
 }
 
-/** Watches from the agent's revision. Returns whether the next watch may go on from there; else everything has to be listed. */
+/**
+ * Watches from the agent's revision. Returns whether the next watch may go on from there; else everything has to be
+ * listed.
+ */
 async function watchOnce(agent: Agent, { bell, signal, pace }: Loop): Promise<boolean> {
   const limit = new AbortController();
   const timer = setTimeout(() => limit.abort(), pace.relistMs * (0.8 + Math.random() * 0.4));

@@ -58,8 +58,8 @@ export interface Source {
   probe(): Promise<string>;
   watch(since: string, options: { event: (event: SourceEvent) => void; signal: AbortSignal }): Promise<void>;
   /**
-   * Makes sure that this node has subnets, and that its record says what it should. Absent where the source itself gives nodes their
-   * subnets.
+   * Makes sure that this node has subnets, and that its record says what it should. Absent where the source itself
+   * gives nodes their subnets.
    *
    * @throws {CniError} when there is none to be had, or another machine says that it has this node's address
    */
@@ -175,8 +175,8 @@ class Etcd implements Source {
   }
 
   /**
-   * Writes the record again unless it is as this node wrote it: one of flanneld's lives for a day only, and without a time to live it
-   * stays until somebody removes it.
+   * Writes the record again unless it is as this node wrote it: one of flanneld's lives for a day only, and without a
+   * time to live it stays until somebody removes it.
    */
   async #renew(now: StoreRecord, record: NodeRecord, previous: Claim | undefined): Promise<Claim | undefined> {
     const text = subnetRecord(record);
@@ -185,7 +185,10 @@ class Etcd implements Source {
     return written && { key: now.key, record, revision: written.revision };
   }
 
-  /** One key has the subnets of both families: two nodes may have asked for one IPv4 subnet under different keys. The later one yields. */
+  /**
+   * One key has the subnets of both families: two nodes may have asked for one IPv4 subnet under different keys. The
+   * later one yields.
+   */
   async #isBeaten(made: StoreRecord, { subnets }: NodeRecord, conf: NetworkConf): Promise<boolean> {
     const { records } = await this.store.list(SUBNETS);
     const earlier = records.some(({ key, revision, value }) => {

@@ -40,7 +40,10 @@ function fits({ address, length }: Prefix, rule: SubnetRule): boolean {
   return length === rule.length && prefixContains(rule.network, address);
 }
 
-/** A free subnet: from a random one on, the first that is free, so that a nearly full network is looked through as a whole. */
+/**
+ * A free subnet: from a random one on, the first that is free, so that a nearly full network is looked through as a
+ * whole.
+ */
 function randomSubnet(
   { min, max, length }: SubnetRule,
   taken: readonly Prefix[],

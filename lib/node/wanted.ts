@@ -213,7 +213,10 @@ function refusal(
   return undefined;
 }
 
-/** How a subnet is reached; a text says why it is not; undefined when this node lacks the family, which is said once elsewhere. */
+/**
+ * How a subnet is reached; a text says why it is not; undefined when this node lacks the family, which is said once
+ * elsewhere.
+ */
 function wayTo(
   { node, subnet, underlay, device, conf: { backend } }: {
     readonly node: NodeRecord;

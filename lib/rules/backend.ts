@@ -1,7 +1,8 @@
 /**
- * The lifecycle of a set of rules, the same for every subject (masquerading, host ports, forwarding): choose a backend, add, fall
- * back, undo, remove from both backends; upkeep.ts has what ADD and DEL do without: check, collect, answer STATUS. The texts of the rules lie in two files for each
- * subject, NAME_iptables.ts and NAME_nft.ts, since their layouts are the reference's.
+ * The lifecycle of a set of rules, the same for every subject (masquerading, host ports, forwarding): choose a backend,
+ * add, fall back, undo, remove from both backends; upkeep.ts has what ADD and DEL do without: check, collect, answer
+ * STATUS. The texts of the rules lie in two files for each subject, NAME_iptables.ts and NAME_nft.ts, since their
+ * layouts are the reference's.
  */
 import { all, CniError, groupsFor } from "../cni/error.ts";
 import {
@@ -57,8 +58,8 @@ export interface RuleSet<Want> {
   /** Sets the rules. Returns how to undo that where it is not `remove`. */
   add(call: Adder, want: Want): Promise<(() => Promise<unknown>) | undefined>;
   /**
-   * Removes the rules, however many there are; absent rules, tables and tools are success. `likely`: they are probably as `add`
-   * left them, so one transaction tries that first. Returns whether there were any.
+   * Removes the rules, however many there are; absent rules, tables and tools are success. `likely`: they are probably
+   * as `add` left them, so one transaction tries that first. Returns whether there were any.
    */
   remove(call: Remover, want: Want, options: { readonly likely: boolean }): Promise<boolean>;
   /** The error for the first rule that is missing; undefined when none is. Changes nothing. */
@@ -276,8 +277,8 @@ export interface SharedAddition {
 }
 
 /**
- * The rules alone first, printing a shared chain with them: the table is there on every node but a new one. Writing the shared
- * chains makes the next transaction wait for the kernel, so it is only done where they are not as they should.
+ * The rules alone first, printing a shared chain with them: the table is there on every node but a new one. Writing the
+ * shared chains makes the next transaction wait for the kernel, so it is only done where they are not as they should.
  */
 export async function addToShared({ host }: Host, { rules, chain, isWhole, setup }: SharedAddition): Promise<void> {
   let rest = "";

@@ -65,7 +65,10 @@ export const forwarding: Subject<Forwarded> = {
   },
 };
 
-/** Does work on a table of iptables; what hides it from iptables is moved out of it first, where an earlier build has put it there. */
+/**
+ * Does work on a table of iptables; what hides it from iptables is moved out of it first, where an earlier build has
+ * put it there.
+ */
 export async function onReadable<T>(
   call: Host,
   { family, admin }: { readonly family: Family; readonly admin: string },

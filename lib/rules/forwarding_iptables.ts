@@ -1,12 +1,14 @@
 /**
- * Forwarding allowed for container addresses, and bridges kept apart, in iptables table `filter`. Chains, comments and rules
- * are the reference's, so that either implementation checks and deletes what the other made.
+ * Forwarding allowed for container addresses, and bridges kept apart, in iptables table `filter`. Chains, comments and
+ * rules are the reference's, so that either implementation checks and deletes what the other made.
  *
- *     FORWARD: → CNI-ISOLATION-STAGE-1: from a restricted bridge to another link → STAGE-2: to a restricted bridge: drop
+ *     FORWARD: → CNI-ISOLATION-STAGE-1: from a restricted bridge to another link → STAGE-2: to a restricted bridge:
+ *     drop
  *              → CNI-FORWARD: → the administrator's chain; replies to the address: accept; from the address: accept
  *
- * An ADD asks and changes in two transactions: the first only asks whether everything is there (`-C`), and the line that it
- * fails at tells what is missing. The present state is read only when that is more than the container's own two rules.
+ * An ADD asks and changes in two transactions: the first only asks whether everything is there (`-C`), and the line
+ * that it fails at tells what is missing. The present state is read only when that is more than the container's own two
+ * rules.
  */
 import { CniError, code } from "../cni/error.ts";
 import {
@@ -140,8 +142,8 @@ export function forwardText(forwarding: Forwarding, parts: Parts): string {
 }
 
 /**
- * Makes what is missing of the wanted rules, for addresses of one family. Returns the container's own rules that were made,
- * for taking them back. Throws {@linkcode TableError} and nothing was changed.
+ * Makes what is missing of the wanted rules, for addresses of one family. Returns the container's own rules that were
+ * made, for taking them back. Throws {@linkcode TableError} and nothing was changed.
  */
 export async function addForwarding(
   { host }: Host,
@@ -301,7 +303,9 @@ async function missingAcceptance(host: Run, forwarding: Forwarding, family: Fami
   return new CniError(code.internal, `expected ${chain}rule ${words} not found`, RELOADED);
 }
 
-/** The first of the bridge's rules that is missing. Their comments have changed between releases: they are not compared. */
+/**
+ * The first of the bridge's rules that is missing. Their comments have changed between releases: they are not compared.
+ */
 async function missingIsolation(host: Run, forwarding: Forwarding, family: Family): Promise<CniError | undefined> {
   if (forwarding.policy === "open") return undefined;
   const table = await savedTable(host, family, "filter");

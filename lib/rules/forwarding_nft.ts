@@ -1,12 +1,12 @@
 /**
- * Forwarding allowed for container addresses, and bridges kept apart, in nftables: for hosts without a usable iptables. The
- * reference has no such backend, so table and sets are our own. Addresses are elements of sets, so that a packet meets the
- * same few rules whatever the number of containers; an element's comment names its attachment.
+ * Forwarding allowed for container addresses, and bridges kept apart, in nftables: for hosts without a usable iptables.
+ * The reference has no such backend, so table and sets are our own. Addresses are elements of sets, so that a packet
+ * meets the same few rules whatever the number of containers; an element's comment names its attachment.
  *
- * A verdict `accept` holds for one table only. So that a firewall of the host does not drop what is accepted here, each of
- * its forward chains gets a jump in front, to a chain beside it that accepts the same addresses. `drop` holds for all.
- * iptables cannot print a table that holds such rules: its tables get rules of its own. Where an earlier build has left rules
- * of nft there, they are moved.
+ * A verdict `accept` holds for one table only. So that a firewall of the host does not drop what is accepted here, each
+ * of its forward chains gets a jump in front, to a chain beside it that accepts the same addresses. `drop` holds for
+ * all. iptables cannot print a table that holds such rules: its tables get rules of its own. Where an earlier build has
+ * left rules of nft there, they are moved.
  *
  *     table inet cni_firewall: forward → CNI-ISOLATION-STAGE-1 → STAGE-2; → CNI-FORWARD → the administrator's chain
  *     tables of iptables: as forwarding_iptables.ts has it
@@ -148,7 +148,9 @@ function isOfIptables({ family, table }: NftChain, chains: readonly NftChain[]):
     chains.some((one) => one.family === family && one.table === table && one.name === "FORWARD");
 }
 
-/** Sets what is missing for the container. Throws {@linkcode NftError}; `warn` is told which table could not be changed. */
+/**
+ * Sets what is missing for the container. Throws {@linkcode NftError}; `warn` is told which table could not be changed.
+ */
 export async function addNftForwarding(
   call: Adder,
   forwarding: Forwarding,
@@ -192,8 +194,8 @@ function inIptables(admin: string, addresses: readonly Address[]): Forwarding {
 }
 
 /**
- * Moves what an earlier build has put into a table of iptables: iptables cannot print the table as long as rules of nft are
- * there. Returns whether there were any. Throws {@linkcode TableError} when iptables does not take the addresses.
+ * Moves what an earlier build has put into a table of iptables: iptables cannot print the table as long as rules of nft
+ * are there. Returns whether there were any. Throws {@linkcode TableError} when iptables does not take the addresses.
  */
 export async function moveToIptables({ host }: Host, family: Family, admin: string): Promise<boolean> {
   const table = `${family === 4 ? "ip" : "ip6"} filter`;
@@ -266,7 +268,8 @@ type Collector = Pick<Remover, "host" | "warn">;
 
 /**
  * Removes the elements that `chosen` picks by comment and address, from our table and from those of others. What is not
- * there, also nft itself, is success. What an earlier build has left in tables of iptables is moved out of them. Returns whether there were any.
+ * there, also nft itself, is success. What an earlier build has left in tables of iptables is moved out of them.
+ * Returns whether there were any.
  */
 async function removeElements(
   { host, warn }: Collector,
@@ -407,8 +410,8 @@ export function nftAcceptsAll({ sets }: NftListing, addresses: readonly Address[
 }
 
 /**
- * Throws when another firewall's table, made anew by its owner, has lost what lets these addresses through. Not a part of CHECK: a table
- * that cannot be changed is a warning at ADD, and no failure of the container.
+ * Throws when another firewall's table, made anew by its owner, has lost what lets these addresses through. Not a part
+ * of CHECK: a table that cannot be changed is a warning at ADD, and no failure of the container.
  */
 export async function checkForeignTables({ host }: Host, addresses: readonly Address[]): Promise<void> {
   const own = await nftList(host, `table ${TABLE}`);

@@ -1,13 +1,13 @@
 /**
- * Published ports of a container as rules in iptables: set, removed, checked and collected. Names, comments and rules are
- * the reference's, so that either implementation checks and deletes what the other made.
+ * Published ports of a container as rules in iptables: set, removed, checked and collected. Names, comments and rules
+ * are the reference's, so that either implementation checks and deletes what the other made.
  *
  *     PREROUTING, OUTPUT: to an address of this host → CNI-HOSTPORT-DNAT: to a published port, one rule for 15 of them
  *       → CNI-DN-…, the container's own chain: from where replies would not come back → CNI-HOSTPORT-SETMARK; then DNAT
  *     POSTROUTING: with that mark → CNI-HOSTPORT-MASQ: masquerade
  *
- * The usual case is one transaction per family that names the shared rules it relies on (`-C`) and makes the container's
- * own. Only when it is refused is the present state read, and what is missing is made as well.
+ * The usual case is one transaction per family that names the shared rules it relies on (`-C`) and makes the
+ * container's own. Only when it is refused is the present state read, and what is missing is made as well.
  */
 import { CniError, code } from "../cni/error.ts";
 import { lockWithin } from "../kernel/flock.ts";
@@ -84,8 +84,8 @@ export function protocolName(protocol: string): string {
 }
 
 /**
- * Does this mapping give the family rules of its own? One with a `hostIP` of the other family does not. What is no address
- * counts as IPv6, as in the reference.
+ * Does this mapping give the family rules of its own? One with a `hostIP` of the other family does not. What is no
+ * address counts as IPv6, as in the reference.
  */
 export function appliesTo({ hostIP }: PortMapping, family: Family): boolean {
   return hostIP === "" || (parseAddress(hostIP)?.family ?? 6) === family;
@@ -220,8 +220,8 @@ export interface Reliance {
 }
 
 /**
- * Publishes the ports for one address: in one process when nothing is missing. Throws {@linkcode TableError} and nothing
- * was changed.
+ * Publishes the ports for one address: in one process when nothing is missing. Throws {@linkcode TableError} and
+ * nothing was changed.
  */
 export async function addHostPorts(
   call: Host,
@@ -252,8 +252,8 @@ export async function addHostPorts(
 const SHARED_MS = 10_000;
 
 /**
- * One call of this host at a time, as far as that can be had: iptables takes a chain that another call has just made for its own,
- * and adds the jumps to it once more.
+ * One call of this host at a time, as far as that can be had: iptables takes a chain that another call has just made
+ * for its own, and adds the jumps to it once more.
  */
 async function oneAtATime(work: () => Promise<void>): Promise<void> {
   let folder: Deno.FsFile | undefined;
@@ -271,7 +271,9 @@ async function oneAtATime(work: () => Promise<void>): Promise<void> {
   }
 }
 
-/** Puts what leads to the container in front of all others, in its order: what is before it leads to dead containers. */
+/**
+ * Puts what leads to the container in front of all others, in its order: what is before it leads to dead containers.
+ */
 export async function moveHostPortsFirst({ host }: Host, ports: HostPorts, family: Family): Promise<void> {
   const entries = entryRules(ports.owner, ports.mappings, ports.conditions[family]);
   const lines = [
@@ -328,8 +330,8 @@ export interface Removed {
 }
 
 /**
- * Removes the container's rules of one family: by one transaction when they are as `ports` would make them, else whatever
- * is found by the names of its chains. A missing tool or table is success.
+ * Removes the container's rules of one family: by one transaction when they are as `ports` would make them, else
+ * whatever is found by the names of its chains. A missing tool or table is success.
  */
 export async function removeHostPorts(
   call: Host,
@@ -343,8 +345,8 @@ export async function removeHostPorts(
 }
 
 /**
- * Removes chains chosen by what the table holds; tried again when somebody else changes the table meanwhile. `first`: lines to
- * try without a look at the table.
+ * Removes chains chosen by what the table holds; tried again when somebody else changes the table meanwhile. `first`:
+ * lines to try without a look at the table.
  */
 async function cleanChains(
   { host }: Host,
@@ -389,8 +391,8 @@ export function dnatTarget(rule: string): { address: string; port: number } | un
 }
 
 /**
- * The error, in the reference's words, for the first of the container's rules that is missing. The tool compares: one transaction that
- * only asks. Rules that a release of the reference would have made in another place are not asked for.
+ * The error, in the reference's words, for the first of the container's rules that is missing. The tool compares: one
+ * transaction that only asks. Rules that a release of the reference would have made in another place are not asked for.
  */
 export async function missingHostPort(
   { host }: Host,
@@ -443,7 +445,9 @@ function unusable({ message }: TableError, family: Family): CniError {
   );
 }
 
-/** The container that a rule in {@linkcode DNAT_CHAIN} leads to; undefined when its comment was cut or is no such thing. */
+/**
+ * The container that a rule in {@linkcode DNAT_CHAIN} leads to; undefined when its comment was cut or is no such thing.
+ */
 export function entryOwner(rule: string): Owner | undefined {
   const found = /^dnat name: "([^"]*)" id: "([^"]*)"$/.exec(ruleComment(rule) ?? "");
   return found ? { network: found[1] ?? "", containerId: found[2] ?? "" } : undefined;

@@ -1,11 +1,12 @@
 /**
- * Published ports of a container as rules in nftables, in the reference's table `cni_hostport`. A container's rules carry
- * its ID as comment and nothing else, which is how either implementation finds them.
+ * Published ports of a container as rules in nftables, in the reference's table `cni_hostport`. A container's rules
+ * carry its ID as comment and nothing else, which is how either implementation finds them.
  *
  *     prerouting, output: to an address of this host → hostports_all → hostports: dnat
  *     masquerading: from the container's own subnet or from 127.0.0.1 to the container: masquerade
  *
- * Emptying a chain makes nft wait for the kernel, so the shared chains are only written when they are not as they should.
+ * Emptying a chain makes nft wait for the kernel, so the shared chains are only written when they are not as they
+ * should.
  */
 import { addToShared, type Host, settledNft } from "./backend.ts";
 import { appliesTo, destinationOf, type HostPorts, type PortMapping, protocolName } from "./host_ports_iptables.ts";
@@ -27,7 +28,9 @@ const ip = (family: Family) => family === 4 ? "ip" : "ip6";
 export const hostPortTable = (family: Family) => `${ip(family)} cni_hostport`;
 const JUMP = "fib daddr type local jump hostports_all";
 
-/** The shared chains, as the reference writes them, without anybody's conditions: those are in the container's rules. */
+/**
+ * The shared chains, as the reference writes them, without anybody's conditions: those are in the container's rules.
+ */
 function setupText(family: Family, options: { snat: boolean; comments: boolean }): string {
   const table = hostPortTable(family);
   return [
@@ -125,7 +128,9 @@ export interface NftPort {
 
 type Json = Record<string, unknown>;
 
-/** Reads a rule that sends a port to a container; undefined when it is none, or of a form that nobody writes any more. */
+/**
+ * Reads a rule that sends a port to a container; undefined when it is none, or of a form that nobody writes any more.
+ */
 export function readNftPort({ handle, comment = "", expr }: NftRule): NftPort | undefined {
   let [protocol, port, hostIP, conditional] = ["", 0, "", false];
   let [address, containerPort] = ["", 0];

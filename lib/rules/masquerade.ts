@@ -1,6 +1,6 @@
 /**
- * Masquerading of one attachment (`ipMasq` of bridge and ptp). Names, comments and rules are the reference's, so that either
- * implementation deletes what the other made.
+ * Masquerading of one attachment (`ipMasq` of bridge and ptp). Names, comments and rules are the reference's, so that
+ * either implementation deletes what the other made.
  */
 import { CniError, code } from "../cni/error.ts";
 import type { Call } from "../cni/plugin.ts";
@@ -73,9 +73,10 @@ export function masqueradePlan(owner: Attachment, ips: readonly string[], backen
 }
 
 /**
- * Removes the attachment's rules, whichever backend set them, whoever's they were. With `addresses` (CIDR or plain), from the
- * link or `prevResult`, one transaction does it, beside the deletion of the link; without them, or when something else is
- * found than expected, all jumps to the container's chain are looked for. `configured` is `ipMasqBackend`.
+ * Removes the attachment's rules, whichever backend set them, whoever's they were. With `addresses` (CIDR or plain),
+ * from the link or `prevResult`, one transaction does it, beside the deletion of the link; without them, or when
+ * something else is found than expected, all jumps to the container's chain are looked for. `configured` is
+ * `ipMasqBackend`.
  */
 export async function removeMasquerade(
   call: Remover,
@@ -86,7 +87,9 @@ export async function removeMasquerade(
   await removeRules(call, masquerading, wanted(owner, addresses), { backends: bothBackends(configured) });
 }
 
-/** Throws what of the attachment's masquerading is missing; rules of either backend and either implementation will do. */
+/**
+ * Throws what of the attachment's masquerading is missing; rules of either backend and either implementation will do.
+ */
 export async function checkMasquerade(
   call: Host,
   owner: Attachment,

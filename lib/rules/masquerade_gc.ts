@@ -27,7 +27,10 @@ export async function collectMasquerade(call: Call, valid: readonly ValidAttachm
   }));
 }
 
-/** Whose rules a table holds, by their comments and the names of their chains, which say whether a comment tells the truth. */
+/**
+ * Whose rules a table holds, by their comments and the names of their chains, which say whether a comment tells the
+ * truth.
+ */
 export function masqueradeOwners(table: SavedTable): Owner[] {
   const found = new Map<string, Owner>();
   for (const { chain, text } of [...table.chains.values()].flat()) {

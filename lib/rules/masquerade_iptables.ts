@@ -1,11 +1,12 @@
 /**
  * Masquerading of one attachment in iptables table `nat`:
  *
- *     POSTROUTING: from the container's address → CNI-… : to its own subnet: as it is; to anything but multicast: masquerade
+ *     POSTROUTING: from the container's address → CNI-… : to its own subnet: as it is; to anything but multicast:
+ *     masquerade
  *
- * The usual case is one transaction that reads nothing first. Only when it is refused is the present state read, and what is
- * there taken into account: the chain of another interface of the same container on the same network (they share it), or
- * remains of an attachment that was never deleted.
+ * The usual case is one transaction that reads nothing first. Only when it is refused is the present state read, and
+ * what is there taken into account: the chain of another interface of the same container on the same network (they
+ * share it), or remains of an attachment that was never deleted.
  */
 import type { CniError } from "../cni/error.ts";
 import type { Link } from "../kernel/ip.ts";
@@ -133,8 +134,8 @@ function sourceOf(jump: string): Prefix | undefined {
 }
 
 /**
- * Of the jumps to a container's chain, those that belong to another interface of the container that is still there: their
- * source is an address on it. Asks the container only when there is a jump that is not ours.
+ * Of the jumps to a container's chain, those that belong to another interface of the container that is still there:
+ * their source is an address on it. Asks the container only when there is a jump that is not ours.
  */
 async function keptJumps(
   call: Pick<Remover, "pod" | "podAlive">,
@@ -189,7 +190,8 @@ async function remove(call: Remover, wanted: Wanted, { likely }: { readonly like
     const gone = jumps.filter((jump) => !kept.includes(jump)).map((jump) => `-D ${jump}`);
     return { lines: kept.length > 0 ? gone : [...gone, ...dropChain], result: kept.length > 0 && gone.length > 0 };
   });
-  // Of several interfaces of a container that go at once each may have left the chain to the others: the last finds that out.
+  // Of several interfaces of a container that go at once each may have left the chain to the others: the last finds
+  // that out.
   if (isShared) {
     await settledTable(call, { family, table }, async () => {
       const saved = await ownTable(call, family, chain);

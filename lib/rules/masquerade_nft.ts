@@ -1,7 +1,7 @@
 /**
- * Masquerading of one attachment in nftables, in the reference's table `inet cni_plugins_masquerade`. A rule's comment names
- * its attachment. Rules that an earlier ADD of the same attachment left stay until DEL: listing all rules, which finding them
- * takes, costs more than the whole ADD.
+ * Masquerading of one attachment in nftables, in the reference's table `inet cni_plugins_masquerade`. A rule's comment
+ * names its attachment. Rules that an earlier ADD of the same attachment left stay until DEL: listing all rules, which
+ * finding them takes, costs more than the whole ADD.
  */
 import { CniError, code } from "../cni/error.ts";
 import { nftComment, nftList } from "../kernel/nft.ts";
@@ -40,7 +40,9 @@ const TABLE = "inet cni_plugins_masquerade";
 const TABLE_COMMENT = "Masquerading for plugins from github.com/containernetworking/plugins";
 const CHAIN_COMMENT = "Masquerade traffic from certain IPs to any (non-multicast) IP outside their subnet";
 
-/** The table and its shared chains. Emptying a chain makes the next transaction wait, so this is not done every time. */
+/**
+ * The table and its shared chains. Emptying a chain makes the next transaction wait, so this is not done every time.
+ */
 function setup(comments: boolean): string {
   const note = (text: string) => comments ? ` { comment "${text}" ; }` : "";
   return [

@@ -1,4 +1,7 @@
-/** What CHECK, GC, STATUS and the operator's commands ask of rules. ADD and DEL do not read this file: it is loaded when called. */
+/**
+ * What CHECK, GC, STATUS and the operator's commands ask of rules. ADD and DEL do not read this file: it is loaded when
+ * called.
+ */
 import { CniError, code } from "../cni/error.ts";
 import { iptablesUsable } from "../kernel/iptables.ts";
 import { nftUsable } from "../kernel/nft.ts";

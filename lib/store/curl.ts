@@ -1,6 +1,6 @@
 /**
- * HTTP by curl(1), one child process a request: this program itself has no right to use the network. Everything, secrets included,
- * goes in through curl's configuration on standard input; nothing of it is in argv.
+ * HTTP by curl(1), one child process a request: this program itself has no right to use the network. Everything,
+ * secrets included, goes in through curl's configuration on standard input; nothing of it is in argv.
  *
  * @module
  */
@@ -40,8 +40,9 @@ export interface HttpResponse {
 }
 
 /**
- * What became of a request without an answer. `sent`: the server may have got it, so a write may have been done, or be done later.
- * `distrusted`: one of both sides does not accept the other's certificate, so nothing was done, and will not be until somebody changes that.
+ * What became of a request without an answer. `sent`: the server may have got it, so a write may have been done, or be
+ * done later. `distrusted`: one of both sides does not accept the other's certificate, so nothing was done, and will
+ * not be until somebody changes that.
  */
 export type Unanswered = "unsent" | "sent" | "distrusted";
 
@@ -70,8 +71,8 @@ const CONNECT_LIMIT_MS = 3_000;
 export async function request(run: Run, endpoint: Endpoint, wanted: HttpRequest): Promise<HttpResponse> {
   const answer = await send(run, endpoint, wanted);
   if (!(answer instanceof Error)) return answer;
-  // With TLS 1.3 a server may refuse a certificate, and close the connection, before a byte of the request is out: the reason is then
-  // lost. With TLS 1.2 it is told before.
+  // With TLS 1.3 a server may refuse a certificate, and close the connection, before a byte of the request is out: the
+  // reason is then lost. With TLS 1.2 it is told before.
   const isClosed = answer.curl === 55 && answer.outcome === "unsent" && endpoint.url.startsWith("https:");
   const again = isClosed ? await send(run, endpoint, { ...wanted, mostTls: "1.2" }) : answer;
   if (!(again instanceof Error)) return again;
@@ -106,11 +107,16 @@ function outcome({ code, stderr }: { code: number; stderr: string }, size: strin
 /** `-q`: no configuration file of a user. */
 const CURL = ["curl", "-q", "-K", "-"];
 
-/** curl's exit statuses that say that no request was sent: its own options, no such host, no connection, TLS that fails. */
+/**
+ * curl's exit statuses that say that no request was sent: its own options, no such host, no connection, TLS that fails.
+ */
 const UNSENT = new Set([1, 2, 3, 5, 6, 7, 35]);
 /** And those that name a certificate: the server's is not accepted, or a file with one of ours cannot be used. */
 const DISTRUSTED = new Set([58, 60, 66, 77, 82, 83, 90, 91]);
-/** The configuration that makes curl send this request and print the answer's body, a line end, and status and bytes sent. */
+/**
+ * The configuration that makes curl send this request and print the answer's body, a line end, and status and bytes
+ * sent.
+ */
 export function curlConfig(
   endpoint: Endpoint,
   { method, path, headers = [], body, limitMs, mostTls }: HttpRequest,
@@ -143,7 +149,9 @@ export function curlConfig(
   ).join("");
 }
 
-/** curl checks the certificate for the URL's host: with another server name the URL gets that name, and the way stays. */
+/**
+ * curl checks the certificate for the URL's host: with another server name the URL gets that name, and the way stays.
+ */
 function connectTo({ serverName, url }: Endpoint): string | undefined {
   if (serverName === undefined) return undefined;
   const { hostname, port } = new URL(url);

@@ -1,6 +1,6 @@
 /**
- * etcd 3.4 and later through its JSON gateway (`/v3/…`): keys and values in base64, 64-bit numbers as strings, members that are
- * zero or empty left out.
+ * etcd 3.4 and later through its JSON gateway (`/v3/…`): keys and values in base64, 64-bit numbers as strings, members
+ * that are zero or empty left out.
  *
  * @module
  */
@@ -150,7 +150,10 @@ class Etcd implements Store {
     return kvs?.[0] && this.#record(kvs[0]);
   }
 
-  /** Asks one member after the other until one has got the question. A failed answer throws, with the outcome of a write unknown. */
+  /**
+   * Asks one member after the other until one has got the question. A failed answer throws, with the outcome of a write
+   * unknown.
+   */
   async #ask(path: string, body: object, again = true): Promise<Answer> {
     await this.#logIn();
     const { status, answer, url } = await this.#post(path, body);

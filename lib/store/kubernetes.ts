@@ -1,6 +1,6 @@
 /**
- * The Kubernetes API as a store: every record is a Lease of `coordination.k8s.io/v1` in one namespace, so no type of our own has to
- * be installed. The key and the value are annotations, what lists are made by are labels.
+ * The Kubernetes API as a store: every record is a Lease of `coordination.k8s.io/v1` in one namespace, so no type of
+ * our own has to be installed. The key and the value are annotations, what lists are made by are labels.
  *
  * @module
  */
@@ -220,7 +220,10 @@ class Kubernetes implements Store {
     };
   }
 
-  /** With the node goes what it owned. `{}` where the cluster has no such node: then `cnibox cluster forget` frees its records. */
+  /**
+   * With the node goes what it owned. `{}` where the cluster has no such node: then `cnibox cluster forget` frees its
+   * records.
+   */
   async #nodeReference(): Promise<object> {
     const { node } = this.conf;
     const { status, answer } = await this.#ask({ method: "GET", path: `/api/v1/nodes/${encodeURIComponent(node)}` });
@@ -256,7 +259,9 @@ function selector(prefix: string): string {
   return prefix.includes("/") ? `${ours},${POOL}=${label(poolOf(prefix))}` : ours;
 }
 
-/** A label's value: at most 63 characters, letters and digits at both ends; what does not fit is told apart by a hash. */
+/**
+ * A label's value: at most 63 characters, letters and digits at both ends; what does not fit is told apart by a hash.
+ */
 function label(text: string): string {
   if (/^[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$/.test(text)) return text;
   return `${text.replace(/[^A-Za-z0-9]+/g, "-").replace(/^-/, "").slice(0, 40)}.${sha512(text).slice(0, 16)}`;

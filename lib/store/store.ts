@@ -1,6 +1,6 @@
 /**
- * A store for a whole cluster behind five verbs: etcd, or Lease objects of the Kubernetes API. Every record is one key with a text
- * and a revision; all writes are conditional, so whoever was quicker wins and the other one hears of it.
+ * A store for a whole cluster behind five verbs: etcd, or Lease objects of the Kubernetes API. Every record is one key
+ * with a text and a revision; all writes are conditional, so whoever was quicker wins and the other one hears of it.
  *
  * @module
  */
@@ -40,7 +40,10 @@ export interface Store {
   replaceIfRevision(key: string, value: string, revision: string): Promise<StoreRecord | undefined>;
   /** Removes a record; false when it has another revision by now, or is gone. */
   removeIfRevision(key: string, revision: string): Promise<boolean>;
-  /** Hears of every change after a revision until `signal` aborts. Throws {@linkcode Compacted} when the store forgot that revision. */
+  /**
+   * Hears of every change after a revision until `signal` aborts. Throws {@linkcode Compacted} when the store forgot
+   * that revision.
+   */
   watch(prefix: string, since: string, options: WatchOptions): Promise<void>;
 }
 

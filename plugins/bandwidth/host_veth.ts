@@ -29,9 +29,9 @@ export interface HostVeth {
 }
 
 /**
- * Finds the host's end of the container's interface, and looks at other host links on the way: two processes side by side.
- * Throws the reference's words when the interface is none of a veth pair, or when the previous result does not know its
- * other end.
+ * Finds the host's end of the container's interface, and looks at other host links on the way: two processes side by
+ * side. Throws the reference's words when the interface is none of a veth pair, or when the previous result does not
+ * know its other end.
  */
 export async function hostVeth(call: ContainerCall, { interfaces = [] }: Result, others: string[]): Promise<HostVeth> {
   if (interfaces.length === 0) {

@@ -175,7 +175,9 @@ function attachmentOf({ network, containerId, ifName }: ContainerCall): Attachme
   return { network, containerId, ifName };
 }
 
-/** May a call about this attachment remove the device? Not what another plugin made, nor another interface's of ours. */
+/**
+ * May a call about this attachment remove the device? Not what another plugin made, nor another interface's of ours.
+ */
 function isOurs({ linkinfo, ifalias = "" }: Link, attachment: Attachment): boolean {
   if (linkinfo?.info_kind !== "ifb") return false;
   return !/^[0-9a-f]{16}-[0-9a-f]{16}, net: /.test(ifalias) || ifalias.startsWith(nftAttachmentHash(attachment));

@@ -19,7 +19,10 @@ import {
 } from "../../lib/kernel/tc.ts";
 import type { Limit, Limits } from "./rate_limits.ts";
 
-/** The steps that limit the host's end `veth`; with a limit for what comes from the container, through `ifb`. One process. */
+/**
+ * The steps that limit the host's end `veth`; with a limit for what comes from the container, through `ifb`. One
+ * process.
+ */
 export function tcSteps({ ingress, egress }: Limits, veth: Link, ifb: string): Step[] {
   const dev = veth.ifname;
   const bucket = ({ rate, burst }: Limit) => tokenBucket(rate, burst, veth.mtu);
@@ -47,7 +50,9 @@ export function tcSteps({ ingress, egress }: Limits, veth: Link, ifb: string): S
   ];
 }
 
-/** Applies the steps; when they are refused, what an earlier ADD left on this link is removed, and they are tried again. */
+/**
+ * Applies the steps; when they are refused, what an earlier ADD left on this link is removed, and they are tried again.
+ */
 export async function shape(
   call: ContainerCall,
   { steps, limits, veth, ifb }: { steps: Step[]; limits: Limits; veth: Link; ifb: string },

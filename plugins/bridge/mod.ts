@@ -3,8 +3,8 @@
  *
  * Differs from the reference: names and MACs are computed, not drawn, and an IPv4 address always comes with the same
  * MAC, so that neighbours of an address's last owner need not forget anything; the address is announced once more when
- * the port forwards; a new bridge's MAC is pinned; a failed ADD leaves nothing behind; DEL removes rules without needing
- * the namespace; GC and STATUS do their work.
+ * the port forwards; a new bridge's MAC is pinned; a failed ADD leaves nothing behind; DEL removes rules without
+ * needing the namespace; GC and STATUS do their work.
  */
 import { decodeLeniently, type Fields } from "../../lib/cni/decode.ts";
 import { all, both, CniError, code } from "../../lib/cni/error.ts";
@@ -262,8 +262,8 @@ async function del(call: ContainerCall): Promise<void> {
       ...(neighbours.length > 0 ? [() => apply([neighbours], call).catch(() => {})] : []),
     ]);
   };
-  // What takes longest begins: the rules, whose addresses the previous result usually knows, then the link. The rest is read and
-  // done beside them.
+  // What takes longest begins: the rules, whose addresses the previous result usually knows, then the link. The rest is
+  // read and done beside them.
   const jobs = [
     ...(ipam !== "" && known.length > 0 ? [() => first = unmasquerade(known)] : []),
     () => deleteLinks(call, bridge, distinct(known)),
@@ -273,7 +273,9 @@ async function del(call: ContainerCall): Promise<void> {
   await release(call, ipam, { jobs });
 }
 
-/** Both ends of the veth pair, found from the host, or else from the container; and what the host knows of `addresses`. */
+/**
+ * Both ends of the veth pair, found from the host, or else from the container; and what the host knows of `addresses`.
+ */
 async function deleteLinks(call: ContainerCall, bridge: string, addresses: readonly string[]): Promise<void> {
   const neighbours = neighbourSteps(bridge, addresses);
   if (!call.ownNetns && await deleteHostEnd(call, ownerOf(call), neighbours)) return;

@@ -40,8 +40,8 @@ export interface BridgeNow extends Link {
 }
 
 /**
- * Steps that bring an existing bridge to what is wished, but for its addresses; none in the usual case. Throws when that
- * must not be done.
+ * Steps that bring an existing bridge to what is wished, but for its addresses; none in the usual case. Throws when
+ * that must not be done.
  */
 export function ensureBridge(now: Link, wish: BridgeWish, warn: (note: string) => void): Step[] {
   const name = now.ifname;
@@ -268,7 +268,9 @@ async function vlansOf(call: ContainerCall, port: string): Promise<number[]> {
   );
 }
 
-/** Pauses between looks at a port that is not up yet, in milliseconds: 2.6 s altogether, as long as the reference waits. */
+/**
+ * Pauses between looks at a port that is not up yet, in milliseconds: 2.6 s altogether, as long as the reference waits.
+ */
 const PAUSES = [0.5, 1, 1, 2, 2, 5, 10, 20, 50, 100, 200, 200, 500, 500, 500, 500];
 
 /** Waits until a port's operational state is up. Returns the last state seen: "up" unless time ran out. */
@@ -301,9 +303,9 @@ export async function portState(call: ContainerCall, port: string): Promise<stri
 }
 
 /**
- * The gateway's own link for a VLAN, `BRIDGE.VLAN`: one end of a veth pair whose other end is a port in that VLAN. Shared by the
- * VLAN's containers and never removed. Returns the link as it is now. `peers`: names for the other end, of which the first is taken
- * that no other link has.
+ * The gateway's own link for a VLAN, `BRIDGE.VLAN`: one end of a veth pair whose other end is a port in that VLAN.
+ * Shared by the VLAN's containers and never removed. Returns the link as it is now. `peers`: names for the other end,
+ * of which the first is taken that no other link has.
  */
 export async function vlanGateway(
   call: ContainerCall,

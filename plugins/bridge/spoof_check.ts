@@ -58,8 +58,9 @@ export async function removeSpoofCheck(call: ContainerCall): Promise<void> {
 }
 
 /**
- * Removes the rules for which `isStale` says so, given the rule set's name and the link it watches. The names hold no network: who is not
- * listed as valid in one network may be in another, so a link that still exists speaks for its rules.
+ * Removes the rules for which `isStale` says so, given the rule set's name and the link it watches. The names hold no
+ * network: who is not listed as valid in one network may be in another, so a link that still exists speaks for its
+ * rules.
  */
 export async function collectSpoofChecks(call: Call, isStale: (ref: string, veth: string) => boolean): Promise<void> {
   await remove(call, isStale);

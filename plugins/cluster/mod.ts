@@ -1,6 +1,6 @@
 /**
- * cluster: addresses that are unique in a whole cluster. Nodes own blocks of a pool, by records in etcd or the Kubernetes API, and give
- * their addresses out from files of their own: the store is asked only for a further block.
+ * cluster: addresses that are unique in a whole cluster. Nodes own blocks of a pool, by records in etcd or the
+ * Kubernetes API, and give their addresses out from files of their own: the store is asked only for a further block.
  */
 import { isObject, lookup } from "../../lib/cni/decode.ts";
 import { CniError, code, toCniError } from "../../lib/cni/error.ts";

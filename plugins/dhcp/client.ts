@@ -1,6 +1,6 @@
 /**
- * One DHCP client and its folder on disk: started, stopped, found again. The client is a process of its own that lives in
- * the container's network namespace; it renews the lease by itself, whether the daemon runs or not.
+ * One DHCP client and its folder on disk: started, stopped, found again. The client is a process of its own that lives
+ * in the container's network namespace; it renews the lease by itself, whether the daemon runs or not.
  *
  *     /run/cni/dhcp/                    beside the socket, for the socket /run/cni/dhcp.sock
  *       lock                            held by the daemon
@@ -158,8 +158,8 @@ const EVENTS = ["deconfig", "bound", "renew", "nak", "leasefail"];
 
 /**
  * Writes a lease down, whole or not at all, and wakes the daemon if one listens; opening the FIFO for both directions
- * never waits. The environment is copied byte by byte: what a server sent is never read by a shell. The client waits for
- * this, so it starts as little as it can.
+ * never waits. The environment is copied byte by byte: what a server sent is never read by a shell. The client waits
+ * for this, so it starts as little as it can.
  */
 const HOOK = `umask 077
 event=\${0##*/}
@@ -174,7 +174,9 @@ esac
 if [ -p ../wake ]; then printf '%s %s %s\\n' "\${CNIBOX_LEASE##*/}" "$event" "$uptime" 1<>../wake; fi
 `;
 
-/** Makes the folder of a daemon, with the hook in it. Throws when others could write there: root runs what lies in it. */
+/**
+ * Makes the folder of a daemon, with the hook in it. Throws when others could write there: root runs what lies in it.
+ */
 export function prepareState(state: string): void {
   Deno.mkdirSync(`${state}/hook`, { recursive: true, mode: 0o700 });
   for (const folder of [state, `${state}/hook`]) {
@@ -255,8 +257,8 @@ export interface StopOptions {
 }
 
 /**
- * Stops a client, which gives its lease back to the server; then removes its folder. Succeeds whatever is left. A client
- * that no longer has link or address cannot give anything back: that is told, and the lease runs out by itself.
+ * Stops a client, which gives its lease back to the server; then removes its folder. Succeeds whatever is left. A
+ * client that no longer has link or address cannot give anything back: that is told, and the lease runs out by itself.
  */
 export async function stopClient(folder: string, record: LeaseRecord | undefined, options: StopOptions): Promise<void> {
   const pid = clientPid(folder) ??

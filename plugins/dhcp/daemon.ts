@@ -1,6 +1,6 @@
 /**
- * `dhcp daemon`: keeps the DHCP leases of this node's containers. It answers the plugin's calls and watches over one DHCP
- * client per attachment; those outlive it, and the next daemon finds them again (dhcp_client.ts says where).
+ * `dhcp daemon`: keeps the DHCP leases of this node's containers. It answers the plugin's calls and watches over one
+ * DHCP client per attachment; those outlive it, and the next daemon finds them again (dhcp_client.ts says where).
  *
  * @module
  */
@@ -149,7 +149,8 @@ class Daemon implements AsyncDisposable, Keeper {
       throw new Error(`Error getting listener: Too many (${passed}) FDs passed through socket activation`);
     }
     if (passed === 1) {
-      // The runtime cannot take an inherited socket: systemd's own relay accepts there and passes on to a socket of ours.
+      // The runtime cannot take an inherited socket: systemd's own relay accepts there and passes on to a socket of
+      // ours.
       const inner = `${this.state}/daemon.sock`;
       const acceptor = listenUnix(inner);
       const stop = startSocketProxy(inner, `${this.state}/proxy.pid`);

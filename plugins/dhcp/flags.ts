@@ -1,6 +1,6 @@
 /**
- * Flags of `dhcp daemon`, read as Go's flag package reads them: one dash or two, `-x v` or `-x=v`, the first word without a
- * dash ends them.
+ * Flags of `dhcp daemon`, read as Go's flag package reads them: one dash or two, `-x v` or `-x=v`, the first word
+ * without a dash ends them.
  *
  * @module
  */

@@ -1,6 +1,7 @@
 /**
- * Go's gob encoding (https://pkg.go.dev/encoding/gob), the part that remote calls of the dhcp daemon are made of: structs,
- * slices, strings, bytes, numbers. A stream describes its own types, so a reader goes by names, never by position.
+ * Go's gob encoding (https://pkg.go.dev/encoding/gob), the part that remote calls of the dhcp daemon are made of:
+ * structs, slices, strings, bytes, numbers. A stream describes its own types, so a reader goes by names, never by
+ * position.
  *
  * @module
  */
@@ -226,7 +227,9 @@ export class GobReader {
   }
 }
 
-/** The union of definitions, of which one is set: array 1, slice 2, struct 3, map 4; others cannot come in these calls. */
+/**
+ * The union of definitions, of which one is set: array 1, slice 2, struct 3, map 4; others cannot come in these calls.
+ */
 function readDefinition(cursor: Cursor): Definition {
   const kind = cursor.uint();
   let definition: Definition;

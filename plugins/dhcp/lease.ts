@@ -17,8 +17,8 @@ export interface ClientEvent {
 }
 
 /**
- * Reads what the hook wrote: `event=NAME`, the client's whole environment, `uptime=SECONDS IDLE`, each ended by a NUL byte except
- * the last. Undefined when it is not whole.
+ * Reads what the hook wrote: `event=NAME`, the client's whole environment, `uptime=SECONDS IDLE`, each ended by a NUL
+ * byte except the last. Undefined when it is not whole.
  */
 export function parseEvent(bytes: Uint8Array): ClientEvent | undefined {
   const entries = new TextDecoder().decode(bytes).split("\0");
@@ -96,7 +96,10 @@ export interface ResultOptions {
 /** The reference knows the scope of a route without gateway by this number: "link". */
 const SCOPE_LINK = 253;
 
-/** What ADD answers for a lease: one address, its routes and, if the configuration asked for such options, resolver settings. */
+/**
+ * What ADD answers for a lease: one address, its routes and, if the configuration asked for such options, resolver
+ * settings.
+ */
 export function leaseResult({ address, vars }: Lease, { priority, listed }: ResultOptions): Result {
   const gateway = routers(vars)[0];
   const routes = routesOf(vars).map((route) => priority === 0 ? route : { ...route, priority });
@@ -124,7 +127,10 @@ function routers(vars: ReadonlyMap<string, string>): string[] {
   });
 }
 
-/** Option 121 alone when it is there and can be read; else option 33 and a default route through the first router (RFC 3442). */
+/**
+ * Option 121 alone when it is there and can be read; else option 33 and a default route through the first router (RFC
+ * 3442).
+ */
 function routesOf(vars: ReadonlyMap<string, string>): Route[] {
   const classless = classlessRoutes(vars.get("staticroutes") ?? "");
   if (classless.length > 0) return classless;
@@ -148,7 +154,9 @@ function classlessRoutes(text: string): Route[] {
   return routes;
 }
 
-/** udhcpc writes option 33 as `DESTINATION/ROUTER`; the mask is that of the destination's class (RFC 2132 section 5.8). */
+/**
+ * udhcpc writes option 33 as `DESTINATION/ROUTER`; the mask is that of the destination's class (RFC 2132 section 5.8).
+ */
 function classfulRoutes(text: string): Route[] {
   return text.split(/\s+/).flatMap((word) => {
     const [to, via] = word.split("/");
@@ -178,10 +186,12 @@ const SENDS = 3;
 
 /**
  * Arguments of BusyBox udhcpc (1.35 and newer) after its name. Its hook is the shell: udhcpc runs `sh EVENT` in the
- * folder that it was started in, where a file of that name lies, which need not be on a file system that allows programs.
+ * folder that it was started in, where a file of that name lies, which need not be on a file system that allows
+ * programs.
  */
 export function udhcpcArgs(owner: Owner, options: ClientOptions, settings: ClientSettings): string[] {
-  // An answer that is late still counts, so asking again early costs nothing; a first packet is easily lost on a new link.
+  // An answer that is late still counts, so asking again early costs nothing; a first packet is easily lost on a new
+  // link.
   const wait = Math.min(3, Math.max(1, Math.round(settings.timeoutMs / 1000)));
   const pause = Math.min(20, Math.max(1, Math.round(settings.timeoutMs / 500)));
   const args = ["-f", "-i", owner.ifName, "-s", "/bin/sh", "-p", settings.pidFile];

@@ -158,8 +158,8 @@ export interface Owner {
 const MAX_ID = 254;
 
 /**
- * The bytes that name a client to servers: the same for the same attachment on every node and in the reference, so that a
- * server gives the same address again.
+ * The bytes that name a client to servers: the same for the same attachment on every node and in the reference, so that
+ * a server gives the same address again.
  */
 export function clientId({ containerId, network, ifName }: Owner): Uint8Array {
   return new TextEncoder().encode(`${containerId}/${network}/${ifName}`).subarray(0, MAX_ID);

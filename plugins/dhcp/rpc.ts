@@ -1,6 +1,6 @@
 /**
- * The calls between the dhcp plugin and its daemon: Go's net/rpc with gob, behind an HTTP CONNECT, on a unix socket. It is
- * the reference's protocol, so that either half works with the reference's other half.
+ * The calls between the dhcp plugin and its daemon: Go's net/rpc with gob, behind an HTTP CONNECT, on a unix socket. It
+ * is the reference's protocol, so that either half works with the reference's other half.
  *
  * @module
  */

@@ -1,7 +1,7 @@
 /**
- * Which container an address is for, where rules cannot say: iptables and firewalld keep bare addresses. One small file per
- * address below /run, gone with a reboot as the rules are. It is an aid: DEL without a result and GC find addresses by it;
- * with a result DEL does not need it.
+ * Which container an address is for, where rules cannot say: iptables and firewalld keep bare addresses. One small file
+ * per address below /run, gone with a reboot as the rules are. It is an aid: DEL without a result and GC find addresses
+ * by it; with a result DEL does not need it.
  */
 import { isObject } from "../../lib/cni/decode.ts";
 import { namesIn, readFileIfThere, removeDrafts, removeFile, replaceFile } from "../../lib/kernel/state_file.ts";

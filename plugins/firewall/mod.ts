@@ -2,10 +2,10 @@
  * firewall: lets the container's traffic through the host's packet filter, and keeps bridges apart.
  * https://www.cni.dev/plugins/current/meta/firewall/
  *
- * Differs from the reference: everything is checked before the first change, and a failed ADD leaves nothing; a backend for
- * nftables, taken where iptables does not work; bridges stay apart whatever order networks come in; `isolated` holds on the
- * bridge itself too; DEL removes what every backend may have, also without a result; CHECK changes nothing and looks at
- * all rules; GC and STATUS do their work.
+ * Differs from the reference: everything is checked before the first change, and a failed ADD leaves nothing; a backend
+ * for nftables, taken where iptables does not work; bridges stay apart whatever order networks come in; `isolated`
+ * holds on the bridge itself too; DEL removes what every backend may have, also without a result; CHECK changes nothing
+ * and looks at all rules; GC and STATUS do their work.
  */
 import {
   dropOwnerDrafts,
@@ -53,7 +53,10 @@ export const plugin: Plugin = {
   status,
 };
 
-/** The same, about the bridge's own name: packet filters know no other. A process only where prevResult has an alternative one. */
+/**
+ * The same, about the bridge's own name: packet filters know no other. A process only where prevResult has an
+ * alternative one.
+ */
 async function withKernelName(call: ContainerCall, forwarding: Forwarding): Promise<Forwarding> {
   const { bridge } = forwarding;
   if (bridge === "" || (isLinkName(bridge) && linkExists(bridge))) return forwarding;
@@ -89,7 +92,9 @@ function wanted(owner: Attachment, forwarding: Forwarding, { accept }: { readonl
   return { ...forwarding, accept, owner };
 }
 
-/** Neighbours on one bridge never meet the packet filter, unless br_netfilter is loaded: the ports are kept apart too. */
+/**
+ * Neighbours on one bridge never meet the packet filter, unless br_netfilter is loaded: the ports are kept apart too.
+ */
 function portSteps({ interfaces = [] }: Result): Step[] {
   const [bridge, ...others] = interfaces;
   const ports = others.filter(({ name, sandbox }) => !sandbox && name !== bridge?.name && isLinkName(name));
@@ -153,8 +158,9 @@ function forget(call: Call, address: Address, owner: Owned["owner"]): void {
 }
 
 /**
- * Rules about a link that goes with the container, as ptp's, go with it too; a bridge's stay. Without a previous result the
- * link is the one that ptp makes, and rules about veths that are gone go with it: nobody else's DEL knows of those either.
+ * Rules about a link that goes with the container, as ptp's, go with it too; a bridge's stay. Without a previous result
+ * the link is the one that ptp makes, and rules about veths that are gone go with it: nobody else's DEL knows of those
+ * either.
  */
 async function dropOwnIsolation(call: ContainerCall, first: string, admin: string): Promise<void> {
   const { hostEndNames, portAlias } = await import("../../lib/link/host_end.ts");

@@ -1,4 +1,7 @@
-/** firewalld's zones: it lets through what comes from the sources of one, so the container's addresses become such sources. */
+/**
+ * firewalld's zones: it lets through what comes from the sources of one, so the container's addresses become such
+ * sources.
+ */
 import { CniError, code } from "../../lib/cni/error.ts";
 import type { Call, ContainerCall } from "../../lib/cni/plugin.ts";
 import { busAbsence, busAddress, FirewalldError, isTrue, zoneSource } from "../../lib/kernel/firewalld.ts";

@@ -2,9 +2,9 @@
  * flannel: makes a configuration of what flanneld says about this node, and hands it to bridge or another plugin.
  * https://www.cni.dev/plugins/current/meta/flannel/
  *
- * Differs from the reference: state is kept for each attachment, written whole, and removed only when the delegate is done;
- * when it is lost or broken, DEL makes the configuration anew; CHECK, GC and STATUS reach the delegate; results come in the
- * version that was asked for, with `dns`; `args` reaches the delegate; a route is not repeated.
+ * Differs from the reference: state is kept for each attachment, written whole, and removed only when the delegate is
+ * done; when it is lost or broken, DEL makes the configuration anew; CHECK, GC and STATUS reach the delegate; results
+ * come in the version that was asked for, with `dns`; `args` reaches the delegate; a route is not repeated.
  */
 import { confText, delegateConf, readSubnetEnv, type SubnetEnv } from "./conf.ts";
 import { dropState, findState, keepState, statePaths, statesOf } from "./state.ts";
@@ -163,7 +163,10 @@ function attachmentOf({ network, containerId, ifName }: ContainerCall): Attachme
   return { network, containerId, ifName };
 }
 
-/** Has the delegate do what this call is about. That there is no such plugin is told with the reference's words in front. */
+/**
+ * Has the delegate do what this call is about. That there is no such plugin is told with the reference's words in
+ * front.
+ */
 async function delegated(call: Call, type: string, text: string, failure?: number): Promise<DelegateAnswer> {
   try {
     return await call.delegate(type, call.verb, { stdin: bytesOf(text) });

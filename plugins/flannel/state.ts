@@ -1,7 +1,7 @@
 /**
  * What flannel gave its delegate at ADD, kept for CHECK, DEL and GC. The reference keeps one file for a container,
- * `<folder>/<containerID>`, which a second interface overwrites. That one is kept for it, and beside it one of our own for
- * each attachment, `<folder>/<containerID>@<ifName>@<network>`: `@` occurs in no container ID.
+ * `<folder>/<containerID>`, which a second interface overwrites. That one is kept for it, and beside it one of our own
+ * for each attachment, `<folder>/<containerID>@<ifName>@<network>`: `@` occurs in no container ID.
  */
 import { isObject } from "../../lib/cni/decode.ts";
 import { CniError, code } from "../../lib/cni/error.ts";
@@ -32,7 +32,10 @@ export function statePaths(
   return { plain: `${base}/${containerId}`, ...(fits && { own: `${base}/${own}` }) };
 }
 
-/** Reads one file; undefined when there is none, or something that nobody should have put there. Throws what the system says otherwise. */
+/**
+ * Reads one file; undefined when there is none, or something that nobody should have put there. Throws what the system
+ * says otherwise.
+ */
 export function readState(path: string, warn: (note: string) => void = () => {}): State | undefined {
   const text = usable(() => readFileIfThere(path), warn);
   if (text === undefined) return undefined;
@@ -81,8 +84,9 @@ export function keepState(folder: string, attachment: Attachment, text: string):
 }
 
 /**
- * Removes the state of an attachment that is gone. The reference's file goes when it says the same, unless another interface
- * of the container says that too; one that is about something else stays. Without a state, what a killed ADD left goes.
+ * Removes the state of an attachment that is gone. The reference's file goes when it says the same, unless another
+ * interface of the container says that too; one that is about something else stays. Without a state, what a killed ADD
+ * left goes.
  */
 export function dropState(folder: string, attachment: Attachment, state: State | undefined): void {
   const { plain, own } = statePaths(folder, attachment);

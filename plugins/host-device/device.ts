@@ -101,7 +101,10 @@ export async function findDevice(call: ContainerCall, choice: DeviceChoice): Pro
   );
 }
 
-/** Is it this link that a folder in sysfs shows? A /sys that was mounted in another namespace shows links of the same names. */
+/**
+ * Is it this link that a folder in sysfs shows? A /sys that was mounted in another namespace shows links of the same
+ * names.
+ */
 function isSame({ ifindex, address = "" }: Link, dir: string): boolean {
   try {
     return Number(readKernelFile(`${dir}/ifindex`)) === ifindex && readKernelFile(`${dir}/address`).trim() === address;

@@ -159,7 +159,8 @@ const WAITS_MS = [5, 15, 30, 60, 120, 240, 480];
 /**
  * Is there still a container behind these rules? Its address has to answer for itself on the link that leads there (the
  * kernel asks by ARP or neighbour discovery; a living container's kernel answers within a millisecond, even when every
- * process in it is stopped), and it must not have been given to another container since. Only asked when two want one port.
+ * process in it is stopped), and it must not have been given to another container since. Only asked when two want one
+ * port.
  */
 export async function isLiving(
   { host }: Host,

@@ -1,6 +1,6 @@
 /**
- * 127.0.0.1 of this host as a way to published ports: `route_localnet` switched on for the link that leads to a container,
- * and off again when nobody needs it any more.
+ * 127.0.0.1 of this host as a way to published ports: `route_localnet` switched on for the link that leads to a
+ * container, and off again when nobody needs it any more.
  */
 import { CniError, code, toCniError } from "../../lib/cni/error.ts";
 import type { Call, ContainerCall, NetworkCall } from "../../lib/cni/plugin.ts";
@@ -28,8 +28,8 @@ import {
 } from "./localnet.ts";
 
 /**
- * Lets this host's 127.0.0.1 out through the link that leads to the container. Returns the link when it is the container's own,
- * of which nothing is noted.
+ * Lets this host's 127.0.0.1 out through the link that leads to the container. Returns the link when it is the
+ * container's own, of which nothing is noted.
  */
 export async function letLocalhostOut(call: ContainerCall, dev: string): Promise<string | undefined> {
   try {
@@ -100,8 +100,8 @@ export function isLastBehindLink(call: ContainerCall): boolean {
 }
 
 /**
- * The container needs the setting no more, and its rules are gone. `others`: whether rules of other containers are left, if that is
- * known; those of the reference's containers have no notes.
+ * The container needs the setting no more, and its rules are gone. `others`: whether rules of other containers are
+ * left, if that is known; those of the reference's containers have no notes.
  */
 export async function withdrawLocalhost(
   call: ContainerCall,

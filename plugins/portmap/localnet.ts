@@ -2,15 +2,16 @@
  * `route_localnet`, which lets this host's 127.0.0.1:PORT be sent to a container, and what it must not open: with it, a
  * container that sends packets to 127.0.0.1 through its link would reach services that listen there.
  *
- * The guard is one rule for the whole host: nothing that comes in by another link than `lo` goes to 127.0.0.0/8. Replies
- * are not affected, since they are addressed to the host until connection tracking has translated them back. It is dead
- * without `route_localnet` (the kernel drops such packets by itself), so it stays, as the reference's shared chains do.
+ * The guard is one rule for the whole host: nothing that comes in by another link than `lo` goes to 127.0.0.0/8.
+ * Replies are not affected, since they are addressed to the host until connection tracking has translated them back. It
+ * is dead without `route_localnet` (the kernel drops such packets by itself), so it stays, as the reference's shared
+ * chains do.
  *
- * Who needs the setting of which link is noted below /run: gone with a reboot as the setting is, and safe from whoever flushes
- * rules. The first one notes it before it switches the setting on; where it was on without any note, somebody else wants it so, and
- * nothing is noted. Who goes says so in its note (`-` before the name), switches the setting off when no other note is left, looks
- * once more, and then removes the note: whoever is killed on the way is found again, and of two who go at once one is the last.
- * A note is an empty file whose name says all: it is there or it is not.
+ * Who needs the setting of which link is noted below /run: gone with a reboot as the setting is, and safe from whoever
+ * flushes rules. The first one notes it before it switches the setting on; where it was on without any note, somebody
+ * else wants it so, and nothing is noted. Who goes says so in its note (`-` before the name), switches the setting off
+ * when no other note is left, looks once more, and then removes the note: whoever is killed on the way is found again,
+ * and of two who go at once one is the last. A note is an empty file whose name says all: it is there or it is not.
  */
 import { restore, TableError, transaction } from "../../lib/kernel/iptables.ts";
 import { nft, NftError, nftList } from "../../lib/kernel/nft.ts";

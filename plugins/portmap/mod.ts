@@ -1,10 +1,10 @@
 /**
  * portmap: publishes ports of the container on this host. https://www.cni.dev/plugins/current/meta/portmap/
  *
- * Differs from the reference: one transaction per family instead of a process per rule, and a failed ADD leaves nothing; a
- * port that another living container has is an error; a container cannot reach what listens on the host's 127.0.0.1; UDP
- * flows are forgotten on DEL too, and only those of the port on this host; DEL needs no more than network and container;
- * CHECK looks at shared rules too; GC and STATUS do their work.
+ * Differs from the reference: one transaction per family instead of a process per rule, and a failed ADD leaves
+ * nothing; a port that another living container has is an error; a container cannot reach what listens on the host's
+ * 127.0.0.1; UDP flows are forgotten on DEL too, and only those of the port on this host; DEL needs no more than
+ * network and container; CHECK looks at shared rules too; GC and STATUS do their work.
  */
 import { decode, decodeLeniently } from "../../lib/cni/decode.ts";
 import { all, CniError, code } from "../../lib/cni/error.ts";
@@ -128,8 +128,8 @@ async function gc(call: NetworkCall): Promise<void> {
 }
 
 /**
- * Rules in nftables do not say which network they are of. What goes is a container that is not valid here, that no runtime
- * on this host remembers for any network, and that does not answer.
+ * Rules in nftables do not say which network they are of. What goes is a container that is not valid here, that no
+ * runtime on this host remembers for any network, and that does not answer.
  */
 async function collectNft(call: NetworkCall, valid: ReadonlySet<string>): Promise<void> {
   const remembered = cachedResults();

@@ -1,6 +1,7 @@
 /**
- * Publishing ports of a container, and withdrawing them: the rules of one or the other backend, and what rules cannot do by
- * themselves. Rivals for a port are looked for when the own rules are set: of two that come at once, one is earlier.
+ * Publishing ports of a container, and withdrawing them: the rules of one or the other backend, and what rules cannot
+ * do by themselves. Rivals for a port are looked for when the own rules are set: of two that come at once, one is
+ * earlier.
  */
 import { CniError, code, groupsFor } from "../../lib/cni/error.ts";
 import type { Call, ContainerCall } from "../../lib/cni/plugin.ts";
@@ -96,7 +97,9 @@ interface State {
   guarded: boolean;
 }
 
-/** The rules of an ADD: with the guard of 127.0.0.0/8 where 127.0.0.1 is let out, and a note of which backend took them. */
+/**
+ * The rules of an ADD: with the guard of 127.0.0.0/8 where 127.0.0.1 is let out, and a note of which backend took them.
+ */
 function publishing(
   call: ContainerCall,
   { checkFor }: Publication,
@@ -225,8 +228,8 @@ async function rivalsFor(
 const [LOOKS, LOOK_MS] = [8, 50];
 
 /**
- * Both families are set side by side, so of two containers that come at once each may be first in one. IPv4 decides then:
- * who is behind there will give up in both. One that is not there yet is waited for.
+ * Both families are set side by side, so of two containers that come at once each may be first in one. IPv4 decides
+ * then: who is behind there will give up in both. One that is not there yet is waited for.
  */
 async function behindInFour(
   call: ContainerCall,

@@ -1,4 +1,7 @@
-/** What a configuration of portmap says, checked: keys, mappings, the backends that may serve, the container's addresses. */
+/**
+ * What a configuration of portmap says, checked: keys, mappings, the backends that may serve, the container's
+ * addresses.
+ */
 import {
   decode,
   type Fields,

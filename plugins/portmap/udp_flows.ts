@@ -1,6 +1,6 @@
 /**
- * UDP clients that keep sending from one port keep their tracked connection, and with it the way that it once took: past a
- * new mapping, or to a container that is gone. Those flows are deleted, and no others.
+ * UDP clients that keep sending from one port keep their tracked connection, and with it the way that it once took:
+ * past a new mapping, or to a container that is gone. Those flows are deleted, and no others.
  */
 import { deleteUdpFlows, type FlowFilter, udpFlows } from "../../lib/kernel/conntrack.ts";
 import { CommandError, missingTool, type Run, toolPath } from "../../lib/kernel/run.ts";
@@ -50,8 +50,8 @@ async function telling(call: Caller, doing: string, work: () => Promise<void>): 
 }
 
 /**
- * After ADD: flows to a published port that were first sent to an address of this host. A query to another host's port of
- * the same number, passing by, is left alone.
+ * After ADD: flows to a published port that were first sent to an address of this host. A query to another host's port
+ * of the same number, passing by, is left alone.
  */
 export async function flushForAdd(call: Caller, ports: HostPorts, target: Prefix): Promise<void> {
   const { family } = target.address;

@@ -1,10 +1,11 @@
 /**
- * sbr: source based routing. What is sent from an address of the interface looks in that address's own routing table, so
- * answers leave by the interface that the question came in on. https://www.cni.dev/plugins/current/meta/sbr/
+ * sbr: source based routing. What is sent from an address of the interface looks in that address's own routing table,
+ * so answers leave by the interface that the question came in on. https://www.cni.dev/plugins/current/meta/sbr/
  *
- * Differs from the reference: only routes of the address's own family are copied, none is lost on the way, and tables in use
- * are never shared; ADD may be repeated and is taken back when it fails; CHECK looks; DEL needs neither namespace nor
- * interface, leaves other rules alone and empties its tables. `gateways` and `addSourceHints` are newer than its release.
+ * Differs from the reference: only routes of the address's own family are copied, none is lost on the way, and tables
+ * in use are never shared; ADD may be repeated and is taken back when it fails; CHECK looks; DEL needs neither
+ * namespace nor interface, leaves other rules alone and empties its tables. `gateways` and `addSourceHints` are newer
+ * than its release.
  */
 import { statusTools } from "../../lib/link/needs.ts";
 import { lockNetns } from "../../lib/link/netns_lock.ts";

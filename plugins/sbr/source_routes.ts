@@ -1,4 +1,6 @@
-/** Which routes and rules an address of its own table needs: the decisions of source based routing, without a kernel. */
+/**
+ * Which routes and rules an address of its own table needs: the decisions of source based routing, without a kernel.
+ */
 import type { ContainerCall } from "../../lib/cni/plugin.ts";
 import type { Result } from "../../lib/cni/types.ts";
 import {
@@ -77,7 +79,9 @@ export function isMovable(route: KernelRoute, ifName: string): boolean {
   return route.nexthops ? route.nexthops.every((one) => one.dev === ifName) : leadsBy(route, ifName);
 }
 
-/** May what is sent from this prefix's address take the route? Gateways in nobody's subnet, such as fe80::1, serve all. */
+/**
+ * May what is sent from this prefix's address take the route? Gateways in nobody's subnet, such as fe80::1, serve all.
+ */
 export function isFor(prefix: Prefix, route: KernelRoute, all: readonly Prefix[]): boolean {
   const holds = (one: Prefix, text: string) => {
     const address = parseAddress(text);

@@ -1,6 +1,6 @@
 /**
- * The node's list of settings that a configuration may write: `/etc/cni/tuning/allowlist.conf`, one regular expression a
- * line. The expressions are those of the reference (RE2), unanchored; what means something else here is refused.
+ * The node's list of settings that a configuration may write: `/etc/cni/tuning/allowlist.conf`, one regular expression
+ * a line. The expressions are those of the reference (RE2), unanchored; what means something else here is refused.
  */
 import { CniError, code } from "../../lib/cni/error.ts";
 import { readFileIfThere } from "../../lib/kernel/state_file.ts";

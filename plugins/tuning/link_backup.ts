@@ -1,6 +1,6 @@
 /**
- * What an interface was like before tuning changed it: one small file per attachment, read again by DEL. Path and keys are
- * those of the reference, so that either can put back what the other changed; the last two keys are ours, and the
+ * What an interface was like before tuning changed it: one small file per attachment, read again by DEL. Path and keys
+ * are those of the reference, so that either can put back what the other changed; the last two keys are ours, and the
  * reference ignores them.
  */
 import { goJson } from "../../lib/cni/version.ts";
@@ -117,8 +117,8 @@ export interface Kept {
 }
 
 /**
- * Backups of this network whose attachments are not among the valid ones. A place that another backup names too is left out of
- * them: the interface there is that one's by now.
+ * Backups of this network whose attachments are not among the valid ones. A place that another backup names too is left
+ * out of them: the interface there is that one's by now.
  */
 export function staleBackups(folder: string, network: string, valid: readonly ValidAttachment[]): Kept[] {
   const keep = new Set(valid.map((one) => backupPath("", one)));

@@ -2,9 +2,9 @@
  * tuning: sets sysctls and link attributes of an interface that another plugin made, and puts them back on DEL.
  * https://www.cni.dev/plugins/current/meta/tuning/
  *
- * Differs from the reference: everything is checked before the first change, and a failed ADD is taken back; settings are
- * restored on DEL too; CHECK compares hardware addresses and settings by value, and `promisc` only when it is configured;
- * results carry the new MTU and the address in lower case.
+ * Differs from the reference: everything is checked before the first change, and a failed ADD is taken back; settings
+ * are restored on DEL too; CHECK compares hardware addresses and settings by value, and `promisc` only when it is
+ * configured; results carry the new MTU and the address in lower case.
  */
 import { checkAllowed, readAllowList } from "./allow_list.ts";
 import {
@@ -185,7 +185,10 @@ function identityOf(netns: string): string {
   return `${dev}:${ino}`;
 }
 
-/** DEL's work for an attachment that nobody sent DEL for, if its interface is still there. Says whether nothing is left to be done. */
+/**
+ * DEL's work for an attachment that nobody sent DEL for, if its interface is still there. Says whether nothing is left
+ * to be done.
+ */
 async function putBack(call: NetworkCall, { place, ...backup }: Backup): Promise<boolean> {
   if (place === undefined) return true;
   const held = holdNetns(place.netns);

@@ -21,7 +21,9 @@ export function isSetting(path: string): boolean {
   return /^net\/[^\x00-\x1f\x7f]*[^=\x00-\x1f\x7f/]$/.test(path) && !/(^|\/)\.\.(\/|$)|=[^/]*$/.test(path);
 }
 
-/** As the reference finds the file: every dot is a slash, so there is no `..`; then the first IFNAME is the interface. */
+/**
+ * As the reference finds the file: every dot is a slash, so there is no `..`; then the first IFNAME is the interface.
+ */
 export function setting(key: string, value: string, ifName: string): Setting {
   const written = key.replaceAll(".", "/").replace("IFNAME", () => ifName);
   const path = written.split("/").filter((part) => part !== "").join("/");
@@ -44,8 +46,9 @@ export interface Now {
 type Unreadable = { readonly not: "there" | "a file" | "readable" };
 
 /**
- * Constant text, run by /bin/sh in the container's namespace: says what kind of file each setting is, what they hold, then
- * shows the interface that the first argument names, if any. The shell's own `read` gets no more than the first letter, since it asks for one at a time.
+ * Constant text, run by /bin/sh in the container's namespace: says what kind of file each setting is, what they hold,
+ * then shows the interface that the first argument names, if any. The shell's own `read` gets no more than the first
+ * letter, since it asks for one at a time.
  */
 const LOOK_SCRIPT = [
   'link=$1; shift; for f; do if [ -d "$f" ]; then echo d; elif [ -e "$f" ]; then echo f; else echo n; fi; done',
@@ -90,7 +93,10 @@ export function valueOf(path: string, values: Now["values"]): string | undefined
   );
 }
 
-/** Are these values of a setting the same to the kernel? Blanks between its parts do not count, nor how numbers are written. */
+/**
+ * Are these values of a setting the same to the kernel? Blanks between its parts do not count, nor how numbers are
+ * written.
+ */
 export function sameValue(configured: string, current: string): boolean {
   const parts = (value: string) => value.trim().split(/\s+/).map(spelled);
   const [a, b] = [parts(configured), parts(current)];

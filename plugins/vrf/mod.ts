@@ -1,9 +1,9 @@
 /**
- * vrf: puts the container's interface into a VRF inside the container: its routes are then looked up apart from all others.
- * https://www.cni.dev/plugins/current/meta/vrf/
+ * vrf: puts the container's interface into a VRF inside the container: its routes are then looked up apart from all
+ * others. https://www.cni.dev/plugins/current/meta/vrf/
  *
- * Differs from the reference: all routes and addresses come along, at once; ADD may be repeated and is taken back when it
- * fails; tables in use are not chosen; DEL needs no interface and frees it from no other master.
+ * Differs from the reference: all routes and addresses come along, at once; ADD may be repeated and is taken back when
+ * it fails; tables in use are not chosen; DEL needs no interface and frees it from no other master.
  */
 import { statusTools } from "../../lib/link/needs.ts";
 import { lockNetns } from "../../lib/link/netns_lock.ts";

@@ -27,7 +27,9 @@ export interface Call {
   readonly args?: readonly string[];
 }
 
-/** Constant text for bash: runs $3… with standard streams in files $1.*, called by the name $2, and says what it cost. */
+/**
+ * Constant text for bash: runs $3… with standard streams in files $1.*, called by the name $2, and says what it cost.
+ */
 const TIMED = [
   "f=$1; name=$2; shift 2; TIMEFORMAT='%3U %3S'",
   "from=$EPOCHREALTIME",

@@ -38,8 +38,8 @@ export const podNets = {
 };
 
 /**
- * Constant text for bash, which starts nothing but the plugins: commands $4… of a list for container p$1, plugins from folder
- * $2, their types in the words of $3. Configurations are in /run/bench/pod.N.I, without the last brace.
+ * Constant text for bash, which starts nothing but the plugins: commands $4… of a list for container p$1, plugins from
+ * folder $2, their types in the words of $3. Configurations are in /run/bench/pod.N.I, without the last brace.
  */
 const POD = `
 i=$1; folder=$2; types=($3); shift 3

@@ -136,7 +136,9 @@ for (const id of wanted) {
 }
 report();
 
-/** ADD and DEL one after the other, of both sides in turn; on nodes of their own, in one container that is used again. */
+/**
+ * ADD and DEL one after the other, of both sides in turn; on nodes of their own, in one container that is used again.
+ */
 async function lifeOf(
   id: string,
   title: string,
@@ -345,8 +347,8 @@ async function programText(): Promise<void> {
 }
 
 /**
- * Copies a folder of plugins and reads every file from start to end, before any is run: how an executable got into the page cache
- * changes what its calls cost, and both sides are to be alike.
+ * Copies a folder of plugins and reads every file from start to end, before any is run: how an executable got into the
+ * page cache changes what its calls cost, and both sides are to be alike.
  */
 function freshCopy(from: string, to: string): string {
   Deno.mkdirSync(to, { mode: 0o755 });

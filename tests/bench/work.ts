@@ -51,7 +51,9 @@ export const nets = {
     }]),
 };
 
-/** A bridge without masquerading on a /16: with addresses of our host-local, or of cluster on an etcd of the node's own. */
+/**
+ * A bridge without masquerading on a /16: with addresses of our host-local, or of cluster on an etcd of the node's own.
+ */
 export const shares = {
   local: host("local", [bridge(false)]),
   cluster: host("shared", [{

@@ -1,6 +1,7 @@
 /**
- * A node at its worst: ADD, CHECK, DEL and GC of several networks at random and side by side, calls killed alone or with their tools,
- * and beside them things that are nobody's business but their owner's. What has to hold is looked at all the time.
+ * A node at its worst: ADD, CHECK, DEL and GC of several networks at random and side by side, calls killed alone or
+ * with their tools, and beside them things that are nobody's business but their owner's. What has to hold is looked at
+ * all the time.
  *
  * @module
  */
@@ -86,8 +87,8 @@ const networks: readonly { readonly name: string; readonly plugins: readonly Jso
 ];
 
 /**
- * `gone`: nothing of it is left. `attached`: ADD succeeded. `dirty`: a call was killed, and what it left is for DEL or GC. While an
- * operation is under way a pod is `busy`.
+ * `gone`: nothing of it is left. `attached`: ADD succeeded. `dirty`: a call was killed, and what it left is for DEL or
+ * GC. While an operation is under way a pod is `busy`.
  */
 type State = "gone" | "attached" | "dirty" | "busy";
 
@@ -269,7 +270,10 @@ class Scene {
     });
   }
 
-  /** GC of one network with the list of what is attached or under way; what is dirty is not on it, and left alone meanwhile. */
+  /**
+   * GC of one network with the list of what is attached or under way; what is dirty is not on it, and left alone
+   * meanwhile.
+   */
   async #gc(): Promise<void> {
     const network = networks[Math.floor(this.#random() * networks.length)]!;
     if (this.#collecting.has(network.name)) return;
@@ -355,7 +359,10 @@ class Scene {
     this.#violations.push(text);
   }
 
-  /** What holds at any time: strangers are untouched, standing pods are whole, and of pods that are gone nothing is left. */
+  /**
+   * What holds at any time: strangers are untouched, standing pods are whole, and of pods that are gone nothing is
+   * left.
+   */
   async #look(): Promise<void> {
     const quiet = this.pods.filter(({ state }) => state === "gone").map((one) => ({ one, changes: one.changes }));
     const strangers = await theirs(this.node);

@@ -131,7 +131,8 @@ Deno.test("every command has help with an example, and its arguments can be told
 
 Deno.test("every command has JSON for scripts, but for those whose output is a format of its own", () => {
   const without = COMMANDS.filter(({ flags }) => !flags.some(({ name }) => name === "json")).map(({ name }) => name);
-  // `run` has its command's output, `graph` a choice of formats, `report` an archive; `schema` is JSON, and so are configurations; `manifest` is YAML.
+  // `run` has its command's output, `graph` a choice of formats, `report` an archive; `schema` is JSON, and so are
+  // configurations; `manifest` is YAML.
   assertEquals(without, [
     "run",
     "fold",

@@ -84,7 +84,9 @@ Deno.test("completion names every command and flag in every shell", () => {
   }
 });
 
-/** A shell's answers to lines, each after one Tab; the script's questions are answered by a program of the same name. */
+/**
+ * A shell's answers to lines, each after one Tab; the script's questions are answered by a program of the same name.
+ */
 async function offers(shell: "zsh" | "fish", lines: readonly string[]): Promise<Record<string, string[]>> {
   const folder = await Deno.makeTempDir();
   try {

@@ -1,4 +1,7 @@
-/** `validate` on a folder of broken configurations: tests/cli/broken/, what is expected in tests/cli/broken/expected.txt. */
+/**
+ * `validate` on a folder of broken configurations: tests/cli/broken/, what is expected in
+ * tests/cli/broken/expected.txt.
+ */
 import { assert, assertEquals } from "@std/assert";
 import { fromFileUrl } from "@std/path";
 import { PRINTABLE } from "../fakes/iproute2.ts";

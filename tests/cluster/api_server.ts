@@ -96,7 +96,9 @@ async function certificates(hub: Node): Promise<void> {
   await hub.write(`${FOLDER}/tokens.csv`, tokens.join(""), 0o600);
 }
 
-/** Starts the server beside the world's etcd; user `cnibox` gets the rights that the documentation names, and to watch. */
+/**
+ * Starts the server beside the world's etcd; user `cnibox` gets the rights that the documentation names, and to watch.
+ */
 export async function startApiServer(world: World, folder: string): Promise<ApiServer> {
   const { hub } = world;
   await certificates(hub);

@@ -1,7 +1,7 @@
 #!/bin/bash
-# Builds kube-apiserver, kube-controller-manager, kube-scheduler and kubelet 1.20.2 from Debian 12's source package, with
-# Debian's Go, for `deno task test:cluster`, and prints the folder that holds them: .cache/kubernetes-1.20.2. Debian has no
-# binary package of them. Takes 8 to 10 minutes of processor time and 4 GB of disk, once.
+# Builds kube-apiserver, kube-controller-manager, kube-scheduler and kubelet 1.20.2 from Debian 12's source package,
+# with Debian's Go, for `deno task test:cluster`, and prints the folder that holds them: .cache/kubernetes-1.20.2.
+# Debian has no binary package of them. Takes 8 to 10 minutes of processor time and 4 GB of disk, once.
 # Usage: kubernetes.sh [--offline]     (--offline: look, but build nothing)
 # Exit status: 0 and the folder on standard output; 1 and the reason on standard error.
 set -euo pipefail

@@ -1,6 +1,6 @@
 /**
- * cluster on Lease objects of a real kube-apiserver: `deno task test:cluster`. Not a part of `deno task test`: the programs have to be
- * built first, by tests/cluster/kubernetes.sh.
+ * cluster on Lease objects of a real kube-apiserver: `deno task test:cluster`. Not a part of `deno task test`: the
+ * programs have to be built first, by tests/cluster/kubernetes.sh.
  */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { fromFileUrl } from "@std/path";

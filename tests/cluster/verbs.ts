@@ -1,6 +1,7 @@
 /**
- * The five verbs of lib/store on a real Kubernetes API: create, conflict, replace, list, remove, watch. A program of its own, since it runs
- * where the server can be reached: `verbs.ts KUBECONFIG NODE`. Ends with 1 and the reason when a promise does not hold.
+ * The five verbs of lib/store on a real Kubernetes API: create, conflict, replace, list, remove, watch. A program of
+ * its own, since it runs where the server can be reached: `verbs.ts KUBECONFIG NODE`. Ends with 1 and the reason when a
+ * promise does not hold.
  */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { systemRun } from "../../lib/kernel/run.ts";

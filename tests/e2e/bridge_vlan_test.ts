@@ -1,4 +1,6 @@
-/** bridge with VLAN filtering, seen on the wire: access ports, trunks, the default VLAN, a vlan link, and the reference. */
+/**
+ * bridge with VLAN filtering, seen on the wire: access ports, trunks, the default VLAN, a vlan link, and the reference.
+ */
 import { assertEquals } from "@std/assert";
 import { fixed } from "./support/main_plugin.ts";
 import {
@@ -22,8 +24,10 @@ const wire: Need[] = [...needs, "vlan", "tool:tcpdump", "tool:arping"];
 
 const net = (more: Json): Json => ({ cniVersion: "1.1.0", name: "net1", type: "bridge", bridge: "br1", ...more });
 
-/** A bridge whose uplink carries these VLANs tagged, and VLAN 1 untagged. Outside has 10.VLAN.0.1 in each, 10.1.0.1 untagged
- * and 10.3.0.1 in VLAN 300. */
+/**
+ * A bridge whose uplink carries these VLANs tagged, and VLAN 1 untagged. Outside has 10.VLAN.0.1 in each, 10.1.0.1
+ * untagged and 10.3.0.1 in VLAN 300.
+ */
 async function trunkedNode(node: Node, ...vlans: number[]): Promise<Outside> {
   const outside = await node.outside({ defaultRoutes: false });
   await node.ip("link add br1 type bridge vlan_filtering 1", "link set br1 up", "link set uplink master br1");

@@ -1,4 +1,6 @@
-/** A list folded into one `chain`: the same on the node as the list, in the company of the reference, and when it fails. */
+/**
+ * A list folded into one `chain`: the same on the node as the list, in the company of the reference, and when it fails.
+ */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { folded } from "../../lib/cli/fold.ts";
 import {

@@ -45,8 +45,8 @@ const capabilities = (at: number) => ({
 });
 
 /**
- * What stays of a network when its last container is gone: the bridge, forwarding, chains that hold nothing, the guard of
- * 127.0.0.0/8, which harms nobody, and an empty folder.
+ * What stays of a network when its last container is gone: the bridge, forwarding, chains that hold nothing, the guard
+ * of 127.0.0.0/8, which harms nobody, and an empty folder.
  */
 const stays = {
   allow: [

@@ -1,4 +1,6 @@
-/** The node for its operator: status, networks, inspect, one container in detail, filters, and names that nobody has. */
+/**
+ * The node for its operator: status, networks, inspect, one container in detail, filters, and names that nobody has.
+ */
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { type Json, type Node, nodeTest } from "./support/mod.ts";
 import { cnibox, configure, must } from "./support/operator.ts";

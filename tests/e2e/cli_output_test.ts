@@ -113,8 +113,8 @@ nodeTest("cnibox prints one JSON document with --json, whatever the command", { 
   for (const [name, args] of Object.entries(CALLS)) {
     const { code, json, stdout, stderr } = await cnibox(node, [...name.split(" "), ...args, "--json"]);
     assert(json !== undefined, `${name}: ${stdout}${stderr}`);
-    // Nothing was ever replaced, so there is nothing to go back to; doctor may have warnings about the machine; no network here is
-    // a cluster's, and no agent is configured.
+    // Nothing was ever replaced, so there is nothing to go back to; doctor may have warnings about the machine; no
+    // network here is a cluster's, and no agent is configured.
     const fails = ["rollback", "doctor", "ipam check", "cluster find", "cluster forget", "node", "node status"];
     if (!fails.includes(name)) assertEquals(code, 0, `${name}: ${stdout}${stderr}`);
     assertVocabulary(name, json);

@@ -43,7 +43,10 @@ async function rules(node: Node): Promise<string[]> {
   return [...saved, ...kept];
 }
 
-/** Which tools changed rules of the node, one entry for each process; questions, and what was only tried out, do not count. */
+/**
+ * Which tools changed rules of the node, one entry for each process; questions, and what was only tried out, do not
+ * count.
+ */
 async function writers(node: Node, file: string): Promise<string[]> {
   const entries = (await node.read(file) ?? "").split("\n").filter(Boolean).map((line) => JSON.parse(line) as Json);
   return entries.flatMap(({ argv = [], input = "" }: Json) => {

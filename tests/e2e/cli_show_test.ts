@@ -1,4 +1,7 @@
-/** A node with ten containers, three of them broken in different ways: show, graph, ipam check and doctor name all three. */
+/**
+ * A node with ten containers, three of them broken in different ways: show, graph, ipam check and doctor name all
+ * three.
+ */
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { type Json, type Node, nodeTest } from "./support/mod.ts";
 import { cnibox, configure, must } from "./support/operator.ts";

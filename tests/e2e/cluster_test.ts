@@ -1,4 +1,7 @@
-/** cluster on a real etcd: three machines share a pool, members die, somebody misconfigures, and the main plugins delegate to it. */
+/**
+ * cluster on a real etcd: three machines share a pool, members die, somebody misconfigures, and the main plugins
+ * delegate to it.
+ */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import type { Namespace, Node } from "./support/node.ts";
 import { type Need, unmet } from "./support/needs.ts";
@@ -387,7 +390,9 @@ worldTest("an etcd that wants a client's certificate gets it; a missing, foreign
   for (const id of ["c1", "c2"]) await done(node, "DEL", id, good);
 });
 
-/** `before` it is started or `after` its work, with the answer unread, the n-th curl kills the call that has started it. */
+/**
+ * `before` it is started or `after` its work, with the answer unread, the n-th curl kills the call that has started it.
+ */
 async function killerCurl(node: Node): Promise<(target: string) => Promise<boolean>> {
   const real = await realTool(node, "curl");
   await standIn(
@@ -412,7 +417,8 @@ for (const operation of ["ADD", "DEL"] as const) {
     machines: 2,
   }, async (world) => {
     const [node, other] = world.nodes as [Node, Node];
-    // A block is an address, and each released one rests: every ADD takes a block, and DEL returns the second spare one.
+    // A block is an address, and each released one rests: every ADD takes a block, and DEL returns the second spare
+    // one.
     const section = (one: Node) => ipam(world, one, { blockSize: 32, quarantine: "1h" });
     const [mine, theirs] = [conf(section(node)), conf(section(other))];
     const foreign = await added(other, "theirs", theirs);

@@ -1,4 +1,7 @@
-/** Configurations that JSON readers disagree about, beside the reference: keys written twice, in several cases, odd numbers. */
+/**
+ * Configurations that JSON readers disagree about, beside the reference: keys written twice, in several cases, odd
+ * numbers.
+ */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { call, type Json, nodeTest, runPlugin } from "./support/mod.ts";
 

@@ -1,4 +1,7 @@
-/** containerd with cnibox as its plugins: its own client, its runtime interface as the kubelet uses it, and kills between ADD and DEL. */
+/**
+ * containerd with cnibox as its plugins: its own client, its runtime interface as the kubelet uses it, and kills
+ * between ADD and DEL.
+ */
 import { assert, assertEquals, assertMatch, assertRejects, assertStringIncludes } from "@std/assert";
 import {
   assertPings,

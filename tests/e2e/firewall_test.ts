@@ -1,4 +1,6 @@
-/** firewall on a node's own kernel: rules beside the reference's, traffic under policies, firewalld, and what is left. */
+/**
+ * firewall on a node's own kernel: rules beside the reference's, traffic under policies, firewalld, and what is left.
+ */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import {
   assertNoPing,

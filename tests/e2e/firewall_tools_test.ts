@@ -1,4 +1,7 @@
-/** The whole life of a chain with rules (bridge with ipMasq, portmap, firewall) with each firewall tool that a node may have. */
+/**
+ * The whole life of a chain with rules (bridge with ipMasq, portmap, firewall) with each firewall tool that a node may
+ * have.
+ */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { inVm } from "./support/vm.ts";
 import {

@@ -1,4 +1,7 @@
-/** The test harness itself: a node is alone, ends without a trace, and sees what plugins do. Run with the reference plugins. */
+/**
+ * The test harness itself: a node is alone, ends without a trace, and sees what plugins do. Run with the reference
+ * plugins.
+ */
 import { assert, assertEquals, assertRejects, assertStringIncludes, assertThrows } from "@std/assert";
 import {
   assertPings,

@@ -206,7 +206,10 @@ nodeTest("firewall: GC in a namespace whose /sys is another's keeps the isolatio
   assertEquals(await rules(), before);
 });
 
-/** Everything but a zero that an alias may hold and that JSON, a terminal or a shell reads in its own way; not UTF-8 at its end. */
+/**
+ * Everything but a zero that an alias may hold and that JSON, a terminal or a shell reads in its own way; not UTF-8 at
+ * its end.
+ */
 const HOSTILE = String
   .raw`$'\x01\x02\x03\x04\x05\x06\x07\b\t\n\v\f\r\x0e\x0f\x10\x1b[2J\x1f\x7f"\'"}],[{\\" # $x\xc3\x28\xff'`;
 /** A name may hold all of these but blanks, a slash and a colon. */

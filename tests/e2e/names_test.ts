@@ -1,6 +1,6 @@
 /**
- * Names that a tool could read as something else, on a real kernel: every printable character in the names that plugins are
- * told, with links beside them that a tool would hit if it cut the name short.
+ * Names that a tool could read as something else, on a real kernel: every printable character in the names that plugins
+ * are told, with links beside them that a tool would hit if it cut the name short.
  */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { PRINTABLE } from "../fakes/iproute2.ts";

@@ -1,4 +1,6 @@
-/** Three machines on one switch, an etcd, and `cnibox node` on each: pods reach pods, and what is broken is repaired. */
+/**
+ * Three machines on one switch, an etcd, and `cnibox node` on each: pods reach pods, and what is broken is repaired.
+ */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { type EtcdOptions, switchboard, type World } from "./support/world.ts";
 import { cnibox, must } from "./support/operator.ts";

@@ -198,7 +198,8 @@ nodeTest(
     await node.run("firewall-cmd", "--reload");
     await must(node, ["del", "others", "ctr1", "--id", "ctr1"]);
     assertEquals((await sources(node)).trim(), "");
-    // firewalld makes a zone's chains when it is first used, and has dropped what containers share; nothing else may differ.
+    // firewalld makes a zone's chains when it is first used, and has dropped what containers share; nothing else may
+    // differ.
     const own = { section: "nft", line: /"firewalld"/ } as const;
     assertSameState(warm, await snapshot(node), { allow: [...firstContainer, own] });
   },

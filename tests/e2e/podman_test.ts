@@ -1,4 +1,7 @@
-/** podman on its CNI backend with cnibox as its plugins: networks as podman writes them, published ports, and what removal leaves. */
+/**
+ * podman on its CNI backend with cnibox as its plugins: networks as podman writes them, published ports, and what
+ * removal leaves.
+ */
 import { assert, assertEquals, assertMatch, assertNotEquals, assertStringIncludes } from "@std/assert";
 import { assertPings, assertSameState, hostLocalLeftovers, type Json, snapshot } from "./support/mod.ts";
 import { must } from "./support/operator.ts";

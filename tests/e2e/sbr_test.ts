@@ -6,8 +6,8 @@ import { childPrograms, type Trace, tracePlugin } from "./support/trace.ts";
 import { interopTest, nodeTest } from "./support/test.ts";
 
 /**
- * A container between two worlds that know nothing of each other: eth0 to `left` with the default routes, net1 to `right`.
- * In `right` there is 198.51.100.1 / 2001:db8:51::1, which only that side can answer to.
+ * A container between two worlds that know nothing of each other: eth0 to `left` with the default routes, net1 to
+ * `right`. In `right` there is 198.51.100.1 / 2001:db8:51::1, which only that side can answer to.
  */
 async function between(node: Node): Promise<{ pod: Namespace; right: Namespace }> {
   const [pod, left, right] = [

@@ -1,4 +1,6 @@
-/** Calls on a machine that is broken or hostile around them: no room, no /proc, few descriptors, somebody else's files. */
+/**
+ * Calls on a machine that is broken or hostile around them: no room, no /proc, few descriptors, somebody else's files.
+ */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import {
   assertSameState,
@@ -29,7 +31,9 @@ const conf = (more: Json = {}): Json => ({
   ...more,
 });
 
-/** Command line put before a plugin: a script changes what the plugin sees, in a mount namespace of the plugin's own. */
+/**
+ * Command line put before a plugin: a script changes what the plugin sees, in a mount namespace of the plugin's own.
+ */
 const within = (script: string) => ["unshare", "--mount", "/bin/sh", "-euc", `${script}; exec "$0" "$@"`];
 
 // -------------------------------------------------------------------------------------------------------------- /run

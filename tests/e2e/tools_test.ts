@@ -30,7 +30,10 @@ const bridge = (more: Json = {}): Json => ({
 
 // --------------------------------------------------------------------------------------------------------- whose tools
 
-/** ADD with a VLAN, the only thing for which iproute2's bridge is needed; this kernel may know nothing of VLANs on bridges. */
+/**
+ * ADD with a VLAN, the only thing for which iproute2's bridge is needed; this kernel may know nothing of VLANs on
+ * bridges.
+ */
 async function addWithVlan(node: Node, path: string): Promise<PluginOutput> {
   await standIn(node, "ip", `sed "s/vlan_filtering 1//" | ${await realTool(node, "ip")} "$@"`);
   return await runPlugin(node, {

@@ -1,6 +1,7 @@
 /**
- * A packet filter that executes transactions of iptables-restore and nft, and dumps what it holds: for tests of rules without a
- * kernel. The tables of iptables are those that `explain` tries changes on. nft is no more than the words that rules here use.
+ * A packet filter that executes transactions of iptables-restore and nft, and dumps what it holds: for tests of rules
+ * without a kernel. The tables of iptables are those that `explain` tries changes on. nft is no more than the words
+ * that rules here use.
  */
 import type { Command, Output, Run } from "../../lib/kernel/run.ts";
 import { VirtualTables } from "../../lib/kernel/virtual_tables.ts";

@@ -1,4 +1,6 @@
-/** How iproute2 6.1 reads a line of a batch (getcmdline and makeargs in its lib/utils.c): for tests of what it is told. */
+/**
+ * How iproute2 6.1 reads a line of a batch (getcmdline and makeargs in its lib/utils.c): for tests of what it is told.
+ */
 
 /** The words of one line, which holds no line feed. */
 export function readByIproute2(line: string): string[] {

@@ -1,4 +1,7 @@
-/** A kernel's links, routes, neighbours and forwarding entries in memory, spoken to as `ip` and `bridge` are: the part that nodes need. */
+/**
+ * A kernel's links, routes, neighbours and forwarding entries in memory, spoken to as `ip` and `bridge` are: the part
+ * that nodes need.
+ */
 import type { Command, Output, Run } from "../../lib/kernel/run.ts";
 
 type Row = Record<string, unknown>;

@@ -24,8 +24,8 @@ interface Entry {
 }
 
 /**
- * Answers commands as the transcript says. Commands may come in any order, since independent ones run side by side; each
- * entry serves once. A command with `!` lines fails with exit status 1 and these words.
+ * Answers commands as the transcript says. Commands may come in any order, since independent ones run side by side;
+ * each entry serves once. A command with `!` lines fails with exit status 1 and these words.
  */
 export function recordedRun(transcript: string): RecordedRun {
   const entries: Entry[] = [];

@@ -8,7 +8,10 @@ import {
   type StoreRecord,
 } from "../../lib/store/store.ts";
 
-/** Called before each request; may change the store, or throw. `after`: the work is done, and the answer is about to be given. */
+/**
+ * Called before each request; may change the store, or throw. `after`: the work is done, and the answer is about to be
+ * given.
+ */
 export type Interference = (call: { verb: string; key: string; after: boolean }) => void | Promise<void>;
 
 interface Change {
@@ -61,7 +64,10 @@ export class FakeStore implements Store {
     });
   }
 
-  /** Hears of what this view and others write, as long as `cut` is not called. Revisions before `forgotten` are compacted. */
+  /**
+   * Hears of what this view and others write, as long as `cut` is not called. Revisions before `forgotten` are
+   * compacted.
+   */
   watch(prefix: string, since: string, { event, signal }: Parameters<Store["watch"]>[2]): Promise<void> {
     this.calls.push(`watch ${prefix} ${since}`);
     if (Number(since) < this.forgotten) return Promise.reject(new Compacted(`revision ${since} is forgotten`));

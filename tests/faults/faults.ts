@@ -1,10 +1,11 @@
 /**
- * Calls that go wrong at one chosen point: killed, interrupted, refused by the file system, let down by a tool. After each, the node
- * has to be as it was once DEL (or GC) has been called the way a runtime calls it.
+ * Calls that go wrong at one chosen point: killed, interrupted, refused by the file system, let down by a tool. After
+ * each, the node has to be as it was once DEL (or GC) has been called the way a runtime calls it.
  *
- * Points are the system calls of the plugin's main thread that concern files of ours or processes, as strace sees them in an
- * undisturbed run; strace then injects the fault into the n-th call of that name, and its log tells whether it did. A fault meets a
- * point before the system call takes place: after it is before the next one, since nothing lies between that anybody else can see.
+ * Points are the system calls of the plugin's main thread that concern files of ours or processes, as strace sees them
+ * in an undisturbed run; strace then injects the fault into the n-th call of that name, and its log tells whether it
+ * did. A fault meets a point before the system call takes place: after it is before the next one, since nothing lies
+ * between that anybody else can see.
  */
 import {
   type Allowed,
@@ -35,7 +36,10 @@ export interface Setup {
   readonly capabilities?: Record<string, unknown>;
   /** Done once on a fresh node. */
   readonly prepare?: (node: Node) => Promise<unknown>;
-  /** What the network has outside of its node, once it has come to rest: part of the state that every try has to end with. */
+  /**
+   * What the network has outside of its node, once it has come to rest: part of the state that every try has to end
+   * with.
+   */
   readonly elsewhere?: (node: Node) => Promise<string[]>;
   /** Files that the network keeps for its own use, and may change at any call. */
   readonly own?: Allowed[];
@@ -117,7 +121,9 @@ export const setups: readonly Setup[] = [
   },
 ];
 
-/** Each block is one address and each released address rests, so that every ADD takes a block and every DEL returns one. */
+/**
+ * Each block is one address and each released address rests, so that every ADD takes a block and every DEL returns one.
+ */
 function cluster(changes: Json): Json {
   const store = { etcd: { endpoints: ["http://127.0.0.1:2379"] } };
   return {
@@ -151,7 +157,9 @@ async function startEtcd(node: Node): Promise<void> {
   });
 }
 
-/** One more address, taken and released, settles what a killed call has left open: then records and blocks are the same. */
+/**
+ * One more address, taken and released, settles what a killed call has left open: then records and blocks are the same.
+ */
 async function blocksAndRecords(node: Node): Promise<string[]> {
   const about = { type: "cluster", containerId: "settle", netns: "/run/none", stdin: asked(cluster({ node: "one" })) };
   const file = "/var/lib/cni/cluster/net1/blocks.json";
@@ -195,8 +203,8 @@ export interface Point {
   /** A tool has been waited for: whatever the operation, the call listens to signals. */
   readonly hasWaited: boolean;
   /**
-   * A process that is waited for later was only started after another had been waited for: a call that is asked to stop here has
-   * to notice, since it looks for signals while it waits.
+   * A process that is waited for later was only started after another had been waited for: a call that is asked to stop
+   * here has to notice, since it looks for signals while it waits.
    */
   readonly hasToStop: boolean;
 }
@@ -240,7 +248,10 @@ export interface Outcome {
   readonly setup: string;
   readonly fault: Fault;
   points: number;
-  /** Points that the call did not come by when it was to be hit there, however often it was tried: tools end in another order. */
+  /**
+   * Points that the call did not come by when it was to be hit there, however often it was tried: tools end in another
+   * order.
+   */
   readonly missed: string[];
   leaks: number;
   /** Each leak or wrong answer in words. */
@@ -290,7 +301,10 @@ export class Trial implements AsyncDisposable {
     this.#before = await this.#look();
   }
 
-  /** Sees to it that the second container is attached, or not. It stays so for the tries to come: nothing that they do is about it. */
+  /**
+   * Sees to it that the second container is attached, or not. It stays so for the tries to come: nothing that they do
+   * is about it.
+   */
   async neighbour(wanted: boolean): Promise<void> {
     if (wanted === (this.#neighbour !== undefined)) return;
     if (!wanted) return await this.renew();
@@ -310,7 +324,10 @@ export class Trial implements AsyncDisposable {
     return { host, inside: [...notes, ...pods.flat(), ...elsewhere] };
   }
 
-  /** Files below /run/cnibox but for what each call drops there for its tools and the index of the leases, which is an aid only. */
+  /**
+   * Files below /run/cnibox but for what each call drops there for its tools and the index of the leases, which is an
+   * aid only.
+   */
   async #notes(): Promise<string[]> {
     const folders = (await this.node.list("/run/cnibox")).filter((name) => name !== "io" && name !== "host-local");
     const names = await Promise.all(folders.map((folder) => this.node.list(`/run/cnibox/${folder}`)));
@@ -485,8 +502,8 @@ async function cleanedUp(
       });
       if (output.code !== 0) wrong.push(`second GC: ${output.stdout}`);
     }
-    // DEL never comes: the container's namespace goes, and what is in it. On the host GC has to have done everything, and the valid one
-    // is as it was, or the states differ.
+    // DEL never comes: the container's namespace goes, and what is in it. On the host GC has to have done everything,
+    // and the valid one is as it was, or the states differ.
     await trial.pods[0].exec(["ip", "link", "del", "eth0"]);
   } else if (!done) await list.del().catch(report("DEL"));
   wrong.push(...(await trial.residue()).map((line) => `left: ${line}`));
@@ -539,8 +556,8 @@ async function pointsOf(trial: Trial, operation: Command, place: number): Promis
 }
 
 /**
- * How strace is told of a fault at a point. Undefined when the fault cannot happen there, or when it is the same as at the next
- * point: the call only looks, or it takes note that a tool has ended, which nobody else can see.
+ * How strace is told of a fault at a point. Undefined when the fault cannot happen there, or when it is the same as at
+ * the next point: the call only looks, or it takes note that a tool has ended, which nobody else can see.
  */
 function injection(fault: KillFault | DiskFault, point: Point, shift = 0): string | undefined {
   const { syscall, shown, looks, reaps, running } = point;

@@ -228,7 +228,10 @@ nodeTest(
   },
 );
 
-/** Sends SIGTERM to whoever starts the first tool, once that listens, gives it time to hear, and then does the tool's work. */
+/**
+ * Sends SIGTERM to whoever starts the first tool, once that listens, gives it time to hear, and then does the tool's
+ * work.
+ */
 async function interruptsAtFirstTool(node: Node): Promise<string[]> {
   for (const tool of ["ip", "nft", "iptables", "iptables-restore", "iptables-save"]) {
     const real = await realTool(node, tool);

@@ -1,7 +1,7 @@
 /**
- * `deno task test:faults`: every fault at every point of every operation, as a table. `--every N` takes each N-th point,
- * `--setup TEXT`, `--operation TEXT` and `--fault TEXT` only what has that in its name. `--jobs N` nodes are at work at a time;
- * `--count` only counts.
+ * `deno task test:faults`: every fault at every point of every operation, as a table. `--every N` takes each N-th
+ * point, `--setup TEXT`, `--operation TEXT` and `--fault TEXT` only what has that in its name. `--jobs N` nodes are at
+ * work at a time; `--count` only counts.
  */
 import { parseArgs } from "@std/cli/parse-args";
 import {

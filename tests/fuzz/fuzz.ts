@@ -1,7 +1,8 @@
 /**
- * Calls made of nonsense, seeded and repeatable: environment, configuration, previous results, lease folders. Whatever comes in, the answer is
- * a result or an error of the protocol, without a stack trace, in time, and nothing outside the call's own folder changes. Plugins run in
- * this process, on a kernel that answers nonsense too: no root, and thousands of cases a second.
+ * Calls made of nonsense, seeded and repeatable: environment, configuration, previous results, lease folders. Whatever
+ * comes in, the answer is a result or an error of the protocol, without a stack trace, in time, and nothing outside the
+ * call's own folder changes. Plugins run in this process, on a kernel that answers nonsense too: no root, and thousands
+ * of cases a second.
  */
 import { CniError, toCniError } from "../../lib/cni/error.ts";
 import type { Plugin } from "../../lib/cni/plugin.ts";
@@ -208,7 +209,10 @@ function leases(folder: string): string[] {
   }
 }
 
-/** Now and then, finds the lease folder as others may have left it: odd names, odd contents, links and pipes where files belong. */
+/**
+ * Now and then, finds the lease folder as others may have left it: odd names, odd contents, links and pipes where files
+ * belong.
+ */
 function spoil(folder: string, { random, pick }: Chance): void {
   if (random() < 0.7) return;
   const network = `${folder}/net1`;
@@ -273,7 +277,10 @@ interface Chance {
   readonly pick: <T>(list: readonly T[]) => T;
 }
 
-/** A configuration that is half right: known keys with values right and wrong, unknown keys, other cases, a previous result. */
+/**
+ * A configuration that is half right: known keys with values right and wrong, unknown keys, other cases, a previous
+ * result.
+ */
 function configuration(plugin: Plugin, { random, pick, folder }: Chance & { folder: string }): Record<string, unknown> {
   const conf: Record<string, unknown> = {};
   if (random() < 0.97) conf["name"] = random() < 0.9 ? "net1" : pick(HOSTILE);
@@ -421,8 +428,8 @@ const LINK = {
 };
 
 /**
- * A kernel that agrees, refuses, or talks nonsense. It also looks at what reaches it: no batch line may hold a command that nobody planned,
- * no argument a line break.
+ * A kernel that agrees, refuses, or talks nonsense. It also looks at what reaches it: no batch line may hold a command
+ * that nobody planned, no argument a line break.
  */
 function nonsenseKernel(
   { random, pick, violate }: Chance & { violate: (what: string) => void },

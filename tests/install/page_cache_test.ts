@@ -1,4 +1,7 @@
-/** How an executable gets into the page cache decides what its calls cost: it is read from start to end before its first run. */
+/**
+ * How an executable gets into the page cache decides what its calls cost: it is read from start to end before its first
+ * run.
+ */
 import { assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import { CNIBOX, ROOT, run, succeed, temporaryFolder } from "./support.ts";
@@ -7,8 +10,8 @@ const noStrace = (await run("sh", ["-c", "command -v strace"])).code !== 0;
 const isRoot = Deno.uid() === 0;
 
 /**
- * Bytes read of files whose path matches `of`, by the command and all its children, before the first program whose path matches
- * `run` is started. Undefined when none is.
+ * Bytes read of files whose path matches `of`, by the command and all its children, before the first program whose path
+ * matches `run` is started. Undefined when none is.
  */
 async function readBefore(command: string[], { of, run }: { of: RegExp; run: RegExp }): Promise<number | undefined> {
   using folder = temporaryFolder();

@@ -1,4 +1,7 @@
-/** Nodes that share a pool: who gets which block, what survives a killed call, and what is refused. Stores and races are the test's. */
+/**
+ * Nodes that share a pool: who gets which block, what survives a killed call, and what is refused. Stores and races are
+ * the test's.
+ */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { CniError } from "../../lib/cni/error.ts";
 import {

@@ -93,7 +93,8 @@ Deno.test("an index belongs to one state of one folder", () =>
     index.seal(folder);
     index.close();
     const { mtime, ctime } = folderState(folder);
-    // What a file system shows after a change at a moment when the clock says what was noted: both times are that moment.
+    // What a file system shows after a change at a moment when the clock says what was noted: both times are that
+    // moment.
     assertEquals(mtime < ctime, true);
     assertEquals(LeaseIndex.open(path, { ...folderState(folder), ctime: mtime }), undefined);
     assertEquals(LeaseIndex.open(path, { ...folderState(folder), ino: 1 }), undefined);

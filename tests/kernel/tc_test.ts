@@ -2,7 +2,10 @@ import { assertEquals } from "@std/assert";
 import { referenceBucket, reportedTicks, tcShow, tokenBucket } from "../../lib/kernel/tc.ts";
 import { recordedRun } from "../fakes/run.ts";
 
-/** Rate and burst in bit; what the reference sends to the kernel; the burst in bytes that makes tc's bucket report the same. */
+/**
+ * Rate and burst in bit; what the reference sends to the kernel; the burst in bytes that makes tc's bucket report the
+ * same.
+ */
 const rows: readonly [rate: bigint, burst: bigint, buffer: string, limit: bigint, bytes: bigint][] = [
   [8n, 8n, "ee6b28", 1n, 1n],
   [8000n, 80n, "2625a", 35n, 10n],

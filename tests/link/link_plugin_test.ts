@@ -1,4 +1,7 @@
-/** What all plugins that give a container a link do alike: GC and STATUS towards the IPAM plugin, CHECK without a result. */
+/**
+ * What all plugins that give a container a link do alike: GC and STATUS towards the IPAM plugin, CHECK without a
+ * result.
+ */
 import { assertEquals, assertRejects } from "@std/assert";
 import { CniError, code } from "../../lib/cni/error.ts";
 import type { Call, Plugin } from "../../lib/cni/plugin.ts";

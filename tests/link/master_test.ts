@@ -1,4 +1,6 @@
-/** Masters of container links: the default route's link, names that are missing, and what the kernel's refusals mean. */
+/**
+ * Masters of container links: the default route's link, names that are missing, and what the kernel's refusals mean.
+ */
 import { wordsOf } from "../../lib/kernel/batch.ts";
 import { apply } from "../../lib/kernel/plan.ts";
 import type { Command, Run } from "../../lib/kernel/run.ts";

@@ -1,8 +1,8 @@
 /**
- * `deno task test:cluster-load`: addresses of one pool for several machines at once, on an etcd with a member on each of them.
- * `--adds N` in all, `--at-once N`, `--hosts N`, `--subnet CIDR`, `--block-size N`, `--timeout DURATION`. Ends with 1 when an address
- * was given twice, when a call failed for another reason than a full pool, or when something is left after DEL of everything and
- * `cnibox cluster trim`.
+ * `deno task test:cluster-load`: addresses of one pool for several machines at once, on an etcd with a member on each
+ * of them. `--adds N` in all, `--at-once N`, `--hosts N`, `--subnet CIDR`, `--block-size N`, `--timeout DURATION`. Ends
+ * with 1 when an address was given twice, when a call failed for another reason than a full pool, or when something is
+ * left after DEL of everything and `cnibox cluster trim`.
  */
 import { parseArgs } from "@std/cli/parse-args";
 import { quantile } from "../bench/measure.ts";

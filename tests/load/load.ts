@@ -167,8 +167,8 @@ export interface TenNetworks {
 }
 
 /**
- * Ten networks, one container on each, all at once: each publishes a port of its own, and every two, on different networks, ask for
- * the same one.
+ * Ten networks, one container on each, all at once: each publishes a port of its own, and every two, on different
+ * networks, ask for the same one.
  */
 export async function tenNetworks(backend: Load["backend"]): Promise<TenNetworks> {
   await using node = await testNode();
@@ -229,7 +229,10 @@ export async function tenNetworks(backend: Load["backend"]): Promise<TenNetworks
   return { owners, refusals: refusals.sort(), failures, duplicates: attached - addresses.size, residue };
 }
 
-/** A range of five addresses with many contenders: who wins, what the others hear, and in which order addresses come back. */
+/**
+ * A range of five addresses with many contenders: who wins, what the others hear, and in which order addresses come
+ * back.
+ */
 export async function contend(contenders: number): Promise<{ winners: string[]; errors: string[]; again: string[] }> {
   await using node = await testNode();
   const stdin = {

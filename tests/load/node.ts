@@ -1,6 +1,6 @@
 /**
- * `deno task test:node-load`: what `cnibox node` costs beside many other nodes, which are records in an etcd and nothing else.
- * `--peers N`, `--seconds N` of quiet running, `--changes N` of one record after that.
+ * `deno task test:node-load`: what `cnibox node` costs beside many other nodes, which are records in an etcd and
+ * nothing else. `--peers N`, `--seconds N` of quiet running, `--changes N` of one record after that.
  */
 import { parseArgs } from "@std/cli/parse-args";
 import type { Node } from "../e2e/support/node.ts";

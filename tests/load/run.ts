@@ -1,6 +1,6 @@
 /**
- * `deno task test:load`: hundreds of containers at once, on both backends, ours beside the reference. `--containers N`, `--at-once N`,
- * `--seed N`.
+ * `deno task test:load`: hundreds of containers at once, on both backends, ours beside the reference. `--containers N`,
+ * `--at-once N`, `--seed N`.
  */
 import { parseArgs } from "@std/cli/parse-args";
 import { referenceDir } from "../e2e/support/bin.ts";

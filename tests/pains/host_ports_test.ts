@@ -1,4 +1,7 @@
-/** Pains of portmap: rules that were flushed, ports asked for twice, services of the host within reach, chains that are missing. */
+/**
+ * Pains of portmap: rules that were flushed, ports asked for twice, services of the host within reach, chains that are
+ * missing.
+ */
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { type Json, type Namespace, type Need, request, serve, tracePlugin } from "../e2e/support/mod.ts";
 import { painTest, play, rulesWith, said, type Stage } from "./support.ts";

@@ -1,6 +1,6 @@
 /**
- * Every printable character in every name that a plugin is told: what the tools are told differs from what they are told
- * for a plain name in nothing but that name, as iproute2 reads it.
+ * Every printable character in every name that a plugin is told: what the tools are told differs from what they are
+ * told for a plain name in nothing but that name, as iproute2 reads it.
  */
 import { assert, assertEquals } from "@std/assert";
 import type { Plugin } from "../../lib/cni/plugin.ts";

@@ -1,6 +1,6 @@
-# Sourced: takes packages out of Debian's archive without installing anything, as any user. Everything happens in the folder
-# $work, apt's lists included: the machine's sources and packages stay as they are. What apt says is in $work/log.
-# shellcheck shell=sh disable=SC2154  # $work is the caller's
+# Sourced: takes packages out of Debian's archive without installing anything, as any user. Everything happens in the
+# folder $work, apt's lists included: the machine's sources and packages stay as they are. What apt says is in
+# $work/log. shellcheck shell=sh disable=SC2154  # $work is the caller's
 
 # Chooses and reads a suite: "release" (this machine's own sources) or "sid".
 suite() {
@@ -41,7 +41,8 @@ apt() {
   apt-get -q -y $(settings) -o APT::Sandbox::User=root -o Acquire::Retries=3 "$@" </dev/null
 }
 
-# What the machine prefers (a suite that is pinned low, a default release) is about what is installed: it does not count here.
+# What the machine prefers (a suite that is pinned low, a default release) is about what is installed: it does not count
+# here.
 settings() {
   echo "-o Dir::State::lists=$work/lists -o Dir::Cache=$work/cache -o Dir::Etc::preferences=/dev/null" \
     "-o Dir::Etc::preferencesparts=/dev/null -o APT::Default-Release= $sources"

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Finds or fetches a Debian kernel for the virtual machine of `deno task test:vm`, and prints its file, vmlinuz-VERSION; its
-# modules are in lib/modules/VERSION beside the file's folder. Nothing is installed: a kernel that could boot this machine
-# is not wanted.
-# Usage: kernel.sh [--offline] [release | sid]     (release, this machine's own, unless told; --offline: look, do not fetch)
-# Exit status: 0 and the file on standard output; 1 and the reason on standard error.
+# Finds or fetches a Debian kernel for the virtual machine of `deno task test:vm`, and prints its file, vmlinuz-VERSION;
+# its modules are in lib/modules/VERSION beside the file's folder. Nothing is installed: a kernel that could boot this
+# machine is not wanted.
+# Usage: kernel.sh [--offline] [release | sid]     (release, this machine's own, unless told; --offline: look, do not
+# fetch) Exit status: 0 and the file on standard output; 1 and the reason on standard error.
 set -eu
 
 root=$(cd "$(dirname "$0")/../.." && pwd)

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs the Debian packages that the kernel tests use (packages.txt beside this file); does nothing when all are there.
-# Usage: packages.sh [--list | --missing]
+# Installs the Debian packages that the kernel tests use (packages.txt beside this file); does nothing when all are
+# there. Usage: packages.sh [--list | --missing]
 #   --list     prints the names and ends
 #   --missing  prints the names of those not installed and ends
 # Exit status: 0 all are installed now; 1 some could not be installed (they are named on standard error).

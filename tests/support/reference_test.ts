@@ -2,7 +2,10 @@
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { lackOf } from "../e2e/support/needs.ts";
 
-/** apt as on a machine that pins sid low: without the suite's name, or with the machine's preferences, the release's comes. */
+/**
+ * apt as on a machine that pins sid low: without the suite's name, or with the machine's preferences, the release's
+ * comes.
+ */
 const APT = `#!/bin/sh
 echo "$*" >>"$LOG"
 case "$*" in

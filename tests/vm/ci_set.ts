@@ -1,8 +1,8 @@
 /**
- * What CI runs in the virtual machine: tests of what few kernels have. A test takes ten to twenty seconds of a processor there,
- * so of each link plugin there are ADD, CHECK, DEL and GC, its traffic, and two ways to share an attachment with the reference.
- * All else of these plugins is the code of macvlan and tap, which runs on the machine's own kernel. `--all`, the long form, runs
- * every test of every plugin.
+ * What CI runs in the virtual machine: tests of what few kernels have. A test takes ten to twenty seconds of a
+ * processor there, so of each link plugin there are ADD, CHECK, DEL and GC, its traffic, and two ways to share an
+ * attachment with the reference. All else of these plugins is the code of macvlan and tap, which runs on the machine's
+ * own kernel. `--all`, the long form, runs every test of every plugin.
  */
 import { join } from "@std/path";
 import type { KernelFeature, Need } from "../e2e/support/needs.ts";

@@ -1,7 +1,7 @@
 #!/bin/sh
-# First process of the virtual machine that `deno task test:vm` boots (run.ts beside this file says how it works together).
-# Its file system is the machine's own, read-only; the only folder of it that can be written is the run's own, /run/out.
-# It runs the test files of /run/out/queue.
+# First process of the virtual machine that `deno task test:vm` boots (run.ts beside this file says how it works
+# together). Its file system is the machine's own, read-only; the only folder of it that can be written is the run's
+# own, /run/out. It runs the test files of /run/out/queue.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 
 mount -t proc proc /proc
@@ -21,8 +21,9 @@ ln -sf /proc/self/fd /dev/fd
 # shellcheck disable=SC1091  # written by run.ts
 . /run/out/environment
 
-# Modules are loaded when something asks for them, from where the kernel has them: the kernel itself, and iptables-legacy,
-# which runs what the kernel would run. It runs on nodes too, whose /run is their own, and whose /dev is not.
+# Modules are loaded when something asks for them, from where the kernel has them: the kernel itself, and
+# iptables-legacy, which runs what the kernel would run. It runs on nodes too, whose /run is their own, and whose /dev
+# is not.
 printf '#!/bin/sh\nexec %s -d %s "$@"\n' "$(command -v modprobe)" "$CNIBOX_VM_MODULES" >/dev/modprobe
 chmod 755 /dev/modprobe
 echo /dev/modprobe >/proc/sys/kernel/modprobe

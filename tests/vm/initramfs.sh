@@ -1,7 +1,7 @@
 #!/bin/busybox sh
-# /init of the initramfs that machine.ts builds: loads the modules that the root file system needs, and hands over to the
-# program named in cnibox_init=. The root is the machine's own file system over 9p, read-only; with a disk, an overlay that
-# keeps on the disk what is changed.
+# /init of the initramfs that machine.ts builds: loads the modules that the root file system needs, and hands over to
+# the program named in cnibox_init=. The root is the machine's own file system over 9p, read-only; with a disk, an
+# overlay that keeps on the disk what is changed.
 export PATH=/bin
 fail() {
   echo "test:vm: $*"

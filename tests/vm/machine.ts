@@ -92,7 +92,9 @@ export function writeDisk(file: string): void {
 
 let machines = 0;
 
-/** Boots a machine. It ends by itself when it would boot again (a panic does that too), at the latest with this program. */
+/**
+ * Boots a machine. It ends by itself when it would boot again (a panic does that too), at the latest with this program.
+ */
 export function boot(options: MachineOptions): Machine {
   const share = (name: string, path: string, more: string) => [
     ...["-fsdev", `local,id=${name},path=${path},security_model=none,${more}`],

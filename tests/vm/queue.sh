@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs the test files of a queue, /run/out/QUEUE, one after the other, sharing it with the machines beside this one; each
-# file's output and exit status go to /run/out/taken.
+# Runs the test files of a queue, /run/out/QUEUE, one after the other, sharing it with the machines beside this one;
+# each file's output and exit status go to /run/out/taken.
 # Usage: queue.sh QUEUE
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 # shellcheck disable=SC1091  # written by run.ts

@@ -1,13 +1,13 @@
 /**
  * `deno task test:vm`: runs integration tests on a kernel that has everything, in virtual machines that run anywhere.
  *
- * The tests are the same files as on the machine's own kernel. Without arguments the CI set runs (ci_set.ts); `--all` runs
- * everything; files that are named run whole. Each machine is qemu with a Debian kernel; it sees the machine's own file
- * system read-only, and one folder of the run to write to. The machines take the test files from a common queue and put each
- * file's output and exit status beside it. Neither root nor KVM is needed.
+ * The tests are the same files as on the machine's own kernel. Without arguments the CI set runs (ci_set.ts); `--all`
+ * runs everything; files that are named run whole. Each machine is qemu with a Debian kernel; it sees the machine's own
+ * file system read-only, and one folder of the run to write to. The machines take the test files from a common queue
+ * and put each file's output and exit status beside it. Neither root nor KVM is needed.
  *
- * Files below tests/vm/systemd run in a machine of their own, whose first process is systemd and whose root file system is
- * kept on a disk: one boot for each, in the order of their names.
+ * Files below tests/vm/systemd run in a machine of their own, whose first process is systemd and whose root file system
+ * is kept on a disk: one boot for each, in the order of their names.
  *
  * Usage: deno task test:vm [--all] [--systemd] [--kernel FILE] [--vms N] [--filter TEXT] [--limit SECONDS] [FILE …]
  *   --systemd      the files below tests/vm/systemd
@@ -121,7 +121,9 @@ async function follow(ended: Promise<unknown>): Promise<void> {
   }
 }
 
-/** Prints the whole lines that are new in a file's output; its own closing line is left out: one at the end counts all. */
+/**
+ * Prints the whole lines that are new in a file's output; its own closing line is left out: one at the end counts all.
+ */
 function print(name: string): void {
   const from = printed.get(name) ?? 0;
   const log = textOf(join(run, "taken", `${name}.log`)).replaceAll("\r", "");

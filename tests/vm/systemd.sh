@@ -1,6 +1,7 @@
 #!/bin/sh
-# First process of a virtual machine that has a disk, on which the root file system can be written and stays over a reboot:
-# makes it a machine as after its installation, and becomes systemd, which runs the queue "systemd" when all else is up.
+# First process of a virtual machine that has a disk, on which the root file system can be written and stays over a
+# reboot: makes it a machine as after its installation, and becomes systemd, which runs the queue "systemd" when all
+# else is up.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 mount -t proc proc /proc
 # shellcheck disable=SC1091  # written by run.ts

@@ -5,7 +5,10 @@ import { gather, GONE, judge, type Pool, pools, useOf } from "../leases.ts";
 import { attachmentsOf } from "../setup.ts";
 import { type Line, type Node, ok } from "./finding.ts";
 
-/** Blocks of a cluster's pool that another node has by now: the store was restored from a backup, or somebody forgot this node. */
+/**
+ * Blocks of a cluster's pool that another node has by now: the store was restored from a backup, or somebody forgot
+ * this node.
+ */
 function lostBlocks({ network, leases, share }: Pool): Line[] {
   return (share?.lost ?? []).map(({ block, holder }) => {
     const isIn = (ip: string) => {

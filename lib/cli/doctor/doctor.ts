@@ -1,4 +1,7 @@
-/** `cnibox doctor`: what usually goes wrong on a node, each line ok, warning or failure, with the mend. Only looks, unless told to mend. */
+/**
+ * `cnibox doctor`: what usually goes wrong on a node, each line ok, warning or failure, with the mend. Only looks,
+ * unless told to mend.
+ */
 import { loadAll } from "../../cni/conflist.ts";
 import { toCniError } from "../../cni/error.ts";
 import { foreground } from "../../kernel/foreground.ts";

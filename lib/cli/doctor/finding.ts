@@ -6,7 +6,9 @@ import type { Run } from "../../kernel/run.ts";
 import type { Folders } from "../setup.ts";
 import type { Survey } from "../survey.ts";
 
-/** `ok`, a warning (some things will not work, or soon not), or a failure (containers cannot be attached or reached). */
+/**
+ * `ok`, a warning (some things will not work, or soon not), or a failure (containers cannot be attached or reached).
+ */
 export type Grade = "ok" | "warning" | "failure";
 
 /** One thing that was looked at. */

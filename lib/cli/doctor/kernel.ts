@@ -1,4 +1,5 @@
 /** `doctor` on the kernel: can it make the kinds of links that networks use? */
+import { says } from "../../kernel/run.ts";
 import { type Line, type Node, ok, typesInUse } from "./finding.ts";
 
 /** Kinds of links by the plugins that make them, and the kernel's option for them. */

@@ -1,4 +1,7 @@
-/** What `cnibox doctor` says of other nodes: does the agent run, is the way to each of them there, and does it carry what pods send? */
+/**
+ * What `cnibox doctor` says of other nodes: does the agent run, is the way to each of them there, and does it carry
+ * what pods send?
+ */
 import { type Run, toolPath } from "../../kernel/run.ts";
 import { isHeld } from "../../node/lock.ts";
 import { PLACES, type Status } from "../../node/state.ts";

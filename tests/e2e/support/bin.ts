@@ -8,9 +8,9 @@ const root = fromFileUrl(new URL("../../..", import.meta.url));
 export const cacheDir = join(root, ".cache");
 
 /**
- * A folder as the installer makes it: `cnibox`, and a relative symlink for each plugin and `cnitool`. Made once per build, below .cache/e2e,
- * from $CNIBOX_BINARY or dist/cnibox, so that a build beside a running test does not change what it tests.
- * Throws when there is no binary.
+ * A folder as the installer makes it: `cnibox`, and a relative symlink for each plugin and `cnitool`. Made once per
+ * build, below .cache/e2e, from $CNIBOX_BINARY or dist/cnibox, so that a build beside a running test does not change
+ * what it tests. Throws when there is no binary.
  */
 export function cniboxDir(): string {
   const known = Deno.env.get("CNIBOX_E2E_BIN_DIR");
@@ -50,7 +50,10 @@ function make(binary: string, parent: string, folder: string): void {
   }
 }
 
-/** Folder of the reference plugins; undefined when there is none on this machine (tests/support/reference.sh fetches them). */
+/**
+ * Folder of the reference plugins; undefined when there is none on this machine (tests/support/reference.sh fetches
+ * them).
+ */
 export function referenceDir(): string | undefined {
   const known = Deno.env.get("CNIBOX_E2E_REFERENCE");
   if (known !== undefined) return known || undefined;

@@ -1,4 +1,6 @@
-/** A network with a DHCP server, for the tests of dhcp: a switch in a namespace of its own, containers plugged into it. */
+/**
+ * A network with a DHCP server, for the tests of dhcp: a switch in a namespace of its own, containers plugged into it.
+ */
 import type { Background, Namespace, Node } from "./node.ts";
 import { eventually } from "./traffic.ts";
 

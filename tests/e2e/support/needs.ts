@@ -3,11 +3,11 @@ import { referenceDir } from "./bin.ts";
 import { inVm } from "./vm.ts";
 
 /**
- * "root"; "reference" (the reference plugins, 1.9 or newer); "tool:NAME" (an executable on PATH); "cgroups" (a cgroup can be made, as
- * container runtimes do); else a kernel feature:
- * a link type (bridge veth vlan dummy ipvlan vrf macvlan macvtap vxlan ifb tun), "vlan_filtering", "nf_tables" (nft with NAT),
- * "nf_tables_bridge" (nft in the bridge family), "iptables", "ip6tables" (with NAT), "iptables_legacy" (the older variant, with its
- * own tables), "tbf", "ingress", "ipset", "overlay".
+ * "root"; "reference" (the reference plugins, 1.9 or newer); "tool:NAME" (an executable on PATH); "cgroups" (a cgroup
+ * can be made, as container runtimes do); else a kernel feature:
+ * a link type (bridge veth vlan dummy ipvlan vrf macvlan macvtap vxlan ifb tun), "vlan_filtering", "nf_tables" (nft
+ * with NAT), "nf_tables_bridge" (nft in the bridge family), "iptables", "ip6tables" (with NAT), "iptables_legacy" (the
+ * older variant, with its own tables), "tbf", "ingress", "ipset", "overlay".
  */
 export type Need = "root" | "reference" | "cgroups" | KernelFeature | `tool:${string}`;
 
@@ -30,7 +30,10 @@ function referenceLack(): string {
   return lackOfReference ??= lackOf(referenceDir());
 }
 
-/** Why the reference plugins of a folder cannot be compared with, in words; "" when they can. Debian's say no version of their own. */
+/**
+ * Why the reference plugins of a folder cannot be compared with, in words; "" when they can. Debian's say no version of
+ * their own.
+ */
 export function lackOf(folder: string | undefined): string {
   if (folder === undefined) return "no reference plugins: run tests/support/reference.sh";
   const [, major, minor] = /\/(\d+)\.(\d+)[^/]*$/.exec(folder) ?? [];

@@ -1,10 +1,10 @@
 /**
  * A throw-away node: what a machine is to a CNI plugin, in namespaces of its own.
  *
- * One process holds a network, a mount and a PID namespace. Its /run, /etc, /var and /opt are private (overlays on tmpfs),
- * /sys and /proc belong to its own network and processes, so plugins run in it as a runtime runs them on a machine, and
- * nothing that they do reaches the real one. The holder lives as long as a pipe to the test process: when that ends, however
- * it ends, every process of the node is killed by the kernel and nothing is left behind.
+ * One process holds a network, a mount and a PID namespace. Its /run, /etc, /var and /opt are private (overlays on
+ * tmpfs), /sys and /proc belong to its own network and processes, so plugins run in it as a runtime runs them on a
+ * machine, and nothing that they do reaches the real one. The holder lives as long as a pipe to the test process: when
+ * that ends, however it ends, every process of the node is killed by the kernel and nothing is left behind.
  */
 
 import { patience } from "./vm.ts";
@@ -133,7 +133,8 @@ export class Namespace {
    */
   spawn(argv: string[], options: { env?: Record<string, string> } = {}): Background {
     const node = this.node;
-    // A shell beside the command waits for the end of its standard input, which is ours to close, and then ends the command.
+    // A shell beside the command waits for the end of its standard input, which is ours to close, and then ends the
+    // command.
     const script = `exec 3<&0; "$@" </dev/null 3<&- & child=$!; trap 'kill $child' TERM
       (cat <&3; kill $$) >/dev/null 2>&1 & exec 3<&-; wait $child`;
     const child = new Deno.Command(nsenterPath, {
@@ -180,7 +181,9 @@ export class Background {
     });
   }
 
-  /** Waits until standard output or standard error matches. Fails when the command ends first, or after `timeout` ms. */
+  /**
+   * Waits until standard output or standard error matches. Fails when the command ends first, or after `timeout` ms.
+   */
   async until(pattern: RegExp, timeout = 20_000): Promise<RegExpMatchArray> {
     const limit = Date.now() + timeout * patience;
     while (true) {
@@ -218,7 +221,10 @@ export class Background {
   }
 }
 
-/** A throw-away node; itself the namespace of its host. Make one with `createNode`, end it with `close()` or `await using`. */
+/**
+ * A throw-away node; itself the namespace of its host. Make one with `createNode`, end it with `close()` or `await
+ * using`.
+ */
 export class Node extends Namespace {
   readonly backgrounds = new Set<Background>();
   readonly #holder: Deno.ChildProcess;
@@ -231,7 +237,8 @@ export class Node extends Namespace {
 
   /** nsenter's options for the node, or for a namespace file inside of it. */
   enter(netns?: string): string[] {
-    // A mount namespace has its own root, so where this process lives below a chroot, the holder's root has to be told too.
+    // A mount namespace has its own root, so where this process lives below a chroot, the holder's root has to be told
+    // too.
     const net = netns === undefined ? "--net" : `--net=${this.path(netns)}`;
     return [`--target=${this.pid}`, "--mount", "--pid", "--root", "--wd", net];
   }
@@ -282,7 +289,8 @@ export class Node extends Namespace {
   }
 
   /**
-   * Starts a process that sleeps in a container and gives back its PID inside the node: its namespace is /proc/PID/ns/net.
+   * Starts a process that sleeps in a container and gives back its PID inside the node: its namespace is
+   * /proc/PID/ns/net.
    */
   async processIn(container: Namespace): Promise<number> {
     const process = container.spawn(["/bin/sh", "-c", "echo $$; exec sleep infinity"]);
@@ -290,8 +298,9 @@ export class Node extends Namespace {
   }
 
   /**
-   * Links the node with a namespace that plays the world outside: `uplink` on the host, `eth0` out there, the host's default
-   * routes through it. Out there nobody knows a way to the containers: what comes back came by the host's address.
+   * Links the node with a namespace that plays the world outside: `uplink` on the host, `eth0` out there, the host's
+   * default routes through it. Out there nobody knows a way to the containers: what comes back came by the host's
+   * address.
    */
   async outside(options: OutsideOptions = {}): Promise<Outside> {
     const name = options.name ?? "outside";

@@ -102,7 +102,9 @@ export class PluginFailed extends Error {
   }
 }
 
-/** `runPlugin` for a call that has to succeed; gives back its JSON, undefined where it prints none. Throws PluginFailed. */
+/**
+ * `runPlugin` for a call that has to succeed; gives back its JSON, undefined where it prints none. Throws PluginFailed.
+ */
 export async function call(node: Node, request: PluginCall): Promise<Json> {
   const output = await runPlugin(node, request);
   if (output.code !== 0) {
@@ -138,8 +140,8 @@ export interface AttachmentOptions {
 }
 
 /**
- * One container's attachment to one network, driven as libcni drives it: plugins in order, prevResult handed on, the result
- * kept for CHECK and DEL, capabilities injected. Every step may be done by ours or by the reference.
+ * One container's attachment to one network, driven as libcni drives it: plugins in order, prevResult handed on, the
+ * result kept for CHECK and DEL, capabilities injected. Every step may be done by ours or by the reference.
  */
 export class Attachment {
   /** Result of the last ADD, as the last plugin printed it. */

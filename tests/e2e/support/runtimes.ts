@@ -136,8 +136,8 @@ export const podNetwork: Json = {
 };
 
 /**
- * containerd's configuration: where plugins and networks are, as docs/runtimes/containerd.md has it; image, snapshotter and
- * scores are for a node without a registry, on an overlay, that may not raise its limits.
+ * containerd's configuration: where plugins and networks are, as docs/runtimes/containerd.md has it; image, snapshotter
+ * and scores are for a node without a registry, on an overlay, that may not raise its limits.
  */
 export const containerdConfig = `version = 2
 

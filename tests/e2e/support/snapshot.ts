@@ -72,7 +72,8 @@ true
 
 /**
  * The state of a node's host namespace, or of one of its containers (without files), as comparable lines.
- * Throws when one of the tools fails. Left out is what changes by itself: indexes, counters, timers, carrier, and what the kernel adds for link-local IPv6.
+ * Throws when one of the tools fails. Left out is what changes by itself: indexes, counters, timers, carrier, and what
+ * the kernel adds for link-local IPv6.
  */
 export async function snapshot(of: Namespace, { neighbours = false } = {}): Promise<Snapshot> {
   const { code, stdout, stderr } = await of.exec(["/bin/sh", "-c", script, "sh", neighbours ? "neighbours" : ""]);
@@ -103,7 +104,8 @@ export async function snapshot(of: Namespace, { neighbours = false } = {}): Prom
 }
 
 /**
- * Fails when two snapshots differ in more than is allowed, and shows the difference: `-` was there before, `+` is there now.
+ * Fails when two snapshots differ in more than is allowed, and shows the difference: `-` was there before, `+` is there
+ * now.
  */
 export function assertSameState(before: Snapshot, after: Snapshot, { allow = [] }: { allow?: Allowed[] } = {}): void {
   const lines = difference(before, after, { allow });

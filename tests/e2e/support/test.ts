@@ -20,8 +20,9 @@ export interface NodeTestOptions extends NodeOptions {
 type NodeTestBody = (test: NodeTest) => Promise<void> | void;
 
 /**
- * A test on a node of its own, whose /opt/cni/bin holds ours and /opt/cni/ref the reference's plugins (where there are any).
- * Name it by subject and promise. It is skipped, with the reason in its name, when this machine lacks what it needs.
+ * A test on a node of its own, whose /opt/cni/bin holds ours and /opt/cni/ref the reference's plugins (where there are
+ * any). Name it by subject and promise. It is skipped, with the reason in its name, when this machine lacks what it
+ * needs.
  */
 export function nodeTest(name: string, options: NodeTestOptions, body: NodeTestBody): void;
 export function nodeTest(name: string, body: NodeTestBody): void;
@@ -63,9 +64,9 @@ const cells: Cell[] = both.flatMap((adder) =>
 );
 
 /**
- * One test for each of the eight ways in which ours and the reference can share an attachment: who adds, who checks, who deletes.
- * The cell where the reference does all is a control: where the reference itself fails there, the matrix says so, and the test
- * does not fail for that. The matrix is printed when the file's tests are done.
+ * One test for each of the eight ways in which ours and the reference can share an attachment: who adds, who checks,
+ * who deletes. The cell where the reference does all is a control: where the reference itself fails there, the matrix
+ * says so, and the test does not fail for that. The matrix is printed when the file's tests are done.
  */
 export function interopTest(
   name: string,

@@ -6,7 +6,10 @@ export const STAND_INS = "/run/standin";
 /** The machine's own first folder of tools, for calls that find stand-ins there. */
 const REAL = "/run/real-sbin";
 
-/** Constant text: in a mount namespace of its own the stand-ins lie over the folder that cnibox and the reference search first. */
+/**
+ * Constant text: in a mount namespace of its own the stand-ins lie over the folder that cnibox and the reference search
+ * first.
+ */
 const COVER = `mkdir -p ${REAL} ${STAND_INS} && mount --bind /usr/sbin ${REAL} &&
 mount -t overlay -o lowerdir=${STAND_INS}:/usr/sbin standin /usr/sbin && exec "$0" "$@"`;
 

@@ -16,7 +16,9 @@ export interface Trace {
   execs: Exec[];
   /** Processes started below the plugin; threads are not counted. */
   children: number;
-  /** Paths that were opened, made, linked or renamed, whether that worked or not, as they were given; with duplicates. */
+  /**
+   * Paths that were opened, made, linked or renamed, whether that worked or not, as they were given; with duplicates.
+   */
   files: string[];
 }
 

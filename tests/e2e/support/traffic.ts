@@ -62,8 +62,8 @@ export interface Server {
 }
 
 /**
- * Serves a port, on both families unless an address is given, until closed: every connection (or datagram) is answered with
- * `NAME PEERADDRESS PEERPORT`. Needs "tool:socat".
+ * Serves a port, on both families unless an address is given, until closed: every connection (or datagram) is answered
+ * with `NAME PEERADDRESS PEERPORT`. Needs "tool:socat".
  */
 export async function serve(
   at: Namespace,
@@ -130,7 +130,10 @@ function plainAddress(text: string): string {
   return [high >> 8, high & 255, low >> 8, low & 255].join(".");
 }
 
-/** Waits until a condition holds, asking every 50 ms; fails after `timeout` milliseconds (10,000 unless told) with `what`. */
+/**
+ * Waits until a condition holds, asking every 50 ms; fails after `timeout` milliseconds (10,000 unless told) with
+ * `what`.
+ */
 export async function eventually(
   what: string,
   holds: () => Promise<boolean> | boolean,

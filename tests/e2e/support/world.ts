@@ -8,7 +8,10 @@ import { eventually } from "./traffic.ts";
 export interface EtcdOptions {
   /** How many members; ignored when they are on the machines. */
   readonly members?: number;
-  /** One member on each machine, instead of all of them beside the switch: what happens to a machine happens to its member. */
+  /**
+   * One member on each machine, instead of all of them beside the switch: what happens to a machine happens to its
+   * member.
+   */
   readonly onMachines?: boolean;
   readonly scheme?: "http" | "https";
   /** Arguments beside those for names, data and addresses. */

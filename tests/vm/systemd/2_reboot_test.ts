@@ -1,4 +1,6 @@
-/** The machine of 1_units_test.ts after its reboot: leases are on the disk, and nothing else of its containers is left. */
+/**
+ * The machine of 1_units_test.ts after its reboot: leases are on the disk, and nothing else of its containers is left.
+ */
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { eventually } from "../../e2e/support/traffic.ts";
 import {
@@ -38,7 +40,8 @@ machineTest(
     assertEquals(leases().length, 13);
     assertEquals(exists("/run/netns/a"), false);
     await makeOutside();
-    // An address is free for ADD once no runtime's cache names it; the others are for `ipam repair`, which looks further.
+    // An address is free for ADD once no runtime's cache names it; the others are for `ipam repair`, which looks
+    // further.
     for (const name of ["c0", "c1"]) await sh(`rm /var/lib/cni/results/pods-${name}-eth0`);
     for (const name of ["new1", "new2"]) {
       await run("ip", "netns", "add", name);

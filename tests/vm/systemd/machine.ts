@@ -6,7 +6,10 @@ import { inVm } from "../../e2e/support/vm.ts";
 
 const root = fromFileUrl(new URL("../../../", import.meta.url));
 
-/** A test on the machine itself. It is skipped everywhere but in the virtual machine that tests/vm/systemd.sh has readied. */
+/**
+ * A test on the machine itself. It is skipped everywhere but in the virtual machine that tests/vm/systemd.sh has
+ * readied.
+ */
 export function machineTest(name: string, body: () => Promise<void>): void {
   const ours = inVm && exists("/etc/cnibox-vm") && exists("/run/systemd/system");
   Deno.test({
@@ -20,7 +23,10 @@ export function machineTest(name: string, body: () => Promise<void>): void {
 /** No command takes longer, in seconds, however slow the processor is: what hangs has to say what it was. */
 const LIMIT_S = 600;
 
-/** Runs a command, and gives back what came of it, also when it failed. One that does not end in time is killed, and fails. */
+/**
+ * Runs a command, and gives back what came of it, also when it failed. One that does not end in time is killed, and
+ * fails.
+ */
 export async function exec(argv: string[], options: { input?: string; env?: Record<string, string> } = {}) {
   const child = new Deno.Command("timeout", {
     args: ["-k", "10", `${LIMIT_S}`, ...argv],
@@ -69,7 +75,10 @@ export async function journalOf(unit: string): Promise<string> {
   return text;
 }
 
-/** The project's own units that run on every node: all but the service that a socket starts, and the one that has to be configured. */
+/**
+ * The project's own units that run on every node: all but the service that a socket starts, and the one that has to be
+ * configured.
+ */
 export function units(): string[] {
   const others = ["cni-dhcp.service", "cnibox-node.service"];
   return Object.keys(unitTexts("/opt/cni/bin")).filter((name) => !others.includes(name));
