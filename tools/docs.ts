@@ -5,7 +5,7 @@
 import { dirname, fromFileUrl, join } from "@std/path";
 import { type Group, GROUPS, helpText } from "../lib/cli/command.ts";
 import { COMMANDS } from "../lib/cli/commands.ts";
-import { unitTexts } from "../lib/cli/units.ts";
+import { units as unitTexts } from "../lib/cli/units.ts";
 import { loadPlugin, pluginNames } from "../plugins/mod.ts";
 
 const root = dirname(dirname(fromFileUrl(import.meta.url)));
