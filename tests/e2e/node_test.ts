@@ -71,9 +71,8 @@ interface Pod {
 
 async function pod(node: Node, name: string): Promise<Pod> {
   const { stdout } = await must(node, ["add", "cbr0", name, "--create"]);
-  const addresses = [...stdout.matchAll(/^ +address +(10\.5\.[\d.]+|fd05:[0-9a-f:]+)\/\d+/gm)].map(([, one = ""]) =>
-    one
-  );
+  const { ips }: { ips: { address: string }[] } = JSON.parse(stdout);
+  const addresses = ips.map(({ address }) => address.split("/")[0] ?? "");
   assertEquals(addresses.length, 2, stdout);
   await node.exec(["ip", "netns", "exec", name, "ip", "link", "set", "lo", "up"]);
   return { namespace: await existing(node, name), addresses };
