@@ -1,7 +1,7 @@
 /** How large things may be. Each list of exceptions only gets shorter. */
 import { assertEquals } from "@std/assert";
 import { dirname, fromFileUrl, join } from "@std/path";
-import { packed } from "../tools/build.ts";
+import { writeChunks } from "../tools/build.ts";
 
 const root = dirname(fromFileUrl(new URL(".", import.meta.url)));
 
@@ -31,8 +31,8 @@ const linesOf = (file: string) => Deno.readTextFileSync(join(root, file)).replac
 Deno.test("a bridge ADD reads no more text than its budget", async () => {
   const folder = await Deno.makeTempDir({ prefix: "cnibox-sizes-" });
   try {
-    await packed(join(root, "main.ts"), folder);
-    const read = ["main", "bridge", "host-local"].map((name) => Deno.statSync(join(folder, `packs/${name}.js`)).size);
+    await writeChunks(join(root, "main.ts"), folder);
+    const read = ["main", "bridge", "host-local"].map((name) => Deno.statSync(join(folder, `chunks/${name}.js`)).size);
     const total = read.reduce((sum, size) => sum + size, 0);
     assertEquals(total <= ADD_TEXT, true, `it reads ${total} bytes (${read.join(" + ")}), ${ADD_TEXT} are allowed`);
   } finally {

@@ -1,8 +1,8 @@
 /**
  * `deno task compile`: writes dist/cnibox, the one executable that is every plugin.
  *
- *     main.ts and what it imports ──bundle──▶ ES modules ──packs.ts──▶ few scripts ──rehearsal.ts──▶ and their compiled
- *     code start.ts, which reads them ──compile──▶ runtime base + start.ts + scripts + code = dist/cnibox
+ *     main.ts and what it imports ──bundle──▶ ES modules ──chunks.ts──▶ few scripts ──rehearsal.ts──▶ and their code
+ *     start.ts, which reads them ──compile──▶ runtime base + start.ts + scripts + code = dist/cnibox
  *
  * The base is the runtime that `deno compile` puts the program behind. A base runs only what a compiler of its own
  * version wrote, so one version of Deno does everything: {@linkcode DENO_VERSION}. base.ts says where its base comes
@@ -16,7 +16,7 @@
 import { parseArgs } from "node:util";
 import { basename, dirname, join, resolve } from "@std/path";
 import { type Base, BuildError, CACHE, DENO_VERSION, obtainBase, ROOT, run, say, WORK_PREFIX } from "./base.ts";
-import { packs } from "./packs.ts";
+import { chunks } from "./chunks.ts";
 
 /**
  * What the compiled program may do: all but network (`import` included) and FFI. The work needs the rest, and /proc and
@@ -89,12 +89,12 @@ export async function bundle(main: string, outdir: string): Promise<string> {
   return join(outdir, basename(main).replace(/\.[^.]*$/, ".js"));
 }
 
-/** The program as its entry reads it: `start.js`, and its packs in a folder beside it. Gives the path of `start.js`. */
-export async function packed(main: string, folder: string): Promise<string> {
+/** Writes the program as its entry reads it: `start.js`, and its chunks in a folder beside it. Returns its path. */
+export async function writeChunks(main: string, folder: string): Promise<string> {
   const entry = await bundle(main, join(folder, "modules"));
-  await Deno.mkdir(join(folder, "packs"));
-  for (const [name, text] of await packs(dirname(entry), basename(entry))) {
-    await Deno.writeTextFile(join(folder, "packs", `${name}.js`), text);
+  await Deno.mkdir(join(folder, "chunks"));
+  for (const [name, text] of await chunks(dirname(entry), basename(entry))) {
+    await Deno.writeTextFile(join(folder, "chunks", `${name}.js`), text);
   }
   await Deno.remove(dirname(entry), { recursive: true });
   await bundleOne("start.ts", join(folder, "start.js"));
@@ -114,7 +114,7 @@ async function bundleOne(name: string, output: string): Promise<void> {
 }
 
 /**
- * Adds to each pack what this base's engine makes of it: the rehearsal is compiled with the same base and plays the
+ * Adds to each chunk what this base's engine makes of it: the rehearsal is compiled with the same base and plays the
  * usual calls.
  */
 async function rehearse(folder: string, compileAs: (entry: string, output: string) => Promise<void>): Promise<void> {
@@ -123,7 +123,7 @@ async function rehearse(folder: string, compileAs: (entry: string, output: strin
   const program = join(folder, "rehearsal");
   const scratch = await Deno.makeTempDir({ dir: folder });
   await compileAs(entry, program);
-  await run(program, [join(folder, "packs"), scratch], {
+  await run(program, [join(folder, "chunks"), scratch], {
     failing: "the rehearsal of the usual calls failed",
     timeout: 60_000,
   });
@@ -136,15 +136,15 @@ interface Program {
   readonly folder: string;
 }
 
-/** Compiles the program, packs and their code included. */
+/** Compiles the program, chunks and their code included. */
 async function compile({ main, folder }: Program, output: string, base: Base): Promise<void> {
-  const entry = await packed(main, folder);
+  const entry = await writeChunks(main, folder);
   // Only of cnibox itself is known what its usual calls are.
   if (main === join(ROOT, "main.ts")) {
     await rehearse(folder, (entry, output) => compileEntry(entry, output, base));
   }
   await settle(folder);
-  await compileEntry(entry, output, base, ["--include", join(folder, "packs")]);
+  await compileEntry(entry, output, base, ["--include", join(folder, "chunks")]);
 }
 
 /** Sets the modification times of a folder and all in it, since the compiler stores them. */

@@ -1,6 +1,6 @@
 /**
- * Reads the program in the compiled executable. The program lies there as packs: classic scripts, each an array of
- * module functions, made by one function that gets the timers (packs.ts). How a pack's text becomes functions is the
+ * Reads the program in the compiled executable. The program lies there as chunks: classic scripts, each an array of
+ * module functions, made by one function that gets the timers (chunks.ts). How a chunk's text becomes functions is the
  * entry's choice (start.ts, rehearsal.ts).
  */
 
@@ -14,31 +14,31 @@ type ModuleBody = (
   exports: Exports,
 ) => unknown;
 
-/** Makes functions of the pack whose files' path begins with `path`. */
+/** Makes functions of the chunk whose files' path begins with `path`. */
 export type Evaluate = (text: string, path: string) => unknown;
 
-/** What a pack gets from outside, see packs.ts. */
+/** What a chunk gets from outside, see chunks.ts. */
 const TIMERS = { setTimeout, clearTimeout, setInterval, clearInterval };
 
-/** Ids of modules are `PACK:INDEX`, or the name of one that the runtime has built in. */
+/** Ids of modules are `CHUNK:INDEX`, or the name of one that the runtime has built in. */
 export const ENTRY = "main:0";
 
 /**
- * Packs that have been made functions of, by name. With the same ones a program can be run anew without being compiled
+ * Chunks that have been made functions of, by name. With the same ones a program can be run anew without being compiled
  * anew.
  */
-export type Packs = Map<string, readonly ModuleBody[]>;
+export type Chunks = Map<string, readonly ModuleBody[]>;
 
-/** Gives what loads the modules of the program whose packs are in `folder`; each is evaluated once. */
-export function program(folder: string, evaluate: Evaluate, packs: Packs = new Map()): (id: string) => Exports {
+/** Gives what loads the modules of the program whose chunks are in `folder`; each is evaluated once. */
+export function program(folder: string, evaluate: Evaluate, chunks: Chunks = new Map()): (id: string) => Exports {
   const modules = new Map<string, Exports>();
-  const bodiesOf = (pack: string): readonly ModuleBody[] => {
-    const path = `${folder}/${pack}`;
+  const bodiesOf = (chunk: string): readonly ModuleBody[] => {
+    const path = `${folder}/${chunk}`;
     const make = evaluate(Deno.readTextFileSync(`${path}.js`), path) as (
       timers: typeof TIMERS,
     ) => readonly ModuleBody[];
     const bodies = make(TIMERS);
-    packs.set(pack, bodies);
+    chunks.set(chunk, bodies);
     return bodies;
   };
   function load(id: string): Exports {
@@ -48,8 +48,8 @@ export function program(folder: string, evaluate: Evaluate, packs: Packs = new M
     const exports: Exports = {};
     modules.set(id, exports);
     const at = id.indexOf(":");
-    const pack = id.slice(0, at);
-    (packs.get(pack) ?? bodiesOf(pack))[Number(id.slice(at + 1))]?.(load, lazily, exports);
+    const chunk = id.slice(0, at);
+    (chunks.get(chunk) ?? bodiesOf(chunk))[Number(id.slice(at + 1))]?.(load, lazily, exports);
     return exports;
   }
   // deno-lint-ignore require-await -- what goes wrong has to be a rejection, as with `import()`

@@ -1,19 +1,19 @@
 /**
  * Has the engine compile what calls need: plays ADD, CHECK and DEL of the usual networks on a machine that is not
- * there, then writes what the engine made of each pack to `PACK.code`. Compiled with the very base that the program is
- * compiled with, since code fits only the engine that made it; the build runs it, as any user:
+ * there, then writes what the engine made of each chunk to `CHUNK.code`. Compiled with the very base that the program
+ * is compiled with, since code fits only the engine that made it; the build runs it, as any user:
  *
- *     rehearsal PACKS SCRATCH      folder of the packs, and an empty folder that may be written to
+ *     rehearsal CHUNKS SCRATCH    folder of the chunks, and an empty folder that may be written to
  *
  * The machine is a folder: every file that the program opens lies in it, every tool agrees. What a call answers is no
  * matter, but that it succeeds: then it went the way that real calls go.
  */
 import { Script } from "node:vm";
-import { ENTRY, type Packs, program } from "./loader.ts";
+import { type Chunks, ENTRY, program } from "./loader.ts";
 
-const [packsFolder = "", scratch = ""] = Deno.args;
+const [chunkFolder = "", scratch = ""] = Deno.args;
 const machine = Deno;
-const packs: Packs = new Map();
+const chunks: Chunks = new Map();
 const scripts = new Map<string, Script>();
 const evaluate = (text: string, path: string) => {
   // Not the path: the code holds this name, and is to be the same wherever it is made.
@@ -37,7 +37,7 @@ async function call(called: string, input: Partial<Pick<Rehearsed, "env" | "args
   const status = await new Promise<number>((exit) => {
     Object.defineProperty(globalThis, "Deno", { value: pretended(at, exit), configurable: true, writable: true });
     machine.writeTextFileSync(`${scratch}/proc/self/cmdline`, `${called}\0`);
-    program(packsFolder, evaluate, packs)(ENTRY);
+    program(chunkFolder, evaluate, chunks)(ENTRY);
   });
   if (status !== 0) throw new Error(`${called} ${JSON.stringify(at.env)}: ${at.stdout}${at.stderr}`);
   return at.stdout;
@@ -54,7 +54,7 @@ const TWO_PATHS = /^(rename|link|symlink|copyFile)/;
 function pretended(at: Rehearsed, exit: (status: number) => void): typeof Deno {
   const decoder = new TextDecoder();
   const inside = (value: unknown) =>
-    typeof value === "string" && value.startsWith("/") && !value.startsWith(packsFolder) ? `${scratch}${value}` : value;
+    typeof value === "string" && value.startsWith("/") && !value.startsWith(chunkFolder) ? `${scratch}${value}` : value;
   let read = false;
   const instead: Record<string, unknown> = {
     args: at.args,

@@ -1,5 +1,5 @@
 /**
- * The entry of the compiled executable. With each pack comes the code that V8 has made of it: parsing and
+ * The entry of the compiled executable. With each chunk comes the code that V8 has made of it: parsing and
  * compiling the program's text at every call takes longer than all else that a call does by itself. Code that does not
  * fit this very engine is refused by it, and the text is compiled as usual.
  */
@@ -15,7 +15,7 @@ function codeOf(path: string): Uint8Array | undefined {
 }
 
 const load = program(
-  `${import.meta.dirname}/packs`,
+  `${import.meta.dirname}/chunks`,
   (text, path) => new Script(text, { filename: path, cachedData: codeOf(`${path}.code`) }).runInThisContext(),
 );
 load(ENTRY);

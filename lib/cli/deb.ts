@@ -23,7 +23,7 @@ export async function deb(call: CommandCall): Promise<number> {
   try {
     await fill(folder, call);
     const draft = `${folder}.deb`;
-    // The executable is packed already where it can be: more effort saves little and takes half a minute.
+    // The executable is compressed already where it can be: more effort saves little and takes half a minute.
     const argv = ["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", folder, draft];
     try {
       await must(systemRun(), { argv });

@@ -9,7 +9,7 @@
  */
 import { parseArgs } from "@std/cli/parse-args";
 import { basename, join } from "@std/path";
-import { packed } from "../../tools/build.ts";
+import { writeChunks } from "../../tools/build.ts";
 import { cacheDir, cniboxDir, referenceDir } from "../e2e/support/bin.ts";
 import { binDir, type Namespace, type Node } from "../e2e/support/mod.ts";
 import { type Cost, measure, median, quantile, type Side } from "./measure.ts";
@@ -327,15 +327,15 @@ async function versions(): Promise<void> {
   await programText();
 }
 
-/** Text of the program as it is packed, all of it and what a bridge ADD with host-local reads, in kilobytes. */
+/** Text of the program as it is shipped, all of it and what a bridge ADD with host-local reads, in kilobytes. */
 async function programText(): Promise<void> {
   const folder = Deno.makeTempDirSync({ dir: cacheDir, prefix: "bench-" });
   try {
-    await packed(join(import.meta.dirname!, "../../main.ts"), folder);
+    await writeChunks(join(import.meta.dirname!, "../../main.ts"), folder);
     const sizes = new Map(
-      [...Deno.readDirSync(join(folder, "packs"))].map((
+      [...Deno.readDirSync(join(folder, "chunks"))].map((
         { name },
-      ) => [name, Deno.statSync(join(folder, "packs", name)).size]),
+      ) => [name, Deno.statSync(join(folder, "chunks", name)).size]),
     );
     const sum = (of: Iterable<number>) => [...of].reduce((total, size) => total + size, 0) / 1000;
     figure("i", "program text, minified, KB", sum(sizes.values()), { most: 200 });

@@ -1,7 +1,7 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
 import { DENO_VERSION, PINNED } from "../../tools/base.ts";
-import { packed, PERMISSIONS } from "../../tools/build.ts";
+import { PERMISSIONS, writeChunks } from "../../tools/build.ts";
 import { build, CNIBOX, copyTree, otherVersion, ROOT, run, succeed, sumOf, temporaryFolder } from "./support.ts";
 
 /** The base of this machine, kept once it has built. */
@@ -33,7 +33,7 @@ Deno.test("build of the same source in another place and time gives the same byt
   assertEquals(sums[0], sums[1]);
 });
 
-Deno.test("build embeds every plugin as a pack of its own", async () => {
+Deno.test("build embeds every plugin as a chunk of its own", async () => {
   const names = (await succeed(CNIBOX, ["plugins", "--names"])).stdout.trim().split("\n");
   const bytes = await Deno.readFile(CNIBOX);
   const program = new TextDecoder("latin1").decode(bytes.subarray(-4_000_000));
@@ -47,9 +47,9 @@ Deno.test("build embeds every plugin as a pack of its own", async () => {
   }
 });
 
-Deno.test("build makes packs that run without their compiled code too", async () => {
+Deno.test("build makes chunks that run without their compiled code too", async () => {
   using folder = temporaryFolder();
-  const start = await packed(join(ROOT, "main.ts"), folder.path);
+  const start = await writeChunks(join(ROOT, "main.ts"), folder.path);
   const program = (args: string[], env: Record<string, string> = {}) =>
     succeed(Deno.execPath(), ["run", "--no-config", "--no-lock", "--no-prompt", "-A", start, ...args], { env });
   assertMatch((await program(["version"])).stdout, /^cnibox v\d/);

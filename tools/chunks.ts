@@ -1,15 +1,15 @@
 /**
- * From the ES modules of a bundle to packs: classic scripts that the engine can keep compiled (loader.ts reads them).
+ * From the ES modules of a bundle to chunks: classic scripts that the engine can keep compiled (loader.ts reads them).
  * The runtime keeps no compiled code of ES modules inside an executable; of a script it takes what it is given.
  *
  *     import{a as b}from"./chunk-X.js";…export{c as d};   →
  *     ($load,$lazily,$exports)=>{const{a:b}=$load("main:3");…$exports.d=c}
  *
- * Modules that a call loads together lie in one pack, since a script costs time beside what its text costs.
+ * Modules that a call loads together lie in one chunk, since a script costs time beside what its text costs.
  */
 import { join } from "@std/path";
 
-/** Plugins of the hot path. What two of them share lies in the program's own pack, which every call reads. */
+/** Plugins of the hot path. What two of them share lies in the program's own chunk, which every call reads. */
 const HOT = ["bridge", "host-local", "portmap", "firewall", "loopback"];
 /**
  * Entries in the order in which they take what they import statically, where nobody before them did; all others follow
@@ -18,7 +18,7 @@ const HOT = ["bridge", "host-local", "portmap", "firewall", "loopback"];
 const FIRST = [...HOT, "ptp", "mod", "network"];
 
 /**
- * Handed to each pack: a script that is evaluated by `node:vm` sees Node's own in their place, which take time to load
+ * Handed to each chunk: a script that is evaluated by `node:vm` sees Node's own in their place, which take time to load
  * and give objects where others give numbers.
  */
 export const TIMERS = ["setTimeout", "clearTimeout", "setInterval", "clearInterval"] as const;
@@ -31,8 +31,8 @@ interface Module {
   readonly body: (ids: ReadonlyMap<string, string>) => string;
 }
 
-/** Packs the modules in `folder`; `entry` is the program's own. Gives the text of each pack, by name. */
-export async function packs(folder: string, entry: string): Promise<Map<string, string>> {
+/** Sorts the modules in `folder` into chunks; `entry` is the program's own. Gives the text of each chunk, by name. */
+export async function chunks(folder: string, entry: string): Promise<Map<string, string>> {
   const modules = new Map<string, Module>();
   const names = [...Deno.readDirSync(folder)].map(({ name }) => name).sort();
   const pluginOf = new Map<string, string>();
@@ -57,19 +57,19 @@ export async function packs(folder: string, entry: string): Promise<Map<string, 
   const ids = new Map<string, string>();
   for (const one of entries) {
     // Without the bundler's hash, which depends on where packages lie on this machine.
-    const pack = one === entry ? "main" : stem(one);
-    if (members.has(pack)) throw new Error(`two modules named ${pack} are loaded when called`);
+    const chunk = one === entry ? "main" : stem(one);
+    if (members.has(chunk)) throw new Error(`two modules named ${chunk} are loaded when called`);
     // `node:NAME` stands for the runtime's own modules.
-    if (pack === "node") throw new Error(`a module named ${pack} cannot be loaded when called`);
-    // The entry is the first of its pack: its id is known without looking.
+    if (chunk === "node") throw new Error(`a module named ${chunk} cannot be loaded when called`);
+    // The entry is the first of its chunk: its id is known without looking.
     const all = one === entry ? [...new Set([...closure(one, modules), ...shared])] : closure(one, modules);
     const own = all.filter((name) => !ids.has(name));
-    members.set(pack, own);
-    own.forEach((name, index) => ids.set(name, `${pack}:${index}`));
+    members.set(chunk, own);
+    own.forEach((name, index) => ids.set(name, `${chunk}:${index}`));
   }
   return new Map(
-    [...members].map(([pack, names]) => [
-      pack,
+    [...members].map(([chunk, names]) => [
+      chunk,
       `"use strict";(({${TIMERS}})=>[${names.map((name) => modules.get(name)?.body(ids)).join(",\n")}])`,
     ]),
   );
