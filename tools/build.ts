@@ -1,7 +1,7 @@
 /**
  * `deno task compile`: writes dist/cnibox, the one executable that is every plugin.
  *
- *     main.ts and what it imports ──bundle──▶ ES modules ──chunks.ts──▶ few scripts ──rehearsal.ts──▶ and their code
+ *     main.ts and what it imports ──bundle──▶ ES modules ──chunks.ts──▶ few scripts ──warm_up.ts──▶ and their code
  *     start.ts, which reads them ──compile──▶ runtime base + start.ts + scripts + code = dist/cnibox
  *
  * The base is the runtime that `deno compile` puts the program behind. A base runs only what a compiler of its own
@@ -114,17 +114,17 @@ async function bundleOne(name: string, output: string): Promise<void> {
 }
 
 /**
- * Adds to each chunk what this base's engine makes of it: the rehearsal is compiled with the same base and plays the
+ * Adds to each chunk what this base's engine makes of it: the warm-up run is compiled with the same base and plays the
  * usual calls.
  */
-async function rehearse(folder: string, compileAs: (entry: string, output: string) => Promise<void>): Promise<void> {
-  const entry = join(folder, "rehearsal.js");
-  await bundleOne("rehearsal.ts", entry);
-  const program = join(folder, "rehearsal");
+async function warmUp(folder: string, compileAs: (entry: string, output: string) => Promise<void>): Promise<void> {
+  const entry = join(folder, "warm_up.js");
+  await bundleOne("warm_up.ts", entry);
+  const program = join(folder, "warm_up");
   const scratch = await Deno.makeTempDir({ dir: folder });
   await compileAs(entry, program);
   await run(program, [join(folder, "chunks"), scratch], {
-    failing: "the rehearsal of the usual calls failed",
+    failing: "the warm-up run of the usual calls failed",
     timeout: 60_000,
   });
   for (const path of [scratch, program, entry]) await Deno.remove(path, { recursive: true });
@@ -141,7 +141,7 @@ async function compile({ main, folder }: Program, output: string, base: Base): P
   const entry = await writeChunks(main, folder);
   // Only of cnibox itself is known what its usual calls are.
   if (main === join(ROOT, "main.ts")) {
-    await rehearse(folder, (entry, output) => compileEntry(entry, output, base));
+    await warmUp(folder, (entry, output) => compileEntry(entry, output, base));
   }
   await settle(folder);
   await compileEntry(entry, output, base, ["--include", join(folder, "chunks")]);
@@ -169,7 +169,7 @@ async function compileEntry(entry: string, output: string, base: Base, more: rea
     // The code cache would be a file in the temporary folder that a root process trusts and anybody can put there
     // first.
     "--no-code-cache",
-    // A call ends before machine code pays; with it, code of the rehearsal says what to compile at once.
+    // A call ends before machine code pays; with it, code of the warm-up run says what to compile at once.
     "--v8-flags=--no-sparkplug",
     ...PERMISSIONS,
     ...more,

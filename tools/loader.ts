@@ -1,7 +1,7 @@
 /**
  * Reads the program in the compiled executable. The program lies there as chunks: classic scripts, each an array of
  * module functions, made by one function that gets the timers (chunks.ts). How a chunk's text becomes functions is the
- * entry's choice (start.ts, rehearsal.ts).
+ * entry's choice (start.ts, warm_up.ts).
  */
 
 /** What a module gives to others, by name. */

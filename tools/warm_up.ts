@@ -3,7 +3,7 @@
  * there, then writes what the engine made of each chunk to `CHUNK.code`. Compiled with the very base that the program
  * is compiled with, since code fits only the engine that made it; the build runs it, as any user:
  *
- *     rehearsal CHUNKS SCRATCH    folder of the chunks, and an empty folder that may be written to
+ *     warm_up CHUNKS SCRATCH    folder of the chunks, and an empty folder that may be written to
  *
  * The machine is a folder: every file that the program opens lies in it, every tool agrees. What a call answers is no
  * matter, but that it succeeds: then it went the way that real calls go.
@@ -23,7 +23,7 @@ const evaluate = (text: string, path: string) => {
 };
 
 /** What one call has, and what it left. */
-interface Rehearsed {
+interface PlayedCall {
   readonly env: Record<string, string>;
   readonly args: readonly string[];
   readonly stdin: string;
@@ -32,8 +32,8 @@ interface Rehearsed {
 }
 
 /** One call of the program by the name `called`; gives its standard output, or throws when it fails. */
-async function call(called: string, input: Partial<Pick<Rehearsed, "env" | "args" | "stdin">>): Promise<string> {
-  const at: Rehearsed = { env: {}, args: [], stdin: "", stdout: "", stderr: "", ...input };
+async function call(called: string, input: Partial<Pick<PlayedCall, "env" | "args" | "stdin">>): Promise<string> {
+  const at: PlayedCall = { env: {}, args: [], stdin: "", stdout: "", stderr: "", ...input };
   const status = await new Promise<number>((exit) => {
     Object.defineProperty(globalThis, "Deno", { value: pretended(at, exit), configurable: true, writable: true });
     machine.writeTextFileSync(`${scratch}/proc/self/cmdline`, `${called}\0`);
@@ -51,7 +51,7 @@ const ONE_PATH = /^(open|read|write|stat|lstat|mkdir|remove|utime|chmod|chown|tr
 const TWO_PATHS = /^(rename|link|symlink|copyFile)/;
 
 /** The runtime, on the machine that is not there. */
-function pretended(at: Rehearsed, exit: (status: number) => void): typeof Deno {
+function pretended(at: PlayedCall, exit: (status: number) => void): typeof Deno {
   const decoder = new TextDecoder();
   const inside = (value: unknown) =>
     typeof value === "string" && value.startsWith("/") && !value.startsWith(chunkFolder) ? `${scratch}${value}` : value;
