@@ -121,7 +121,7 @@ function pretended(at: PlayedCall, exit: (status: number) => void): typeof Deno 
 }
 
 /**
- * What a tool prints: for each question of a batch a link that is as everybody wishes it to be, and no rules at all.
+ * What a tool prints: for each question of a batch a link that is as every caller wants it, and no rules at all.
  */
 function answer(tool: readonly string[], input: string): string {
   if (tool.some((word) => /(^|\/)nft$/.test(word))) return '{"nftables":[]}\n';

@@ -8,7 +8,7 @@ import { CliError, type CommandCall, status, usageError } from "./command.ts";
 import { note } from "./setup.ts";
 
 /** Arguments of an attachment besides its names. */
-export interface Wishes {
+export interface Requested {
   readonly capabilityArgs: JsonObject;
   readonly args: readonly (readonly [string, string])[];
 }
@@ -22,10 +22,14 @@ export interface PortMapping {
 }
 
 /** Flags that not every network can act on. */
-export const WISH_FLAGS = ["publish", "bandwidth", "ip", "mac"] as const;
+export const REQUEST_FLAGS = ["publish", "bandwidth", "ip", "mac"] as const;
 
 /** Reads the flags; complains about what no plugin of the network could act on. */
-export function wishesOf(call: CommandCall, list: NetworkList, args: readonly (readonly [string, string])[]): Wishes {
+export function requestedBy(
+  call: CommandCall,
+  list: NetworkList,
+  args: readonly (readonly [string, string])[],
+): Requested {
   const wanted: JsonObject = { ...capArgs(Deno.env.get("CAP_ARGS") ?? ""), ...jsonFlag(call.value("cap")) };
   const pairs = [...args];
   const ports = call.values("publish").flatMap(parsePublish);
@@ -41,9 +45,9 @@ export function wishesOf(call: CommandCall, list: NetworkList, args: readonly (r
     wanted["bandwidth"] = parseBandwidth(rates);
   }
   const ips = call.values("ip").flatMap((text) => text.split(",")).map(checkedIp);
-  if (ips.length > 0) wishIps(list, ips, wanted, pairs);
+  if (ips.length > 0) requestIps(list, ips, wanted, pairs);
   const mac = call.value("mac");
-  if (mac !== undefined) wishMac(list, mac, wanted, pairs);
+  if (mac !== undefined) requestMac(list, mac, wanted, pairs);
   for (const key of Object.keys(wanted)) {
     if (!declares(list, key)) {
       note(`no plugin of network "${list.name}" declares the capability ${key}: it is not handed on`);
@@ -153,7 +157,7 @@ function checkedIp(text: string): string {
   return canonical;
 }
 
-function wishIps(
+function requestIps(
   list: NetworkList,
   ips: readonly string[],
   wanted: JsonObject,
@@ -176,7 +180,7 @@ function wishIps(
 
 const TAKES_MAC = ["bridge", "macvlan", "tap", "tuning"];
 
-function wishMac(list: NetworkList, mac: string, wanted: JsonObject, pairs: (readonly [string, string])[]): void {
+function requestMac(list: NetworkList, mac: string, wanted: JsonObject, pairs: (readonly [string, string])[]): void {
   if (parseMac(mac) === undefined) throw usageError(`--mac "${mac}" is no hardware address`, "--mac 02:00:00:00:00:01");
   if (declares(list, "mac")) wanted["mac"] = mac;
   else if (list.plugins.some(({ type }) => TAKES_MAC.includes(type))) put(pairs, "MAC", mac);

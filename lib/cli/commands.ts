@@ -64,7 +64,7 @@ const ID: Flag = {
   about:
     "container ID, or NAMESPACE/POD; default: that of the attachment on disk, else cnitool's, made of the namespace's path",
 };
-const WISHES: readonly Flag[] = [
+const REQUESTS: readonly Flag[] = [
   {
     name: "publish",
     short: "p",
@@ -127,7 +127,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       CONF,
       IFNAME,
       { ...ID, about: "container ID; default: cnitool's, made of the namespace's path" },
-      ...WISHES,
+      ...REQUESTS,
       { name: "create", about: "make the namespace first, if there is none of that name" },
       { name: "dry-run", about: "show what would be done, as cnibox explain does" },
       ...WATCH,
@@ -146,7 +146,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     group: "run",
     summary: "look whether an attachment is as it should be",
     positional: [NETWORK, { ...NETNS, unless: "id" }],
-    flags: [CONF, IFNAME, ID, ...WISHES, ...WATCH, JSON_FLAG, ...PLACES],
+    flags: [CONF, IFNAME, ID, ...REQUESTS, ...WATCH, JSON_FLAG, ...PLACES],
     examples: [["after somebody touched the firewall", "cnibox check mynet box"]],
     load: network,
     entry: "check",
@@ -164,7 +164,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       CONF,
       IFNAME,
       ID,
-      ...WISHES,
+      ...REQUESTS,
       { name: "force", about: "go on past a plugin that fails" },
       { name: "dry-run", about: "show what would be done, as cnibox explain does" },
       ...WATCH,
@@ -192,7 +192,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       CONF,
       IFNAME,
       { ...ID, about: "container ID; default: made of the namespace's path" },
-      ...WISHES,
+      ...REQUESTS,
       ...WATCH.map((flag) =>
         flag.name === "timeout"
           ? { ...flag, about: "stop waiting for plugins after this long; the command may take longer" }
@@ -237,7 +237,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       CONF,
       IFNAME,
       ID,
-      ...WISHES,
+      ...REQUESTS,
       { name: "questions", about: "also show what is only asked" },
       JSON_FLAG,
       ...PLACES,

@@ -220,17 +220,17 @@ function stacked(cards: readonly Card[], x: number, width: number): Box[] {
   });
 }
 
-/** Places cards near a wished height, in order, without overlaps. */
-function levelled(cards: readonly Card[], x: number, width: number, wishes: readonly (number | undefined)[]): Box[] {
+/** Places cards near a preferred height, in order, without overlaps. */
+function levelled(cards: readonly Card[], x: number, width: number, preferred: readonly (number | undefined)[]): Box[] {
   const order = cards.map((_, index) => index).sort((a, b) =>
-    (wishes[a] ?? Infinity) - (wishes[b] ?? Infinity) || a - b
+    (preferred[a] ?? Infinity) - (preferred[b] ?? Infinity) || a - b
   );
   const boxes: Box[] = [];
   let y = TOP;
   for (const index of order) {
     const height = heightOf(cards[index] as Card);
-    const wished = wishes[index] === undefined ? y : (wishes[index] ?? 0) - height / 2;
-    const at = Math.max(y, wished);
+    const wanted = preferred[index] === undefined ? y : (preferred[index] ?? 0) - height / 2;
+    const at = Math.max(y, wanted);
     boxes[index] = { x, y: at, width, height };
     y = at + height + GAP;
   }

@@ -13,7 +13,7 @@ import { must, systemRun } from "../kernel/run.ts";
 import { type Attached, type Cached, cachePath, readCache } from "../cni/result_cache.ts";
 import { rounded } from "../cni/log.ts";
 import { atLeast, goJson } from "../cni/version.ts";
-import { WISH_FLAGS, type Wishes, wishesOf } from "./capabilities.ts";
+import { REQUEST_FLAGS, type Requested, requestedBy } from "./capabilities.ts";
 import { CliError, type CommandCall, nearest, status, usageError } from "./command.ts";
 import { containerIdOf, podOf } from "./owner_names.ts";
 import { watchedRuntime } from "./runtime.ts";
@@ -50,7 +50,9 @@ export function targetsOfAdd(call: CommandCall, folders: Folders, netns: string)
   const containerId = call.value("id") ?? idOfNetns(netns);
   const args = argsOf(call);
   const names = ifNames(ifNameOf(call), lists.length);
-  const wishes = lists.length === 1 ? [wishesOf(call, lists[0] as NetworkList, args)] : sharedWishes(call, lists, args);
+  const requests = lists.length === 1
+    ? [requestedBy(call, lists[0] as NetworkList, args)]
+    : sharedRequests(call, lists, args);
   return lists.map((list, index) => ({
     list,
     attached: {
@@ -58,39 +60,39 @@ export function targetsOfAdd(call: CommandCall, folders: Folders, netns: string)
       containerId,
       ifName: names[index] ?? "",
       netns,
-      ...wishes[index] as Wishes,
+      ...requests[index] as Requested,
     },
   }));
 }
 
 /** Of several networks, the first that can act on a flag gets it. */
-function sharedWishes(
+function sharedRequests(
   call: CommandCall,
   lists: readonly NetworkList[],
   args: readonly (readonly [string, string])[],
-): Wishes[] {
-  const left = new Set<string>(WISH_FLAGS.filter((flag) => call.values(flag).length > 0));
-  const wishes = lists.map((list) => {
-    const own = WISH_FLAGS.filter((flag) => {
+): Requested[] {
+  const left = new Set<string>(REQUEST_FLAGS.filter((flag) => call.values(flag).length > 0));
+  const requests = lists.map((list) => {
+    const own = REQUEST_FLAGS.filter((flag) => {
       if (!left.has(flag)) return false;
       try {
-        wishesOf(onlyWith(call, [flag]), list, args);
+        requestedBy(onlyWith(call, [flag]), list, args);
         return left.delete(flag);
       } catch (error) {
         if (error instanceof CliError) return false;
         throw error;
       }
     });
-    return wishesOf(onlyWith(call, own), list, args);
+    return requestedBy(onlyWith(call, own), list, args);
   });
   // Says why nobody could.
-  if (left.size > 0) wishesOf(onlyWith(call, [...left]), lists[0] as NetworkList, args);
-  return wishes;
+  if (left.size > 0) requestedBy(onlyWith(call, [...left]), lists[0] as NetworkList, args);
+  return requests;
 }
 
 /** The same call with no other flags of this kind than these. */
 function onlyWith(call: CommandCall, flags: readonly string[]): CommandCall {
-  const kept = (flag: string) => flags.includes(flag) || !(WISH_FLAGS as readonly string[]).includes(flag);
+  const kept = (flag: string) => flags.includes(flag) || !(REQUEST_FLAGS as readonly string[]).includes(flag);
   return {
     ...call,
     value: (flag) => kept(flag) ? call.value(flag) : undefined,
@@ -267,7 +269,7 @@ export function targetsOfDel(call: CommandCall, folders: Folders): Target[] {
     const containerId = known?.containerId ?? id ?? idOfNetns(netns ?? "");
     const ifName = known?.ifName ?? ifNames(ifNameOf(call), names.length)[index] ?? "";
     const args = argsOf(call);
-    const given = wishesOf(call, list, args);
+    const given = requestedBy(call, list, args);
     return {
       list,
       known: known !== undefined,

@@ -13,7 +13,7 @@ import { type Config, invalid } from "./conf.ts";
 import {
   addressSteps,
   type BridgeNow,
-  type BridgeWish,
+  type BridgeRequest,
   createBridge,
   ensureBridge,
   lookAtBridge,
@@ -35,22 +35,23 @@ export interface Ends {
 /** The port, and what the bridge lacks: usually one process that finds the bridge as it should be. */
 export async function connect(call: ContainerCall, conf: Config, ends: Ends): Promise<BridgeNow> {
   const { host, ips } = ends;
-  const wish = bridgeWish(conf, ips);
+  const request = bridgeRequest(conf, ips);
   // By such a name iproute2 would show another link when there is none of this name.
-  if (isIndexName(conf.bridge) && !await lookAtBridge(call, conf.bridge)) await createBridge(call, wish);
+  if (isIndexName(conf.bridge) && !await lookAtBridge(call, conf.bridge)) await createBridge(call, request);
   let bridge: BridgeNow | undefined;
   for (let attempt = 0; bridge === undefined; attempt++) {
     try {
       bridge = await withFreeName(call, { owner: ownerOf(call), end: host }, () => addPort(call, conf, ends));
     } catch (error) {
       if (!(error instanceof StepError)) throw error;
-      if (attempt === 0 && isAbsent(error) && error.step.text === addrShow(conf.bridge)) await createBridge(call, wish);
-      else throw await readFailure(error, (failure) => read(call, conf, failure, ends));
+      if (attempt === 0 && isAbsent(error) && error.step.text === addrShow(conf.bridge)) {
+        await createBridge(call, request);
+      } else throw await readFailure(error, (failure) => read(call, conf, failure, ends));
     }
   }
   const now = bridge;
-  const addresses = addressSteps(now, { ...wish, port: host.name }, ADDRESS_FAILURE);
-  const steps = [...ensureBridge(now, wish, call.warn), ...addresses];
+  const addresses = addressSteps(now, { ...request, port: host.name }, ADDRESS_FAILURE);
+  const steps = [...ensureBridge(now, request, call.warn), ...addresses];
   try {
     if (steps.length > 0) await apply([steps], call);
   } catch (error) {
@@ -78,7 +79,7 @@ async function addPort(call: ContainerCall, conf: Config, ends: Ends): Promise<B
 /** In front of what is wrong with the gateway's addresses. */
 export const ADDRESS_FAILURE = "failed to set bridge addr";
 
-function bridgeWish(conf: Config, ips: readonly IPConfig[]): BridgeWish {
+function bridgeRequest(conf: Config, ips: readonly IPConfig[]): BridgeRequest {
   const onBridge = conf.isGateway && conf.vlan === 0;
   return {
     name: conf.bridge,

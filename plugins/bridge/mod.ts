@@ -185,8 +185,8 @@ async function configure(
   if (conf.isDefaultGateway) routes.push(...defaultRoutes(ips, routes));
   let { address } = bridge;
   if (conf.isGateway && conf.vlan === 0 && needsLink(conf.ipamType)) {
-    const wish = { addresses: gatewayAddresses(ips), forceAddress: conf.forceAddress, port: host.name };
-    const steps = addressSteps(bridge, wish, ADDRESS_FAILURE);
+    const request = { addresses: gatewayAddresses(ips), forceAddress: conf.forceAddress, port: host.name };
+    const steps = addressSteps(bridge, request, ADDRESS_FAILURE);
     if (steps.length > 0) await apply([steps], call);
     address = macAfter(bridge, steps);
   }

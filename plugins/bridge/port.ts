@@ -24,7 +24,7 @@ export function bridgeAdd(name: string, options: { mtu: number; vlanFiltering: b
 }
 
 /** What a bridge should be like. Addresses in CIDR form. */
-export interface BridgeWish {
+export interface BridgeRequest {
   readonly name: string;
   readonly mtu: number;
   readonly vlanFiltering: boolean;
@@ -40,15 +40,15 @@ export interface BridgeNow extends Link {
 }
 
 /**
- * Steps that bring an existing bridge to what is wished, but for its addresses; none in the usual case. Throws when
- * that must not be done.
+ * Steps that bring an existing bridge to the requested state, but for its addresses; none in the usual case. Throws
+ * when that must not be done.
  */
-export function ensureBridge(now: Link, wish: BridgeWish, warn: (note: string) => void): Step[] {
+export function ensureBridge(now: Link, request: BridgeRequest, warn: (note: string) => void): Step[] {
   const name = now.ifname;
-  const front = `failed to create bridge "${wish.name}"`;
-  if (now.linkinfo?.info_kind !== "bridge") throw notABridge(now, wish.name);
+  const front = `failed to create bridge "${request.name}"`;
+  if (now.linkinfo?.info_kind !== "bridge") throw notABridge(now, request.name);
   const steps: Step[] = [];
-  if (wish.vlanFiltering && !now.linkinfo.info_data?.["vlan_filtering"]) {
+  if (request.vlanFiltering && !now.linkinfo.info_data?.["vlan_filtering"]) {
     warn(`bridge ${name} had no VLAN filtering; switching it on`);
     steps.push(
       step("host", "ip", `link set dev ${name} type bridge vlan_filtering 1`, {
@@ -57,7 +57,7 @@ export function ensureBridge(now: Link, wish: BridgeWish, warn: (note: string) =
       }),
     );
   }
-  if (wish.promisc && !now.promiscuity) {
+  if (request.promisc && !now.promiscuity) {
     steps.push(
       step("host", "ip", `link set dev ${name} promisc on`, {
         failing: `${front}: could not set promiscuous mode on "${name}"`,
@@ -66,9 +66,9 @@ export function ensureBridge(now: Link, wish: BridgeWish, warn: (note: string) =
     );
   }
   if (!now.flags.includes("UP")) steps.push(step("host", "ip", linkUp(name), { failing: front }));
-  if (wish.mtu > 0 && now.mtu < wish.mtu) {
+  if (request.mtu > 0 && now.mtu < request.mtu) {
     warn(
-      `mtu ${wish.mtu} is larger than that of the existing bridge ${name}, ${now.mtu}: larger packets between them are lost`,
+      `mtu ${request.mtu} is larger than that of the existing bridge ${name}, ${now.mtu}: larger packets between them are lost`,
     );
   }
   return steps;
@@ -89,21 +89,21 @@ export function notABridge({ linkinfo }: Link, name: string): CniError {
  */
 export function addressSteps(
   now: BridgeNow,
-  wish: Pick<BridgeWish, "addresses" | "forceAddress"> & { readonly port?: string },
+  request: Pick<BridgeRequest, "addresses" | "forceAddress"> & { readonly port?: string },
   front: string,
 ): Step[] {
   const name = now.ifname;
   const there = now.addr_info ?? [];
   const steps: Step[] = [];
-  for (const wanted of wish.addresses) {
+  for (const wanted of request.addresses) {
     if (there.some((one) => sameAddress(one, wanted))) continue;
     for (
       const other of there.filter((one) =>
-        conflicts(one, wanted) && !wish.addresses.some((ours) => sameAddress(one, ours))
+        conflicts(one, wanted) && !request.addresses.some((ours) => sameAddress(one, ours))
       )
     ) {
       const cidr = `${other.local}/${other.prefixlen}`;
-      if (!wish.forceAddress) {
+      if (!request.forceAddress) {
         const all = there.map((one) => `${one.local}/${one.prefixlen}`).join(" ");
         throw new CniError(
           code.internal,
@@ -123,7 +123,7 @@ export function addressSteps(
     const six = wanted.includes(":");
     const brd = !six && Number(wanted.split("/")[1]) <= 30 ? " brd +" : "";
     // A bridge with no port but the new one has nobody who could hold a duplicate.
-    const nodad = six && isAlone(now, wish.port) ? " nodad" : "";
+    const nodad = six && isAlone(now, request.port) ? " nodad" : "";
     steps.push(step("host", "ip", `addr replace ${wanted}${brd} dev ${name}${nodad}`, {
       failing: `${front}: could not add IP address ${wanted} to "${name}"`,
       why: "the containers' gateway",
@@ -178,10 +178,10 @@ export function portsOf(name: string, ifindex?: number): string[] | undefined {
 }
 
 /** Makes the bridge; somebody else may be faster, which is as good. */
-export async function createBridge(call: ContainerCall, wish: BridgeWish): Promise<void> {
-  const { name } = wish;
+export async function createBridge(call: ContainerCall, request: BridgeRequest): Promise<void> {
+  const { name } = request;
   const front = `failed to create bridge "${name}": could not add "${name}"`;
-  const make = step("host", "ip", bridgeAdd(name, wish), { failing: front, why: "there is no such bridge yet" });
+  const make = step("host", "ip", bridgeAdd(name, request), { failing: front, why: "there is no such bridge yet" });
   try {
     await apply([[make]], call);
   } catch (error) {

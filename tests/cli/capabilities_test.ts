@@ -1,5 +1,5 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import { parseBandwidth, parsePublish, wishesOf } from "../../lib/cli/capabilities.ts";
+import { parseBandwidth, parsePublish, requestedBy } from "../../lib/cli/capabilities.ts";
 import { CliError, parseCall } from "../../lib/cli/command.ts";
 import { findCommand } from "../../lib/cli/commands.ts";
 import { parseList } from "../../lib/cni/conflist.ts";
@@ -54,7 +54,7 @@ Deno.test("rates are read with their units, for one or both directions", () => {
   }
 });
 
-function wishes(plugins: readonly unknown[], ...flags: string[]) {
+function requested(plugins: readonly unknown[], ...flags: string[]) {
   const list = parseList(new TextEncoder().encode(JSON.stringify({ name: "net", cniVersion: "1.0.0", plugins })));
   const { command } = findCommand(["add"])!;
   const call = parseCall(command, ["net", "ns", ...flags], {
@@ -64,7 +64,7 @@ function wishes(plugins: readonly unknown[], ...flags: string[]) {
     names: [],
     load: () => undefined,
   });
-  return wishesOf(call, list, []);
+  return requestedBy(call, list, []);
 }
 
 const bridge = { type: "bridge", ipam: { type: "host-local" } };
@@ -73,7 +73,7 @@ const portmap = { type: "portmap", capabilities: { portMappings: true } };
 Deno.test("flags become capability arguments where a plugin declares them", () => {
   const all = { ...bridge, capabilities: { ips: true, mac: true } };
   assertEquals(
-    wishes([all, portmap], "-p", "8080:80", "--ip", "10.0.0.7", "--ip", "2001:DB8::7", "--mac", "02:00:00:00:00:01"),
+    requested([all, portmap], "-p", "8080:80", "--ip", "10.0.0.7", "--ip", "2001:DB8::7", "--mac", "02:00:00:00:00:01"),
     {
       capabilityArgs: {
         portMappings: [{ hostPort: 8080, containerPort: 80, protocol: "tcp" }],
@@ -86,7 +86,7 @@ Deno.test("flags become capability arguments where a plugin declares them", () =
 });
 
 Deno.test("an address or a hardware address goes the old way where no plugin declares it", () => {
-  assertEquals(wishes([bridge], "--ip", "10.0.0.7", "--mac", "02:00:00:00:00:01"), {
+  assertEquals(requested([bridge], "--ip", "10.0.0.7", "--mac", "02:00:00:00:00:01"), {
     capabilityArgs: {},
     args: [["IgnoreUnknown", "1"], ["IP", "10.0.0.7"], ["MAC", "02:00:00:00:00:01"]],
   });
@@ -94,7 +94,7 @@ Deno.test("an address or a hardware address goes the old way where no plugin dec
 
 Deno.test("what no plugin could act on is refused with what to add", () => {
   const refused = (plugins: readonly unknown[], flags: string[], message: string) =>
-    assertThrows(() => wishes(plugins, ...flags), CliError, message);
+    assertThrows(() => requested(plugins, ...flags), CliError, message);
   refused([bridge], ["-p", "80:80"], '--publish: no plugin of this network publishes ports: add {"type": "portmap"');
   refused([bridge], ["--bandwidth", "1M"], "--bandwidth: no plugin of this network limits rates");
   refused([{ type: "bridge" }], ["--ip", "10.0.0.7"], '--ip: no plugin of network "net" takes a requested address');
