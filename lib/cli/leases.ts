@@ -354,9 +354,9 @@ function duplicatesOf(judged: readonly Judged[], used: readonly Unrecorded[]): C
   };
   for (const { pool, lease: { ip, containerId, ifName }, state, evidence } of judged) {
     // Of those that are not known to live, only one whose address a living container of the same network has.
-    const isRival = !GONE.includes(state) && containerId !== "" &&
+    const contests = !GONE.includes(state) && containerId !== "" &&
       used.some((one) => one.ip === ip && one.pool.network === pool.network);
-    if (state === "alive" || isRival) claim({ pool, ip, containerId, ifName, recorded: true, evidence });
+    if (state === "alive" || contests) claim({ pool, ip, containerId, ifName, recorded: true, evidence });
   }
   for (const { pool, ip, attachment: { containerId, ifName, netns } } of used) {
     claim({ pool, ip, containerId, ifName, recorded: false, evidence: `namespace ${netns}` });

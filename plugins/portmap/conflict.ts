@@ -22,7 +22,7 @@ import {
 } from "../../lib/rules/host_ports_iptables.ts";
 
 /** A port that somebody else's rules send to another container. */
-export interface Rival {
+export interface ConflictingMapping {
   /** What tells containers apart in the rules of one backend, in both families. */
   readonly key: string;
   /** Its rules come before ours: it has the traffic. */
@@ -85,12 +85,19 @@ export async function listEntries({ host }: Host, family: Family): Promise<Saved
   return await listedChain(host, DNAT_CHAIN, { family, table: "nat" }) ?? [];
 }
 
-/** Rivals in iptables. To be asked when the own rules are set: of two that came at once, one is earlier in the list. */
-export async function iptablesRivals({ host }: Host, ports: HostPorts, family: Family): Promise<Rival[]> {
+/**
+ * Conflicting mappings in iptables. Ask when the own rules are set: of two that came at once, one is earlier in the
+ * list.
+ */
+export async function iptablesConflicts(
+  { host }: Host,
+  ports: HostPorts,
+  family: Family,
+): Promise<ConflictingMapping[]> {
   const entries = parseEntries(await listEntries({ host }, family));
   const mine = hostPortChain(ports.owner);
   const at = entries.findIndex((entry) => entry.chain === mine);
-  const rivals: Rival[] = [];
+  const conflicts: ConflictingMapping[] = [];
   for (const [index, entry] of entries.entries()) {
     if (entry.chain === mine) continue;
     const own = ownPorts(ports, family).filter(({ protocol, hostPort }) =>
@@ -114,7 +121,7 @@ export async function iptablesRivals({ host }: Host, ports: HostPorts, family: F
           );
       });
       if (rule === undefined) continue;
-      rivals.push({
+      conflicts.push({
         key: entry.chain,
         ahead: at < 0 || index < at,
         protocol: entry.protocol,
@@ -126,11 +133,11 @@ export async function iptablesRivals({ host }: Host, ports: HostPorts, family: F
       });
     }
   }
-  return rivals;
+  return conflicts;
 }
 
-/** Rivals among rules of nftables, in their order. */
-export function nftRivals(rules: readonly NftPort[], ports: HostPorts, family: Family): Rival[] {
+/** Conflicting mappings among rules of nftables, in their order. */
+export function nftConflicts(rules: readonly NftPort[], ports: HostPorts, family: Family): ConflictingMapping[] {
   const mine = ports.owner.containerId;
   const at = rules.findIndex((rule) => rule.comment === mine);
   return rules.flatMap((rule, index) => {
@@ -164,23 +171,23 @@ const WAITS_MS = [5, 15, 30, 60, 120, 240, 480];
  */
 export async function isLiving(
   { host }: Host,
-  rival: Pick<Rival, "containerId" | "network" | "address">,
+  other: Pick<ConflictingMapping, "containerId" | "network" | "address">,
   family: Family,
 ): Promise<boolean> {
-  if (rival.address === "" || heldByAnother(rival)) return false;
+  if (other.address === "" || heldByAnother(other)) return false;
   const flag = family === 4 ? "-4" : "-6";
-  const routes = await json(host, ["ip", "-j", flag, "route", "get", rival.address]);
+  const routes = await json(host, ["ip", "-j", flag, "route", "get", other.address]);
   const route = routes?.[0] as { dev?: string; gateway?: string; type?: string } | undefined;
   if (route?.dev === undefined || route.type === "unreachable" || route.type === "blackhole") return false;
   // An address of this host, or one behind a router: cannot be asked.
   if (route.type === "local" || route.gateway !== undefined) return true;
   const neighbour = async () => {
-    const shown = await json(host, ["ip", "-j", flag, "neigh", "show", rival.address, "dev", route.dev ?? ""]);
+    const shown = await json(host, ["ip", "-j", flag, "neigh", "show", other.address, "dev", route.dev ?? ""]);
     return (shown?.[0] as { state?: string[] } | undefined)?.state?.[0] ?? "NONE";
   };
   if (["PERMANENT", "NOARP"].includes(await neighbour())) return true;
-  await host({ argv: ["ip", "neigh", "del", rival.address, "dev", route.dev] });
-  await host({ argv: ["ip", "neigh", "add", rival.address, "dev", route.dev, "use"] });
+  await host({ argv: ["ip", "neigh", "del", other.address, "dev", route.dev] });
+  await host({ argv: ["ip", "neigh", "add", other.address, "dev", route.dev, "use"] });
   for (const wait of WAITS_MS) {
     await new Promise((done) => setTimeout(done, wait));
     const state = await neighbour();
@@ -191,7 +198,9 @@ export async function isLiving(
 }
 
 /** A lease in another container's name is proof; none at all is not: other IPAM plugins keep theirs elsewhere. */
-function heldByAnother({ network, address, containerId }: Pick<Rival, "containerId" | "network" | "address">): boolean {
+function heldByAnother(
+  { network, address, containerId }: Pick<ConflictingMapping, "containerId" | "network" | "address">,
+): boolean {
   const holder = network === undefined ? undefined : leaseHolder(network, address);
   return holder !== undefined && holder !== containerId;
 }
@@ -215,7 +224,7 @@ export interface Listener {
   readonly program: string;
 }
 
-/** Programs that hold ports for a container: they are its runtime, not its rival. */
+/** Programs that hold ports for a container: they belong to its runtime and are no conflict. */
 const HOLDERS = ["conmon", "podman", "docker-proxy", "rootlessport"];
 
 /** Programs of this host that listen on one of the ports; [] when `ss` is not there. */
@@ -224,8 +233,8 @@ export async function listeners({ host }: Host, mappings: readonly PortMapping[]
   if (wanted.length === 0 || wanted.length > 64 || toolPath("ss") === "") return [];
   const filter = [...new Set(wanted.map(({ hostPort }) => `sport = :${hostPort}`))].join(" or ");
   const found = await socketsOf(host, ["ss", "-Hlntu", filter]);
-  const rivals = found.filter((one) => wanted.some((mapping) => isSame(mapping, one)));
-  if (rivals.length === 0) return [];
+  const taken = found.filter((one) => wanted.some((mapping) => isSame(mapping, one)));
+  if (taken.length === 0) return [];
   // Naming programs means looking through all processes: only now.
   const named = await socketsOf(host, ["ss", "-Hlntup", filter]);
   return named.filter((one) => wanted.some((mapping) => isSame(mapping, one))).filter(({ program }) =>

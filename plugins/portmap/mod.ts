@@ -141,8 +141,8 @@ async function collectNft(call: NetworkCall, valid: ReadonlySet<string>): Promis
         .map((rule) => [rule.comment, rule]),
     );
     await together([...suspects.values()].map((rule) => async () => {
-      const rival = { ...rule, containerId: rule.comment, network: undefined };
-      if (await isLiving(call, rival, family)) return;
+      const other = { ...rule, containerId: rule.comment, network: undefined };
+      if (await isLiving(call, other, family)) return;
       await removeNftHostPorts(call, rule.comment, { family });
     }));
   }

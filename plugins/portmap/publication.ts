@@ -1,6 +1,6 @@
 /**
  * Publishing ports of a container, and withdrawing them: the rules of one or the other backend, and what rules cannot
- * do by themselves. Rivals for a port are looked for when the own rules are set: of two that come at once, one is
+ * do by themselves. Conflicting mappings are looked for when the own rules are set: of two that come at once, one is
  * earlier.
  */
 import { CniError, code, groupsFor } from "../../lib/cni/error.ts";
@@ -28,7 +28,15 @@ import {
 } from "../../lib/rules/host_ports_nft.ts";
 import { isLastBehindLink, letLocalhostOut, publishedThrough, withdrawLocalhost } from "./localhost_access.ts";
 import { ensureGuard, GUARD_CHECK, type LocalnetBackend, switchLocalnetOff } from "./localnet.ts";
-import { iptablesRivals, isLiving, type Listener, listeners, listEntries, nftRivals, type Rival } from "./conflict.ts";
+import {
+  type ConflictingMapping,
+  iptablesConflicts,
+  isLiving,
+  type Listener,
+  listeners,
+  listEntries,
+  nftConflicts,
+} from "./conflict.ts";
 import { flushForAdd, flushForDel } from "./udp_flows.ts";
 
 /** Our own code: a host port is taken by another container. Documented in docs/plugins/portmap.md. */
@@ -76,7 +84,7 @@ export async function publish(call: ContainerCall, publication: Publication): Pr
   if (end?.status === "rejected") throw end.reason;
   const dev = localhost ? deviceOf(end?.value[0]) : undefined;
   await together([
-    () => settleRivals(call, publication, backendOf),
+    () => settleConflicts(call, publication, backendOf),
     ...targets.map((target) => () => flushForAdd(call, ports, target)),
     async () => {
       if (dev === undefined || !state.guarded || dev === "lo") return;
@@ -153,22 +161,22 @@ function checkedLines(text: string): string {
 }
 
 /** Looks who else has the ports, now that the own rules are in their place. */
-async function settleRivals(
+async function settleConflicts(
   call: ContainerCall,
   publication: Publication,
   backendOf: (family: Family) => Backend,
 ): Promise<void> {
   const { portConflict, targets } = publication;
   const found = await Promise.all(targets.map(async (target) => {
-    const rivals = await rivalsFor(call, publication, { target, backend: backendOf(target.address.family) });
-    const ahead = rivals.filter((rival) => rival.ahead);
+    const conflicts = await conflictsFor(call, publication, { target, backend: backendOf(target.address.family) });
+    const ahead = conflicts.filter((other) => other.ahead);
     const address = formatAddress(target.address);
     const living = await Promise.all(
-      ahead.map(async (rival) => rival.address !== address && await isLiving(call, rival, target.address.family)),
+      ahead.map(async (other) => other.address !== address && await isLiving(call, other, target.address.family)),
     );
     return {
       target,
-      rivals,
+      conflicts,
       living: ahead.filter((_, index) => living[index]),
       dead: ahead.filter((_, index) => !living[index]),
     };
@@ -187,13 +195,13 @@ async function settleRivals(
       'choose another port, or remove that container; "portConflict": "warn" takes the port in vain, as the reference does',
     );
   }
-  for (const rival of living) {
-    call.warn(`host port ${portOf(rival)} is already published by ${nameOf(rival)}, which keeps its traffic`);
+  for (const other of living) {
+    call.warn(`host port ${portOf(other)} is already published by ${nameOf(other)}, which keeps its traffic`);
   }
   for (const { target, living, dead } of found) {
-    for (const rival of dead) {
+    for (const other of dead) {
       call.warn(
-        `host port ${portOf(rival)}: rules of ${nameOf(rival)} are left over; this container's go first. ` +
+        `host port ${portOf(other)}: rules of ${nameOf(other)} are left over; this container's go first. ` +
           "DEL of that container or GC of its network removes them",
       );
     }
@@ -203,25 +211,25 @@ async function settleRivals(
 
 interface Found {
   readonly target: Prefix;
-  readonly rivals: readonly Rival[];
-  readonly living: readonly Rival[];
+  readonly conflicts: readonly ConflictingMapping[];
+  readonly living: readonly ConflictingMapping[];
 }
 
 const isFour = ({ target }: { readonly target: Prefix }) => target.address.family === 4;
 
-async function rivalsFor(
+async function conflictsFor(
   call: ContainerCall,
   { ports }: Publication,
   { target, backend }: { target: Prefix; backend: Backend },
-): Promise<Rival[]> {
+): Promise<ConflictingMapping[]> {
   const { family } = target.address;
-  if (backend === "iptables") return await iptablesRivals(call, ports, family);
+  if (backend === "iptables") return await iptablesConflicts(call, ports, family);
   const rules = await nftPorts(call, family);
   const mine = rules.filter((rule) => rule.comment === ports.owner.containerId).length;
   if (mine > nftOwnRules(ports, target).filter(({ chain }) => chain === "hostports").length) {
     await dropStaleNftRules(call, ports, target);
   }
-  return nftRivals(rules, ports, family);
+  return nftConflicts(rules, ports, family);
 }
 
 /** How often, and how long apart, the other family is looked at once more. */
@@ -236,13 +244,13 @@ async function behindInFour(
   publication: Publication,
   { four, six, backend }: { four: Found; six: Found; backend: Backend },
 ): Promise<ReadonlySet<string>> {
-  let { rivals } = four;
-  for (let i = 0; i < LOOKS && six.living.some(({ key }) => !rivals.some((one) => one.key === key)); i++) {
+  let { conflicts } = four;
+  for (let i = 0; i < LOOKS && six.living.some(({ key }) => !conflicts.some((one) => one.key === key)); i++) {
     await new Promise((done) => setTimeout(done, LOOK_MS));
-    rivals = await rivalsFor(call, publication, { target: four.target, backend });
+    conflicts = await conflictsFor(call, publication, { target: four.target, backend });
   }
-  const ahead = new Set(rivals.filter((rival) => rival.ahead).map(({ key }) => key));
-  return new Set(rivals.map(({ key }) => key).filter((key) => !ahead.has(key)));
+  const ahead = new Set(conflicts.filter((other) => other.ahead).map(({ key }) => key));
+  return new Set(conflicts.map(({ key }) => key).filter((key) => !ahead.has(key)));
 }
 
 async function moveFirst(
@@ -255,8 +263,8 @@ async function moveFirst(
   else await moveNftPortsFirst(call, ports, target);
 }
 
-const portOf = ({ port, protocol }: Rival | Listener) => `${port}/${protocol}`;
-const nameOf = ({ containerId, network, address }: Rival) =>
+const portOf = ({ port, protocol }: ConflictingMapping | Listener) => `${port}/${protocol}`;
+const nameOf = ({ containerId, network, address }: ConflictingMapping) =>
   `container ${containerId}${network === undefined ? "" : ` of network ${network}`}${address ? ` (${address})` : ""}`;
 
 function tellListeners(call: Call, portConflict: string, sockets: readonly Listener[]): void {

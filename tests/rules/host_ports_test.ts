@@ -13,7 +13,7 @@ import {
   usesLocalhost,
 } from "../../lib/rules/host_ports_iptables.ts";
 import { nftAdditionText, nftOwnRules, readNftPort } from "../../lib/rules/host_ports_nft.ts";
-import { isLiving, nftRivals, parseEntries, parseSockets } from "../../plugins/portmap/conflict.ts";
+import { isLiving, nftConflicts, parseEntries, parseSockets } from "../../plugins/portmap/conflict.ts";
 import { parsePrefix } from "../../lib/net/cidr.ts";
 import { recordedRun } from "../fakes/run.ts";
 
@@ -234,7 +234,7 @@ Deno.test("nft's rules for masquerading: self, 127.0.0.1, neighbours; or everybo
   assertEquals(rules({ snat: false }), []);
 });
 
-Deno.test("nft's rules are read back, and rivals are told by port, protocol and address", () => {
+Deno.test("nft's rules are read back, and conflicting mappings are told by port, protocol and address", () => {
   const port = (value: number) => ({
     match: { op: "==", left: { payload: { protocol: "tcp", field: "dport" } }, right: value },
   });
@@ -264,7 +264,7 @@ Deno.test("nft's rules are read back, and rivals are told by port, protocol and 
   });
   assertEquals(rule(6, "x", [{ jump: { target: "y" } }]), undefined);
   const seen = (mappings: PortMapping[]) =>
-    nftRivals(rules, ports({ mappings }), 4).map(({ key, ahead, conditional }) => [key, ahead, conditional]);
+    nftConflicts(rules, ports({ mappings }), 4).map(({ key, ahead, conditional }) => [key, ahead, conditional]);
   assertEquals(seen([mapping(8080)]), [["a", true, false], ["c", true, true], ["d", false, false]]);
   assertEquals(seen([mapping(9090)]), [["b", true, false]]);
   assertEquals(seen([mapping(9090, 80, "tcp", "192.0.2.2")]), []);
@@ -287,7 +287,7 @@ udp UNCONN 0 0 127.0.0.53%lo:53 0.0.0.0:*
   ]);
 });
 
-const rival = { containerId: "old", network: undefined, address: "10.22.0.9" };
+const other = { containerId: "old", network: undefined, address: "10.22.0.9" };
 const living: [what: string, transcript: string, is: boolean][] = [
   ["no way leads there", "$ ip -j -4 route get 10.22.0.9\n! RTNETLINK answers: Network is unreachable", false],
   ["an address of the host", '$ ip -j -4 route get 10.22.0.9\n> [{"type":"local","dst":"10.22.0.9","dev":"lo"}]', true],
@@ -326,11 +326,11 @@ $ ip -j -4 neigh show 10.22.0.9 dev cni0
 for (const [what, transcript, is] of living) {
   Deno.test(`a container is ${is ? "living" : "gone"}: ${what}`, async () => {
     const host = recordedRun(transcript);
-    assertEquals(await isLiving({ host }, rival, 4), is);
+    assertEquals(await isLiving({ host }, other, 4), is);
     assertEquals(host.unused(), []);
   });
 }
 
 Deno.test("a container without an address is gone, and nobody is asked", async () => {
-  assertEquals(await isLiving({ host: recordedRun("") }, { ...rival, address: "" }, 4), false);
+  assertEquals(await isLiving({ host: recordedRun("") }, { ...other, address: "" }, 4), false);
 });
