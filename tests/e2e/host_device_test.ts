@@ -47,15 +47,15 @@ const asked = (
   ...rest,
 });
 
-/** A device, dev0, whose other end is in a namespace that plays the cable. */
+/** A device, dev0, whose other end is in a namespace of its own. */
 async function device(node: Node, up = true): Promise<Namespace> {
-  const cable = await node.container("cable");
+  const peer = await node.container("peer");
   await node.ip(
-    `link add dev0 address ${mac} type veth peer name port netns ${cable.netns}`,
+    `link add dev0 address ${mac} type veth peer name port netns ${peer.netns}`,
     ...(up ? ["link set dev0 up"] : []),
   );
-  await cable.ip("link set port up", "addr add 10.22.0.1/24 dev port");
-  return cable;
+  await peer.ip("link set port up", "addr add 10.22.0.1/24 dev port");
+  return peer;
 }
 
 const links = async (of: Namespace) =>
@@ -67,7 +67,7 @@ nodeTest(
   "host-device moves a device in, with its traffic, and back under its name, down",
   { needs },
   async ({ node }) => {
-    const cable = await device(node);
+    const peer = await device(node);
     await node.ip("addr add 10.33.0.1/24 dev dev0");
     const pod = await node.container("a");
     const one = new Attachment(
@@ -86,7 +86,7 @@ nodeTest(
     assertEquals([await links(node), await links(pod)], [[], ["eth0"]]);
     assertEquals((await pod.ipJson("link", "show", "eth0"))[0].ifalias, "dev0");
     await assertPings(pod, "10.22.0.1");
-    await assertPings(cable, "10.22.0.2");
+    await assertPings(peer, "10.22.0.2");
     await one.check();
     await one.del();
     const [back] = await node.ipJson("addr", "show", "dev0");

@@ -132,9 +132,9 @@ nodeTest("every printable character at every place of the names that other plugi
     calls += await roundTrip(node, pod, { conf: net({ type: "ptp", ipam }), ifName: turned(signs, 2), own: [] });
 
     name = turned(signs, 3);
-    await node.run("ip", "link", "add", "name", name, "type", "veth", "peer", "name", "cable");
+    await node.run("ip", "link", "add", "name", name, "type", "veth", "peer", "name", "peer0");
     const device = net({ type: "host-device", device: name, ipam });
-    calls += await roundTrip(node, pod, { conf: device, ifName: turned(signs, 4), own: [name, "cable"] });
+    calls += await roundTrip(node, pod, { conf: device, ifName: turned(signs, 4), own: [name, "peer0"] });
     assert((await linksOf(node)).has(name), `${name} is back`);
     await node.run("ip", "link", "del", "dev", name);
 
@@ -168,7 +168,7 @@ nodeTest("ours and the reference make and delete the same links, whatever a tool
   ];
   for (const [conf, ifName] of cases) {
     for (const [adder, deleter] of [["ref", "cnibox"], ["cnibox", "ref"], ["cnibox", "cnibox"]] as const) {
-      if (conf.type === "host-device") await node.ip("link add dev0 type veth peer name cable");
+      if (conf.type === "host-device") await node.ip("link add dev0 type veth peer name peer0");
       const before = [await linksOf(node), await linksOf(pod)];
       const one = new Attachment(node, conf, pod, { ifName });
       await one.add(adder);
