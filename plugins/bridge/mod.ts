@@ -131,7 +131,7 @@ function isFor(links: EarlyLinks, ips: readonly IPConfig[]): boolean {
   return links.ips.length === ips.length && links.ips.every(same);
 }
 
-/** The answer became another one than the lease had foretold: the links have the wrong MAC, and are removed. */
+/** The lease differs from its early result: the links have the wrong MAC, and are removed. */
 async function withdraw(call: ContainerCall, { bridge, host }: EarlyLinks): Promise<void> {
   await bridge;
   await undoHostEnd(host.name, ownerOf(call)).job?.(call);

@@ -76,8 +76,8 @@ Deno.test("allocate writes the reference's files, to the byte", () =>
     assertEquals(folder.warnings, []);
   }));
 
-/** What `begin` foretells, with the files that were there then, and what `commit` answers. */
-async function foretold(
+/** The early result of `begin`, with the files that were there then, and what `commit` answers. */
+async function beginAndCommit(
   folder: Folder,
   id: string,
   { wanted = SMALL, requested = [], meddle = () => {} }: {
@@ -85,33 +85,33 @@ async function foretold(
     requested?: string[];
     meddle?: () => void;
   } = {},
-): Promise<{ told: string[] | undefined; there: string[]; answer: string[] | CniError }> {
+): Promise<{ early: string[] | undefined; there: string[]; answer: string[] | CniError }> {
   const taking = await begin(folder.path, { containerId: id, ifName: "eth0" }, {
     wanted: () => ({ sets: wanted, requested: requested.map((text) => parseAddress(text)!) }),
     ...folder.options,
     host: hostWith(),
   });
-  const told = taking.candidates?.map(({ address }) => formatAddress(address));
+  const early = taking.candidates?.map(({ address }) => formatAddress(address));
   const there = folder.names().filter((name) => parseAddress(name));
   meddle();
   const answer = await taking.commit()
     .then((taken) => taken.map(({ address }) => formatAddress(address)), (error: CniError) => error);
-  return { told, there, answer };
+  return { early, there, answer };
 }
 
 Deno.test("what will be taken is known before a lease is written", () =>
   inFolder(async (folder) => {
-    const one = await foretold(folder, "a");
-    assertEquals(one, { told: ["10.0.0.2"], there: [], answer: ["10.0.0.2"] });
-    const next = await foretold(folder, "b", { wanted: DUAL });
-    assertEquals(next.told, ["10.0.0.3", "fd00::2"]);
+    const one = await beginAndCommit(folder, "a");
+    assertEquals(one, { early: ["10.0.0.2"], there: [], answer: ["10.0.0.2"] });
+    const next = await beginAndCommit(folder, "b", { wanted: DUAL });
+    assertEquals(next.early, ["10.0.0.3", "fd00::2"]);
     assertEquals(next.there, ["10.0.0.2"]);
-    assertEquals(next.answer, next.told);
-    const asked = await foretold(folder, "c", { requested: ["10.0.0.6"] });
-    assertEquals([asked.told, asked.answer], [["10.0.0.6"], ["10.0.0.6"]]);
+    assertEquals(next.answer, next.early);
+    const asked = await beginAndCommit(folder, "c", { requested: ["10.0.0.6"] });
+    assertEquals([asked.early, asked.answer], [["10.0.0.6"], ["10.0.0.6"]]);
   }));
 
-Deno.test("nothing is foretold where nothing can be given", () =>
+Deno.test("there is no early result where nothing can be given", () =>
   inFolder(async (folder) => {
     await take(folder, "a");
     for (
@@ -121,29 +121,31 @@ Deno.test("nothing is foretold where nothing can be given", () =>
         ["b", ["10.0.0.3", "192.0.2.1"]],
       ] as const
     ) {
-      const { told, answer } = await foretold(folder, id, { requested: [...requested] });
-      assertEquals(told, undefined, `${requested}`);
+      const { early, answer } = await beginAndCommit(folder, id, { requested: [...requested] });
+      assertEquals(early, undefined, `${requested}`);
       assert(answer instanceof CniError, `${requested}`);
     }
     for (const id of ["b", "c", "d", "e"]) await take(folder, id);
-    const full = await foretold(folder, "f");
-    assertEquals(full.told, undefined);
+    const full = await beginAndCommit(folder, "f");
+    assertEquals(full.early, undefined);
     assert(full.answer instanceof CniError);
   }));
 
-Deno.test("what was foretold may still be refused: to who has an address already", () =>
+Deno.test("an early result may still be refused: to who has an address already", () =>
   inFolder(async (folder) => {
     await take(folder, "a");
-    const { told, answer } = await foretold(folder, "a");
-    assertEquals(told, ["10.0.0.3"]);
+    const { early, answer } = await beginAndCommit(folder, "a");
+    assertEquals(early, ["10.0.0.3"]);
     assertStringIncludes(answer instanceof CniError ? answer.msg : "", "duplicate allocation");
     assertEquals(folder.names().filter((name) => parseAddress(name)), ["10.0.0.2"]);
   }));
 
-Deno.test("what somebody takes without the lock, after it was foretold, is not given out", () =>
+Deno.test("what somebody takes without the lock, after the early result, is not given out", () =>
   inFolder(async (folder) => {
-    const { told, answer } = await foretold(folder, "a", { meddle: () => folder.write("10.0.0.2", "x\r\neth0") });
-    assertEquals([told, answer], [["10.0.0.2"], ["10.0.0.3"]]);
+    const { early, answer } = await beginAndCommit(folder, "a", {
+      meddle: () => folder.write("10.0.0.2", "x\r\neth0"),
+    });
+    assertEquals([early, answer], [["10.0.0.2"], ["10.0.0.3"]]);
     assertEquals(folder.read("10.0.0.2"), "x\r\neth0");
   }));
 

@@ -24,10 +24,10 @@ const answers = (state = "UP") => ({
 });
 const mac = (ip: string) => macFromIpv4(parseAddress(ip)!.value);
 
-/** An IPAM plugin that foretells `told`, then answers; `reached` is called in between, and may refuse. */
+/** An IPAM plugin whose early result is `early`, then answers; `reached` is called in between, and may refuse. */
 function ipam(
   log: string[],
-  { told, answer, reached = () => {} }: { told: IPConfig[]; answer: IPConfig[]; reached?: () => void },
+  { early, answer, reached = () => {} }: { early: IPConfig[]; answer: IPConfig[]; reached?: () => void },
 ) {
   const delegate = (_: string, verb: DelegateVerb) => {
     log.push(`host-local ${verb}`);
@@ -41,15 +41,15 @@ function ipam(
       log.push("lease is safe");
       return { ips: answer };
     };
-    return Promise.resolve({ ips: told, commit });
+    return Promise.resolve({ ips: early, commit });
   };
   return { delegate, begin };
 }
 
 /** Runs ADD on a noting kernel; `log` without what comes after the options of a line. */
-function adding(told: IPConfig[], answer = told, options: { reached?: () => void; state?: string } = {}) {
+function adding(early: IPConfig[], answer = early, options: { reached?: () => void; state?: string } = {}) {
   const { call, log } = noted(CONF, { answers: answers(options.state) });
-  const own = ipam(log, { told, answer, ...(options.reached && { reached: options.reached }) });
+  const own = ipam(log, { early, answer, ...(options.reached && { reached: options.reached }) });
   const short = () =>
     log.map((entry) =>
       entry.startsWith("host ip: addr show dev br9")
