@@ -119,10 +119,10 @@ function planText({ list: { name }, valid, goes, doubts }: Plan): string {
   return `${head}${goes.length} to go\n${goes.map((line) => `  ${oneLine(line)}\n`).join("")}${kept}`;
 }
 
-/** Asks where somebody can answer; where nobody can, `--yes` has to say so. */
+/** Asks on a terminal; anywhere else `--yes` is needed. */
 function confirm(call: CommandCall): void {
   if (!Deno.stdin.isTerminal()) {
-    throw new CliError("not done: nobody to ask", status.usage, [
+    throw new CliError("not a terminal; use --yes", status.usage, [
       `cnibox ${call.command.name} … --yes does it without asking`,
     ]);
   }
