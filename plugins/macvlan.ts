@@ -2,7 +2,7 @@
  * macvlan: a link with a MAC of its own on a link of the host. https://www.cni.dev/plugins/current/main/macvlan/
  *
  * Differs from the reference: configuration is checked before anything is touched; a failed ADD leaves nothing behind;
- * a default route that names no link is passed over; DEL deletes macvlan links only, also when the addresses cannot be
+ * a default route that names no link is ignored; DEL deletes macvlan links only, also when the addresses cannot be
  * given back; CHECK does not ask for the default route again, and compares MACs in any case; STATUS looks for the
  * master; GC is passed on to the IPAM plugin.
  */

@@ -66,7 +66,7 @@ function unknownKey(
     : near
     ? `did you mean "${near}"?`
     : far[0] ?? `${of} knows ${names.join(", ") || "no keys"}`;
-  section.source.warn("unknown-key", at, `"${key}" means nothing to ${of}: it is passed over`, hint);
+  section.source.warn("unknown-key", at, `unknown key "${key}" for ${of}; ignored`, hint);
 }
 
 interface Checked {

@@ -242,7 +242,7 @@ function flawOf(part: string, at: number): JsonError | undefined {
   const { 0: found, index } = /[\0-\x1f]|\\(?!["\\/bfnrt]|u[\da-fA-F]{4})./.exec(part.replaceAll("\\\\", "\\/")) ??
     { 0: "", index: 0 };
   if (found.startsWith("\\")) {
-    return new JsonError(`"${found}" means nothing in a string`, at + index, "write \\\\ for one \\");
+    return new JsonError(`"${found}" is not a valid escape in a string`, at + index, "write \\\\ for one \\");
   }
   if (found !== "") {
     const code = found.charCodeAt(0).toString(16).padStart(4, "0");

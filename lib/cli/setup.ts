@@ -70,12 +70,12 @@ export function note(text: string): void {
   complain(`cnibox: ${oneLine(text)}\n`);
 }
 
-/** Finds a network by its name; broken files beside it are passed over with a note. */
+/** Finds a network by its name; broken files beside it are skipped with a note. */
 export function networkNamed(name: string, folders: Folders): NetworkList {
   const broken: ConfigError[] = [];
   try {
-    const list = loadNetwork(folders.conf, name, { passOver: (error) => broken.push(error) });
-    for (const error of broken) note(`passed over ${error.file}: ${error.message}; a runtime would stop there`);
+    const list = loadNetwork(folders.conf, name, { onBroken: (error) => broken.push(error) });
+    for (const error of broken) note(`skipped ${error.file}: ${error.message}; a runtime would stop there`);
     return list;
   } catch (error) {
     if (!(error instanceof UnknownNetwork)) throw error;

@@ -217,7 +217,7 @@ async function list(section: Section, network: Network, known: Known): Promise<v
       source.warn(
         "unknown-key",
         at,
-        `"${key}" means nothing to a list: it is passed over`,
+        `unknown key "${key}" for a list; ignored`,
         near ? `did you mean "${near}"?` : 'keys of plugins belong into the elements of "plugins"',
       );
     }

@@ -237,13 +237,13 @@ export function loadAll(folder: string): Networks {
 
 /**
  * Finds a network by its name: lists first, then single configurations, each in the order of file names. As in the
- * reference, a file that is broken ends the search, also when it describes another network; with `passOver` it is
+ * reference, a file that is broken ends the search, also when it describes another network; with `onBroken` it is
  * reported there and the search goes on.
  */
 export function loadNetwork(
   folder: string,
   name: string,
-  options: { passOver?: (error: ConfigError) => void } = {},
+  options: { onBroken?: (error: ConfigError) => void } = {},
 ): NetworkList {
   const known: string[] = [];
   const lists = configFiles(folder, [".conflist"]);
@@ -255,8 +255,8 @@ export function loadNetwork(
         if (list.name === name) return list;
         known.push(list.name);
       } catch (error) {
-        if (!(error instanceof ConfigError) || !options.passOver) throw error;
-        options.passOver(error);
+        if (!(error instanceof ConfigError) || !options.onBroken) throw error;
+        options.onBroken(error);
       }
     }
   };

@@ -490,7 +490,7 @@ function list(folder: string): Deno.DirEntry[] {
   }
 }
 
-/** A file's text; undefined when it cannot be read, which the reference passes over too. */
+/** A file's text; undefined when it cannot be read, which the reference skips too. */
 function readIfThere(path: string): string | undefined {
   try {
     return readRegularText(path);

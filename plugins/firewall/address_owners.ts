@@ -45,7 +45,7 @@ export interface Owned {
   readonly owner: Attachment;
 }
 
-/** All that is noted; what cannot be read is passed over. */
+/** All that is noted; what cannot be read is skipped. */
 export function ownedAddresses(): Owned[] {
   return namesIn(FOLDER).flatMap((name) => {
     const address = parseAddress(name);

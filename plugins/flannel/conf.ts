@@ -46,7 +46,7 @@ function badFile(what: string, failure: number, details: string): CniError {
 }
 
 /**
- * The text of a subnet file: `KEY=VALUE` lines, no quoting; unknown keys are passed over, the last of several counts.
+ * The text of a subnet file: `KEY=VALUE` lines, no quoting; unknown keys are ignored, the last of several counts.
  */
 export function parseSubnetEnv(text: string, path: string, failure: number = code.internal): SubnetEnv {
   const values = new Map<string, string>();

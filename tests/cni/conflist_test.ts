@@ -235,7 +235,7 @@ Deno.test("a broken file before the match ends the search, one behind it is neve
     const error = assertThrows(() => loadNetwork(folder, "z"), ConfigError);
     assertEquals(error.file, `${folder}/20.conflist`);
     const passed: string[] = [];
-    assertEquals(loadNetwork(folder, "z", { passOver: ({ file }) => passed.push(file) }).name, "z");
+    assertEquals(loadNetwork(folder, "z", { onBroken: ({ file }) => passed.push(file) }).name, "z");
     assertEquals(passed, [`${folder}/20.conflist`]);
   }));
 

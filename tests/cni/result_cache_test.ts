@@ -78,7 +78,7 @@ Deno.test("a cache file needs all three parts of its name", () => {
   );
 });
 
-Deno.test("attachments are listed by file name, what is none is passed over", () =>
+Deno.test("attachments are listed by file name, other files are skipped", () =>
   inFolder((folder) => {
     assertEquals(listAttachments(folder), []);
     for (const containerId of ["b", "a"]) writeCache(folder, list, { ...attached, containerId }, result);

@@ -101,7 +101,7 @@ nodeTest("macvlan announces its addresses: a neighbour learns the new MAC withou
 });
 
 nodeTest(
-  "macvlan on the link of the default route: IPv4 before IPv6, lowest metric first, routes that lead nowhere passed over",
+  "macvlan on the link of the default route: IPv4 before IPv6, lowest metric first, routes that lead nowhere skipped",
   { needs },
   async ({ node }) => {
     const pod = await node.container("a");

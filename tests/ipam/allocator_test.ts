@@ -658,7 +658,7 @@ Deno.test("the index is gone with the last lease, and nothing needs it", () =>
     assertEquals(folder.names(), ["10.0.0.3", "last_reserved_ip.0", "lock"]);
   }));
 
-Deno.test("an unreadable lease is passed over", { ignore: Deno.uid() === 0 }, () =>
+Deno.test("an unreadable lease is skipped", { ignore: Deno.uid() === 0 }, () =>
   inFolder(async (folder) => {
     folder.write("10.0.0.2", "ctr1\r\neth0");
     Deno.chmodSync(`${folder.path}/10.0.0.2`, 0);

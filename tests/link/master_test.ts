@@ -36,7 +36,7 @@ const CHOICES: readonly (readonly [what: string, four: unknown[], six: unknown[]
   ["lowest metric", [via("eth0", 200), via("eth1", 100)], [], "eth1"],
   ["no metric is the lowest", [via("eth0", 1), via("eth1")], [], "eth1"],
   ["another table does not count", [{ ...via("eth0"), table: "100" }, via("eth1", 9)], [], "eth1"],
-  ["blackhole passed over", [{ type: "blackhole", dst: "default" }, via("eth1", 9)], [], "eth1"],
+  ["blackhole skipped", [{ type: "blackhole", dst: "default" }, via("eth1", 9)], [], "eth1"],
   [
     "first of several next hops",
     [{ dst: "default", nexthops: [{ gateway: "10.0.0.1" }, { dev: "eth2" }] }],

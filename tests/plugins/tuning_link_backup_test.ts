@@ -51,7 +51,7 @@ Deno.test("a backup is taken back to nothing, or to what was there", () =>
     assertEquals(await Deno.readTextFile(path), '{"mtu": 9000, "other": 1}');
   }));
 
-Deno.test("a backup of the reference is read, and keys that nobody knows are passed over", () =>
+Deno.test("a backup of the reference is read, and unknown keys are ignored", () =>
   inFolder(async (folder) => {
     const path = backupPath(folder, attachment);
     await Deno.writeTextFile(
