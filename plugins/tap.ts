@@ -150,7 +150,7 @@ function noBridge({ netns }: ContainerCall, bridge: string): CniError {
 /** The reference's words are those of the `ip` that it runs too. */
 function read(call: ContainerCall, conf: Config, { error, step: { failing, text, read }, said }: Failure): Reading {
   if (read && failing.startsWith("failed to get bridge")) return noBridge(call, conf.bridge);
-  if (text.includes(" master ") && /not supported/i.test(said)) return `${conf.bridge} is no bridge`;
+  if (text.includes(" master ") && /not supported/i.test(said)) return `${conf.bridge} is not a bridge`;
   if (text.startsWith("runcon ")) {
     return new CniError(code.internal, `${failing}: ${said.trim() || error.message}`, '"selinuxContext" needs SELinux');
   }

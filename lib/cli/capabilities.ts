@@ -101,11 +101,11 @@ export function parsePublish(text: string): PortMapping[] {
   if (hosts === "") throw bad("not a port mapping");
   if (!["tcp", "udp", "sctp"].includes(protocol)) throw bad(`protocol "${protocol}" is none of tcp, udp, sctp`);
   const hostIP = address === undefined ? undefined : canonicalAddress(address.replace(/^\[(.*)\]$/, "$1"));
-  if (address !== undefined && hostIP === undefined) throw bad(`"${address}" is no address`);
+  if (address !== undefined && hostIP === undefined) throw bad(`"${address}" is not a valid address`);
   const range = (part: string): [number, number] => {
     const [, from = "", to = from] = /^(\d+)(?:-(\d+))?$/.exec(part) ?? [];
     const [first, last] = [Number(from), Number(to)];
-    if (from === "" || first < 1 || last > 65_535 || last < first) throw bad(`"${part}" is no port`);
+    if (from === "" || first < 1 || last > 65_535 || last < first) throw bad(`"${part}" is not a valid port`);
     return [first, last];
   };
   const [host, hostEnd] = range(hosts);
@@ -153,7 +153,9 @@ export function parseBandwidth(text: string): JsonObject {
 
 function checkedIp(text: string): string {
   const canonical = canonicalAddress(text) ?? (parsePrefix(text) ? text : undefined);
-  if (canonical === undefined) throw usageError(`--ip "${text}" is no address`, "--ip 10.1.2.3 or --ip 10.1.2.3/24");
+  if (canonical === undefined) {
+    throw usageError(`--ip "${text}" is not a valid address`, "--ip 10.1.2.3 or --ip 10.1.2.3/24");
+  }
   return canonical;
 }
 
@@ -181,7 +183,9 @@ function requestIps(
 const TAKES_MAC = ["bridge", "macvlan", "tap", "tuning"];
 
 function requestMac(list: NetworkList, mac: string, wanted: JsonObject, pairs: (readonly [string, string])[]): void {
-  if (parseMac(mac) === undefined) throw usageError(`--mac "${mac}" is no hardware address`, "--mac 02:00:00:00:00:01");
+  if (parseMac(mac) === undefined) {
+    throw usageError(`--mac "${mac}" is not a valid hardware address`, "--mac 02:00:00:00:00:01");
+  }
   if (declares(list, "mac")) wanted["mac"] = mac;
   else if (list.plugins.some(({ type }) => TAKES_MAC.includes(type))) put(pairs, "MAC", mac);
   else {

@@ -218,7 +218,7 @@ function firewall({ member, index, members }: MemberView): void {
 function linkMac({ member }: MemberView): void {
   const mac = member.text("mac");
   if (mac && parseMac(mac) === undefined) {
-    member.source.error("value", member.valueAt("mac"), `"mac" is "${mac}", which is no hardware address`);
+    member.source.error("value", member.valueAt("mac"), `"mac" is "${mac}", which is not a valid hardware address`);
   }
 }
 
@@ -298,7 +298,7 @@ function tuning({ member }: MemberView): void {
   for (const property of sysctl?.properties ?? []) {
     const { key } = property;
     if (/(^|\/|\.)\.\.(\/|$)/.test(key) || key === "") {
-      member.source.error("sysctl", property, `"${key}" is no setting`);
+      member.source.error("sysctl", property, `"${key}" is not a setting`);
     } else if (!/^net[./]/.test(key)) {
       member.source.error(
         "sysctl",
@@ -443,7 +443,7 @@ function range({ member: { source } }: MemberView, section: Section): void {
     source.error(
       "subnet",
       section.valueAt("subnet"),
-      `"subnet" is "${conf.subnet}", which is no subnet`,
+      `"subnet" is "${conf.subnet}", which is not a valid subnet`,
       plain && `add the prefix length: "${conf.subnet}/${length}"`,
     );
     return;
@@ -469,7 +469,10 @@ function range({ member: { source } }: MemberView, section: Section): void {
       else source.error("range", section.valueAt(key), message, hint);
     };
     if (!address) {
-      says(`"${key}" is "${text}", which is no address`, text.includes("/") ? "without a prefix length" : undefined);
+      says(
+        `"${key}" is "${text}", which is not a valid address`,
+        text.includes("/") ? "without a prefix length" : undefined,
+      );
     } else if (address.family !== subnet.address.family) {
       sound = false;
       source.error("range", section.valueAt(key), `"${key}" ${text} is not of the family of "subnet" ${conf.subnet}`);
@@ -517,7 +520,7 @@ function staticAddresses({ member: { source }, capabilities, subnets }: MemberVi
       source.error(
         "address",
         section.valueAt("address"),
-        `"address" is "${text}", which is no address with a prefix length`,
+        `"address" is "${text}", which is not a valid address with a prefix length`,
         hint,
       );
       continue;

@@ -254,7 +254,7 @@ function report(found: Findings): string {
     lines.push(`${paint("red", "duplicate")}   ${list.map(claimText).join(" and ")}`);
   }
   for (const file of found.odd) {
-    lines.push(`${paint("yellow", "odd file")}    ${file} is no address: it counts for nothing`);
+    lines.push(`${paint("yellow", "odd file")}    ${file} is not a valid address; ignored`);
   }
   lines.push(
     "",

@@ -220,7 +220,7 @@ function misplaced(part: string, at: number, place: Surroundings & { readonly en
 function notAValue(part: string, at: number): JsonError {
   if (part === "'") return new JsonError("a string in single quotes", at, 'strings stand in double quotes: "…"');
   if (/^(true|false|null)$/i.test(part)) {
-    return new JsonError(`"${part}" is no value`, at, `write ${part.toLowerCase()}`);
+    return new JsonError(`"${part}" is not a value`, at, `write ${part.toLowerCase()}`);
   }
   if (/^[+-]?[\d.]/.test(part)) {
     const advice = /^0\d/.test(part)
@@ -228,7 +228,7 @@ function notAValue(part: string, at: number): JsonError {
       : /^\d+\.\d+\.\d+/.test(part)
       ? `addresses stand in double quotes: "${part}"`
       : "numbers are written like 1500 or 0.5";
-    return new JsonError(`"${part}" is no number`, at, advice);
+    return new JsonError(`"${part}" is not a number`, at, advice);
   }
   if (/^\p{L}/u.test(part)) {
     return new JsonError(`"${part}" without quotes`, at, `strings stand in double quotes: "${part}"`);

@@ -232,7 +232,7 @@ export function needNetns(word: string, path: string): void {
       names.length > 0 ? `namespaces in ${NETNS_FOLDER}: ${names.join(", ")}` : "ip netns add NAME makes one",
     ]);
   }
-  throw new CliError(`${path} is no network namespace`, status.usage, [
+  throw new CliError(`${path} is not a network namespace`, status.usage, [
     "a namespace is a file such as /run/netns/NAME or /proc/PID/ns/net",
   ]);
 }

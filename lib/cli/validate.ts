@@ -324,7 +324,7 @@ function checkVersion(section: Section): string {
   for (const node of several?.value.items ?? []) {
     const value = valueOf(node);
     if (typeof value !== "string") source.error("version", node, `"cniVersions" holds ${shown(value)}: write strings`);
-    else if (!isVersionText(value)) source.error("version", node, `"${value}" is no version`, 'such as "1.0.0"');
+    else if (!isVersionText(value)) source.error("version", node, `"${value}" is not a version`, 'such as "1.0.0"');
     else if (isKnownVersion(value)) candidates.push(value);
   }
   if (several && several.value.kind !== "array") {
@@ -443,7 +443,7 @@ async function checkMember(view: MemberView, known: Known): Promise<void> {
     source.error(
       "type",
       property.value,
-      `${type} gives out addresses: it is no plugin of a list`,
+      `${type} gives out addresses: it is not a plugin of a list`,
       `write "ipam": {"type": "${type}", …} in a plugin such as bridge`,
     );
     return;

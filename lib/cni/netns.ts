@@ -30,7 +30,7 @@ export function openNetns(
   throw new CniError(
     code.internal,
     `${front}unknown FS magic on "${netns}": ${magicOf(netns)}`,
-    "CNI_NETNS is a file or folder that is no network namespace",
+    "CNI_NETNS is a file or folder that is not a network namespace",
   );
 }
 

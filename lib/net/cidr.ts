@@ -88,7 +88,7 @@ export function formatPrefix({ address, length }: Prefix): string {
   return `${formatAddress(address)}/${length}`;
 }
 
-/** `text` printed the one way that its address is printed; undefined when it is no address. */
+/** `text` printed the one way that its address is printed; undefined when it is not a valid address. */
 export function canonicalAddress(text: string): string | undefined {
   const address = parseAddress(text);
   return address === undefined ? undefined : formatAddress(address);

@@ -302,7 +302,7 @@ class Daemon implements AsyncDisposable, Keeper {
     } catch (error) {
       throw new RpcError(`error parsing netconf: ${(error as Error).message}`);
     }
-    if (!isObject(config)) throw new RpcError("error parsing netconf: it is no object");
+    if (!isObject(config)) throw new RpcError("error parsing netconf: it is not an object");
     const network = lookup(config, "name");
     const owner = {
       containerId: args.ContainerID,

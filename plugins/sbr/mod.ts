@@ -162,7 +162,7 @@ function settings(call: Call) {
   if (table !== undefined && (table < 1 || table > 2 ** 32 - 1)) {
     throw new CniError(
       code.internal,
-      `table ${table} is no routing table`,
+      `table ${table} is not a routing table`,
       'set "table" to 1 up to 4294967295, or leave it',
     );
   }

@@ -78,7 +78,7 @@ export function fromRe2(expression: string): RegExp {
     new CniError(
       code.internal,
       `error parsing regexp: ${what}: \`${expression}\``,
-      `a line of ${ALLOW_LIST} is no regular expression that can be used here`,
+      `a line of ${ALLOW_LIST} is not a regular expression that can be used here`,
     );
   const [, letters = "", rest = ""] = /^(?:\(\?([a-zA-Z]+)\))?([\s\S]*)$/.exec(expression) ?? [];
   if (/[^ims]/.test(letters)) throw bad("invalid or unsupported Perl syntax");

@@ -326,7 +326,7 @@ function checkLinkValues(call: ContainerCall, { mac, mtu, txQLen }: Wanted, link
       throw refuse(text, `${call.ifName} takes an address of ${length} bytes`);
     }
     if (!isUnicastMac(parsed)) {
-      throw refuse("cannot assign requested address", `mac ${mac} is no address of one interface`);
+      throw refuse("cannot assign requested address", `mac ${mac} is not the address of one interface`);
     }
   }
   const { min_mtu: min = 0, max_mtu: max = 0 } = link;

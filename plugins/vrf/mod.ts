@@ -163,7 +163,7 @@ function checkName(name: string): void {
   throw new CniError(
     code.internal,
     `could not add VRF ${name}: ${long ? "numerical result out of range" : "invalid argument"}`,
-    long ? '"vrfname" has 15 bytes at most' : '"vrfname" is no name for a link',
+    long ? '"vrfname" has 15 bytes at most' : '"vrfname" is not a valid link name',
   );
 }
 

@@ -103,13 +103,13 @@ Deno.test("what no plugin could act on is refused with what to add", () => {
     ["--ip", "10.0.0.7", "--ip", "10.0.0.8"],
     "--ip: without the capability host-local takes one address",
   );
-  refused([bridge], ["--ip", "10.0.0"], '--ip "10.0.0" is no address');
+  refused([bridge], ["--ip", "10.0.0"], '--ip "10.0.0" is not a valid address');
   refused(
     [{ type: "ptp" }],
     ["--mac", "02:00:00:00:00:01"],
     '--mac: no plugin of network "net" takes a hardware address',
   );
-  refused([bridge], ["--mac", "nonsense"], '--mac "nonsense" is no hardware address');
+  refused([bridge], ["--mac", "nonsense"], '--mac "nonsense" is not a valid hardware address');
   refused([bridge], ["--cap", "["], "--cap: ");
   refused([bridge], ["--cap", "[]"], "--cap is not a JSON object");
 });

@@ -291,7 +291,7 @@ nodeTest("cnibox refuses what cannot be, and says what can", async ({ node }) =>
     [["add", "demo", "on"], 66, "no network namespace at /run/netns/on", "did you mean one?"],
     [["add", "demo", "pid:999999"], 66, "no network namespace at /proc/999999/ns/net", "there is no such process"],
     [["add", "demo", "pid:x"], 64, "a process is named like pid:1234"],
-    [["add", "demo", "/etc/passwd"], 64, "/etc/passwd is no network namespace"],
+    [["add", "demo", "/etc/passwd"], 64, "/etc/passwd is not a network namespace"],
     [["add", "demo", "/proc/self/ns/net"], 64, "is the host's own network namespace; nothing was changed"],
     [["add", "demo", "one", "--id", "a/b"], 1, "invalid characters in containerID"],
     [["add", "demo", "one", "--ifname", "a/b"], 1, "interface name contains / or : or whitespace characters"],

@@ -254,14 +254,18 @@ const refusals: readonly [promise: string, config: JsonObject, msg: string][] = 
     { table: "main" },
     "failed to parse network configuration: json: cannot unmarshal string into Go struct field NetConf.table of type int",
   ],
-  ["refuses table 0", { table: 0 }, "table 0 is no routing table"],
-  ["refuses a table beyond 32 bits", { table: 4294967296 }, "table 4294967296 is no routing table"],
+  ["refuses table 0", { table: 0 }, "table 0 is not a routing table"],
+  ["refuses a table beyond 32 bits", { table: 4294967296 }, "table 4294967296 is not a routing table"],
   [
     "refuses three gateways",
     { gateways: ["10.0.0.1", "fd00::1", "x"] },
     "gateways list cannot contain more than 2 entries (one IPv4, one IPv6)",
   ],
-  ["refuses a gateway that is no address", { gateways: ["10.0.0.1", "x"] }, "invalid static gateway IP address: x"],
+  [
+    "refuses a gateway that is not a valid address",
+    { gateways: ["10.0.0.1", "x"] },
+    "invalid static gateway IP address: x",
+  ],
   [
     "refuses two gateways of one family",
     { gateways: ["10.0.0.1", "10.0.0.2"] },
