@@ -1,4 +1,4 @@
-/** `cnibox gc`: takes away what dead containers left of a network, for runtimes that never ask for it. */
+/** `cnibox gc`: removes what dead containers left of a network, for runtimes that never ask for it. */
 import { gcNetwork, staleAttachments } from "../cni/chain.ts";
 import type { NetworkList } from "../cni/conflist.ts";
 import { toCniError } from "../cni/error.ts";
@@ -54,7 +54,7 @@ export async function gc(call: CommandCall): Promise<number> {
   }
   if (failures.length > 0) {
     throw new CliError(failures.join("; "), status.failed, [
-      "what could be taken away was; the rest is tried again by the next call",
+      "what could be removed was; the next call tries the rest again",
     ]);
   }
   return status.done;
@@ -126,7 +126,7 @@ function confirm(call: CommandCall): void {
       `cnibox ${call.command.name} … --yes does it without asking`,
     ]);
   }
-  say("take this away? [y/N] ");
+  say("remove this? [y/N] ");
   const answer = new Uint8Array(16);
   const count = Deno.stdin.readSync(answer) ?? 0;
   if (!/^y(es)?\s*$/i.test(new TextDecoder().decode(answer.subarray(0, count)))) {

@@ -1,4 +1,4 @@
-/** `cnibox manifest`: what `kubectl apply` turns bare nodes into a network with, or takes it away from them with */
+/** `cnibox manifest`: what `kubectl apply` turns bare nodes into a network with, or removes it from them with */
 import { type CommandCall, status, usageError } from "./command.ts";
 import { parsePrefix } from "../net/cidr.ts";
 import { parseNetworkConf } from "../node/records.ts";

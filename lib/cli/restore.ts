@@ -93,7 +93,7 @@ interface Part {
   check(once: (run: Run) => Run): Promise<unknown>;
   /** Makes what is missing: in a batch, or at once. */
   make(batch: RuleBatch | undefined): Promise<unknown>;
-  /** Takes them away: their container went meanwhile. */
+  /** Removes them: their container went meanwhile. */
   remove(): Promise<unknown>;
 }
 

@@ -1,4 +1,4 @@
-/** What every main plugin does to the container's link: settings, addresses, up, routes; and taking it away again. */
+/** What every main plugin does to the container's link: settings, addresses, up, routes; and removing it again. */
 import { formatAddress, networkAddress, nextAddress, parsePrefix } from "../net/cidr.ts";
 import { isAnyName, isIndexName } from "../net/link_name.ts";
 import { CniError, code, during } from "../cni/error.ts";

@@ -1,5 +1,5 @@
 /**
- * A link that a plugin makes in the container and takes away again: macvlan, ipvlan, vlan, dummy and tap. ADD is one
+ * A link that a plugin makes in the container and removes again: macvlan, ipvlan, vlan, dummy and tap. ADD is one
  * process that makes the link and one in the container that names and configures it; the IPAM plugin works beside the
  * first.
  */

@@ -246,7 +246,7 @@ export async function setPortVlans(
       }),
     );
   }
-  // Adding the native VLAN once more, tagged, would take its untagged and PVID flags away.
+  // Adding the native VLAN once more, tagged, would remove its untagged and PVID flags.
   for (const vid of trunk.filter((vid) => vid !== vlan)) {
     lines.push(step("host", "bridge", `vlan add dev ${port} vid ${vid} master`, { failing, why: "trunk" }));
   }

@@ -238,7 +238,7 @@ export async function moveIn(call: ContainerCall, device: Link): Promise<void> {
       // In the container it is renamed, so that nobody on the host sees the name.
       step("host", "ip", `link set dev ${name} netns ${netnsWord(call)} name ${ifName}`, {
         failing: "failed to move link",
-        why: "the kernel takes addresses, routes and bridge membership away; MAC and MTU stay",
+        why: "the kernel removes addresses, routes and bridge membership; MAC and MTU stay",
       }),
     ]], call);
   } catch (error) {

@@ -73,7 +73,7 @@ async function failing(work: () => Promise<void> | void): Promise<void> {
   }
 }
 
-/** Takes the interface out of this VRF, and the VRF away when it was the last one in it. */
+/** Takes the interface out of this VRF, and removes the VRF when it was the last one in it. */
 async function del(call: ContainerCall): Promise<void> {
   const { vrfname: configured } = decodeLeniently({ vrfname: keys.vrfname }, call.config, call.warn);
   if (!call.podAlive || configured === "") return;

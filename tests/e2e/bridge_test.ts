@@ -334,7 +334,7 @@ nodeTest("an address that was in use a second ago answers the host and other con
       for (const address of ["10.22.0.5", "fd00:22::5"]) await assertPings(from, address, { timeout: 2000 } as Json);
     }
     await node.removeContainer(pod);
-    // Taken away without DEL of the link: the others still know the old MAC.
+    // Removed without DEL of the link: the others still know the old MAC.
     await one.del();
   }
 });

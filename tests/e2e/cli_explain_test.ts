@@ -276,7 +276,7 @@ function others(flags: readonly string[]): string[] {
     .map((flag) => flag.replace("8080:", "9090:").replace("127.0.0.1:53:", "127.0.0.1:54:").replace(/:85$/, ":86"));
 }
 
-/** Takes away what a first ADD leaves for those to come. */
+/** Removes what a first ADD leaves for those to come. */
 async function reset(node: Node, _: Snapshot): Promise<void> {
   await node.sh(
     "ip link del br-demo 2>/dev/null || :; for t in raw nat filter mangle; do iptables -t $t -F; iptables -t $t -X; ip6tables -t $t -F; ip6tables -t $t -X; done 2>/dev/null || :; " +

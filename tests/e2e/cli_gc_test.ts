@@ -12,7 +12,7 @@ const plugin = {
 const cnibox = (node: Node, ...args: string[]): Promise<Output> => node.exec(["/opt/cni/bin/cnibox", ...args]);
 
 nodeTest(
-  "cnibox gc takes away the dead, keeps the living, asks first",
+  "cnibox gc removes the dead, keeps the living, asks first",
   { needs: ["bridge", "veth", "iptables"] },
   async ({ node }) => {
     await node.write(

@@ -110,7 +110,7 @@ for (const backend of ["iptables", "nftables"]) {
   }, async ({ node }) => {
     await withContainers(node, conf(backend), ["a", "b"]);
     const before = await rules(node);
-    // Somebody takes a part of both's rules away, and leaves the rest.
+    // Somebody removes a part of both's rules, and leaves the rest.
     if (backend === "iptables") await node.sh("iptables -t nat -F; ip6tables -t nat -F; iptables -F CNI-FORWARD");
     else await node.sh("nft flush chain ip cni_hostport masquerading; nft delete table inet cni_plugins_masquerade");
     const said = JSON.parse(await ok(node, "restore", "--id", "a", "--json", "--trace-file", "/run/one")) as Json;
@@ -145,7 +145,7 @@ nodeTest("cnibox restore makes rules beside a foreign firewall's, which stay as 
   await ok(node, "restore", "--all", "--trace-file", "/run/trace");
   assertEquals(await writers(node, "/run/trace"), ["nft"]);
   assertEquals((await rules(node)).toSorted(), before.toSorted());
-  // Firewalls with more manners take away nothing but their own table.
+  // Firewalls with more manners remove nothing but their own table.
   await node.sh("nft delete table inet guard; nft -f /run/firewall.nft");
   assertStringIncludes(await ok(node, "restore", "--all"), "2 restored, 4 were there");
   assertEquals((await rules(node)).toSorted(), before.toSorted());

@@ -126,7 +126,7 @@ nodeTest("without any firewall tool a chain of rules fails before it leaves anyt
   assert(failed instanceof PluginFailed);
 });
 
-/** Takes the older variant's tables out of the kernel, and away from this node what would load them again. */
+/** Removes the older variant's tables from the kernel, and from this node what would load them again. */
 const unload = `
 loader=$(cat /proc/sys/kernel/modprobe)
 for family in ip ip6; do

@@ -69,7 +69,7 @@ interopTest("host-local, both families", {}, async ({ adder, checker, deleter },
   assertEquals(ips(await call(node, request("ADD", "ctr4", DUAL, checker))), ["10.1.0.4/29", "fd00:1::4/64"]);
   for (const id of ["ctr2", "ctr4"]) await call(node, request("DEL", id, DUAL, deleter));
   assertEquals(await node.list(FOLDER), ["last_reserved_ip.0", "last_reserved_ip.1", "lock"]);
-  // The index goes with the last lease, unless another program took that away.
+  // The index goes with the last lease, unless another program removed that.
   if (deleter === "cnibox") assertEquals(await node.list("/run/cnibox/host-local"), []);
 });
 

@@ -604,7 +604,7 @@ nodeTest("portmap nftables: conditions are the container's own, also beside one 
     await done(node, "CHECK", asked(id, port, "cnibox", source));
     await done(node, "CHECK", asked(id, port, "ref", source));
   }
-  // The reference's conditions are everybody's; the next ADD takes them away.
+  // The reference's conditions are everybody's; the next ADD removes them.
   await done(node, "ADD", asked("four", 4, "ref", "203.0.113.0/24"));
   assertStringIncludes(await nftTables(node), "ip saddr 203.0.113.0/24 fib daddr type local jump hostports_all");
   await done(node, "ADD", asked("five", 5, "cnibox"));
@@ -694,7 +694,7 @@ nodeTest("portmap nftables takes container IDs up to what a comment holds", nfta
 
 // ------------------------------------------------------------------------------------------------------- tools missing
 
-/** Takes tools away: an executable that nobody may execute is none. */
+/** Removes tools: an executable that nobody may execute is none. */
 async function without(node: Node, ...tools: string[]): Promise<void> {
   for (const tool of tools) {
     await node.sh(

@@ -66,7 +66,7 @@ nodeTest("tap carries frames to and from a program that opens the device", {
   await assertPings(guest, "10.1.0.2");
   assertEquals((await guest.ipJson("neigh", "show", "10.1.0.2"))[0].lladdr, "02:00:00:00:00:0a");
   await one.check();
-  // DEL takes the device away from under the program.
+  // DEL removes the device while the program has it open.
   await one.del();
   assertEquals((await pod.ipJson("link")).length, 1);
 });

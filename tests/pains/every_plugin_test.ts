@@ -224,7 +224,7 @@ painTest(
 );
 
 painTest(
-  "GC with an empty list takes away veth, rules and address of a container that is lost",
+  "GC with an empty list removes veth, rules and address of a container that is lost",
   bridge,
   async ({ node, by }) => {
     await new Attachment(node, bridgeNet(), await node.container("a")).add(by);

@@ -354,10 +354,10 @@ const dels: readonly Del[] = [
     file: '{"mac":"","mtu":0,"allmulti":false}',
     changes: [set("allmulticast off")],
   },
-  { promise: "takes the file of a broken backup away", file: '{"mac"', changes: [] },
-  { promise: "takes the file away when the link is gone", file: '{"mtu":1500}', link: undefined, changes: [] },
+  { promise: "removes the file of a broken backup", file: '{"mac"', changes: [] },
+  { promise: "removes the file when the link is gone", file: '{"mtu":1500}', link: undefined, changes: [] },
   {
-    promise: "takes the file away when the namespace is gone",
+    promise: "removes the file when the namespace is gone",
     file: everything,
     call: { podAlive: false, netns: "" },
     changes: [],

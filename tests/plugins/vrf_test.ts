@@ -254,7 +254,7 @@ Deno.test("vrf ADD says that there is no namespace", async () => {
   assertEquals(error.msg, 'cmdAdd failed: failed to Statfs "/run/netns/gone": no such file or directory');
 });
 
-Deno.test("vrf ADD that fails puts everything back and takes its VRF away", async () => {
+Deno.test("vrf ADD that fails puts everything back and removes its VRF", async () => {
   const { call, run } = callWith(
     {},
     [
@@ -302,14 +302,14 @@ Deno.test("vrf ADD joins a VRF that somebody makes meanwhile", () =>
 
 const member = { ...LINK, master: "blue" };
 const dels: readonly [promise: string, links: readonly unknown[], lines: readonly string[]][] = [
-  ["frees the interface and takes the VRF away with its last member", [member, vrf("blue", 1)], [
+  ["frees the interface and removes the VRF with its last member", [member, vrf("blue", 1)], [
     "link set dev net1 nomaster",
     "link del dev blue",
   ]],
   ["keeps a VRF that has other members", [member, vrf("blue", 1), { ...member, ifname: "net2" }], [
     "link set dev net1 nomaster",
   ]],
-  ["takes an empty VRF away when the interface is gone", [vrf("blue", 1)], ["link del dev blue"]],
+  ["removes an empty VRF when the interface is gone", [vrf("blue", 1)], ["link del dev blue"]],
   ["frees the interface from no other master", [{ ...LINK, master: "br0" }, bridge, vrf("blue", 1)], [
     "link del dev blue",
   ]],

@@ -283,7 +283,7 @@ export class Node extends Namespace {
     return new Namespace(this, name, `/run/netns/${name}`);
   }
 
-  /** Takes a container's namespace away, as a runtime does that never called DEL, or after it. */
+  /** Removes a container's namespace, as a runtime does that never called DEL, or after it. */
   async removeContainer(container: Namespace): Promise<void> {
     await this.run("ip", "netns", "del", container.name);
   }

@@ -16,7 +16,7 @@ export interface RuntimeTest {
   cgroup: string;
 }
 
-/** A `nodeTest` whose containers may use cgroups; those are taken away when the node has ended. */
+/** A `nodeTest` whose containers may use cgroups; those are removed when the node has ended. */
 export function runtimeTest(name: string, needs: Need[], body: (test: RuntimeTest) => Promise<void>): void {
   nodeTest(name, { needs: [...runtimeNeeds, ...needs], cgroups: true }, async ({ node }) => {
     const cgroup = `cnibox-e2e-${crypto.randomUUID().slice(0, 8)}`;
