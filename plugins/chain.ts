@@ -129,7 +129,7 @@ async function readable(call: ContainerCall, part: Part): Promise<void> {
   if (typeof type === "string" && type !== "" && !isForeign(call, type)) await ask(call, part, { verb: "PARSE", type });
 }
 
-/** In reverse, all of them whatever fails. Addresses are given back when the rules that lead to them are gone. */
+/** In reverse, all of them whatever fails. Addresses are released when the rules that lead to them are gone. */
 async function del(call: ContainerCall): Promise<void> {
   const prevResult = given(call);
   const company = new Jobs(call);

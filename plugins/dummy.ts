@@ -2,7 +2,7 @@
  * dummy: addresses on a link that leads nowhere. https://www.cni.dev/plugins/current/main/dummy/
  *
  * Differs from the reference: any failed ADD leaves nothing behind; DEL deletes dummy links only, also when the
- * addresses cannot be given back; CHECK looks at routes too, and lets a /32 address pass; `dns` counts when the IPAM
+ * addresses cannot be released; CHECK looks at routes too, and lets a /32 address pass; `dns` counts when the IPAM
  * plugin gives none; GC is passed on to the IPAM plugin.
  */
 import { decode } from "../lib/cni/decode.ts";

@@ -149,7 +149,7 @@ async function del(call: ContainerCall): Promise<Released> {
     const addresses = await heldBy(folder, call, { warn: call.warn });
     for (const ip of addresses) {
       const held = readFileIfThere(`${folder}/${ip}`);
-      call.explain.file(`${folder}/${ip}`, undefined, "the address is given back, unless it is another's by now", {
+      call.explain.file(`${folder}/${ip}`, undefined, "the address is released, unless it is another's by now", {
         held,
       });
     }

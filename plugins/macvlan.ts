@@ -3,7 +3,7 @@
  *
  * Differs from the reference: configuration is checked before anything is touched; a failed ADD leaves nothing behind;
  * a default route that names no link is ignored; DEL deletes macvlan links only, also when the addresses cannot be
- * given back; CHECK does not ask for the default route again, and compares MACs in any case; STATUS looks for the
+ * released; CHECK does not ask for the default route again, and compares MACs in any case; STATUS looks for the
  * master; GC is passed on to the IPAM plugin.
  */
 import { decode, flag, integer, text, uint32 } from "../lib/cni/decode.ts";

@@ -75,7 +75,7 @@ async function sweep(folder: string): Promise<void> {
   }
 }
 
-/** Turns the program into few modules, each plugin its own, and gives back the entry. Same source, same bytes. */
+/** Turns the program into few modules, each plugin its own, and returns the entry. Same source, same bytes. */
 export async function bundle(main: string, outdir: string): Promise<string> {
   await run(Deno.execPath(), [
     "bundle",

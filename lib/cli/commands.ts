@@ -483,7 +483,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
   {
     name: "ipam free",
     group: "repair",
-    summary: "give addresses back by hand",
+    summary: "release addresses by hand",
     positional: [{ name: "ADDRESS", about: "the address", many: true }],
     flags: [
       { name: "network", value: "NAME", kind: "network", about: "where, when several networks have the address" },
@@ -498,9 +498,9 @@ export const COMMANDS: readonly OperatorCommand[] = [
   {
     name: "ipam repair",
     group: "repair",
-    summary: "give back what belongs to nobody, record what is used",
+    summary: "release what belongs to nobody, record what is used",
     about: [
-      "Gives back addresses whose container is provably gone and empty files, and writes down addresses that living containers use and no file names. Takes the plugins' lock. What was removed is kept in /var/lib/cnibox/removed-leases. What cannot be proved is left alone.",
+      "Releases addresses whose container is provably gone and empty files, and writes down addresses that living containers use and no file names. Takes the plugins' lock. What was removed is kept in /var/lib/cnibox/removed-leases. What cannot be proved is left alone.",
     ],
     positional: [{ name: "NETWORK", about: "only this network", optional: true, kind: "network" }],
     flags: [{ name: "dry-run", about: "only say what would be done" }, JSON_FLAG, ...LEASE_PLACES],

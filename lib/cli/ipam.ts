@@ -258,7 +258,7 @@ function report(found: Findings): string {
   }
   lines.push(
     "",
-    "cnibox ipam repair gives back what is gone and records what is used; suspects it leaves alone: cnibox ipam free ADDRESS",
+    "cnibox ipam repair releases what is gone and records what is used; suspects it leaves alone: cnibox ipam free ADDRESS",
   );
   return `${lines.map(oneLine).join("\n")}\n`;
 }
@@ -271,8 +271,8 @@ export async function repair(call: CommandCall): Promise<number> {
   const found = await findings(call, folders);
   const done: string[] = [];
   for (const { pool, lease, evidence } of found.gone) {
-    done.push(`give back ${lease.ip} of ${lease.containerId || "nobody"} on ${pool.network}: ${evidence}`);
-    if (!dry) await giveBack(folders, pool, lease);
+    done.push(`release ${lease.ip} of ${lease.containerId || "nobody"} on ${pool.network}: ${evidence}`);
+    if (!dry) await releaseLease(folders, pool, lease);
   }
   for (const { pool, ip, attachment } of found.unrecorded) {
     done.push(`record ${ip} for ${attachment.containerId} (${attachment.ifName}) on ${pool.network}`);
@@ -308,7 +308,7 @@ export async function repair(call: CommandCall): Promise<number> {
 const BACKUP = "/var/lib/cnibox/removed-leases";
 
 /** Removes one lease under the lock, if it still is what it was; keeps a copy. */
-async function giveBack({ root }: Folders, { network, folder }: Pool, lease: Lease): Promise<void> {
+async function releaseLease({ root }: Folders, { network, folder }: Pool, lease: Lease): Promise<void> {
   const kept = `${root}${BACKUP}/${network}`;
   const text = readFileIfThere(`${folder}/${lease.ip}`);
   if (text === undefined) return;
@@ -351,7 +351,7 @@ export async function free(call: CommandCall): Promise<number> {
         ? `${alive.map(({ lease }) => lease.ip).join(", ")} may be in use: ${alive[0].evidence}`
         : `${alive.map(({ lease }) => lease.ip).join(", ")} is in use: ${alive[0]?.evidence}`,
       status.failed,
-      ["cnibox del detaches the container; --force gives the address back all the same"],
+      ["cnibox del detaches the container; --force releases the address all the same"],
     );
   }
   for (const { pool, lease } of wanted) {
@@ -360,7 +360,7 @@ export async function free(call: CommandCall): Promise<number> {
         ips: [lease.ip],
         warn: () => {},
       });
-    } else await giveBack(folders, pool, lease);
+    } else await releaseLease(folders, pool, lease);
     if (!call.is("json")) say(`freed ${lease.ip} of ${oneLine(lease.containerId || "nobody")} on ${pool.network}\n`);
   }
   if (call.is("json")) {

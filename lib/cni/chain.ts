@@ -315,7 +315,7 @@ export interface DelOptions {
 
 /**
  * Detaches: every member in reverse order with the cached result, then the cache file goes. Stops at the first member
- * that fails, as the protocol has it: what follows may depend on it, an address must not be given back while rules
+ * that fails, as the protocol has it: what follows may depend on it, an address must not be released while rules
  * still lead to it.
  */
 export async function delNetwork(

@@ -54,7 +54,7 @@ export interface Lease {
 
 /** What DEL of an IPAM plugin tells a caller in the same process. */
 export interface Released {
-  /** Addresses in CIDR or plain form that were given back. */
+  /** Addresses in CIDR or plain form that were released. */
   readonly addresses: readonly string[];
 }
 
@@ -112,7 +112,7 @@ export interface DelegateOptions extends Company {
 export interface Company {
   /** Stands between the member and the kernel. */
   readonly through?: ((run: Run) => Run) | undefined;
-  /** Work that has to be done before the member's own IPAM plugin gives addresses back. */
+  /** Work that has to be done before the member's own IPAM plugin releases addresses. */
   readonly before?: Promise<unknown> | undefined;
   /** ADD: takes over rules that need not be set before the result is there; they are set before the chain answers. */
   readonly later?: ((job: () => Promise<unknown>) => void) | undefined;

@@ -1,5 +1,5 @@
 /**
- * Takes the next free address, or the one asked for; gives addresses back. All sets of a call under one lock, so that
+ * Takes the next free address, or the one asked for; releases addresses. All sets of a call under one lock, so that
  * nobody sees a container with half of its addresses, and with nothing taken when one set has none left.
  *
  * @module
@@ -254,7 +254,7 @@ function firstFree(store: Store, walk: Iterable<Candidate>): Candidate | undefin
 }
 
 /**
- * The set is full: gives back what in it belongs to nobody. Files that say nothing are what a crash left; other leases
+ * The set is full: releases what in it belongs to nobody. Files that say nothing are what a crash left; other leases
  * need the proof of {@linkcode findDead}.
  */
 async function reclaim(store: Store, { set, warn, host, resultsFolders }: Draw): Promise<Verdict> {
@@ -310,7 +310,7 @@ async function explained({ during, ip, lease }: Duplicate, holder: Holder, { hos
   return new CniError(
     code.internal,
     `${during}: ${ip} has been allocated to ${holder.containerId}, duplicate allocation is not allowed`,
-    `${held}${where}; DEL of this container and interface gives it back, \`cnibox ipam repair\` what crashes left`,
+    `${held}${where}; DEL of this container and interface releases it, \`cnibox ipam repair\` what crashes left`,
   );
 }
 
@@ -320,7 +320,7 @@ function nameOf({ containerId, ifName }: Lease): string {
 }
 
 /**
- * Gives back everything that the holder has, in today's format or, failing that, in the one that names the container
+ * Releases everything that the holder has, in today's format or, failing that, in the one that names the container
  * alone, and returns the addresses. Nothing there is success. A file that cannot be removed does not keep the others.
  */
 export async function release(
@@ -338,7 +338,7 @@ export async function release(
   return [...released ?? []];
 }
 
-/** Gives back these addresses of the holder and no others: how a call takes back what it took itself. */
+/** Releases these addresses of the holder and no others: how a call undoes what it did itself. */
 export async function releaseOnly(
   folder: string,
   holder: Holder,
@@ -350,7 +350,7 @@ export async function releaseOnly(
   });
 }
 
-/** The addresses that {@linkcode release} would give back. */
+/** The addresses that {@linkcode release} would release. */
 export async function held(folder: string, holder: Holder, options: Omit<StoreOptions, "create">): Promise<string[]> {
   const ips = await withStore(folder, options, (store) => {
     const { own, old } = store.holding(holder);
@@ -382,7 +382,7 @@ function usedOf(set: RangeSet, names: Iterable<string>): number {
 }
 
 /**
- * Gives back what belongs to none of the valid holders, and returns it. A lease that names the container alone stays
+ * Releases what belongs to none of the valid holders, and returns it. A lease that names the container alone stays
  * while that container has any valid interface; files that say nothing go.
  */
 export async function collect(
@@ -415,7 +415,7 @@ export interface Repaired {
   readonly verdict: Verdict;
 }
 
-/** Gives back what is provably nobody's in the whole folder: empty files, and leases of dead containers. */
+/** Releases what is provably nobody's in the whole folder: empty files, and leases of dead containers. */
 export async function repair(folder: string, options: AllocatorOptions): Promise<Repaired> {
   const done = await withStore(folder, options, async (store) => {
     const found = store.leases();

@@ -19,7 +19,7 @@ export interface LockOptions {
 /** Longest wait for a lock: well below the time after which runtimes give a call up (2 minutes and more). */
 export const LOCK_LIMIT_MS = 20_000;
 
-/** A lock that is held; closing it gives it back. */
+/** A lock that is held; closing it releases it. */
 export interface Lock {
   close(): void;
 }

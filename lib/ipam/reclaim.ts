@@ -1,5 +1,5 @@
 /**
- * Leases that nobody will give back: their container went with a crash or a reboot, and its DEL never came.
+ * Leases that nobody will release: their container went with a crash or a reboot, and its DEL never came.
  *
  * @module
  */

@@ -120,9 +120,9 @@ export interface Taking {
    * may be others.
    */
   readonly candidates: readonly Candidate[] | undefined;
-  /** Takes them, and gives the lock back. */
+  /** Takes them, and releases the lock. */
   commit(): Promise<Candidate[]>;
-  /** Gives the lock back with nothing taken, unless `commit` was called. */
+  /** Releases the lock with nothing taken, unless `commit` was called. */
   abandon(): void;
 }
 
@@ -262,7 +262,7 @@ export class Store {
     return true;
   }
 
-  /** Gives an address back that the holder has; `old` names the lease by the container alone. "Not there" is done. */
+  /** Releases an address that the holder has; `old` names the lease by the container alone. "Not there" is done. */
   release(ip: string, holder: { readonly containerId: string; readonly ifName?: string | undefined }): void {
     this.#open();
     const content = contentOf(holder);
@@ -341,7 +341,7 @@ export class Store {
     return order.sort((a, b) => compareAddresses(a.address, b.address)).map(({ lease }) => lease);
   }
 
-  /** Before the lock is given back: nothing of ours stays in the folder, and the index says what is there now. */
+  /** Before the lock is released: nothing of ours stays in the folder, and the index says what is there now. */
   settle(): void {
     this.#dropDraft();
     if (this.#index === undefined) return;

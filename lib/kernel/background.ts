@@ -76,7 +76,7 @@ const PROXY_PATHS = ["/usr/lib/systemd/systemd-socket-proxyd", "/lib/systemd/sys
 
 /**
  * Has systemd-socket-proxyd accept on descriptor 3, which this process inherited, and pass connections on to `target`.
- * The relay that an earlier process left is ended first; `pidFile` tells which. Gives back what stops it.
+ * The relay that an earlier process left is ended first; `pidFile` tells which. Returns what stops it.
  */
 export function startSocketProxy(target: string, pidFile: string): () => void {
   const tool = PROXY_PATHS.find((path) => isFile(path));

@@ -7,7 +7,7 @@
 import { readKernelFile } from "./proc.ts";
 
 /**
- * Waits for the lock, at most so many milliseconds; a lock that comes later is given back at once. `meanwhile` is done
+ * Waits for the lock, at most so many milliseconds; a lock that comes later is released at once. `meanwhile` is done
  * while a thread of the runtime asks for it: that takes most of a millisecond also where nobody has the lock. What it
  * throws ends the wait.
  */

@@ -58,7 +58,7 @@ export function needsLink(type: string): boolean {
 }
 
 /**
- * DEL: links and rules away, then the addresses given back, so that nobody gets one that is still in use; but a plugin
+ * DEL: links and rules away, then the addresses released, so that nobody gets one that is still in use; but a plugin
  * that works through the link (dhcp) comes first. Whatever fails, the rest is done. With `required`, no type is an
  * error.
  */

@@ -299,7 +299,7 @@ export class DhcpAttachment {
   }
 
   /**
-   * Stops the client, which gives the lease back, and forgets it all. `why` is logged if nobody asked for it; who still
+   * Stops the client, which releases the lease, and forgets it all. `why` is logged if nobody asked for it; who still
    * waits for the lease gets `error`.
    */
   end(why: string, error: Error = new RpcError("released while the lease was asked for", why)): Promise<void> {

@@ -243,7 +243,7 @@ export function clientWords(folder: string): string {
   }
 }
 
-/** How long a client may take to give its lease back, in milliseconds. */
+/** How long a client may take to release its lease, in milliseconds. */
 const STOP_LIMIT_MS = 2000;
 
 /** What stopping a client needs. */
@@ -257,8 +257,8 @@ export interface StopOptions {
 }
 
 /**
- * Stops a client, which gives its lease back to the server; then removes its folder. Succeeds whatever is left. A
- * client that no longer has link or address cannot give anything back: that is told, and the lease runs out by itself.
+ * Stops a client, which returns its lease to the server; then removes its folder. Succeeds whatever is left. A
+ * client that no longer has link or address cannot return anything: that is reported, and the lease runs out by itself.
  */
 export async function stopClient(folder: string, record: LeaseRecord | undefined, options: StopOptions): Promise<void> {
   const pid = clientPid(folder) ??
@@ -292,7 +292,7 @@ export async function stopClient(folder: string, record: LeaseRecord | undefined
   }
 }
 
-/** What can be given back: also a lease that is of no use to a plugin, for want of a subnet mask. */
+/** What can be released: also a lease that is of no use to a plugin, for want of a subnet mask. */
 function releasable(folder: string): Pick<Lease, "address" | "server" | "vars"> | undefined {
   const lease = readLease(folder);
   if (lease) return lease;

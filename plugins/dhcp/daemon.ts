@@ -107,7 +107,7 @@ class Daemon implements AsyncDisposable, Keeper {
 
   async #open(path: string): Promise<void> {
     const { pidFile } = this.flags;
-    // One daemon per folder, whatever the socket: it is given back by the kernel when this process ends.
+    // One daemon per folder, whatever the socket: it is released by the kernel when this process ends.
     const lock = await lockFolder(this.state, { limitMs: LOCK_WAIT_MS }).catch((error) => {
       throw new Error(`Error getting listener: listen unix ${path}: bind: address already in use: ${error.message}`);
     });
@@ -288,7 +288,7 @@ class Daemon implements AsyncDisposable, Keeper {
     }
   }
 
-  /** DEL: gives the lease back; knowing nothing of it is success. */
+  /** DEL: releases the lease; knowing nothing of it is success. */
   async release(args: CmdArgs): Promise<undefined> {
     const { owner } = this.#ownerOf(args);
     const known = this.#leases.get(leaseFolder(this.state, owner));
@@ -328,7 +328,7 @@ class Daemon implements AsyncDisposable, Keeper {
   }
 }
 
-/** A daemon that is just ending gives its lock back within this many milliseconds. */
+/** A daemon that is just ending releases its lock within this many milliseconds. */
 const LOCK_WAIT_MS = 500;
 
 function leaseLimit(flags: DaemonFlags): number {

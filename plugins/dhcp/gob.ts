@@ -173,7 +173,7 @@ type Definition =
 export class GobReader {
   readonly #types = new Map<number, Definition>();
 
-  /** One message without its length. Gives back the value in it; undefined when it announced a type. */
+  /** One message without its length. Returns the value in it; undefined when it announced a type. */
   message(bytes: Uint8Array): GobValue | undefined {
     const cursor = new Cursor(bytes);
     const id = cursor.int();

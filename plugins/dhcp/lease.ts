@@ -196,7 +196,7 @@ export function udhcpcArgs(owner: Owner, options: ClientOptions, settings: Clien
   const pause = Math.min(20, Math.max(1, Math.round(settings.timeoutMs / 500)));
   const args = ["-f", "-i", owner.ifName, "-s", "/bin/sh", "-p", settings.pidFile];
   args.push("-t", String(SENDS), "-T", String(wait), "-A", String(pause));
-  // Give the lease back on SIGTERM; no vendor class and no client identifier but ours.
+  // Release the lease on SIGTERM; no vendor class and no client identifier but ours.
   args.push("-R", "-V", "", "-C", "-x", `0x3d:${hex(identifierOption(owner, options))}`);
   for (const [number, content] of options.send) {
     // udhcpc has no way to send an option without content.

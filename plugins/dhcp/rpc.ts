@@ -150,7 +150,7 @@ export async function serve(acceptor: Acceptor, methods: Methods, warn: (note: s
       channel = await acceptor.accept();
     } catch (error) {
       if (error instanceof Deno.errors.BadResource || error instanceof Deno.errors.Interrupted) return;
-      // Out of file descriptors, perhaps: others may be given back meanwhile.
+      // Out of file descriptors, perhaps: others may be released meanwhile.
       warn(`accept: ${(error as Error).message}`);
       await new Promise((resolve) => setTimeout(resolve, 100));
       continue;

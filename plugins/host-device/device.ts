@@ -289,7 +289,7 @@ export async function podLinks(call: ContainerCall): Promise<Link[]> {
 }
 
 /**
- * Moves a link of the container to the host and gives it back its name. On failure it stays in the container, as it
+ * Moves a link of the container to the host and restores its name. On failure it stays in the container, as it
  * was.
  */
 export async function moveOut(
@@ -347,7 +347,7 @@ function nameTaken(name: string): CniError {
 }
 
 /**
- * The container is gone without DEL: the kernel gave the device back under the name it had there, or as dev<index>.
+ * The container is gone without DEL: the kernel returned the device under the name it had there, or as dev<index>.
  * Gives it its name again, if there is no doubt which one it is. `mine`: may the link be the configured device?
  */
 export async function adopt(call: Call & ContainerCall, mine: (link: Link) => boolean): Promise<void> {
@@ -364,7 +364,7 @@ export async function adopt(call: Call & ContainerCall, mine: (link: Link) => bo
     step("host", "ip", linkDown(link.ifname), { failing: `failed to set "${link.ifname}" down` }),
     step("host", "ip", `link set dev ${link.ifname} name ${name}`, {
       failing: `failed to rename device "${link.ifname}" to "${name}"`,
-      why: "the container is gone, and the kernel gave it back under another name",
+      why: "the container is gone, and the kernel returned it under another name",
     }),
     step("host", "ip", `link set dev ${name} alias `, { failing: `failed to unset alias of "${name}"` }),
   ]], call);

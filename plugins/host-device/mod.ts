@@ -133,13 +133,13 @@ async function del(call: ContainerCall): Promise<void> {
   // What an ADD of the attachment that is still at work does comes to its end first, or a DEL beside this one.
   const lock = await lockAttachment(call);
   try {
-    await release(call, type, { jobs: call.ownNetns ? [] : [() => giveBack(call, device)] });
+    await release(call, type, { jobs: call.ownNetns ? [] : [() => returnDevice(call, device)] });
   } finally {
     lock.close();
   }
 }
 
-async function giveBack(call: ContainerCall, choice: DeviceChoice): Promise<void> {
+async function returnDevice(call: ContainerCall, choice: DeviceChoice): Promise<void> {
   const { ifName, netns } = call;
   const moved = prevResultLeniently(call)?.interfaces?.find((one) => one.name === ifName && one.sandbox === netns);
   const mine = (link: Link) => isChosen(link, choice) || hasMac(link, moved?.mac);
@@ -153,12 +153,12 @@ async function giveBack(call: ContainerCall, choice: DeviceChoice): Promise<void
   const link = named ?? (alike.length === 1 ? alike[0] : undefined);
   if (!link) return;
   const name = originalName(link, moved ? choice.device : "");
-  if (name !== undefined) await giveBackLink(call, link, name);
+  if (name !== undefined) await returnLink(call, link, name);
   else call.warn(`failed to find original ifname for "${link.ifname}" (alias is not set): left alone`);
 }
 
 /** A call of another implementation may do the same at this moment: what has left the container is done. */
-async function giveBackLink(call: ContainerCall, link: Link, name: string): Promise<void> {
+async function returnLink(call: ContainerCall, link: Link, name: string): Promise<void> {
   try {
     await moveOut(call, link.ifname, { name });
   } catch (error) {
@@ -192,7 +192,7 @@ function check(call: ContainerCall): CheckPlan {
       throw new CniError(
         code.internal,
         `failed to find original ifname for "${name}" (alias is not set)`,
-        "DEL could not give the device its name back: ip link set dev NAME alias ORIGINAL",
+        "DEL could not restore the device's name: ip link set dev NAME alias ORIGINAL",
       );
     },
   };

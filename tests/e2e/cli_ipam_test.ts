@@ -61,7 +61,7 @@ nodeTest("cnibox ipam names what is broken, mends what can be, and touches nothi
   assertEquals([found.suspects, found.duplicates, found.odd], [[], [], ["/var/lib/cni/networks/pods/notes.txt"]]);
 
   const before = await node.list("/var/lib/cni/networks/pods");
-  assertStringIncludes(await ok(node, "ipam", "repair", "--dry-run"), "would give back 10.22.0.2 of c0");
+  assertStringIncludes(await ok(node, "ipam", "repair", "--dry-run"), "would release 10.22.0.2 of c0");
   assertEquals(await node.list("/var/lib/cni/networks/pods"), before);
   assertStringIncludes(await ok(node, "ipam", "repair"), "record 10.22.0.3 for c1 (eth0) on pods");
   assertEquals(await node.read("/var/lib/cni/networks/pods/10.22.0.3"), "c1\r\neth0");
@@ -75,7 +75,7 @@ nodeTest("cnibox ipam names what is broken, mends what can be, and touches nothi
 });
 
 nodeTest(
-  "cnibox ipam find and free: whose an address is, and giving it back by hand",
+  "cnibox ipam find and free: whose an address is, and releasing it by hand",
   { needs: ["bridge", "veth"] },
   async ({ node }) => {
     await tenContainers(node);

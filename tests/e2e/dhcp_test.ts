@@ -80,7 +80,7 @@ async function nothingLeft(node: Node): Promise<void> {
   assertEquals(await attachments(node), []);
 }
 
-nodeTest("dhcp leases, renews when the server says, and gives back", { needs: [...MASQ] }, async ({ node }) => {
+nodeTest("dhcp leases, renews when the server says, and releases", { needs: [...MASQ] }, async ({ node }) => {
   const world = await switchWithServer(node);
   const server = await dnsmasq(world, [
     "--dhcp-option=option:T1,4",
@@ -135,7 +135,7 @@ nodeTest("dhcp leases, renews when the server says, and gives back", { needs: [.
   assertEquals(process.stderr.split("\n").filter((line) => /fail|error/i.test(line)), []);
 });
 
-nodeTest("dhcp brings the link up, and gives back what never got onto it", { needs: [...MASQ] }, async ({ node }) => {
+nodeTest("dhcp brings the link up, and releases what never got onto it", { needs: [...MASQ] }, async ({ node }) => {
   const world = await switchWithServer(node);
   const server = await dnsmasq(world);
   await daemon(node);
@@ -376,7 +376,7 @@ nodeTest("dhcp follows links and namespaces that go without DEL", { needs: [...M
   await bare.ip("link del eth0");
   await call(node, { ...request("DEL", bare), netns: null, containerId: "bare" });
   await eventually(
-    "the lease of the namespace that went is given back",
+    "the lease of the namespace that went is released",
     () =>
       server.stderr.includes(`DHCPRELEASE(sw0) ${address(lease)} `) && /gone\/net1\/eth0: dropped/.test(process.stderr),
     LONG,
@@ -449,7 +449,7 @@ nodeTest("dhcp goes on by itself when the server rejects the address", { needs: 
     /^dhcp: the server leases 192\.168\.1\.1[5-9]\d\/24 to eth0, but prevResult has 192\.168\.1\.\d+\/24$/,
   );
   await del(node, container);
-  assertEquals(seen(second, "DHCPRELEASE"), 1, "what the server gave last is given back");
+  assertEquals(seen(second, "DHCPRELEASE"), 1, "what the server gave last is released");
   assertEquals(await dnsmasqLeases(node), []);
   await nothingLeft(node);
 });
@@ -619,7 +619,7 @@ nodeTest(
 );
 
 nodeTest(
-  "dhcp under bridge: traffic, and the lease is given back before the link goes",
+  "dhcp under bridge: traffic, and the lease is released before the link goes",
   { needs: [...MASQ] },
   async ({ node }) => {
     const world = await switchWithServer(node);
@@ -647,7 +647,7 @@ nodeTest(
 );
 
 nodeTest(
-  "dhcp under macvlan: traffic, and the lease is given back",
+  "dhcp under macvlan: traffic, and the lease is released",
   { needs: [...MASQ, "macvlan"] },
   async ({ node }) => {
     const world = await switchWithServer(node);

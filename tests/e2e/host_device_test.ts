@@ -237,7 +237,7 @@ nodeTest(
   },
 );
 
-nodeTest("host-device ADD that fails brings the device back as it was, and gives back the address", {
+nodeTest("host-device ADD that fails brings the device back as it was, and releases the address", {
   needs: [...needs, "bridge"],
 }, async ({ node }) => {
   await badIpam(node);
@@ -295,7 +295,7 @@ nodeTest("host-device ADD that fails brings the device back as it was, and gives
   assertEquals([await links(node), await links(pod)], [["br0", "dev0"], ["dev0"]]);
 });
 
-nodeTest("host-device DEL always releases the address, and gives back what can be given back", {
+nodeTest("host-device DEL always releases the address, and returns what can be returned", {
   needs: [...needs, "bridge"],
 }, async ({ node }) => {
   await device(node);
@@ -310,7 +310,7 @@ nodeTest("host-device DEL always releases the address, and gives back what can b
   assertEquals(await leases(node), []);
   await bare(pod);
   assertEquals([await links(node), await links(pod)], [["dev0"], []]);
-  // The kernel gave the device back when the container went, under the name that it had there, or another.
+  // The kernel returned the device when the container went, under the name that it had there, or another.
   for (const name of ["eth0", `dev${(await node.ipJson("link", "show", "dev0"))[0].ifindex}`]) {
     await node.ip(`link set dev0 name ${name} alias dev0`, `link set ${name} up`);
     await bare("/run/netns/gone");

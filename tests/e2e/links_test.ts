@@ -253,7 +253,7 @@ nodeTest("whatever a container calls its links: CHECK answers and DEL leaves not
   }
 });
 
-nodeTest("host-device gives a device back whose alias the container made unreadable", {
+nodeTest("host-device returns a device whose alias the container made unreadable", {
   needs: [...needs, "tool:bash"],
 }, async ({ node }) => {
   await node.ip("link add dev0 type veth peer name dev1");

@@ -127,7 +127,7 @@ nodeTest("a held xtables lock ends ADD with code 11 and the process that holds i
   await holder.close();
 });
 
-nodeTest("leases from before a reboot are found by cnibox ipam check, and GC gives them back", {
+nodeTest("leases from before a reboot are found by cnibox ipam check, and GC releases them", {
   needs: ["bridge", "veth"],
 }, async ({ node }) => {
   // A reboot leaves what is on disk and nothing else: three leases, written before this kernel started.
@@ -173,7 +173,7 @@ nodeTest("GC removes what killed calls left below /run/cnibox/io, and nothing yo
   assertEquals(await node.list(io), ["1-new-0.out"]);
 });
 
-nodeTest("ADD on full disks fails cleanly or works, and DEL gives everything back once there is room", {
+nodeTest("ADD on full disks fails cleanly or works, and DEL releases everything once there is room", {
   needs: ["bridge", "veth"],
 }, async ({ node }) => {
   const pod = await node.container();

@@ -188,7 +188,7 @@ export async function fuzz(
     }
     if (tally.results === 0 || env["CNI_COMMAND"] === "ADD") {
       const after = leases(folder);
-      // What a refused ADD took is given back; what was garbage may have been cleaned up.
+      // What a refused ADD took is released; what was garbage may have been cleaned up.
       const came = after.filter((name) => !before.includes(name));
       if (came.length > 0) violate(`left behind: ${came.join(" ")}`);
     }

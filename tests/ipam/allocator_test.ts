@@ -149,7 +149,7 @@ Deno.test("what somebody takes without the lock, after the early result, is not 
     assertEquals(folder.read("10.0.0.2"), "x\r\neth0");
   }));
 
-Deno.test("a taking that is abandoned takes nothing, and gives the lock back", () =>
+Deno.test("a taking that is abandoned takes nothing, and releases the lock", () =>
   inFolder(async (folder) => {
     const wanted = () => ({ sets: SMALL, requested: [] });
     const taking = await begin(folder.path, CTR, { wanted, ...folder.options, host: hostWith() });
@@ -435,7 +435,7 @@ function fillLongAgo(folder: Folder): void {
   }
 }
 
-Deno.test("a full range gives back what is provably dead, and tells", () =>
+Deno.test("a full range releases what is provably dead, and tells", () =>
   inFolder(async (folder) => {
     fillLongAgo(folder);
     // Written since this boot; in use; known to a runtime, on another network, with dashes all over.
@@ -525,7 +525,7 @@ Deno.test("leases tells who has what since when, in the order of addresses", () 
     assertEquals(all[0]!.written, LONG_AGO);
   }));
 
-Deno.test("repair gives back the dead and the empty of the whole folder", () =>
+Deno.test("repair releases the dead and the empty of the whole folder", () =>
   inFolder(async (folder) => {
     fillLongAgo(folder);
     folder.write("192.0.2.7", "");
@@ -622,7 +622,7 @@ Deno.test("the index stays right through any mixture of calls, ours and others'"
           assertEquals(await held(folder.path, holder, folder.options), own === undefined ? [] : [own]);
           break;
         default:
-          // Another program takes and gives back.
+          // Another program takes and releases.
           if (random(3) > 0) break;
           if (own !== undefined) {
             Deno.removeSync(`${folder.path}/${own}`);
@@ -666,7 +666,7 @@ Deno.test("an unreadable lease is skipped", { ignore: Deno.uid() === 0 }, () =>
     assertEquals(await take(folder, "ctr1"), ["10.0.0.3"]);
   }));
 
-Deno.test("50 at once get 50 addresses, and give them back", () =>
+Deno.test("50 at once get 50 addresses, and release them", () =>
   inFolder(async (folder) => {
     const wide = sets({ subnet: "10.0.0.0/24" });
     const ids = Array.from({ length: 50 }, (_, i) => `c${i}`);

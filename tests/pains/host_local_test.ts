@@ -71,7 +71,7 @@ painTest(
 );
 
 painTest(
-  "a lease of an old release, with the container's ID alone, is given back",
+  "a lease of an old release, with the container's ID alone, is released",
   [],
   async ({ node, by }) => {
     await node.write("/var/lib/cni/networks/net1/10.22.0.2", "old");

@@ -84,7 +84,7 @@ painTest(
 );
 
 painTest(
-  "P773, C1167: a device that left with its container blocks no DEL, and the address is given back",
+  "P773, C1167: a device that left with its container blocks no DEL, and the address is released",
   ["veth"],
   async (stage) => {
     const { node } = stage;

@@ -262,7 +262,7 @@ Deno.test("chain ADD sets no rules for a member that failed after it had left th
   assertEquals(stage.log.slice(2), ["add a", "undo a"]);
 });
 
-Deno.test("chain DEL gives addresses back when every rule that leads to them is gone", async () => {
+Deno.test("chain DEL releases addresses when every rule that leads to them is gone", async () => {
   const stage = new Stage();
   stage.waits = { portmap: later(), b: Promise.resolve() };
   await stage.call("DEL", {

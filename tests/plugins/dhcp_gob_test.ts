@@ -54,7 +54,7 @@ Deno.test("gob reads what the reference writes", () => {
   ]);
 });
 
-Deno.test("gob gives back every value that it takes", () => {
+Deno.test("gob decodes every value that it encodes", () => {
   const inner: Schema = { struct: "Inner", fields: [["Flag", "bool"], ["Data", "bytes"]] };
   const schema: Schema = {
     struct: "Outer",

@@ -84,7 +84,7 @@ async function refusal(work: Promise<unknown>): Promise<CniError> {
   return await assertRejects(() => work, CniError);
 }
 
-Deno.test("dhcp ADD asks the daemon with the call's own words, and gives the lease back when the call fails", async () => {
+Deno.test("dhcp ADD asks the daemon with the call's own words, and releases the lease when the call fails", async () => {
   await scene(answers(RESULT), async ({ asked, args, call }) => {
     const add = call({}, { args: "K=V", netns: "netns/x", env: { CNI_PATH: "/a:/b", CNI_NETNS_OVERRIDE: "1" } });
     assertEquals(await plugin.add(add), RESULT);

@@ -45,7 +45,7 @@ Deno.test("dummy: a name that is taken is an error, and nothing is deleted for i
   });
   const error = await assertRejects(() => plugin.add(call), CniError);
   assertEquals(error.msg, "failed to create dummy: file exists");
-  // The address is given back; the link is not ours.
+  // The address is released; the link is not ours.
   assertEquals(call.undos.length, 1);
 });
 

@@ -110,7 +110,7 @@ const DELETIONS: readonly (readonly [what: string, config: JsonObject, links: un
 ];
 
 for (const [what, config, links, log] of DELETIONS) {
-  Deno.test(`host-device DEL gives back ${what}`, async () => {
+  Deno.test(`host-device DEL returns ${what}`, async () => {
     const run = noted({ ipam: { type: "host-local" }, ...config }, {
       answers: { "link show": links },
       changes: { verb: "DEL" },
@@ -140,7 +140,7 @@ const ADOPTIONS: readonly (readonly [what: string, config: JsonObject, links: un
 ];
 
 for (const [what, config, links, renamed] of ADOPTIONS) {
-  Deno.test(`host-device DEL without the container renames what the kernel gave back: ${what}`, async () => {
+  Deno.test(`host-device DEL without the container renames what the kernel returned: ${what}`, async () => {
     const answers = { "ip -j -d link show": links };
     const run = noted(config, { answers, changes: { verb: "DEL", podAlive: false } });
     await plugin.del(run.call);
@@ -153,7 +153,7 @@ for (const [what, config, links, renamed] of ADOPTIONS) {
   });
 }
 
-Deno.test("host-device DEL in the host's own namespace only gives back the address", async () => {
+Deno.test("host-device DEL in the host's own namespace only releases the address", async () => {
   const { call, log } = noted({ device: "ens9", ipam: { type: "static" } }, {
     changes: { verb: "DEL", podAlive: false, ownNetns: true },
   });

@@ -262,7 +262,7 @@ Deno.test("host-local CHECK finds the container's lease, whichever format it has
     await assertRejects(() => plugin.check(call({ dataDir })), CniError, "no IP ranges specified");
   }));
 
-Deno.test("host-local GC gives back what no valid attachment has", () =>
+Deno.test("host-local GC releases what no valid attachment has", () =>
   withDataDir(async (dataDir) => {
     const ipam = { dataDir, ...SUBNET };
     for (const containerId of ["a", "b", "c"]) await plugin.add(call(ipam, {}, { containerId }));

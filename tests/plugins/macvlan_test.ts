@@ -73,7 +73,7 @@ for (const [config, msg, args = ""] of REFUSED) {
   });
 }
 
-Deno.test("macvlan DEL gives back the address after the link is gone, whatever the configuration says", async () => {
+Deno.test("macvlan DEL releases the address after the link is gone, whatever the configuration says", async () => {
   const answers = { "link show": [{ ifname: "eth0", linkinfo: { info_kind: "macvlan" } }] };
   const { call, log } = noted({ mode: "source", mtu: "x", ipam: { type: "host-local" } }, {
     answers,

@@ -9,7 +9,7 @@
 
 import { patience } from "./vm.ts";
 
-/** What a command gave back. */
+/** What came of a command. */
 export interface Output {
   /** Exit status; 128 + the signal's number when a signal ended it. */
   code: number;
@@ -63,7 +63,7 @@ export class Namespace {
     return this.#node ?? (this as unknown as Node);
   }
 
-  /** Runs a command here, and gives back what came of it, also when it failed. */
+  /** Runs a command here, and returns what came of it, also when it failed. */
   async exec(argv: string[], options: ExecOptions = {}): Promise<Output> {
     const node = this.node;
     const child = new Deno.Command(nsenterPath, {
@@ -93,14 +93,14 @@ export class Namespace {
     }
   }
 
-  /** Runs a command that has to succeed and gives back its standard output. Throws CommandFailed. */
+  /** Runs a command that has to succeed and returns its standard output. Throws CommandFailed. */
   async run(...argv: string[]): Promise<string> {
     const output = await this.exec(argv);
     if (output.code !== 0) throw new CommandFailed(argv, output);
     return output.stdout;
   }
 
-  /** Lines for `ip -batch`, all of which have to succeed; gives back what they printed. */
+  /** Lines for `ip -batch`, all of which have to succeed; returns what they printed. */
   async ip(...lines: string[]): Promise<string> {
     const argv = ["ip", "-batch", "-"];
     const output = await this.exec(argv, { input: lines.join("\n") + "\n" });
@@ -115,7 +115,7 @@ export class Namespace {
     return text.trim() === "" ? [] : JSON.parse(text);
   }
 
-  /** A shell script that has to succeed; arguments arrive as $1, $2, … Gives back its standard output. */
+  /** A shell script that has to succeed; arguments arrive as $1, $2, … Returns its standard output. */
   sh(script: string, ...args: string[]): Promise<string> {
     return this.run("/bin/sh", "-euc", script, "sh", ...args);
   }
@@ -201,7 +201,7 @@ export class Background {
     }
   }
 
-  /** Waits for the command to end by itself and gives back its exit status. */
+  /** Waits for the command to end by itself and returns its exit status. */
   ended(): Promise<number> {
     return this.#ended;
   }
@@ -289,7 +289,7 @@ export class Node extends Namespace {
   }
 
   /**
-   * Starts a process that sleeps in a container and gives back its PID inside the node: its namespace is
+   * Starts a process that sleeps in a container and returns its PID inside the node: its namespace is
    * /proc/PID/ns/net.
    */
   async processIn(container: Namespace): Promise<number> {

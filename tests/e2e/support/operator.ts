@@ -2,7 +2,7 @@
 import { type ExecOptions, type Node, type Output, PATH } from "./node.ts";
 import { binDir, type By, type Json } from "./plugins.ts";
 
-/** What a command gave back; `json` is standard output parsed, undefined when it is no JSON. */
+/** What came of a command; `json` is standard output parsed, undefined when it is no JSON. */
 export interface Said extends Output {
   json: Json;
 }
@@ -12,7 +12,7 @@ export interface SayOptions extends ExecOptions {
   plugins?: By | By[];
 }
 
-/** Runs `cnibox …` and gives back what came of it, also when it failed. */
+/** Runs `cnibox …` and returns what came of it, also when it failed. */
 export async function cnibox(node: Node, args: string[], options: SayOptions = {}): Promise<Said> {
   const { plugins, env, ...rest } = options;
   const path = plugins === undefined ? [] : [plugins].flat().map((by) => binDir[by]);

@@ -50,7 +50,7 @@ export interface PluginOutput extends Output {
   json: Json;
 }
 
-/** Runs a plugin inside the node, with nothing but the given environment, and gives back what came of it. */
+/** Runs a plugin inside the node, with nothing but the given environment, and returns what came of it. */
 export async function runPlugin(node: Node, call: PluginCall): Promise<PluginOutput> {
   const folder = binDir[call.by ?? "cnibox"];
   const options: ExecOptions = { input: stdinOf(call.stdin), env: environmentOf(call, folder) };
@@ -103,7 +103,7 @@ export class PluginFailed extends Error {
 }
 
 /**
- * `runPlugin` for a call that has to succeed; gives back its JSON, undefined where it prints none. Throws PluginFailed.
+ * `runPlugin` for a call that has to succeed; returns its JSON, undefined where it prints none. Throws PluginFailed.
  */
 export async function call(node: Node, request: PluginCall): Promise<Json> {
   const output = await runPlugin(node, request);

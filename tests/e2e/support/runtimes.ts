@@ -211,7 +211,7 @@ export interface Pod {
 export class Cri {
   constructor(readonly node: Node) {}
 
-  /** RunPodSandbox; gives back the pod's ID. Throws CriError. */
+  /** RunPodSandbox; returns the pod's ID. Throws CriError. */
   async run({ name, cgroup, hostPort }: Pod): Promise<string> {
     const metadata = [...text(1, name), ...text(2, `uid-${name}`), ...text(3, "default")];
     const ports = hostPort === undefined ? [] : message(5, [...number(2, 80), ...number(3, hostPort)]);
@@ -366,7 +366,7 @@ default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
     return output.stdout.trim();
   }
 
-  /** A container that serves a page on port 80 until it is removed; gives back its ID. */
+  /** A container that serves a page on port 80 until it is removed; returns its ID. */
   serve(name: string, ...options: string[]): Promise<string> {
     return this.run(
       ...["run", "--detach", "--name", name, "--cgroup-parent", `/${this.cgroup}`, ...options],

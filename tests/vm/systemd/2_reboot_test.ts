@@ -53,7 +53,7 @@ machineTest(
   },
 );
 
-machineTest("after a reboot cnibox ipam repair gives back what belongs to nobody, and only that", async () => {
+machineTest("after a reboot cnibox ipam repair releases what belongs to nobody, and only that", async () => {
   const before = leases().length;
   const checked = await exec(["/opt/cni/bin/cnibox", "ipam", "check"]);
   assertEquals(checked.code, 1, checked.stdout);

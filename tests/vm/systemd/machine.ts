@@ -24,7 +24,7 @@ export function machineTest(name: string, body: () => Promise<void>): void {
 const LIMIT_S = 600;
 
 /**
- * Runs a command, and gives back what came of it, also when it failed. One that does not end in time is killed, and
+ * Runs a command, and returns what came of it, also when it failed. One that does not end in time is killed, and
  * fails.
  */
 export async function exec(argv: string[], options: { input?: string; env?: Record<string, string> } = {}) {
@@ -46,7 +46,7 @@ export async function exec(argv: string[], options: { input?: string; env?: Reco
   return { code, stdout: new TextDecoder().decode(stdout), stderr: new TextDecoder().decode(stderr) };
 }
 
-/** Runs a command that has to succeed and gives back its standard output. */
+/** Runs a command that has to succeed and returns its standard output. */
 export async function run(...argv: string[]): Promise<string> {
   const { code, stdout, stderr } = await exec(argv);
   if (code !== 0) throw new Error(`${argv.join(" ")}: exit ${code}\n${stderr}${stdout}`);
