@@ -87,7 +87,7 @@ const TRACE: readonly Flag[] = [
   { name: "trace-file", value: "FILE", kind: "file", about: "the same, appended to a file" },
 ];
 const WATCH: readonly Flag[] = [
-  { name: "timeout", value: "SECONDS", about: "stop waiting for plugins after this long, and take back what was done" },
+  { name: "timeout", value: "SECONDS", about: "stop waiting for plugins after this long, and undo what was done" },
   ...TRACE,
 ];
 

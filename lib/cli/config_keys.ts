@@ -13,7 +13,7 @@ export interface Surroundings {
   readonly of: string;
   /** Keys that would be right somewhere else: where, and which. */
   readonly elsewhere: readonly (readonly [where: string, keys: readonly string[]])[];
-  /** Keys that are nobody's business here. */
+  /** Keys that are not looked at here. */
   readonly besides: readonly string[];
 }
 

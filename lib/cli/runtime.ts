@@ -20,7 +20,7 @@ export interface Watched {
 /** What commands may want of it. */
 export interface WatchOptions {
   readonly explain?: Explainer;
-  /** Signals ask the plugins to stop and to take back what they did. */
+  /** Signals ask the plugins to stop and to undo what they did. */
   readonly interruptible?: boolean;
 }
 

@@ -100,7 +100,7 @@ export interface NetworkView {
   readonly sets: readonly RangeSet[];
 }
 
-/** Something on the host that is nobody's. */
+/** Something on the host without an owner. */
 export interface Orphan {
   readonly what: "link" | "chain";
   readonly name: string;

@@ -151,7 +151,7 @@ function zoneRemovals(
 }
 
 function forget(call: Call, address: Address, owner: Owned["owner"]): void {
-  if (call.explain) call.explain.file(ownerPath(address), undefined, "the address is nobody's any more");
+  if (call.explain) call.explain.file(ownerPath(address), undefined, "the address has no owner any more");
   else if (!forgetOwner(address, owner)) {
     throw new CniError(code.io, `cannot remove ${ownerPath(address)}`, "the rules of the address are gone");
   }

@@ -302,7 +302,7 @@ function ipStep(family: Family, text: string, options?: StepOptions): Step {
   return step("pod", family === 4 ? "ip" : "ip6", text, options);
 }
 
-/** Does every step whatever becomes of the others; returns what the tools complained about. */
+/** Does every step, also when others fail; returns what the tools complained about. */
 async function force(call: ContainerCall, steps: readonly Step[]): Promise<string> {
   const outputs = await Promise.all((["ip", "ip6"] as const).map((tool) => {
     const lines = steps.filter((one) => one.tool === tool).map(({ text }) => text);

@@ -315,7 +315,7 @@ async function linksOf(call: ContainerCall): Promise<Link[]> {
   return links as Link[];
 }
 
-/** Says every line whatever becomes of the others; returns what the tool complained about. */
+/** Runs every line, also when others fail; returns what the tool complained about. */
 async function force(call: ContainerCall, lines: readonly string[]): Promise<string> {
   const { code, stderr } = await runLines(call.pod, ["ip", "-force"], lines);
   return code === 0 ? "" : stderr.trim();

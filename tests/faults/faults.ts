@@ -249,7 +249,7 @@ export interface Outcome {
   readonly fault: Fault;
   points: number;
   /**
-   * Points that the call did not come by when it was to be hit there, however often it was tried: tools end in another
+   * Points that the call did not reach when it was to be hit there, however often it was tried: tools end in another
    * order.
    */
   readonly missed: string[];

@@ -67,7 +67,7 @@ async function worker(): Promise<void> {
     const { operation, setup, fault, points, missed, leaks, findings } = outcome;
     const numbers = [points, missed.length, leaks].map((number) => String(number).padStart(6)).join(" ");
     say(`${operation.padEnd(4)} ${setup.padEnd(26)} ${fault.padEnd(26)} ${numbers}`);
-    for (const where of missed) say(`  not come by: ${where}`);
+    for (const where of missed) say(`  not reached: ${where}`);
     for (const finding of findings) say(`  ${finding}`);
   }
   await trial?.[Symbol.asyncDispose]();
@@ -91,6 +91,6 @@ const [points, leaks] = [sum(outcomes, "points"), sum(outcomes, "leaks")];
 const missed = outcomes.reduce((all, one) => all + one.missed.length, 0);
 const seconds = Math.round((Date.now() - started) / 1000);
 say(
-  `\npoints ${dry ? "there" : "tried"}: ${points}, not come by: ${missed}, points leaking: ${leaks}, in ${seconds} s`,
+  `\npoints ${dry ? "there" : "tried"}: ${points}, not reached: ${missed}, points leaking: ${leaks}, in ${seconds} s`,
 );
 Deno.exit(leaks === 0 && points > 0 ? 0 : 1);
