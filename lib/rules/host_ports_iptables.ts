@@ -84,7 +84,7 @@ export function protocolName(protocol: string): string {
 }
 
 /**
- * Does this mapping give the family rules of its own? One with a `hostIP` of the other family does not. What is no
+ * Does this mapping give the family rules of its own? One with a `hostIP` of the other family does not. What is not an
  * address counts as IPv6, as in the reference.
  */
 export function appliesTo({ hostIP }: PortMapping, family: Family): boolean {
