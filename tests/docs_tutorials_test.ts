@@ -118,3 +118,10 @@ Deno.test("the index of the tutorials names every page", () => {
   const index = Deno.readTextFileSync(join(folder, "README.md"));
   for (const page of pages) assertStringIncludes(index, `(${page})`);
 });
+
+Deno.test("files that the tutorials link exist", () => {
+  for (const page of [...pages, "README.md"]) {
+    const text = Deno.readTextFileSync(join(folder, page));
+    for (const [, target = ""] of text.matchAll(/\]\(([^)#:]+)(?:#[^)]*)?\)/g)) Deno.statSync(join(folder, target));
+  }
+});
