@@ -1,6 +1,7 @@
 /** README says what is so: its table is the plugins' own words, and its commands do what it says. */
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { dirname, fromFileUrl, join } from "@std/path";
+import { COMMANDS } from "../lib/cli/commands.ts";
 import { VERSION } from "../lib/version.ts";
 import { loadPlugin, pluginNames } from "../plugins/mod.ts";
 import { parts, unitFiles, written } from "../tools/docs.ts";
@@ -103,6 +104,17 @@ Deno.test("README's figures are those of docs/performance.md", () => {
   }
   const [, ours, theirs] = /^\| a .*ipMasq: ADD +\| ([\d.]+) +\| [\d.]+ +\| ([\d.]+)/m.exec(page) ?? [];
   assertMatch(readme, new RegExp(`\\| ${ours} ms +\\| \\*\\*${theirs} ms\\*\\*`));
+});
+
+Deno.test("README's commands and flags exist", async () => {
+  const { stdout } = await new Deno.Command(join(root, "install.sh"), { args: ["--help"] }).output();
+  const help = new TextDecoder().decode(stdout);
+  const flags = [...readme.matchAll(/^\.\/install\.sh (--\w+)/gm)].map(([, flag = ""]) => flag);
+  assertEquals(flags, ["--demo", "--replace"]);
+  for (const flag of flags) assertMatch(help, new RegExp(`^ *${flag}\\b`, "m"));
+  const words = [...readme.matchAll(/^(?:\$ )?cnibox (\w+)/gm)].map(([, word = ""]) => word);
+  assert(words.includes("uninstall"));
+  for (const word of words) assert(COMMANDS.some(({ name }) => name === word), word);
 });
 
 /** What README says is typed, and what it prints: `…` is any text, on a line of its own any lines. */
