@@ -50,7 +50,11 @@ export async function chunks(folder: string, entry: string): Promise<Map<string,
     const at = name === entry ? -1 : FIRST.indexOf(stem(name));
     return at < 0 && name !== entry ? FIRST.length : at;
   };
-  const entries = names.filter((name) => !name.startsWith("chunk-")).sort((a, b) => place(a) - place(b));
+  // By plugin, not by file name: of two `mod-HASH.js` the hash depends on where the sources lie on this machine.
+  const byStem = (a: string, b: string) => stem(a) < stem(b) ? -1 : Number(stem(a) > stem(b));
+  const entries = names.filter((name) => !name.startsWith("chunk-")).sort((a, b) =>
+    place(a) - place(b) || byStem(a, b)
+  );
   const hot = entries.filter((name) => HOT.includes(stem(name))).map((name) => closure(name, modules));
   const shared = hot.flat().filter((name, index, all) => all.indexOf(name) !== index);
   const members = new Map<string, string[]>();

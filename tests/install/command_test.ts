@@ -58,9 +58,12 @@ Deno.test({
       assertStringIncludes((await run(`${path}/cnibox`, "--version")).stdout, "cnibox v");
       assertEquals((await run(binary, "install", ...options)).stdout.match(/unchanged/g)?.length, 5);
       assertEquals((await run(`${path}/cnibox`, "uninstall", ...options.slice(0, 4))).code, 0);
-      assertEquals([...Deno.readDirSync(path), ...Deno.readDirSync(dir)].map(({ name }) => name), []);
+      // The folder that install made goes with what was in it.
+      assertEquals([...Deno.readDirSync(folder)].map(({ name }) => name), ["path"]);
+      assertEquals([...Deno.readDirSync(path)], []);
 
       // Somebody else's: a program, and a link to another installation.
+      await Deno.mkdir(dir);
       await Deno.writeTextFile(`${path}/cnitool`, "theirs");
       await Deno.symlink("/opt/other/cnibox", `${path}/cnibox`);
       await Deno.writeTextFile(`${dir}/cnitool`, "theirs");

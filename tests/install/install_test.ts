@@ -11,6 +11,8 @@ globalThis.addEventListener("unload", () => programs[Symbol.dispose]());
 const cnibox = join(programs.path, "cnibox");
 Deno.linkSync(CNIBOX, cnibox);
 const types = (await succeed(cnibox, ["plugins", "--names"])).stdout.trim().split("\n");
+/** The executable, and the name by which it is the CNI library's command line. */
+const commands = { cnibox: "755", cnitool: "-> cnibox" };
 const links = Object.fromEntries(types.map((name) => [name, "-> cnibox"]));
 
 /** Another version of it. */
@@ -42,7 +44,7 @@ Deno.test("install puts one executable and a relative link for every plugin into
   using folder = temporaryFolder();
   const bin = join(folder.path, "made", "by", "install");
   const table = await installed(bin, cnibox);
-  assertEquals(listing(bin), { ".cnibox": "/", cnibox: "755", ...links });
+  assertEquals(listing(bin), { ".cnibox": "/", ...commands, ...links });
   assertEquals(await sumOf(join(bin, "cnibox")), await sumOf(cnibox));
   assertEquals(Deno.statSync(join(bin, "cnibox")).uid, Deno.uid());
   assertEquals(listing(join(bin, ".cnibox")), { lock: "644", "made-this-folder": "644" });
@@ -59,7 +61,7 @@ Deno.test("install run again changes nothing and says so", async () => {
   const before = Deno.statSync(join(folder.path, "cnibox")).ino;
   const table = await installed(folder.path, cnibox);
   assertEquals(Deno.statSync(join(folder.path, "cnibox")).ino, before);
-  assertEquals(table.split("\n").filter((line) => line.endsWith("unchanged")).length, 1 + types.length);
+  assertEquals(table.split("\n").filter((line) => line.endsWith("unchanged")).length, 2 + types.length);
   assertEquals(listing(join(folder.path, ".cnibox")), { lock: "644" });
 });
 
@@ -79,7 +81,7 @@ Deno.test("install links only the plugins that are asked for, and knows their na
   using folder = temporaryFolder();
   const [first = "", second = ""] = types;
   await installed(folder.path, cnibox, [`--plugins=${first},${second}`]);
-  assertEquals(listing(folder.path), { ".cnibox": "/", cnibox: "755", [first]: "-> cnibox", [second]: "-> cnibox" });
+  assertEquals(listing(folder.path), { ".cnibox": "/", ...commands, [first]: "-> cnibox", [second]: "-> cnibox" });
   using empty = temporaryFolder();
   const bin = join(empty.path, "bin");
   const { code, stderr } = await install(bin, cnibox, ["--plugins", `${first},brigde`]);
@@ -101,7 +103,7 @@ Deno.test("install leaves files that are not ours alone, and lists them", async 
   }
   assertEquals(listing(folder.path), {
     ".cnibox": "/",
-    cnibox: "755",
+    ...commands,
     ...links,
     [file]: "644",
     [link]: "-> somewhere/else",
@@ -123,7 +125,7 @@ Deno.test("install --replace moves files of others out of the way, --uninstall p
   // A folder cannot be a plugin: it is somebody's mistake, to be looked at.
   assertEquals(table.match(/^.* left alone: not ours/gm)?.length, 1);
   assertMatch(table, new RegExp(`^${join(folder.path, directory)} +left alone: not ours`, "m"));
-  assertEquals(listing(folder.path), { ...before, ".cnibox": "/", cnibox: "755", ...links, [directory]: "/" });
+  assertEquals(listing(folder.path), { ...before, ".cnibox": "/", ...commands, ...links, [directory]: "/" });
   // Again, and with another version in between: what is kept is still what was there first.
   await installed(folder.path, other, ["--replace"]);
   await installed(folder.path, cnibox, ["--replace"]);
@@ -163,7 +165,7 @@ Deno.test("install takes over links and copies of its own that were made by othe
   Deno.linkSync(join(folder.path, "cnibox"), join(folder.path, hard));
   Deno.copyFileSync(cnibox, join(folder.path, copy));
   await installed(folder.path, cnibox);
-  assertEquals(listing(folder.path), { ".cnibox": "/", cnibox: "755", ...links });
+  assertEquals(listing(folder.path), { ".cnibox": "/", ...commands, ...links });
 });
 
 const strace = (await run("sh", ["-c", "command -v strace"])).code === 0;
@@ -202,7 +204,7 @@ Deno.test({
       assertEquals(Deno.readTextFileSync(kept), "another's plugin", `step ${step}`);
       await succeed(other, itself(bin, ["--replace"]));
       const whole = Object.fromEntries(chosen.map((name) => [name, "-> cnibox"]));
-      assertEquals(listing(bin), { ".cnibox": "/", cnibox: "755", ...whole }, `step ${step}`);
+      assertEquals(listing(bin), { ".cnibox": "/", ...commands, ...whole }, `step ${step}`);
       assertEquals(listing(join(bin, ".cnibox")), { lock: "644", previous: "755", replaced: "/" }, `step ${step}`);
       await uninstalled(bin);
       assertEquals(listing(bin), { [foreign]: "644" }, `step ${step}`);
@@ -234,14 +236,14 @@ Deno.test("install replaces the program while it is being called, and no call fa
   await Promise.all(callers);
   assertEquals(failures, []);
   assert(calls > 100, `only ${calls} calls were made`);
-  assertEquals(listing(folder.path), { ".cnibox": "/", cnibox: "755", ...links });
+  assertEquals(listing(folder.path), { ".cnibox": "/", ...commands, ...links });
 });
 
 Deno.test("install by two at once ends with one whole installation", async () => {
   using folder = temporaryFolder();
   const bin = join(folder.path, "bin");
   await Promise.all([installed(bin, cnibox), installed(bin, cnibox), installed(bin, other)]);
-  assertEquals(listing(bin), { ".cnibox": "/", cnibox: "755", ...links });
+  assertEquals(listing(bin), { ".cnibox": "/", ...commands, ...links });
   assertMatch(await version(join(bin, "cnibox")), /^cnibox v/);
 });
 
@@ -391,7 +393,7 @@ Deno.test("install without packages names what is missing, and goes on", async (
     stdout,
     /^ {2}tools +MISSING: conntrack iproute2 iptables nftables util-linux +plugins will fail without them$/m,
   );
-  assertEquals(listing(bin), { ".cnibox": "/", cnibox: "755", ...links });
+  assertEquals(listing(bin), { ".cnibox": "/", ...commands, ...links });
 });
 
 /** A folder with only what every system has: no package manager, no network tool, no Deno, no Node. */
