@@ -25,7 +25,8 @@ Deno.test({
     const path = `${join(Deno.execPath(), "..")}:${Deno.env.get("PATH")}`;
     const { code, stdout, stderr } = await run("sh", ["-euc", trial], {
       cwd: tree,
-      env: { PATH: path, CNIBOX_BINARY: join(tree, "dist/cnibox") },
+      // Tests in this process may have said where their own plugins are.
+      env: { PATH: path, CNIBOX_BINARY: join(tree, "dist/cnibox"), CNIBOX_E2E_BIN_DIR: "" },
     });
     assertEquals(code, 0, stdout + stderr);
     assertStringIncludes(stdout, "ok | 1 passed | 0 failed");

@@ -14,7 +14,12 @@ const archive = join(tree, "dist", `${name}.tar.gz`);
 const release = await run(join(tree, "install.sh"), ["--release"], { env: { DENO: Deno.execPath() } });
 assertEquals(release.code, 0, release.stderr);
 const types = (await succeed(join(tree, "dist", "cnibox"), ["plugins", "--names"])).stdout.trim().split("\n");
-const whole = { ".cnibox": "/", cnibox: "755", ...Object.fromEntries(types.map((name) => [name, "-> cnibox"])) };
+const whole = {
+  ".cnibox": "/",
+  cnibox: "755",
+  cnitool: "-> cnibox",
+  ...Object.fromEntries(types.map((name) => [name, "-> cnibox"])),
+};
 
 function install(bin: string, from: string) {
   return run(join(tree, "install.sh"), ["--no-deps", "--bin-dir", bin, "--from", from]);

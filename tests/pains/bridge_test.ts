@@ -167,7 +167,7 @@ painTest(
   (seen) => {
     assertStringIncludes(seen, "failed to make veth pair");
     assertStringIncludes(seen, "01:00:00:00:00:01");
-    assertMatch(seen, /no unicast address/);
+    assertMatch(seen, /needs a unicast address/);
   },
 );
 
