@@ -679,15 +679,15 @@ export const COMMANDS: readonly OperatorCommand[] = [
   {
     name: "doctor",
     group: "show",
-    summary: "what usually goes wrong on a node: each line ok, warning or failure, with the mend",
+    summary: "diagnose common problems and suggest fixes",
     about: [
       "Configuration and what runtimes make of it, plugin files, tools, kernel, forwarding, firewalls, MTU, addresses, " +
-      "attachments, bridges, daemons, disk. Only looks; with --fix it carries out what mends without harm, and shows each " +
-      "command before it runs it.",
+      "attachments, bridges, daemons, disk. Changes nothing without --fix, which runs the fixes that do no harm and shows " +
+      "each command first.",
     ],
     positional: [],
     flags: [
-      { name: "fix", about: "mend what can be mended without harm" },
+      { name: "fix", about: "run the fixes that do no harm" },
       JSON_FLAG,
       CONF_DIR,
       CACHE_DIR,

@@ -119,7 +119,7 @@ function textOf(overview: Overview, healthy: boolean): string {
   section("addresses", columns(addresses.map(addressRow)).split("\n").slice(0, -1));
   section("problems", [
     ...problems.map(({ text, fix }) => problemText(text, fix)),
-    ...orphans.map(({ name, text, mend }) => problemText(`${name}: ${text}`, mend)),
+    ...orphans.map(({ name, text, fix }) => problemText(`${name}: ${text}`, fix)),
     ...broken.map((text) => problemText(text, "cnibox validate")),
   ]);
   section("not seen", blind);

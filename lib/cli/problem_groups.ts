@@ -34,10 +34,10 @@ export function groupProblems(
 ): ProblemGroup[] {
   const found = new Map<ProblemCode, { views: View[]; fixes: Set<string> }>();
   for (const view of views) {
-    for (const { code, mend } of of(view)) {
+    for (const { code, fix } of of(view)) {
       const group = found.get(code) ?? { views: [], fixes: new Set() };
       if (!group.views.includes(view)) group.views.push(view);
-      if (mend !== "") group.fixes.add(mend);
+      if (fix !== "") group.fixes.add(fix);
       found.set(code, group);
     }
   }

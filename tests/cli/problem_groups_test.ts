@@ -2,7 +2,7 @@ import { assertEquals } from "@std/assert";
 import { groupProblems } from "../../lib/cli/problem_groups.ts";
 import type { ProblemCode, View } from "../../lib/cli/survey.ts";
 
-function view(containerId: string, ...problems: [ProblemCode, mend: string][]): View {
+function view(containerId: string, ...problems: [ProblemCode, fix: string][]): View {
   return {
     network: "pods",
     containerId,
@@ -13,7 +13,7 @@ function view(containerId: string, ...problems: [ProblemCode, mend: string][]): 
     addresses: [],
     leases: [],
     ports: [],
-    problems: problems.map(([code, mend]) => ({ code, text: `${containerId} ${code}`, mend })),
+    problems: problems.map(([code, fix]) => ({ code, text: `${containerId} ${code}`, fix })),
   };
 }
 

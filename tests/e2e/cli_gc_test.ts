@@ -110,7 +110,7 @@ nodeTest(
     assertMatch(shown.blind.join(), reason);
     const doctor = JSON.parse((await cnibox(node, "doctor", "--json")).stdout);
     assert(doctor.some(({ area, text }: Json) => area === "addresses" && reason.test(text)), JSON.stringify(doctor));
-    assert(!doctor.some(({ fix }: Json) => fix), JSON.stringify(doctor));
+    assert(!doctor.some(({ run }: Json) => run), JSON.stringify(doctor));
 
     await reveal();
     assertMatch((await cnibox(node, "gc", "pods", "--yes")).stdout, /attachment a \(eth0\): \/run\/netns\/a is gone/);
@@ -131,7 +131,7 @@ nodeTest(
     assertEquals((await cnibox(node, "gc", "pods", "--yes")).code, 0);
     await hand.check();
     const { orphans } = JSON.parse((await cnibox(node, "show", "--json")).stdout);
-    assertEquals(orphans.map(({ mend }: Json) => mend), ["cnibox del pods --id hand --ifname eth0"]);
+    assertEquals(orphans.map(({ fix }: Json) => fix), ["cnibox del pods --id hand --ifname eth0"]);
   },
 );
 

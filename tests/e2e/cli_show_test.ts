@@ -150,7 +150,7 @@ nodeTest(
       assert(!complaints.some((one) => one.includes(name)), `${name}: ${complaints}`);
     }
 
-    // What can be mended is mended, and nothing healthy is touched.
+    // What can be fixed is fixed, and nothing healthy is touched.
     const healthy = async () => {
       const views: Json[] = (await must(node, ["show", "--json"])).json.networks.flatMap((one: Json) =>
         one.attachments
@@ -212,7 +212,7 @@ nodeTest("cnibox doctor knows the usual mistakes of a node", { needs: ["iptables
     const { json } = await cnibox(node, ["doctor", "--json"]);
     const line = json.find(({ text }: Json) => pattern.test(text));
     assertEquals(line?.grade, grade, `${pattern}: ${JSON.stringify(json)}`);
-    assert(line.mend, JSON.stringify(line));
+    assert(line.fix, JSON.stringify(line));
   };
   await said(/no network in \/etc\/cni\/net.d/, "failure");
   await node.write("/etc/cni/net.d/00-broken.conflist", "{");

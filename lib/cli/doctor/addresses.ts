@@ -21,7 +21,7 @@ function lostBlocks({ network, leases, share }: Pool): Line[] {
       grade: "warning",
       text: `network ${network}: block ${formatPrefix(block)} belongs to ${holder ?? "another node"} now`,
       breaks: used.length === 0 ? "" : `${used.join(", ")} may be given to others as well`,
-      mend: "cnibox cluster check says whose it is; add the containers that have such an address again",
+      fix: "cnibox cluster check says whose it is; add the containers that have such an address again",
     };
   });
 }
@@ -42,7 +42,7 @@ export async function addresses({ folders, host, root }: Node): Promise<Line[]> 
         grade: full ? "failure" : "warning",
         text: `network ${pool.network}: ${taken} of ${total} addresses of ${range} are taken`,
         breaks: full ? "no IP addresses available in range set" : "soon no container can be attached",
-        mend: "cnibox ipam check finds those that nobody uses; else a larger subnet",
+        fix: "cnibox ipam check finds those that nobody uses; else a larger subnet",
       });
     }
   }
@@ -65,12 +65,12 @@ export async function addresses({ folders, host, root }: Node): Promise<Line[]> 
       grade: "warning",
       text: `${lease.ip} of ${owner(lease.containerId, lease.ifName)} on ${pool.network}: ${evidence}`,
       breaks: state === "idle" ? "the container has no network" : "the address is lost to others",
-      mend: state === "idle"
+      fix: state === "idle"
         ? `cnibox del ${pool.network} --id ${lease.containerId}, then add it again`
         : state === "unknown"
         ? `cnibox ipam free ${lease.ip}`
         : `cnibox ipam repair ${pool.network}`,
-      ...(GONE.includes(state) && { fix: ["cnibox", "ipam", "repair", pool.network] }),
+      ...(GONE.includes(state) && { run: ["cnibox", "ipam", "repair", pool.network] }),
     });
   }
   for (const { pool, ip, attachment } of unrecorded) {
@@ -81,8 +81,8 @@ export async function addresses({ folders, host, root }: Node): Promise<Line[]> 
         owner(attachment.containerId, attachment.ifName)
       } on ${pool.network}, and no file says so`,
       breaks: "it can be given to a second container",
-      mend: `cnibox ipam repair ${pool.network}`,
-      fix: ["cnibox", "ipam", "repair", pool.network],
+      fix: `cnibox ipam repair ${pool.network}`,
+      run: ["cnibox", "ipam", "repair", pool.network],
     });
   }
   for (const list of duplicates) {
@@ -93,7 +93,7 @@ export async function addresses({ folders, host, root }: Node): Promise<Line[]> 
         list.map(({ containerId, pool }) => `${containerId} on ${pool.network}`).join(" and ")
       }`,
       breaks: "both answer to it",
-      mend: "delete and add one of them again",
+      fix: "delete and add one of them again",
     });
   }
   if (lines.length === 0 && all.length > 0) {

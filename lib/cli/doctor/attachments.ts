@@ -7,7 +7,7 @@ export function attachments({ seen, root }: Node): Line[] {
   const area = "attachments";
   const lines: Line[] = [];
   for (const { network, containerId, ifName, problems } of seen.views) {
-    for (const { code, text, mend } of real(problems)) {
+    for (const { code, text, fix } of real(problems)) {
       if (["lease-missing", "no-container", "address-shared"].includes(code)) continue;
       const rules = ["port-rules-missing", "masquerade-missing", "firewall-missing"].includes(code);
       lines.push({
@@ -19,13 +19,13 @@ export function attachments({ seen, root }: Node): Line[] {
           : rules
           ? "its traffic"
           : "the container has no network",
-        mend,
-        ...(rules && { fix: ["cnibox", "restore", "--id", containerId] }),
+        fix,
+        ...(rules && { run: ["cnibox", "restore", "--id", containerId] }),
       });
     }
   }
-  for (const { name, text, mend } of seen.orphans) {
-    lines.push({ area, grade: "warning", text: `${name}: ${text}`, breaks: "it is in the way of others", mend });
+  for (const { name, text, fix } of seen.orphans) {
+    lines.push({ area, grade: "warning", text: `${name}: ${text}`, breaks: "it is in the way of others", fix });
   }
   const count = seen.views.filter(({ cached }) => cached).length;
   if (lines.length === 0 && root && count > 0) {

@@ -1,6 +1,5 @@
 /**
- * `cnibox doctor`: what usually goes wrong on a node, each line ok, warning or failure, with the mend. Only looks,
- * unless told to mend.
+ * `cnibox doctor`: diagnoses common problems of a node and suggests fixes. It changes nothing without `--fix`.
  */
 import { loadAll } from "../../cni/conflist.ts";
 import { toCniError } from "../../cni/error.ts";
@@ -56,7 +55,7 @@ export async function doctor(call: CommandCall): Promise<number> {
   const lines = await diagnosis(call);
   if (call.is("json")) say(jsonText(lines));
   else say(textOf(lines));
-  if (call.is("fix")) await mend(lines);
+  if (call.is("fix")) await applyFixes(lines);
   if (lines.some(({ grade }) => grade === "failure")) return RESULT.failures;
   return lines.some(({ grade }) => grade === "warning") ? RESULT.warnings : RESULT.healthy;
 }
@@ -92,7 +91,7 @@ async function diagnosis(call: CommandCall): Promise<Line[]> {
         area: "doctor",
         grade: "warning",
         text: "not run as root: rules, namespaces and leases could not be looked at",
-        mend: "sudo cnibox doctor",
+        fix: "sudo cnibox doctor",
       });
     }
     return lines;
@@ -109,27 +108,27 @@ function textOf(lines: readonly Line[]): string {
     failure: paint("red", "failure"),
   };
   const width = Math.max(...lines.map(({ area }) => area.length));
-  const out = lines.map(({ area, grade, text, breaks, mend }) => {
+  const out = lines.map(({ area, grade, text, breaks, fix }) => {
     const indent = `\n        ${" ".repeat(width + 2)}`;
     return `${marks[grade]} ${area.padEnd(width)}  ${oneLine(text)}${
       breaks ? `${indent}${paint("dim", `breaks: ${oneLine(breaks)}`)}` : ""
-    }${mend ? `${indent}mend: ${oneLine(mend)}` : ""}`;
+    }${fix ? `${indent}fix: ${oneLine(fix)}` : ""}`;
   });
   const count = (grade: Grade) => lines.filter((one) => one.grade === grade).length;
   const total = (grade: Grade) => counted(count(grade), grade);
   return `${out.join("\n")}\n\n${total("failure")}, ${total("warning")}, ${count("ok")} ok\n`;
 }
 
-/** Carries out what mends without harm, each command shown before it is run. */
-async function mend(lines: readonly Line[]): Promise<void> {
+/** Runs the fixes that do no harm, each command shown before it is run. */
+async function applyFixes(lines: readonly Line[]): Promise<void> {
   const done = new Set<string>();
-  for (const { fix } of lines) {
-    if (!fix || done.has(fix.join(" "))) continue;
-    done.add(fix.join(" "));
-    complain(`+ ${fix.join(" ")}\n`);
-    const own = fix[0] === "cnibox" ? [Deno.execPath(), ...fix.slice(1)] : fix;
+  for (const { run } of lines) {
+    if (!run || done.has(run.join(" "))) continue;
+    done.add(run.join(" "));
+    complain(`+ ${run.join(" ")}\n`);
+    const own = run[0] === "cnibox" ? [Deno.execPath(), ...run.slice(1)] : run;
     const code = await foreground(own);
     if (code !== 0) complain(`  exit status ${code}\n`);
   }
-  if (done.size === 0) complain("nothing that can be mended without asking\n");
+  if (done.size === 0) complain("no fix that can be applied without asking\n");
 }

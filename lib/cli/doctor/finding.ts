@@ -19,9 +19,9 @@ export interface Line {
   /** What breaks. */
   readonly breaks?: string;
   /** What to do, as a command where there is one. */
-  readonly mend?: string;
-  /** Command that mends it without harm, for `--fix`. */
-  readonly fix?: readonly string[];
+  readonly fix?: string;
+  /** The command that `--fix` runs: it fixes the problem and does no harm. */
+  readonly run?: readonly string[];
 }
 
 /** What every check may look at. */

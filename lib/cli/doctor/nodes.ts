@@ -31,7 +31,7 @@ export async function otherNodes({ host }: { readonly host: Run }): Promise<Line
       grade: "failure",
       text: `cnibox node does not run; it last looked at ${now.reconciled}`,
       breaks: "ways to other nodes that are lost are not restored, and new nodes are not reached",
-      mend: "systemctl enable --now cnibox-node.service",
+      fix: "systemctl enable --now cnibox-node.service",
     });
   }
   if (now.store.state === "away") {
@@ -86,7 +86,7 @@ async function trouble(host: Run, { node, gateway }: Way, mtu: number): Promise<
       grade: "warning",
       text: `${node}: ${gateway} answers, but not to packets of ${mtu} bytes`,
       breaks: "connections to its pods stall after the first bytes",
-      mend: 'a smaller "mtu" in /etc/cnibox/node.json, or a larger one between the nodes',
+      fix: 'a smaller "mtu" in /etc/cnibox/node.json, or a larger one between the nodes',
     };
   }
   return {
@@ -94,6 +94,6 @@ async function trouble(host: Run, { node, gateway }: Way, mtu: number): Promise<
     grade: "warning",
     text: `${node}: ${gateway} does not answer`,
     breaks: "its pods are not reached, unless only ICMP is filtered",
-    mend: `cnibox node --explain; is ${node} up, and its cnibox node? vxlan needs its UDP port open between nodes`,
+    fix: `cnibox node --explain; is ${node} up, and its cnibox node? vxlan needs its UDP port open between nodes`,
   };
 }
