@@ -687,6 +687,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     ],
     positional: [],
     flags: [
+      { name: "verbose", short: "v", about: "list every case of a problem that several things have" },
       { name: "fix", about: "run the fixes that do no harm" },
       JSON_FLAG,
       CONF_DIR,

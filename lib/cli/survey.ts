@@ -502,7 +502,7 @@ function uncachedProblem({ network, ip, state, evidence }: LeaseView, of: View["
     return { code: "not-cached", text: "no runtime remembers it: only its lease does", fix: "" };
   }
   if (state === "not examined") return { code: "not-examined", text: evidence, fix: "" };
-  const fix = GONE.includes(state) ? `cnibox ipam repair ${network}` : `cnibox ipam free ${ip}`;
+  const fix = GONE.includes(state) ? `cnibox ipam repair ${network}` : `cnibox ipam free ${ip} --network ${network}`;
   return { code: "no-container", text: "no namespace has its address, and no runtime remembers it", fix };
 }
 

@@ -108,9 +108,12 @@ nodeTest(
       ["hand", "ok"],
     ]);
     assertMatch(shown.blind.join(), reason);
-    const doctor = JSON.parse((await cnibox(node, "doctor", "--json")).stdout);
-    assert(doctor.some(({ area, text }: Json) => area === "addresses" && reason.test(text)), JSON.stringify(doctor));
-    assert(!doctor.some(({ run }: Json) => run), JSON.stringify(doctor));
+    const doctor: Json[] = JSON.parse((await cnibox(node, "doctor", "--json")).stdout).findings;
+    assert(
+      doctor.some(({ area, cases = [] }) => area === "addresses" && cases.some(({ text }: Json) => reason.test(text))),
+      JSON.stringify(doctor),
+    );
+    assert(!doctor.some(({ run }) => run), JSON.stringify(doctor));
 
     await reveal();
     assertMatch((await cnibox(node, "gc", "pods", "--yes")).stdout, /attachment a \(eth0\): \/run\/netns\/a is gone/);
@@ -167,9 +170,9 @@ nodeTest(
       ]],
     );
     assertMatch((await cnibox(node, "ipam", "repair")).stdout, both);
-    const doctor = JSON.parse((await cnibox(node, "doctor", "--json")).stdout);
+    const doctor: Json[] = JSON.parse((await cnibox(node, "doctor", "--json")).stdout).findings;
     assertEquals(
-      doctor.filter(({ grade, text }: Json) => grade === "failure" && both.test(text)).map(({ area }: Json) => area),
+      doctor.filter(({ grade, text }) => grade === "failure" && both.test(text)).map(({ area }) => area),
       ["addresses"],
     );
     assertMatch(

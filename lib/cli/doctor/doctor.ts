@@ -9,13 +9,13 @@ import type { CommandCall } from "../command.ts";
 import { watchedRuntime } from "../runtime.ts";
 import { foldersOf } from "../setup.ts";
 import { survey } from "../survey.ts";
-import { complain, jsonText, oneLine, painter, say } from "../terminal.ts";
+import { complain, jsonDocument, oneLine, painter, say } from "../terminal.ts";
 import { addresses } from "./addresses.ts";
 import { attachments } from "./attachments.ts";
 import { configuration } from "./configuration.ts";
 import { daemons } from "./dhcp.ts";
 import { disk, labels } from "./disk.ts";
-import { type Check, counted, type Grade, type Line, type Node } from "./finding.ts";
+import { type Case, type Check, counted, type Grade, type Line, type Node, VERBOSE } from "./finding.ts";
 import { firewallBackends, forwardPolicy } from "./firewall.ts";
 import { bridgeFilter, forwarding } from "./forwarding.ts";
 import { kernelFeatures } from "./kernel.ts";
@@ -53,8 +53,8 @@ const CHECKS: readonly Check[] = [
 /** `cnibox doctor` */
 export async function doctor(call: CommandCall): Promise<number> {
   const lines = await diagnosis(call);
-  if (call.is("json")) say(jsonText(lines));
-  else say(textOf(lines));
+  if (call.is("json")) say(jsonDocument({ findings: lines }));
+  else say(textOf(lines, { verbose: call.is("verbose") }));
   if (call.is("fix")) await applyFixes(lines);
   if (lines.some(({ grade }) => grade === "failure")) return RESULT.failures;
   return lines.some(({ grade }) => grade === "warning") ? RESULT.warnings : RESULT.healthy;
@@ -100,7 +100,8 @@ async function diagnosis(call: CommandCall): Promise<Line[]> {
   }
 }
 
-function textOf(lines: readonly Line[]): string {
+/** What people read: a finding each, its cases below where they are wanted. */
+export function textOf(lines: readonly Line[], { verbose }: { readonly verbose: boolean }): string {
   const paint = painter();
   const marks: Readonly<Record<Grade, string>> = {
     ok: paint("green", "ok     "),
@@ -108,15 +109,21 @@ function textOf(lines: readonly Line[]): string {
     failure: paint("red", "failure"),
   };
   const width = Math.max(...lines.map(({ area }) => area.length));
-  const out = lines.map(({ area, grade, text, breaks, fix }) => {
-    const indent = `\n        ${" ".repeat(width + 2)}`;
-    return `${marks[grade]} ${area.padEnd(width)}  ${oneLine(text)}${
-      breaks ? `${indent}${paint("dim", `breaks: ${oneLine(breaks)}`)}` : ""
-    }${fix ? `${indent}fix: ${oneLine(fix)}` : ""}`;
-  });
+  const indent = " ".repeat("failure ".length + width + 2);
+  const out = lines.flatMap(({ area, grade, text, breaks, fix, cases = [] }) => [
+    `${marks[grade]} ${area.padEnd(width)}  ${oneLine(text)}`,
+    ...(breaks ? [`${indent}${paint("dim", `breaks: ${oneLine(breaks)}`)}`] : []),
+    ...(fix ? [`${indent}fix: ${oneLine(fix)}`] : []),
+    ...(verbose && cases.length > 1 ? cases.flatMap((one) => caseText(one, indent)) : []),
+  ]);
   const count = (grade: Grade) => lines.filter((one) => one.grade === grade).length;
   const total = (grade: Grade) => counted(count(grade), grade);
-  return `${out.join("\n")}\n\n${total("failure")}, ${total("warning")}, ${count("ok")} ok\n`;
+  const more = !verbose && lines.some(({ cases = [] }) => cases.length > 1) ? `; each case: ${VERBOSE}` : "";
+  return `${out.join("\n")}\n\n${total("failure")}, ${total("warning")}, ${count("ok")} ok${more}\n`;
+}
+
+function caseText({ text, fix }: Case, indent: string): string[] {
+  return [`${indent}- ${oneLine(text)}`, ...(fix ? [`${indent}  fix: ${oneLine(fix)}`] : [])];
 }
 
 /** Runs the fixes that do no harm, each command shown before it is run. */
