@@ -90,4 +90,12 @@ Deno.test("doctor prints a finding in three lines however many containers have i
     "\n                     - c52 (eth0) on pods: masquerade-missing!\n                       fix: cnibox restore --id c52\n",
   );
   assertEquals(verbose.split("\n").length, 6 + 2 * 53);
+  // A fix is not repeated, and does not lead back to the same list.
+  const gone = found(["a", "b"].map((id) => view(id, ["netns-gone", "cnibox gc pods"])));
+  assertEquals(textOf(gone, { verbose: true }).match(/fix:/g)?.length, 1);
+  const lost = found(["a", "b"].map((id) => view(id, ["interface-missing", `cnibox del pods --id ${id}`])));
+  assertEquals(textOf(lost, { verbose: true }).match(/fix: .*/g), [
+    "fix: cnibox del pods --id a",
+    "fix: cnibox del pods --id b",
+  ]);
 });

@@ -74,7 +74,7 @@ function leaks(judged: readonly Judged[]): Line[] {
       area: AREA,
       grade: "warning",
       text: `${own.length} ${LEASES[state]}`,
-      breaks: state === "idle" ? "containers have no network" : "what is held is lost to others",
+      breaks: state === "idle" ? "containers have no network" : "fewer addresses for other containers",
       ...(GONE.includes(state) && { run: repair(own) }),
     }, own.map(caseOf));
   });

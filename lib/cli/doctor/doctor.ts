@@ -113,8 +113,8 @@ export function textOf(lines: readonly Line[], { verbose }: { readonly verbose: 
   const out = lines.flatMap(({ area, grade, text, breaks, fix, cases = [] }) => [
     `${marks[grade]} ${area.padEnd(width)}  ${oneLine(text)}`,
     ...(breaks ? [`${indent}${paint("dim", `breaks: ${oneLine(breaks)}`)}`] : []),
-    ...(fix ? [`${indent}fix: ${oneLine(fix)}`] : []),
-    ...(verbose && cases.length > 1 ? cases.flatMap((one) => caseText(one, indent)) : []),
+    ...(fix && !(verbose && fix === VERBOSE) ? [`${indent}fix: ${oneLine(fix)}`] : []),
+    ...(verbose && cases.length > 1 ? cases.flatMap((one) => caseText(one, fix, indent)) : []),
   ]);
   const count = (grade: Grade) => lines.filter((one) => one.grade === grade).length;
   const total = (grade: Grade) => counted(count(grade), grade);
@@ -122,8 +122,9 @@ export function textOf(lines: readonly Line[], { verbose }: { readonly verbose: 
   return `${out.join("\n")}\n\n${total("failure")}, ${total("warning")}, ${count("ok")} ok${more}\n`;
 }
 
-function caseText({ text, fix }: Case, indent: string): string[] {
-  return [`${indent}- ${oneLine(text)}`, ...(fix ? [`${indent}  fix: ${oneLine(fix)}`] : [])];
+/** A case, with its fix where that is not the one for all. */
+function caseText({ text, fix }: Case, fixOfAll: string | undefined, indent: string): string[] {
+  return [`${indent}- ${oneLine(text)}`, ...(fix && fix !== fixOfAll ? [`${indent}  fix: ${oneLine(fix)}`] : [])];
 }
 
 /** Runs the fixes that do no harm, each command shown before it is run. */
