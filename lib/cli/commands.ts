@@ -514,6 +514,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     summary: "take away what dead containers left of a network",
     about: [
       "Valid are the attachments whose namespace lives and the owners of addresses that are in use. DEL is called for every other attachment in the cache, then GC of every plugin with the list of the valid ones. Shows what would go and asks first.",
+      "The configuration of a network that is not configured any more is the one that its attachments were made with.",
     ],
     positional: [NETWORK],
     flags: [

@@ -78,18 +78,17 @@ const ORPHAN_WORDS = {
 /** Lists every problem with the command that repairs it. */
 const LIST = "cnibox show --problems";
 const GC = "cnibox gc ";
-const REPAIR = "cnibox ipam repair ";
 
 /** The one command that does what all of these do; where there is none, the one that lists them. */
 export function fixOfAll(fixes: readonly string[], list: string): string {
   const all = [...new Set(fixes)].filter((fix) => fix !== "");
   const [first = ""] = all;
   if (all.length < 2) return first;
-  const each = (start: string) => all.every((fix) => fix.startsWith(start));
-  if (each("cnibox restore ")) return "cnibox restore --all";
+  const each = (pattern: RegExp) => all.every((fix) => pattern.test(fix));
+  if (each(/^cnibox restore --id [^ ]+$/)) return "cnibox restore --all";
   // It takes several networks.
-  if (each(GC)) return `${GC}${all.map((fix) => fix.slice(GC.length)).join(",")}`;
+  if (each(/^cnibox gc [^ ]+$/)) return `${GC}${all.map((fix) => fix.slice(GC.length)).join(",")}`;
   // Without a network it repairs all.
-  if (each(REPAIR)) return REPAIR.trimEnd();
+  if (each(/^cnibox ipam repair [^ ]+$/)) return "cnibox ipam repair";
   return list;
 }

@@ -195,7 +195,9 @@ export async function survey(folders: Folders, { network, partial = false }: Sur
     // Whoever may not read the attachments knows of none that it belongs to nobody.
     orphans: attachments === undefined
       ? []
-      : [...orphanLinks(views, links, network), ...orphanChains(views, rules, network)],
+      : [...orphanLinks(views, links), ...orphanChains(views, rules)].filter((one) =>
+        network === undefined || one.network === network
+      ).map((one) => ({ ...one, fix: fixOfOrphan(one, networks) })),
   };
 }
 
@@ -516,10 +518,10 @@ export function ownerByAlias({ ifalias, link_netnsid }: Link): (Owner & { lives:
 type Owner = Pick<View, "network" | "containerId" | "ifName">;
 
 /** Host ends of pairs whose alias names nobody. */
-function orphanLinks(views: readonly View[], links: readonly Link[], network: string | undefined): Orphan[] {
+function orphanLinks(views: readonly View[], links: readonly Link[]): Orphan[] {
   return links.flatMap((link) => {
     const owner = ownerByAlias(link);
-    if (!owner || (network !== undefined && owner.network !== network)) return [];
+    if (!owner) return [];
     const { network: name, containerId, ifName, lives } = owner;
     const isKnown = views.some((view) =>
       view.network === name && view.containerId === containerId && view.ifName === ifName
@@ -536,16 +538,19 @@ function orphanLinks(views: readonly View[], links: readonly Link[], network: st
   });
 }
 
+/** Removes it; where neither configuration nor attachments say how the network was made, the user has to. */
+function fixOfOrphan({ network, fix }: Orphan, networks: readonly NetworkView[]): string {
+  if (networks.some(({ name, list }) => name === network && list !== undefined)) return fix;
+  return `${fix} --conf FILE, where FILE is what configured ${network}`;
+}
+
 /** Rules of containers that nobody knows. */
-function orphanChains(views: readonly View[], { tables }: Rules, network: string | undefined): Orphan[] {
+function orphanChains(views: readonly View[], { tables }: Rules): Orphan[] {
   const nat = Object.values(tables).flatMap((family) => family.get("nat") ?? []);
   const found = new Map<string, Orphan>();
   for (const owner of nat.flatMap((table) => [...masqueradeOwners(table), ...hostPortOwners(table)])) {
     const { network: name, containerId: id } = owner;
-    if (
-      (network !== undefined && name !== network) ||
-      views.some((view) => view.network === name && view.containerId === id)
-    ) continue;
+    if (views.some((view) => view.network === name && view.containerId === id)) continue;
     const text = `iptables rules of container ${id}, which nobody knows`;
     found.set(`${name} ${id}`, { what: "chain", name: id, network: name, text, fix: `cnibox gc ${name}` });
   }

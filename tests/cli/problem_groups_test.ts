@@ -47,6 +47,7 @@ Deno.test("one command repairs several networks where there is one", () => {
   assertEquals(fixOf("cnibox ipam repair front", "cnibox ipam repair back"), "cnibox ipam repair");
   assertEquals(fixOf("cnibox ipam repair front", "", "cnibox ipam repair front"), "cnibox ipam repair front");
   assertEquals(fixOf("cnibox gc front", "cnibox ipam repair back"), "list");
+  assertEquals(fixOf("cnibox gc front", "cnibox gc old --conf FILE, where FILE is what configured old"), "list");
   assertEquals(fixOf("", ""), "");
 });
 

@@ -139,6 +139,29 @@ nodeTest(
 );
 
 nodeTest(
+  "what doctor suggests for attachments of a network that is not configured any more works",
+  { needs: ["bridge", "veth", "iptables"] },
+  async ({ node }) => {
+    const file = "/etc/cni/net.d/10-pods.conflist";
+    await node.write(file, JSON.stringify({ cniVersion: "1.1.0", name: "pods", plugins: [plugin] }));
+    for (const name of ["a", "b"]) {
+      await node.container(name);
+      assertEquals((await cnibox(node, "add", "pods", name, "--id", name)).code, 0);
+      await node.run("ip", "netns", "del", name);
+    }
+    await node.run("rm", file);
+    const doctor: Json[] = JSON.parse((await cnibox(node, "doctor", "--json")).stdout).findings;
+    const gone = doctor.find(({ text }) => text === "2 attachments have namespaces that are gone");
+    assertEquals(gone?.fix, "cnibox gc pods", JSON.stringify(doctor));
+    const gc = await cnibox(node, ...gone.fix.split(" ").slice(1), "--yes");
+    assertEquals(gc.code, 0, gc.stderr);
+    assertEquals(await node.list("/var/lib/cni/results"), []);
+    assertEquals((await node.list("/var/lib/cni/networks/pods")).filter((name) => /^\d/.test(name)), []);
+    assertEquals((await cnibox(node, "gc", "pods", "--yes")).code, 66);
+  },
+);
+
+nodeTest(
   "two containers with one address: show, ipam check, ipam repair, gc and doctor say the same",
   { needs: ["bridge", "veth", "iptables"] },
   async ({ node }) => {
