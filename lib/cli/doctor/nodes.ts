@@ -20,6 +20,11 @@ interface Way {
   readonly gateway: string;
 }
 
+/** A way, and which packets its other end answers: as large ones as pods may send, only small ones, none. */
+interface Tried extends Way {
+  readonly carries: "all" | "small" | "none";
+}
+
 /** Nothing where no agent has run since the node started. */
 export async function otherNodes({ host }: { readonly host: Run }): Promise<Line[]> {
   const now = agentStatus();
@@ -74,18 +79,16 @@ async function probed(host: Run, { nodes, mtu }: Status): Promise<Line[]> {
       return gateway === undefined ? [] : [{ node, gateway }];
     })
   );
-  const lost: { readonly way: Way; readonly isNarrow: boolean }[] = [];
+  const tried: Tried[] = [];
   for (let at = 0; at < ways.length; at += AT_ONCE) {
     const some = ways.slice(at, at + AT_ONCE);
-    const found = await Promise.all(some.map((way) => carried(host, way, mtu)));
-    some.forEach((way, i) => found[i] !== "all" && lost.push({ way, isNarrow: found[i] === "small" }));
+    tried.push(...await Promise.all(some.map(async (way) => ({ ...way, carries: await carried(host, way, mtu) }))));
   }
-  if (lost.length > 0 || ways.length === 0) return ofWays(lost, mtu);
+  if (ways.length === 0 || tried.some(({ carries }) => carries !== "all")) return ofWays(tried, mtu);
   return [{ area: AREA, grade: "ok", text: `${ways.length} ways to ${nodes.length} other nodes carry ${mtu} bytes` }];
 }
 
-/** Which packets the other end of the way answers: as large ones as pods may send, only small ones, none. */
-async function carried(host: Run, { gateway }: Way, mtu: number): Promise<"all" | "small" | "none"> {
+async function carried(host: Run, { gateway }: Way, mtu: number): Promise<Tried["carries"]> {
   const echo = async (bytes: number) =>
     (await host({ argv: ["ping", "-c", "1", "-W", "2", "-M", "do", "-s", `${bytes}`, gateway], question: true }))
       .code === 0;
@@ -93,9 +96,9 @@ async function carried(host: Run, { gateway }: Way, mtu: number): Promise<"all" 
   return await echo(8) ? "small" : "none";
 }
 
-function ofWays(lost: readonly { readonly way: Way; readonly isNarrow: boolean }[], mtu: number): Line[] {
-  const narrow = lost.filter(({ isNarrow }) => isNarrow).map(({ way }) => way);
-  const silent = lost.filter(({ isNarrow }) => !isNarrow).map(({ way }) => way);
+function ofWays(tried: readonly Tried[], mtu: number): Line[] {
+  const narrow = tried.filter(({ carries }) => carries === "small");
+  const silent = tried.filter(({ carries }) => carries === "none");
   return [
     ...ofKind(
       {
