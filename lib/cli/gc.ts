@@ -1,6 +1,6 @@
 /** `cnibox gc`: takes away what dead containers left of a network, for runtimes that never ask for it. */
 import { gcNetwork, staleAttachments } from "../cni/chain.ts";
-import type { NetworkList } from "../cni/conflist.ts";
+import { loadAll, type NetworkList } from "../cni/conflist.ts";
 import { toCniError } from "../cni/error.ts";
 import type { ValidAttachment } from "../cni/types.ts";
 import { systemRun } from "../kernel/run.ts";
@@ -60,11 +60,15 @@ export async function gc(call: CommandCall): Promise<number> {
   return status.done;
 }
 
-/** The networks by name or file; of one that is not configured any more, what its attachments were made with. */
+/**
+ * The networks by name or file; of one that is not configured any more, what its attachments were made with. As long as
+ * a file cannot be read, no network is known to be missing: it may be that one's.
+ */
 function networksToCollect(call: CommandCall, folders: Folders): NetworkList[] {
   const words = call.arg("NETWORK");
   if (words === undefined || call.value("conf") !== undefined) return networksOf(call, words, folders);
-  const attached = attachmentsOf(folders).filter((one) => listOf(one) !== undefined);
+  const isCertain = loadAll(folders.conf).broken.length === 0;
+  const attached = isCertain ? attachmentsOf(folders).filter((one) => listOf(one) !== undefined) : [];
   return words.split(",").map((name) =>
     networkOrCached(name, attached.find(({ network }) => network === name), folders)
   );
