@@ -514,6 +514,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     summary: "remove what dead containers left of a network",
     about: [
       "Valid are the attachments whose namespace lives and the owners of addresses that are in use. DEL is called for every other attachment in the cache, then GC of every plugin with the list of the valid ones. Shows what would go and asks first.",
+      "The configuration of a network that is not configured any more is the one that its attachments were made with.",
     ],
     positional: [NETWORK],
     flags: [
@@ -679,15 +680,16 @@ export const COMMANDS: readonly OperatorCommand[] = [
   {
     name: "doctor",
     group: "show",
-    summary: "what usually goes wrong on a node: each line ok, warning or failure, with the mend",
+    summary: "diagnose common problems and suggest fixes",
     about: [
       "Configuration and what runtimes make of it, plugin files, tools, kernel, forwarding, firewalls, MTU, addresses, " +
-      "attachments, bridges, daemons, disk. Only looks; with --fix it carries out what mends without harm, and shows each " +
-      "command before it runs it.",
+      "attachments, bridges, daemons, disk. Changes nothing without --fix, which runs the fixes that do no harm and shows " +
+      "each command first.",
     ],
     positional: [],
     flags: [
-      { name: "fix", about: "mend what can be mended without harm" },
+      { name: "verbose", short: "v", about: "list every case of a problem that several things have" },
+      { name: "fix", about: "run the fixes that do no harm" },
       JSON_FLAG,
       CONF_DIR,
       CACHE_DIR,

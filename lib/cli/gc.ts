@@ -1,14 +1,14 @@
 /** `cnibox gc`: removes what dead containers left of a network, for runtimes that never ask for it. */
 import { gcNetwork, staleAttachments } from "../cni/chain.ts";
-import type { NetworkList } from "../cni/conflist.ts";
+import { loadAll, type NetworkList } from "../cni/conflist.ts";
 import { toCniError } from "../cni/error.ts";
 import type { ValidAttachment } from "../cni/types.ts";
 import { systemRun } from "../kernel/run.ts";
 import { CliError, type CommandCall, status } from "./command.ts";
 import { gather, GONE, judge, lifeOf, pools } from "./leases.ts";
 import { watchedRuntime } from "./runtime.ts";
-import { attachmentsOf, type Folders, foldersOf, needRoot, networksOf, onlyOne } from "./setup.ts";
-import { linksIn, ownerByAlias } from "./survey.ts";
+import { attachmentsOf, type Folders, foldersOf, needRoot, networkOrCached, networksOf, onlyOne } from "./setup.ts";
+import { linksIn, listOf, ownerByAlias } from "./survey.ts";
 import { jsonDocument, oneLine, say } from "./terminal.ts";
 
 /** What is to go from one network, and what stays. */
@@ -24,7 +24,7 @@ interface Plan {
 /** `cnibox gc NETWORK` */
 export async function gc(call: CommandCall): Promise<number> {
   const folders = foldersOf(call);
-  const lists = networksOf(call, call.arg("NETWORK"), folders);
+  const lists = networksToCollect(call, folders);
   const dry = call.is("dry-run");
   if (!dry) needRoot(call, "it deletes links, rules and addresses");
   const plans: Plan[] = [];
@@ -58,6 +58,20 @@ export async function gc(call: CommandCall): Promise<number> {
     ]);
   }
   return status.done;
+}
+
+/**
+ * The networks by name or file; of one that is not configured any more, what its attachments were made with. As long as
+ * a file cannot be read, no network is known to be missing: it may be that one's.
+ */
+function networksToCollect(call: CommandCall, folders: Folders): NetworkList[] {
+  const words = call.arg("NETWORK");
+  if (words === undefined || call.value("conf") !== undefined) return networksOf(call, words, folders);
+  const isCertain = loadAll(folders.conf).broken.length === 0;
+  const attached = isCertain ? attachmentsOf(folders).filter((one) => listOf(one) !== undefined) : [];
+  return words.split(",").map((name) =>
+    networkOrCached(name, attached.find(({ network }) => network === name), folders)
+  );
 }
 
 /**

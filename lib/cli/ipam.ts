@@ -178,7 +178,7 @@ function shownClaim({ pool, ip, containerId, ifName, recorded, evidence }: Claim
 const claimText = ({ pool, ip, containerId, ifName }: Claim): string =>
   `${ip} of ${containerId}${ifName ? ` (${ifName})` : ""} on ${pool.network}`;
 
-/** What `check` found and `repair` can mend. */
+/** What `check` found and `repair` can fix. */
 interface Findings {
   readonly gone: readonly Judged[];
   readonly suspects: readonly Judged[];

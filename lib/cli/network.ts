@@ -7,7 +7,7 @@ import {
   type NetworkResult,
   statusNetwork,
 } from "../cni/chain.ts";
-import { type NetworkList, parseList } from "../cni/conflist.ts";
+import type { NetworkList } from "../cni/conflist.ts";
 import { netnsState } from "../kernel/netns.ts";
 import { must, systemRun } from "../kernel/run.ts";
 import { type Attached, type Cached, cachePath, readCache } from "../cni/result_cache.ts";
@@ -29,7 +29,7 @@ import {
   needRoot,
   NETNS_FOLDER,
   netnsPath,
-  networkNamed,
+  networkOrCached,
   networksOf,
   note,
   sameNetns,
@@ -321,15 +321,7 @@ function knownAttachment(
 /** The network's configuration, or what it was when the attachment was made. */
 function listForDel(call: CommandCall, name: string, known: Cached | undefined, folders: Folders): NetworkList {
   if (call.value("conf") !== undefined) return networksOf(call, name, folders)[0] as NetworkList;
-  try {
-    return networkNamed(name, folders);
-  } catch (error) {
-    if (!known || known.config.length === 0) throw error;
-    const list = parseList(known.config);
-    if (list.plugins.length === 0) throw error;
-    note(`${(error as Error).message}: taking the configuration kept in ${known.file}`);
-    return list;
-  }
+  return networkOrCached(name, known, folders);
 }
 
 function report(call: CommandCall, { list, attached }: Target, calls: readonly MemberCall[], word: string): void {

@@ -3,7 +3,7 @@ import { lookUp } from "../cni/delegate.ts";
 import { loadAll } from "../cni/conflist.ts";
 import { type CommandCall, status } from "./command.ts";
 import { pools, useOf } from "./leases.ts";
-import { groupProblems, type ProblemGroup } from "./problem_groups.ts";
+import { groupOrphans, groupProblems, type ProblemGroup } from "./problem_groups.ts";
 import { type Folders, foldersOf } from "./setup.ts";
 import { healthOf, real } from "./show.ts";
 import { type Survey, survey } from "./survey.ts";
@@ -87,23 +87,24 @@ function jsonOf({ version, addresses, problems, ...rest }: Overview, healthy: bo
     healthy,
     ...rest,
     addresses: addresses.map((one) => ({ ...one, total: String(one.total) })),
-    problems: problems.map(({ code, text, count, fix, views }) => ({
+    problems: problems.map(({ code, text, fix, cases }) => ({
       code,
       text,
-      count,
+      count: cases.length,
       fix,
-      attachments: views.map(({ network, containerId, ifName }) => ({ network, containerId, ifName })),
+      attachments: cases.map(({ view: { network, containerId, ifName } }) => ({ network, containerId, ifName })),
     })),
   };
 }
 
 function textOf(overview: Overview, healthy: boolean): string {
-  const { version, plugins, networks, attachments, addresses, problems, orphans, broken, blind } = overview;
+  const { version, plugins, networks, attachments, addresses, broken, blind } = overview;
+  const problems = [...overview.problems, ...groupOrphans(overview.orphans)];
   const paint = painter();
   const rows: string[][] = [];
   const section = (title: string, lines: readonly string[]) =>
     lines.forEach((line, at) => rows.push([paint("dim", at === 0 ? title : ""), line]));
-  const count = problems.length + orphans.length + broken.length;
+  const count = problems.length + broken.length;
   section("node", [
     healthy ? paint("green", "healthy") : paint("red", `${count} ${count === 1 ? "problem" : "problems"}`),
   ]);
@@ -119,7 +120,6 @@ function textOf(overview: Overview, healthy: boolean): string {
   section("addresses", columns(addresses.map(addressRow)).split("\n").slice(0, -1));
   section("problems", [
     ...problems.map(({ text, fix }) => problemText(text, fix)),
-    ...orphans.map(({ name, text, mend }) => problemText(`${name}: ${text}`, mend)),
     ...broken.map((text) => problemText(text, "cnibox validate")),
   ]);
   section("not seen", blind);

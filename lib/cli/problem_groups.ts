@@ -1,14 +1,21 @@
 /** Problems of many attachments told once each: what is wrong, how many it concerns, and what repairs all of them. */
-import type { Problem, ProblemCode, View } from "./survey.ts";
+import type { Orphan, Problem, ProblemCode, View } from "./survey.ts";
 
 /** One kind of problem, with all that have it. */
 export interface ProblemGroup {
   readonly code: ProblemCode;
   readonly text: string;
-  readonly count: number;
   /** The command that repairs all of them; where there is none, the one that lists a command for each. */
   readonly fix: string;
-  readonly views: readonly View[];
+  /** Each attachment once, with all its problems of this kind. */
+  readonly cases: readonly { readonly view: View; readonly problems: readonly Problem[] }[];
+}
+
+/** One kind of things that belong to no attachment. */
+export interface OrphanGroup {
+  readonly text: string;
+  readonly fix: string;
+  readonly orphans: readonly Orphan[];
 }
 
 /** What is wrong, after "3 attachments". */
@@ -32,27 +39,56 @@ export function groupProblems(
   views: readonly View[],
   of: (view: View) => readonly Problem[] = ({ problems }) => problems,
 ): ProblemGroup[] {
-  const found = new Map<ProblemCode, { views: View[]; fixes: Set<string> }>();
+  const found = new Map<ProblemCode, Map<View, Problem[]>>();
   for (const view of views) {
-    for (const { code, mend } of of(view)) {
-      const group = found.get(code) ?? { views: [], fixes: new Set() };
-      if (!group.views.includes(view)) group.views.push(view);
-      if (mend !== "") group.fixes.add(mend);
-      found.set(code, group);
+    for (const problem of of(view)) {
+      const group = found.get(problem.code) ?? new Map<View, Problem[]>();
+      group.set(view, [...group.get(view) ?? [], problem]);
+      found.set(problem.code, group);
     }
   }
-  return [...found].map(([code, { views, fixes }]) => {
+  return [...found].map(([code, group]) => {
+    const cases = [...group].map(([view, problems]) => ({ view, problems }));
+    const fixes = cases.flatMap(({ problems }) => problems.map(({ fix }) => fix));
     const [one, many] = WORDS[code];
-    const text = views.length === 1 ? `1 attachment ${one}` : `${views.length} attachments ${many}`;
-    return { code, text, count: views.length, fix: fixOfAll([...fixes]), views };
+    const text = cases.length === 1 ? `1 attachment ${one}` : `${cases.length} attachments ${many}`;
+    return { code, text, fix: fixOfAll(fixes, LIST), cases };
   });
 }
 
-function fixOfAll(fixes: readonly string[]): string {
-  const [first = ""] = fixes;
-  if (fixes.length < 2) return first;
-  if (fixes.every((fix) => fix.startsWith("cnibox restore "))) return "cnibox restore --all";
-  // One command for each network.
-  if (fixes.length <= 3 && fixes.every((fix) => /^cnibox (gc|ipam repair) /.test(fix))) return fixes.join(" && ");
-  return "cnibox show --problems";
+/** Groups what belongs to no attachment by what it is and by what removes it; one alone keeps its own words. */
+export function groupOrphans(orphans: readonly Orphan[]): OrphanGroup[] {
+  const kinds = Map.groupBy(
+    orphans,
+    ({ what, fix }) => what === "chain" ? what : fix.startsWith(GC) ? "dead" : "alive",
+  );
+  return [...kinds].map(([kind, all]) => {
+    const [first] = all;
+    const text = first && all.length === 1 ? `${first.name}: ${first.text}` : ORPHAN_WORDS[kind](all.length);
+    return { text, fix: fixOfAll(all.map(({ fix }) => fix), LIST), orphans: all };
+  });
+}
+
+const ORPHAN_WORDS = {
+  chain: (count: number) => `iptables rules of ${count} containers that nobody knows`,
+  dead: (count: number) => `${count} links of containers that nobody knows`,
+  alive: (count: number) => `${count} links of containers that nobody knows, and whose namespaces live`,
+} as const;
+
+/** Lists every problem with the command that repairs it. */
+const LIST = "cnibox show --problems";
+const GC = "cnibox gc ";
+
+/** The one command that does what all of these do; where there is none, the one that lists them. */
+export function fixOfAll(fixes: readonly string[], list: string): string {
+  const all = [...new Set(fixes)].filter((fix) => fix !== "");
+  const [first = ""] = all;
+  if (all.length < 2) return first;
+  const each = (pattern: RegExp) => all.every((fix) => pattern.test(fix));
+  if (each(/^cnibox restore --id [^ ]+$/)) return "cnibox restore --all";
+  // It takes several networks.
+  if (each(/^cnibox gc [^ ]+$/)) return `${GC}${all.map((fix) => fix.slice(GC.length)).join(",")}`;
+  // Without a network it repairs all.
+  if (each(/^cnibox ipam repair [^ ]+$/)) return "cnibox ipam repair";
+  return list;
 }

@@ -91,6 +91,19 @@ export function networkNamed(name: string, folders: Folders): NetworkList {
   }
 }
 
+/** The network's configuration, or what it was when this attachment was made. */
+export function networkOrCached(name: string, known: Cached | undefined, folders: Folders): NetworkList {
+  try {
+    return networkNamed(name, folders);
+  } catch (error) {
+    if (!known || known.config.length === 0) throw error;
+    const list = parseList(known.config);
+    if (list.plugins.length === 0) throw error;
+    note(`${(error as Error).message}: taking the configuration kept in ${known.file}`);
+    return list;
+  }
+}
+
 /** Reads a file of `--conf`: a list or a single configuration, comments allowed, whatever its name. */
 export function networkOfFile(file: string): NetworkList {
   const text = readText(file);

@@ -230,8 +230,8 @@ function textOf(call: CommandCall, seen: Survey, nodes: Status | undefined): str
       call.is("problems") ? "no problems\n" : "no networks: nothing is configured, and nothing is attached\n",
     );
   }
-  for (const { name, text, mend } of seen.orphans) {
-    parts.push(`${paint("yellow", "!")} ${oneLine(`${name}: ${text}`)}\n    ${paint("dim", oneLine(mend))}\n`);
+  for (const { name, text, fix } of seen.orphans) {
+    parts.push(`${paint("yellow", "!")} ${oneLine(`${name}: ${text}`)}\n    ${paint("dim", oneLine(fix))}\n`);
   }
   if (nodes) parts.push(nodesText(nodes, paint));
   for (const text of seen.blind) note(text);
@@ -275,9 +275,9 @@ function networkText(call: CommandCall, network: NetworkView, { seen, paint }: {
   const width = whole ? undefined : terminalWidth();
   const rest = table(call.is("no-headings") ? [] : TITLES, rows, { width, indent: "  " });
   const problems = own.flatMap((view) =>
-    real(view.problems).map(({ text, mend }) =>
+    real(view.problems).map(({ text, fix }) =>
       `  ${paint("red", "!")} ${oneLine(`${nameOf(view)} ${view.ifName}: ${text}`)}${
-        mend ? `\n      ${paint("dim", oneLine(mend))}` : ""
+        fix ? `\n      ${paint("dim", oneLine(fix))}` : ""
       }\n`
     )
   );

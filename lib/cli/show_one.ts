@@ -156,7 +156,7 @@ function detailText({ view, inside, outside, rules, limits }: Details): string {
   section("ports", ports.map(portText));
   section("limits", limitsText(limits));
   section("rules", rules);
-  section("problems", problems.map(({ text, mend }) => `${text}${mend === "" ? "" : `: ${mend}`}`));
+  section("problems", problems.map(({ text, fix }) => `${text}${fix === "" ? "" : `: ${fix}`}`));
   const colour = health === "ok" ? "green" : health === "unknown" ? "yellow" : "red";
   const head = `${paint("bold", oneLine(pod ?? containerId))} ${oneLine(ifName)} on ${paint("bold", oneLine(network))}`;
   return `${head}  ${paint(colour, health)}\n${columns(rows, "  ")}`;

@@ -56,8 +56,8 @@ export type ProblemCode =
 export interface Problem {
   readonly code: ProblemCode;
   readonly text: string;
-  /** The command that mends it. */
-  readonly mend: string;
+  /** The command that fixes it. */
+  readonly fix: string;
 }
 
 /** One interface of one container on one network, from whatever knows of it. */
@@ -107,7 +107,7 @@ export interface Orphan {
   readonly network: string;
   readonly text: string;
   /** The command that removes it. */
-  readonly mend: string;
+  readonly fix: string;
 }
 
 /** All of it. */
@@ -195,7 +195,9 @@ export async function survey(folders: Folders, { network, partial = false }: Sur
     // Whoever may not read the attachments knows of none that it belongs to nobody.
     orphans: attachments === undefined
       ? []
-      : [...orphanLinks(views, links, network), ...orphanChains(views, rules, network)],
+      : [...orphanLinks(views, links), ...orphanChains(views, rules)].filter((one) =>
+        network === undefined || one.network === network
+      ).map((one) => ({ ...one, fix: fixOfOrphan(one, networks) })),
   };
 }
 
@@ -372,15 +374,15 @@ function problemsOf(facts: Facts, around: Around): Problem[] {
   const del = `cnibox del ${network} --id ${containerId} --ifname ${ifName}`;
   if (state === "gone") {
     const text = netns === "" ? evidence : `its namespace ${netns} is gone`;
-    return [{ code: "netns-gone", text, mend: `cnibox gc ${network}` }];
+    return [{ code: "netns-gone", text, fix: `cnibox gc ${network}` }];
   }
   const problems: Problem[] = [];
-  if (state === "unknown") problems.push({ code: "not-examined", text: evidence, mend: "" });
+  if (state === "unknown") problems.push({ code: "not-examined", text: evidence, fix: "" });
   if (pod && !inside) {
     problems.push({
       code: "interface-missing",
       text: `there is no ${ifName} in ${netns}`,
-      mend: `${del}, then add it again`,
+      fix: `${del}, then add it again`,
     });
   } else if (inside) {
     const there = new Set((inside.addr_info ?? []).map(({ local }) => local));
@@ -390,7 +392,7 @@ function problemsOf(facts: Facts, around: Around): Problem[] {
         problems.push({
           code: "address-missing",
           text: `${ifName} does not have ${cidr}`,
-          mend: `${del}, then add it again`,
+          fix: `${del}, then add it again`,
         });
       }
     }
@@ -399,7 +401,7 @@ function problemsOf(facts: Facts, around: Around): Problem[] {
       problems.push({
         code: "host-link-missing",
         text: `the host's end of ${ifName} is gone`,
-        mend: `${del}, then add it again`,
+        fix: `${del}, then add it again`,
       });
     }
   }
@@ -428,7 +430,7 @@ function leaseProblems({ network, containerId, ifName, addresses, own, list }: F
       return [{
         code: "address-shared",
         text: `${ip} is also that of ${others.join(" and ")}`,
-        mend: `cnibox del ${network} --id ${containerId} --ifname ${ifName}, then add it again`,
+        fix: `cnibox del ${network} --id ${containerId} --ifname ${ifName}, then add it again`,
       }];
     }
     if (!isKept || own.some((lease) => lease.ip === ip)) return [];
@@ -438,7 +440,7 @@ function leaseProblems({ network, containerId, ifName, addresses, own, list }: F
       text: other?.containerId
         ? `${ip} is recorded for ${other.containerId} ${other.ifName ?? ""}`
         : `${ip} is not recorded: it may be given to another`,
-      mend: `cnibox ipam repair ${network}`,
+      fix: `cnibox ipam repair ${network}`,
     }];
   });
 }
@@ -446,7 +448,7 @@ function leaseProblems({ network, containerId, ifName, addresses, own, list }: F
 /** Rules that the plugins of the network should have set. */
 function missingRules({ network, containerId, ifName, addresses, ports, list }: Facts, rules: Rules): Problem[] {
   const owner = { network, containerId, ifName };
-  const mend = `cnibox restore --id ${containerId}`;
+  const fix = `cnibox restore --id ${containerId}`;
   const problems: Problem[] = [];
   const has = (type: string, key?: string) =>
     list?.plugins.some((plugin) => plugin.type === type && (key === undefined || lookup(plugin.config, key) === true));
@@ -454,18 +456,18 @@ function missingRules({ network, containerId, ifName, addresses, ports, list }: 
   const known = prefixes.length > 0;
   const published = { ports: unknownPorts(owner), targets: prefixes };
   if (ports.length > 0 && has("portmap") && !isOwned(hostPorts, rules, published)) {
-    problems.push({ code: "port-rules-missing", text: "the rules of its published ports are gone", mend });
+    problems.push({ code: "port-rules-missing", text: "the rules of its published ports are gone", fix });
   }
   if (
     (has("bridge", "ipMasq") || has("ptp", "ipMasq")) && known && !isOwned(masquerading, rules, { owner, prefixes })
   ) {
-    problems.push({ code: "masquerade-missing", text: "its masquerade rules are gone", mend });
+    problems.push({ code: "masquerade-missing", text: "its masquerade rules are gone", fix });
   }
   // firewalld keeps its own rules.
   const byFirewalld = rules.nft.chains.some(({ table }) => table === "firewalld");
   const accepted = acceptance(owner, prefixes.map(({ address }) => address), "");
   if (has("firewall") && known && !byFirewalld && !isOwned(forwarding, rules, accepted)) {
-    problems.push({ code: "firewall-missing", text: "the rules that let its traffic through are gone", mend });
+    problems.push({ code: "firewall-missing", text: "the rules that let its traffic through are gone", fix });
   }
   return problems;
 }
@@ -499,11 +501,11 @@ function uncached(cached: readonly Cached[], around: Around): View[] {
 
 function uncachedProblem({ network, ip, state, evidence }: LeaseView, of: View["state"]): Problem {
   if (of === "alive") {
-    return { code: "not-cached", text: "no runtime remembers it: only its lease does", mend: "" };
+    return { code: "not-cached", text: "no runtime remembers it: only its lease does", fix: "" };
   }
-  if (state === "not examined") return { code: "not-examined", text: evidence, mend: "" };
-  const mend = GONE.includes(state) ? `cnibox ipam repair ${network}` : `cnibox ipam free ${ip}`;
-  return { code: "no-container", text: "no namespace has its address, and no runtime remembers it", mend };
+  if (state === "not examined") return { code: "not-examined", text: evidence, fix: "" };
+  const fix = GONE.includes(state) ? `cnibox ipam repair ${network}` : `cnibox ipam free ${ip} --network ${network}`;
+  return { code: "no-container", text: "no namespace has its address, and no runtime remembers it", fix };
 }
 
 /** Whose a host's end is by its alias, and whether the other end is in another namespace: then that one lives. */
@@ -516,10 +518,10 @@ export function ownerByAlias({ ifalias, link_netnsid }: Link): (Owner & { lives:
 type Owner = Pick<View, "network" | "containerId" | "ifName">;
 
 /** Host ends of pairs whose alias names nobody. */
-function orphanLinks(views: readonly View[], links: readonly Link[], network: string | undefined): Orphan[] {
+function orphanLinks(views: readonly View[], links: readonly Link[]): Orphan[] {
   return links.flatMap((link) => {
     const owner = ownerByAlias(link);
-    if (!owner || (network !== undefined && owner.network !== network)) return [];
+    if (!owner) return [];
     const { network: name, containerId, ifName, lives } = owner;
     const isKnown = views.some((view) =>
       view.network === name && view.containerId === containerId && view.ifName === ifName
@@ -531,23 +533,26 @@ function orphanLinks(views: readonly View[], links: readonly Link[], network: st
       network: name,
       text: `link of container ${containerId} (${ifName}), which nobody knows` +
         (lives ? ", and whose namespace lives" : ""),
-      mend: lives ? `cnibox del ${name} --id ${containerId} --ifname ${ifName}` : `cnibox gc ${name}`,
+      fix: lives ? `cnibox del ${name} --id ${containerId} --ifname ${ifName}` : `cnibox gc ${name}`,
     }];
   });
 }
 
+/** Removes it; where neither configuration nor attachments say how the network was made, the user has to. */
+function fixOfOrphan({ network, fix }: Orphan, networks: readonly NetworkView[]): string {
+  if (networks.some(({ name, list }) => name === network && list !== undefined)) return fix;
+  return `${fix} --conf FILE, where FILE is what configured ${network}`;
+}
+
 /** Rules of containers that nobody knows. */
-function orphanChains(views: readonly View[], { tables }: Rules, network: string | undefined): Orphan[] {
+function orphanChains(views: readonly View[], { tables }: Rules): Orphan[] {
   const nat = Object.values(tables).flatMap((family) => family.get("nat") ?? []);
   const found = new Map<string, Orphan>();
   for (const owner of nat.flatMap((table) => [...masqueradeOwners(table), ...hostPortOwners(table)])) {
     const { network: name, containerId: id } = owner;
-    if (
-      (network !== undefined && name !== network) ||
-      views.some((view) => view.network === name && view.containerId === id)
-    ) continue;
+    if (views.some((view) => view.network === name && view.containerId === id)) continue;
     const text = `iptables rules of container ${id}, which nobody knows`;
-    found.set(`${name} ${id}`, { what: "chain", name: id, network: name, text, mend: `cnibox gc ${name}` });
+    found.set(`${name} ${id}`, { what: "chain", name: id, network: name, text, fix: `cnibox gc ${name}` });
   }
   return [...found.values()];
 }

@@ -1,8 +1,8 @@
 import { assertEquals } from "@std/assert";
-import { groupProblems } from "../../lib/cli/problem_groups.ts";
+import { fixOfAll, groupOrphans, groupProblems } from "../../lib/cli/problem_groups.ts";
 import type { ProblemCode, View } from "../../lib/cli/survey.ts";
 
-function view(containerId: string, ...problems: [ProblemCode, mend: string][]): View {
+function view(containerId: string, ...problems: [ProblemCode, fix: string][]): View {
   return {
     network: "pods",
     containerId,
@@ -13,7 +13,7 @@ function view(containerId: string, ...problems: [ProblemCode, mend: string][]): 
     addresses: [],
     leases: [],
     ports: [],
-    problems: problems.map(([code, mend]) => ({ code, text: `${containerId} ${code}`, mend })),
+    problems: problems.map(([code, fix]) => ({ code, text: `${containerId} ${code}`, fix })),
   };
 }
 
@@ -37,12 +37,39 @@ Deno.test("what no one command repairs leads to the list", () => {
     ["2 attachments lack an address on their interface", "cnibox show --problems"],
   ]);
   assertEquals(told([view("a", ["netns-gone", "cnibox gc front"]), view("b", ["netns-gone", "cnibox gc back"])]), [
-    ["2 attachments have namespaces that are gone", "cnibox gc front && cnibox gc back"],
+    ["2 attachments have namespaces that are gone", "cnibox gc front,back"],
   ]);
   assertEquals(told([view("a")]), []);
 });
 
+Deno.test("one command repairs several networks where there is one", () => {
+  const fixOf = (...fixes: string[]) => fixOfAll(fixes, "list");
+  assertEquals(fixOf("cnibox ipam repair front", "cnibox ipam repair back"), "cnibox ipam repair");
+  assertEquals(fixOf("cnibox ipam repair front", "", "cnibox ipam repair front"), "cnibox ipam repair front");
+  assertEquals(fixOf("cnibox gc front", "cnibox ipam repair back"), "list");
+  assertEquals(fixOf("cnibox gc front", "cnibox gc old --conf FILE, where FILE is what configured old"), "list");
+  assertEquals(fixOf("", ""), "");
+});
+
+Deno.test("links and rules that nobody knows are told once for each command that removes them", () => {
+  const orphan = (what: "link" | "chain", name: string, fix: string) => ({
+    what,
+    name,
+    network: "pods",
+    text: "lost",
+    fix,
+  });
+  const dead = ["a", "b", "c"].map((name) => orphan("link", `veth${name}`, "cnibox gc pods"));
+  const alive = ["x", "y"].map((name) => orphan("link", `veth${name}`, `cnibox del pods --id ${name} --ifname eth0`));
+  const chain = orphan("chain", "one", "cnibox gc pods");
+  assertEquals(groupOrphans([...dead, ...alive, chain]).map(({ text, fix }) => [text, fix]), [
+    ["3 links of containers that nobody knows", "cnibox gc pods"],
+    ["2 links of containers that nobody knows, and whose namespaces live", "cnibox show --problems"],
+    ["one: lost", "cnibox gc pods"],
+  ]);
+});
+
 Deno.test("an attachment with two problems of a kind counts once", () => {
   const [group] = groupProblems([view("a", ["address-missing", "x"], ["address-missing", "x"])]);
-  assertEquals([group?.count, group?.fix], [1, "x"]);
+  assertEquals([group?.text, group?.fix], ["1 attachment lacks an address on its interface", "x"]);
 });

@@ -522,10 +522,10 @@ nodeTest("CHECK says what is wrong", { needs: ["bridge", "veth", "iptables"] }, 
       "host-local: Failed to find address added by container a",
     ],
   ];
-  for (const [spoil, mend, msg] of breaks) {
+  for (const [spoil, fix, msg] of breaks) {
     await node.sh(spoil);
     assertEquals((await check()).msg, msg, spoil);
-    await node.sh(mend);
+    await node.sh(fix);
     await one.check();
   }
   await node.run("iptables", "-t", "nat", "-F", "POSTROUTING");

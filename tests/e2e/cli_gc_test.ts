@@ -108,9 +108,12 @@ nodeTest(
       ["hand", "ok"],
     ]);
     assertMatch(shown.blind.join(), reason);
-    const doctor = JSON.parse((await cnibox(node, "doctor", "--json")).stdout);
-    assert(doctor.some(({ area, text }: Json) => area === "addresses" && reason.test(text)), JSON.stringify(doctor));
-    assert(!doctor.some(({ fix }: Json) => fix), JSON.stringify(doctor));
+    const doctor: Json[] = JSON.parse((await cnibox(node, "doctor", "--json")).stdout).findings;
+    assert(
+      doctor.some(({ area, cases = [] }) => area === "addresses" && cases.some(({ text }: Json) => reason.test(text))),
+      JSON.stringify(doctor),
+    );
+    assert(!doctor.some(({ run }) => run), JSON.stringify(doctor));
 
     await reveal();
     assertMatch((await cnibox(node, "gc", "pods", "--yes")).stdout, /attachment a \(eth0\): \/run\/netns\/a is gone/);
@@ -131,7 +134,30 @@ nodeTest(
     assertEquals((await cnibox(node, "gc", "pods", "--yes")).code, 0);
     await hand.check();
     const { orphans } = JSON.parse((await cnibox(node, "show", "--json")).stdout);
-    assertEquals(orphans.map(({ mend }: Json) => mend), ["cnibox del pods --id hand --ifname eth0"]);
+    assertEquals(orphans.map(({ fix }: Json) => fix), ["cnibox del pods --id hand --ifname eth0"]);
+  },
+);
+
+nodeTest(
+  "what doctor suggests for attachments of a network that is not configured any more works",
+  { needs: ["bridge", "veth", "iptables"] },
+  async ({ node }) => {
+    const file = "/etc/cni/net.d/10-pods.conflist";
+    await node.write(file, JSON.stringify({ cniVersion: "1.1.0", name: "pods", plugins: [plugin] }));
+    for (const name of ["a", "b"]) {
+      await node.container(name);
+      assertEquals((await cnibox(node, "add", "pods", name, "--id", name)).code, 0);
+      await node.run("ip", "netns", "del", name);
+    }
+    await node.run("rm", file);
+    const doctor: Json[] = JSON.parse((await cnibox(node, "doctor", "--json")).stdout).findings;
+    const gone = doctor.find(({ text }) => text === "2 attachments have namespaces that are gone");
+    assertEquals(gone?.fix, "cnibox gc pods", JSON.stringify(doctor));
+    const gc = await cnibox(node, ...gone.fix.split(" ").slice(1), "--yes");
+    assertEquals(gc.code, 0, gc.stderr);
+    assertEquals(await node.list("/var/lib/cni/results"), []);
+    assertEquals((await node.list("/var/lib/cni/networks/pods")).filter((name) => /^\d/.test(name)), []);
+    assertEquals((await cnibox(node, "gc", "pods", "--yes")).code, 66);
   },
 );
 
@@ -167,9 +193,9 @@ nodeTest(
       ]],
     );
     assertMatch((await cnibox(node, "ipam", "repair")).stdout, both);
-    const doctor = JSON.parse((await cnibox(node, "doctor", "--json")).stdout);
+    const doctor: Json[] = JSON.parse((await cnibox(node, "doctor", "--json")).stdout).findings;
     assertEquals(
-      doctor.filter(({ grade, text }: Json) => grade === "failure" && both.test(text)).map(({ area }: Json) => area),
+      doctor.filter(({ grade, text }) => grade === "failure" && both.test(text)).map(({ area }) => area),
       ["addresses"],
     );
     assertMatch(

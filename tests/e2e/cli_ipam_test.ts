@@ -31,7 +31,7 @@ async function tenContainers(node: Node): Promise<Namespace[]> {
   return pods;
 }
 
-nodeTest("cnibox ipam names what is broken, mends what can be, and touches nothing healthy", {
+nodeTest("cnibox ipam names what is broken, fixes what can be, and touches nothing healthy", {
   needs: ["bridge", "veth"],
 }, async ({ node }) => {
   const pods = await tenContainers(node);

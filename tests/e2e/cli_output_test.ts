@@ -75,8 +75,8 @@ const WORDS: Record<string, string> = {
   name: "network",
 };
 
-/** Documents whose shape is somebody else's, or whose `version` is the program's: doctor's is still a list. */
-const OTHERS = ["add", "doctor", "version"];
+/** Documents whose shape is somebody else's, or whose `version` is the program's. */
+const OTHERS = ["add", "version"];
 
 /** One vocabulary for all documents: what an attachment is called, times, durations, and a version at the top. */
 function assertVocabulary(command: string, document: Json): void {

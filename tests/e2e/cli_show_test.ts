@@ -71,9 +71,9 @@ nodeTest("cnibox show and doctor find a healthy node healthy", { needs: ["iptabl
   assertMatch(web.hostInterface, /^veth/);
 
   const doctor = await cnibox(node, ["doctor", "--json"]);
-  assertEquals(doctor.json.filter(({ grade }: Json) => grade !== "ok"), [], doctor.stdout);
+  assertEquals(doctor.json.findings.filter(({ grade }: Json) => grade !== "ok"), [], doctor.stdout);
   assertEquals(doctor.code, 0);
-  const areas = new Set(doctor.json.map(({ area }: Json) => area));
+  const areas = new Set(doctor.json.findings.map(({ area }: Json) => area));
   for (
     const area of [
       "configuration",
@@ -144,13 +144,15 @@ nodeTest(
 
     const doctor = await cnibox(node, ["doctor", "--json"]);
     assertEquals(doctor.code, 2);
-    const complaints: string[] = doctor.json.filter(({ grade }: Json) => grade !== "ok").map(({ text }: Json) => text);
+    const complaints: string[] = doctor.json.findings.filter(({ grade }: Json) => grade !== "ok").map((
+      { text }: Json,
+    ) => text);
     for (const name of ["mail", "queue", "cache"]) assert(complaints.some((one) => one.includes(name)), name);
     for (const name of [...fronts, ...backs].filter((one) => !["mail", "queue", "cache"].includes(one))) {
       assert(!complaints.some((one) => one.includes(name)), `${name}: ${complaints}`);
     }
 
-    // What can be mended is mended, and nothing healthy is touched.
+    // What can be fixed is fixed, and nothing healthy is touched.
     const healthy = async () => {
       const views: Json[] = (await must(node, ["show", "--json"])).json.networks.flatMap((one: Json) =>
         one.attachments
@@ -207,12 +209,42 @@ nodeTest(
   },
 );
 
+nodeTest("cnibox doctor reports flushed rules once for all containers, and the fix that it names works", {
+  needs: ["iptables"],
+}, async ({ node }) => {
+  await configure(node, network("front", "br-front", "10.88.0.0/24"));
+  for (const name of ["web", "api", "auth"]) {
+    await node.container(name);
+    await must(node, ["add", "front", name, "--id", name]);
+  }
+  await node.sh("iptables -t nat -F");
+  const { code, json } = await cnibox(node, ["doctor", "--json"]);
+  assertEquals([code, json.version], [2, 1]);
+  const [flushed, ...others] = json.findings.filter(({ area }: Json) => area === "attachments");
+  assertEquals([flushed.text, flushed.fix, others], ["3 attachments lack masquerading", "cnibox restore --all", []]);
+  assertEquals(flushed.cases.map(({ containerId, fix }: Json) => [containerId, fix]).sort(), [
+    ["api", "cnibox restore --id api"],
+    ["auth", "cnibox restore --id auth"],
+    ["web", "cnibox restore --id web"],
+  ]);
+  const { stdout } = await cnibox(node, ["doctor"]);
+  assertMatch(stdout, /^failure attachments +3 attachments lack masquerading$/m);
+  assert(!/\bapi\b/.test(stdout), stdout);
+  assertMatch(stdout, /each case: cnibox doctor --verbose\n$/);
+  assertMatch(
+    (await cnibox(node, ["doctor", "-v"])).stdout,
+    /^ +- api \(eth0\) on front: its masquerade rules are gone$/m,
+  );
+  await must(node, flushed.fix.split(" ").slice(1));
+  assertEquals((await cnibox(node, ["doctor", "--json"])).json.findings.filter(({ cases }: Json) => cases), []);
+});
+
 nodeTest("cnibox doctor knows the usual mistakes of a node", { needs: ["iptables"] }, async ({ node }) => {
   const said = async (pattern: RegExp, grade: string) => {
     const { json } = await cnibox(node, ["doctor", "--json"]);
-    const line = json.find(({ text }: Json) => pattern.test(text));
+    const line = json.findings.find(({ text }: Json) => pattern.test(text));
     assertEquals(line?.grade, grade, `${pattern}: ${JSON.stringify(json)}`);
-    assert(line.mend, JSON.stringify(line));
+    assert(line.fix, JSON.stringify(line));
   };
   await said(/no network in \/etc\/cni\/net.d/, "failure");
   await node.write("/etc/cni/net.d/00-broken.conflist", "{");
@@ -240,7 +272,7 @@ nodeTest("cnibox doctor knows the usual mistakes of a node", { needs: ["iptables
   );
   await must(node, ["add", "open", "open", "-p", "8080:80"]);
   const { json: all } = await cnibox(node, ["doctor", "--json"]);
-  assertEquals(all.filter(({ area }: Json) => area === "localhost").map(({ grade }: Json) => grade), ["ok"]);
+  assertEquals(all.findings.filter(({ area }: Json) => area === "localhost").map(({ grade }: Json) => grade), ["ok"]);
   await node.sysctl("ipv4/conf/br-open/route_localnet", "0");
   await said(/route_localnet is off for br-open/, "warning");
   await node.sysctl("ipv4/conf/br-open/route_localnet", "1");
@@ -309,7 +341,7 @@ nodeTest("cnibox doctor says without root what it can see, and calls nothing unk
     "--json",
   ];
   const { code, stdout, stderr } = await node.exec(argv);
-  const lines = JSON.parse(stdout) as Json[];
+  const lines: Json[] = JSON.parse(stdout).findings;
   assertEquals([code, stderr], [1, ""]);
   assert(lines.some(({ area, grade }) => area === "tools" && grade === "ok"));
   assertEquals(lines.filter(({ grade, area }) => grade !== "ok" && area !== "br_netfilter").map(({ text }) => text), [

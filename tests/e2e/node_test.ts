@@ -184,8 +184,9 @@ worldTest(
     const [one] = world.nodes as [Node];
     const said = async () => {
       const { stdout } = await cnibox(one, ["doctor", "--json"]);
-      return (JSON.parse(stdout) as Json[]).filter(({ area }) => area === "nodes").map(({ grade, text }) =>
-        `${grade} ${text}`
+      const findings: Json[] = JSON.parse(stdout).findings;
+      return findings.filter(({ area }) => area === "nodes").flatMap(({ grade, text, cases = [{ text }] }) =>
+        cases.map((one: Json) => `${grade} ${one.text}`)
       );
     };
     await eventually(

@@ -21,7 +21,7 @@ export interface Stage {
 
 /**
  * A test of one pain. The scene is played by the reference, where there is one, and what was seen is printed, whatever
- * it is: a later release may have mended it. Then it is played by cnibox, and what was seen has to be as promised.
+ * it is: a later release may have fixed it. Then it is played by cnibox, and what was seen has to be as promised.
  * @param promise what has to be seen, or a function that throws when it is not so
  */
 export function painTest<Seen>(

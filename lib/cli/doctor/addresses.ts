@@ -1,108 +1,163 @@
 /** `doctor` on addresses: full pools, blocks of other nodes, and leases that do not agree with what is in use. */
 import { unseenText } from "../../kernel/all_netns.ts";
 import { formatPrefix, parseAddress, prefixContains } from "../../net/cidr.ts";
-import { gather, GONE, judge, type Pool, pools, useOf } from "../leases.ts";
+import { gather, GONE, judge, type Judged, type Judgement, type Pool, pools, type State, useOf } from "../leases.ts";
 import { attachmentsOf } from "../setup.ts";
-import { type Line, type Node, ok } from "./finding.ts";
+import { type Case, type Line, type Node, ofKind, ok } from "./finding.ts";
+
+const AREA = "addresses";
 
 /**
  * Blocks of a cluster's pool that another node has by now: the store was restored from a backup, or somebody forgot
  * this node.
  */
-function lostBlocks({ network, leases, share }: Pool): Line[] {
-  return (share?.lost ?? []).map(({ block, holder }) => {
-    const isIn = (ip: string) => {
+function lostBlocks(all: readonly Pool[]): Line[] {
+  const lost = all.flatMap(({ network, leases, share }) =>
+    (share?.lost ?? []).map(({ block, holder }) => ({ network, leases, block, holder }))
+  );
+  const used = lost.flatMap(({ leases, block }) =>
+    leases.map(({ ip }) => ip).filter((ip) => {
       const address = parseAddress(ip);
       return address !== undefined && prefixContains(block, address);
-    };
-    const used = leases.map(({ ip }) => ip).filter(isIn);
-    return {
-      area: "addresses",
+    })
+  );
+  return ofKind(
+    {
+      area: AREA,
       grade: "warning",
-      text: `network ${network}: block ${formatPrefix(block)} belongs to ${holder ?? "another node"} now`,
+      text: `${lost.length} blocks belong to other nodes now`,
       breaks: used.length === 0 ? "" : `${used.join(", ")} may be given to others as well`,
-      mend: "cnibox cluster check says whose it is; add the containers that have such an address again",
-    };
+    },
+    lost.map(({ network, block, holder }) => ({
+      text: `network ${network}: block ${formatPrefix(block)} belongs to ${holder ?? "another node"} now`,
+      fix: "cnibox cluster check says whose it is; add the containers that have such an address again",
+      network,
+    })),
+  );
+}
+
+/** Ranges with few addresses left. A cluster's node takes a further block when its own are full. */
+function fullRanges(all: readonly Pool[]): Line[] {
+  const uses = all.flatMap((pool) => useOf(pool).map((use) => ({ network: pool.network, ...use })));
+  return uses.filter(({ taken, total, blocks }) => blocks === undefined && BigInt(taken) * 10n >= total * 9n).map(
+    ({ network, range, taken, total }) => {
+      const isFull = BigInt(taken) >= total;
+      return {
+        area: AREA,
+        grade: isFull ? "failure" : "warning",
+        text: `network ${network}: ${taken} of ${total} addresses of ${range} are taken`,
+        breaks: isFull ? "no IP addresses available in range set" : "soon no container can be attached",
+        fix: "cnibox ipam check finds those that nobody uses; else a larger subnet",
+      };
+    },
+  );
+}
+
+type Leak = Exclude<State, "alive" | "in use, unknown" | "not examined">;
+
+/** What is wrong with several leases of a state. */
+const LEASES: Readonly<Record<Leak, string>> = {
+  "idle": "addresses are on no interface of the living containers that hold them",
+  "netns gone": "addresses are held by containers whose namespace is gone",
+  "before boot": "addresses are held since before this boot, and nobody uses them",
+  "unknown": "addresses are held by containers that nobody knows",
+  "empty": "files of addresses are empty",
+};
+
+const ownerText = (id: string, ifName: string | undefined) => `${id || "nobody"}${ifName ? ` (${ifName})` : ""}`;
+
+/** Leases without a living owner who has the address. */
+function leaks(judged: readonly Judged[]): Line[] {
+  return (Object.keys(LEASES) as Leak[]).flatMap((state) => {
+    const own = judged.filter((one) => one.state === state);
+    return ofKind({
+      area: AREA,
+      grade: "warning",
+      text: `${own.length} ${LEASES[state]}`,
+      breaks: state === "idle" ? "containers have no network" : "fewer addresses for other containers",
+      ...(GONE.includes(state) && { run: repair(own) }),
+    }, own.map(caseOf));
   });
 }
 
+function caseOf({ pool: { network }, lease: { ip, containerId, ifName }, state, evidence }: Judged): Case {
+  const del = `cnibox del ${network} --id ${containerId}${ifName ? ` --ifname ${ifName}` : ""}, then add it again`;
+  return {
+    text: `${ip} of ${ownerText(containerId, ifName)} on ${network}: ${evidence}`,
+    fix: state === "idle"
+      ? del
+      : state === "unknown"
+      ? `cnibox ipam free ${ip} --network ${network}`
+      : `cnibox ipam repair ${network}`,
+    network,
+    containerId,
+    ...(ifName !== undefined && { ifName }),
+    address: ip,
+  };
+}
+
+/** Repairs the network of these, or all when there are several. */
+function repair(of: readonly { readonly pool: Pool }[]): string[] {
+  const networks = [...new Set(of.map(({ pool }) => pool.network))];
+  return ["cnibox", "ipam", "repair", ...(networks.length === 1 ? networks : [])];
+}
+
+/** Addresses that are used and not recorded, or held by several. */
+function conflicts({ unrecorded, duplicates }: Judgement): Line[] {
+  return [
+    ...ofKind(
+      {
+        area: AREA,
+        grade: "failure",
+        text: `${unrecorded.length} addresses are used by containers, and no file says so`,
+        breaks: "they can be given to a second container",
+        run: repair(unrecorded),
+      },
+      unrecorded.map(({ pool: { network }, ip, attachment: { containerId, ifName } }) => ({
+        text: `${ip} is used by ${ownerText(containerId, ifName)} on ${network}, and no file says so`,
+        fix: `cnibox ipam repair ${network}`,
+        network,
+        containerId,
+        ifName,
+        address: ip,
+      })),
+    ),
+    ...ofKind(
+      {
+        area: AREA,
+        grade: "failure",
+        text: `${duplicates.length} addresses are held by several containers each`,
+        breaks: "all of them answer to it",
+      },
+      duplicates.map((list) => ({
+        text: `${list[0]?.ip} is held by ${
+          list.map(({ containerId, pool }) => `${containerId} on ${pool.network}`).join(" and ")
+        }`,
+        fix: "delete and add one of them again",
+        ...(list[0] && { address: list[0].ip }),
+      })),
+    ),
+  ];
+}
+
 export async function addresses({ folders, host, root }: Node): Promise<Line[]> {
-  const area = "addresses";
   if (!root) return [];
   const all = await pools(folders);
-  const lines: Line[] = [];
-  for (const pool of all) {
-    for (const { range, taken, total, blocks } of useOf(pool)) {
-      // A node takes a further block when its own are full.
-      if (blocks !== undefined) continue;
-      const full = BigInt(taken) >= total;
-      if (!full && BigInt(taken) * 10n < total * 9n) continue;
-      lines.push({
-        area,
-        grade: full ? "failure" : "warning",
-        text: `network ${pool.network}: ${taken} of ${total} addresses of ${range} are taken`,
-        breaks: full ? "no IP addresses available in range set" : "soon no container can be attached",
-        mend: "cnibox ipam check finds those that nobody uses; else a larger subnet",
-      });
-    }
-  }
-  lines.push(...all.flatMap(lostBlocks));
   const evidence = await gather(attachmentsOf(folders), host);
-  const { judged, unrecorded, duplicates } = judge(all, evidence);
-  for (const one of evidence.unseen) {
-    lines.push({
-      area,
+  const judgement = judge(all, evidence);
+  const lines = [
+    ...fullRanges(all),
+    ...lostBlocks(all),
+    ...ofKind({
+      area: AREA,
       grade: "warning",
-      text: unseenText([one]),
-      breaks: "whose address is not found elsewhere counts as alive, so less is released than could be",
-    });
-  }
-  const owner = (id: string, ifName: string | undefined) => `${id || "nobody"}${ifName ? ` (${ifName})` : ""}`;
-  for (const { pool, lease, state, evidence } of judged) {
-    if (state === "alive" || state === "in use, unknown" || state === "not examined") continue;
-    lines.push({
-      area,
-      grade: "warning",
-      text: `${lease.ip} of ${owner(lease.containerId, lease.ifName)} on ${pool.network}: ${evidence}`,
-      breaks: state === "idle" ? "the container has no network" : "the address is lost to others",
-      mend: state === "idle"
-        ? `cnibox del ${pool.network} --id ${lease.containerId}, then add it again`
-        : state === "unknown"
-        ? `cnibox ipam free ${lease.ip}`
-        : `cnibox ipam repair ${pool.network}`,
-      ...(GONE.includes(state) && { fix: ["cnibox", "ipam", "repair", pool.network] }),
-    });
-  }
-  for (const { pool, ip, attachment } of unrecorded) {
-    lines.push({
-      area,
-      grade: "failure",
-      text: `${ip} is used by ${
-        owner(attachment.containerId, attachment.ifName)
-      } on ${pool.network}, and no file says so`,
-      breaks: "it can be given to a second container",
-      mend: `cnibox ipam repair ${pool.network}`,
-      fix: ["cnibox", "ipam", "repair", pool.network],
-    });
-  }
-  for (const list of duplicates) {
-    lines.push({
-      area,
-      grade: "failure",
-      text: `${list[0]?.ip} is held by ${
-        list.map(({ containerId, pool }) => `${containerId} on ${pool.network}`).join(" and ")
-      }`,
-      breaks: "both answer to it",
-      mend: "delete and add one of them again",
-    });
-  }
-  if (lines.length === 0 && all.length > 0) {
-    lines.push(
-      ok(
-        area,
-        `${judged.length} ${judged.length === 1 ? "address" : "addresses"} taken, every one with a living owner`,
-      ),
-    );
-  }
-  return lines;
+      text: `${evidence.unseen.length} namespaces could not be looked at`,
+      breaks: "an address that is not found elsewhere counts as alive, so less is released than could be",
+    }, evidence.unseen.map((one) => ({ text: unseenText([one]) }))),
+    ...leaks(judgement.judged),
+    ...conflicts(judgement),
+  ];
+  const { length } = judgement.judged;
+  if (lines.length > 0 || all.length === 0) return lines;
+  return [ok(AREA, `${length} ${length === 1 ? "address" : "addresses"} taken, every one with a living owner`)];
 }

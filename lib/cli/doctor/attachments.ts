@@ -1,35 +1,60 @@
 /** `doctor` on attachments: those whose parts do not fit together. */
+import { groupOrphans, groupProblems, type ProblemGroup } from "../problem_groups.ts";
 import { real } from "../show.ts";
-import { type Line, type Node, ok } from "./finding.ts";
+import type { ProblemCode } from "../survey.ts";
+import { type Line, type Node, ofKind, ok } from "./finding.ts";
 
-/** Attachments whose parts do not fit together; addresses have their own lines. */
-export function attachments({ seen, root }: Node): Line[] {
-  const area = "attachments";
-  const lines: Line[] = [];
-  for (const { network, containerId, ifName, problems } of seen.views) {
-    for (const { code, text, mend } of real(problems)) {
-      if (["lease-missing", "no-container", "address-shared"].includes(code)) continue;
-      const rules = ["port-rules-missing", "masquerade-missing", "firewall-missing"].includes(code);
-      lines.push({
-        area,
-        grade: code === "netns-gone" ? "warning" : "failure",
-        text: `${containerId} (${ifName}) on ${network}: ${text}`,
-        breaks: code === "netns-gone"
-          ? "what is left of it takes up room"
-          : rules
-          ? "its traffic"
-          : "the container has no network",
-        mend,
-        ...(rules && { fix: ["cnibox", "restore", "--id", containerId] }),
-      });
-    }
-  }
-  for (const { name, text, mend } of seen.orphans) {
-    lines.push({ area, grade: "warning", text: `${name}: ${text}`, breaks: "it is in the way of others", mend });
-  }
+const AREA = "attachments";
+/** Problems that `doctor` reports with the addresses. */
+const OF_ADDRESSES: readonly ProblemCode[] = ["lease-missing", "no-container", "address-shared"];
+/** Problems that `cnibox restore` fixes. */
+const OF_RULES: readonly ProblemCode[] = ["port-rules-missing", "masquerade-missing", "firewall-missing"];
+
+/** Attachments whose parts do not fit together, a finding for each kind of problem. */
+export function attachments({ seen, root }: Pick<Node, "seen" | "root">): Line[] {
+  const groups = groupProblems(
+    seen.views,
+    ({ problems }) => real(problems).filter(({ code }) => !OF_ADDRESSES.includes(code)),
+  );
+  const lines = [...groups.flatMap(ofAttachments), ...groupOrphans(seen.orphans).flatMap(ofOrphans)];
   const count = seen.views.filter(({ cached }) => cached).length;
   if (lines.length === 0 && root && count > 0) {
-    lines.push(ok(area, `${count} ${count === 1 ? "attachment" : "attachments"}, each whole`));
+    lines.push(ok(AREA, `${count} ${count === 1 ? "attachment" : "attachments"}, each whole`));
   }
   return lines;
+}
+
+function ofAttachments({ code, text, cases }: ProblemGroup): Line[] {
+  const isGone = code === "netns-gone";
+  const isOfRules = OF_RULES.includes(code);
+  const [id = "", ...others] = new Set(cases.map(({ view }) => view.containerId));
+  return ofKind(
+    {
+      area: AREA,
+      grade: isGone ? "warning" : "failure",
+      text,
+      breaks: isGone
+        ? "what is left takes up room"
+        : isOfRules
+        ? "traffic that needs these rules"
+        : "containers have no network",
+      ...(isOfRules && { run: ["cnibox", "restore", ...(others.length === 0 ? ["--id", id] : ["--all"])] }),
+    },
+    cases.flatMap(({ view: { network, containerId, ifName }, problems }) =>
+      problems.map(({ text, fix }) => ({
+        text: `${containerId} (${ifName}) on ${network}: ${text}`,
+        fix,
+        network,
+        containerId,
+        ifName,
+      }))
+    ),
+  );
+}
+
+function ofOrphans({ text, orphans }: ReturnType<typeof groupOrphans>[number]): Line[] {
+  return ofKind(
+    { area: AREA, grade: "warning", text, breaks: "what is left is in the way of others" },
+    orphans.map(({ name, network, text, fix }) => ({ text: `${name}: ${text}`, fix, network })),
+  );
 }

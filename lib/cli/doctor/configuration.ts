@@ -10,7 +10,7 @@ export async function configuration({ folders, runtime, names }: Node): Promise<
       grade: "failure",
       text: `there is no folder ${folders.conf}`,
       breaks: 'runtimes say "cni config uninitialized" or "no network config found"',
-      mend: "write a network there: cnibox schema conflist, docs/examples",
+      fix: "write a network there: cnibox schema conflist, docs/examples",
     }];
   }
   const { findings, picked, files } = await examine([folders.conf], { runtime, folders, names });
@@ -22,7 +22,7 @@ export async function configuration({ folders, runtime, names }: Node): Promise<
         grade: "failure",
         text: `no network in ${folders.conf}`,
         breaks: 'runtimes say "cni config uninitialized"',
-        mend: `put a .conflist into ${folders.conf}`,
+        fix: `put a .conflist into ${folders.conf}`,
       });
     } else if (usable) lines.push(ok(area, `runtimes take ${file}, network "${network}"`));
     else {
@@ -31,7 +31,7 @@ export async function configuration({ folders, runtime, names }: Node): Promise<
         grade: "failure",
         text: `runtimes take ${file} first, and fail with it`,
         breaks: "no container gets a network",
-        mend: `cnibox validate ${file}`,
+        fix: `cnibox validate ${file}`,
       });
     }
   }
@@ -46,7 +46,7 @@ export async function configuration({ folders, runtime, names }: Node): Promise<
       area,
       grade: errors > 0 ? "failure" : "warning",
       text: `${counted(errors, "error")} and ${counted(warnings, "warning")} in ${folders.conf}`,
-      mend: "cnibox validate",
+      fix: "cnibox validate",
     });
   }
   return lines;

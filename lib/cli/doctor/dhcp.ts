@@ -19,6 +19,6 @@ export function daemons({ lists }: Node): Line[] {
       uses.map(({ name }) => name).join(", ")
     } needs the DHCP daemon, and /run/cni/dhcp.sock is not there`,
     breaks: "error dialing DHCP daemon: dial unix /run/cni/dhcp.sock: connect: no such file or directory",
-    mend: "systemctl enable --now cni-dhcp.socket, or /opt/cni/bin/dhcp daemon",
+    fix: "systemctl enable --now cni-dhcp.socket, or /opt/cni/bin/dhcp daemon",
   }];
 }

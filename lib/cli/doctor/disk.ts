@@ -16,7 +16,7 @@ export async function disk({ folders, host, root }: Node): Promise<Line[]> {
         grade: worst >= 99 ? "failure" : "warning",
         text: `${path} is ${worst} % full${inodes >= space ? " (inodes)" : ""}`,
         breaks: "leases and results cannot be written: ADD fails",
-        mend: `make room below ${path}`,
+        fix: `make room below ${path}`,
       });
     }
     if (root && (await host({ argv: ["test", "-w", path] })).code !== 0) {
@@ -25,7 +25,7 @@ export async function disk({ folders, host, root }: Node): Promise<Line[]> {
         grade: "failure",
         text: `${path} cannot be written (read-only?)`,
         breaks: "ADD fails",
-        mend: `mount -o remount,rw the file system of ${path}`,
+        fix: `mount -o remount,rw the file system of ${path}`,
       });
     }
   }
@@ -63,6 +63,6 @@ export async function labels({ folders, host }: Node): Promise<Line[]> {
     grade: "warning",
     text: `${file} is ${label}`,
     breaks: "confined runtimes may not start it",
-    mend: `restorecon -v ${file}`,
+    fix: `restorecon -v ${file}`,
   }];
 }

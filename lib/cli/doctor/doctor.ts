@@ -1,6 +1,5 @@
 /**
- * `cnibox doctor`: what usually goes wrong on a node, each line ok, warning or failure, with the mend. Only looks,
- * unless told to mend.
+ * `cnibox doctor`: diagnoses common problems of a node and suggests fixes. It changes nothing without `--fix`.
  */
 import { loadAll } from "../../cni/conflist.ts";
 import { toCniError } from "../../cni/error.ts";
@@ -10,13 +9,13 @@ import type { CommandCall } from "../command.ts";
 import { watchedRuntime } from "../runtime.ts";
 import { foldersOf } from "../setup.ts";
 import { survey } from "../survey.ts";
-import { complain, jsonText, oneLine, painter, say } from "../terminal.ts";
+import { complain, jsonDocument, oneLine, painter, say } from "../terminal.ts";
 import { addresses } from "./addresses.ts";
 import { attachments } from "./attachments.ts";
 import { configuration } from "./configuration.ts";
 import { daemons } from "./dhcp.ts";
 import { disk, labels } from "./disk.ts";
-import { type Check, counted, type Grade, type Line, type Node } from "./finding.ts";
+import { type Case, type Check, counted, type Grade, type Line, type Node, VERBOSE } from "./finding.ts";
 import { firewallBackends, forwardPolicy } from "./firewall.ts";
 import { bridgeFilter, forwarding } from "./forwarding.ts";
 import { kernelFeatures } from "./kernel.ts";
@@ -54,9 +53,9 @@ const CHECKS: readonly Check[] = [
 /** `cnibox doctor` */
 export async function doctor(call: CommandCall): Promise<number> {
   const lines = await diagnosis(call);
-  if (call.is("json")) say(jsonText(lines));
-  else say(textOf(lines));
-  if (call.is("fix")) await mend(lines);
+  if (call.is("json")) say(jsonDocument({ findings: lines }));
+  else say(textOf(lines, { verbose: call.is("verbose") }));
+  if (call.is("fix")) await applyFixes(lines);
   if (lines.some(({ grade }) => grade === "failure")) return RESULT.failures;
   return lines.some(({ grade }) => grade === "warning") ? RESULT.warnings : RESULT.healthy;
 }
@@ -92,7 +91,7 @@ async function diagnosis(call: CommandCall): Promise<Line[]> {
         area: "doctor",
         grade: "warning",
         text: "not run as root: rules, namespaces and leases could not be looked at",
-        mend: "sudo cnibox doctor",
+        fix: "sudo cnibox doctor",
       });
     }
     return lines;
@@ -101,7 +100,8 @@ async function diagnosis(call: CommandCall): Promise<Line[]> {
   }
 }
 
-function textOf(lines: readonly Line[]): string {
+/** What people read: a finding each, its cases below where they are wanted. */
+export function textOf(lines: readonly Line[], { verbose }: { readonly verbose: boolean }): string {
   const paint = painter();
   const marks: Readonly<Record<Grade, string>> = {
     ok: paint("green", "ok     "),
@@ -109,27 +109,34 @@ function textOf(lines: readonly Line[]): string {
     failure: paint("red", "failure"),
   };
   const width = Math.max(...lines.map(({ area }) => area.length));
-  const out = lines.map(({ area, grade, text, breaks, mend }) => {
-    const indent = `\n        ${" ".repeat(width + 2)}`;
-    return `${marks[grade]} ${area.padEnd(width)}  ${oneLine(text)}${
-      breaks ? `${indent}${paint("dim", `breaks: ${oneLine(breaks)}`)}` : ""
-    }${mend ? `${indent}mend: ${oneLine(mend)}` : ""}`;
-  });
+  const indent = " ".repeat("failure ".length + width + 2);
+  const out = lines.flatMap(({ area, grade, text, breaks, fix, cases = [] }) => [
+    `${marks[grade]} ${area.padEnd(width)}  ${oneLine(text)}`,
+    ...(breaks ? [`${indent}${paint("dim", `breaks: ${oneLine(breaks)}`)}`] : []),
+    ...(fix && !(verbose && fix === VERBOSE) ? [`${indent}fix: ${oneLine(fix)}`] : []),
+    ...(verbose && cases.length > 1 ? cases.flatMap((one) => caseText(one, fix, indent)) : []),
+  ]);
   const count = (grade: Grade) => lines.filter((one) => one.grade === grade).length;
   const total = (grade: Grade) => counted(count(grade), grade);
-  return `${out.join("\n")}\n\n${total("failure")}, ${total("warning")}, ${count("ok")} ok\n`;
+  const more = !verbose && lines.some(({ cases = [] }) => cases.length > 1) ? `; each case: ${VERBOSE}` : "";
+  return `${out.join("\n")}\n\n${total("failure")}, ${total("warning")}, ${count("ok")} ok${more}\n`;
 }
 
-/** Carries out what mends without harm, each command shown before it is run. */
-async function mend(lines: readonly Line[]): Promise<void> {
+/** A case, with its fix where that is not the one for all. */
+function caseText({ text, fix }: Case, fixOfAll: string | undefined, indent: string): string[] {
+  return [`${indent}- ${oneLine(text)}`, ...(fix && fix !== fixOfAll ? [`${indent}  fix: ${oneLine(fix)}`] : [])];
+}
+
+/** Runs the fixes that do no harm, each command shown before it is run. */
+async function applyFixes(lines: readonly Line[]): Promise<void> {
   const done = new Set<string>();
-  for (const { fix } of lines) {
-    if (!fix || done.has(fix.join(" "))) continue;
-    done.add(fix.join(" "));
-    complain(`+ ${fix.join(" ")}\n`);
-    const own = fix[0] === "cnibox" ? [Deno.execPath(), ...fix.slice(1)] : fix;
+  for (const { run } of lines) {
+    if (!run || done.has(run.join(" "))) continue;
+    done.add(run.join(" "));
+    complain(`+ ${run.join(" ")}\n`);
+    const own = run[0] === "cnibox" ? [Deno.execPath(), ...run.slice(1)] : run;
     const code = await foreground(own);
     if (code !== 0) complain(`  exit status ${code}\n`);
   }
-  if (done.size === 0) complain("nothing that can be mended without asking\n");
+  if (done.size === 0) complain("no fix that can be applied without asking\n");
 }

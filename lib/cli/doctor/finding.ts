@@ -3,6 +3,7 @@ import type { Runtime } from "../../cni/chain.ts";
 import type { NetworkList } from "../../cni/conflist.ts";
 import { isObject, lookup } from "../../cni/decode.ts";
 import type { Run } from "../../kernel/run.ts";
+import { fixOfAll } from "../problem_groups.ts";
 import type { Folders } from "../setup.ts";
 import type { Survey } from "../survey.ts";
 
@@ -10,6 +11,16 @@ import type { Survey } from "../survey.ts";
  * `ok`, a warning (some things will not work, or soon not), or a failure (containers cannot be attached or reached).
  */
 export type Grade = "ok" | "warning" | "failure";
+
+/** One of several things that have the same problem. */
+export interface Case {
+  readonly text: string;
+  readonly fix?: string;
+  readonly network?: string;
+  readonly containerId?: string;
+  readonly ifName?: string;
+  readonly address?: string;
+}
 
 /** One thing that was looked at. */
 export interface Line {
@@ -19,9 +30,11 @@ export interface Line {
   /** What breaks. */
   readonly breaks?: string;
   /** What to do, as a command where there is one. */
-  readonly mend?: string;
-  /** Command that mends it without harm, for `--fix`. */
-  readonly fix?: readonly string[];
+  readonly fix?: string;
+  /** The command that `--fix` runs: it fixes the problem and does no harm. */
+  readonly run?: readonly string[];
+  /** Everything that has the problem, where several things can. */
+  readonly cases?: readonly Case[];
 }
 
 /** What every check may look at. */
@@ -38,6 +51,20 @@ export interface Node {
 export type Check = (node: Node) => Line[] | Promise<Line[]>;
 
 export const ok = (area: string, text: string): Line => ({ area, grade: "ok", text });
+
+/** Lists the cases of every finding, each with its fix. */
+export const VERBOSE = "cnibox doctor --verbose";
+
+/**
+ * One finding for all cases of a kind, none where there are none. A single case keeps its own words; the text of the
+ * finding is for several.
+ */
+export function ofKind(line: Line, cases: readonly Case[]): Line[] {
+  const [first, ...others] = cases;
+  if (!first) return [];
+  const fix = fixOfAll(cases.map(({ fix = "" }) => fix), VERBOSE);
+  return [{ ...line, text: others.length === 0 ? first.text : line.text, ...(fix !== "" && { fix }), cases }];
+}
 
 export const counted = (number: number, word: string) => `${number} ${word}${number === 1 ? "" : "s"}`;
 

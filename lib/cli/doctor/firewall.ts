@@ -26,7 +26,7 @@ export async function firewallBackends({ host, lists, seen, root }: Node): Promi
         legacy === 1 ? "is" : "are"
       } there beside it`,
       breaks: "iptables does not show them, and they are applied all the same",
-      mend: "iptables-legacy-save shows them; iptables-legacy -F and -X, with -t for every table, removes them",
+      fix: "iptables-legacy-save shows them; iptables-legacy -F and -X, with -t for every table, removes them",
     });
   } else if (legacy > 0 && nft > 0) {
     lines.push({
@@ -34,7 +34,7 @@ export async function firewallBackends({ host, lists, seen, root }: Node): Promi
       grade: "warning",
       text: `rules of both kinds of iptables: ${legacy} legacy, ${nft} nf_tables`,
       breaks: "both are applied, and neither tool shows the other's: traffic is dropped for no visible reason",
-      mend: `update-alternatives --config iptables on every program's side, then flush the other with iptables-${
+      fix: `update-alternatives --config iptables on every program's side, then flush the other with iptables-${
         variant === "legacy" ? "nft" : "legacy"
       } -F`,
     });
@@ -48,7 +48,7 @@ export async function firewallBackends({ host, lists, seen, root }: Node): Promi
       ...(!told && {
         breaks:
           "it rejects what containers send beyond the host, unless their addresses are in a trusted zone, and a reload removes published ports of iptables",
-        mend: 'add {"type": "firewall"} to the networks; systemctl enable cnibox-restore.service',
+        fix: 'add {"type": "firewall"} to the networks; systemctl enable cnibox-restore.service',
       }),
     });
   }
@@ -86,7 +86,7 @@ export function forwardPolicy({ seen, lists, root }: Node): Line[] {
       grade: tool === "iptables" ? "failure" : "warning",
       text: `${tool} drops forwarded packets (FORWARD policy DROP${docker ? ", set by Docker" : ""})`,
       breaks: `containers of ${open.map(({ name }) => name).join(", ")} reach nothing beyond their bridge`,
-      mend: `add {"type": "firewall"} to the network, or ${tool} -I ${
+      fix: `add {"type": "firewall"} to the network, or ${tool} -I ${
         docker ? "DOCKER-USER" : "FORWARD"
       } -i BRIDGE -j ACCEPT, and with -o`,
     });
@@ -100,7 +100,7 @@ export function forwardPolicy({ seen, lists, root }: Node): Line[] {
       grade: "warning",
       text: `nftables drops forwarded packets in ${dropping.join(", ")}`,
       breaks: `containers of ${open.map(({ name }) => name).join(", ")} may reach nothing beyond their bridge`,
-      mend: "accept what comes from and goes to the bridges there",
+      fix: "accept what comes from and goes to the bridges there",
     });
   }
   return lines.length > 0 ? lines : [ok(area, "forwarded packets are not dropped by a policy")];

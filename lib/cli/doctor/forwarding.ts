@@ -28,8 +28,8 @@ export function forwarding({ lists, seen }: Node): Line[] {
           attached.length === 1 ? "is" : "are"
         } attached`,
         breaks: "containers reach nothing beyond this host; somebody switched it off after they were attached",
-        mend: `sysctl -w ${key.replaceAll("/", ".")}=1, and keep it in /etc/sysctl.d`,
-        fix: ["sysctl", "-qw", `${key.replaceAll("/", ".")}=1`],
+        fix: `sysctl -w ${key.replaceAll("/", ".")}=1, and keep it in /etc/sysctl.d`,
+        run: ["sysctl", "-qw", `${key.replaceAll("/", ".")}=1`],
       });
     } else if (routed.length > 0 && !six) lines.push(ok(area, `${text} is off; the first container switches it on`));
   };
@@ -44,7 +44,7 @@ export function forwarding({ lists, seen }: Node): Line[] {
       grade: "warning",
       text: `rp_filter is strict on ${strict.join(", ")}`,
       breaks: "answers of containers with several interfaces are dropped when they come by another than they went",
-      mend: "sysctl -w net.ipv4.conf.all.rp_filter=2, or add the plugin sbr",
+      fix: "sysctl -w net.ipv4.conf.all.rp_filter=2, or add the plugin sbr",
     });
   } else {lines.push(ok(
       area,
@@ -58,7 +58,7 @@ export function forwarding({ lists, seen }: Node): Line[] {
       grade: "failure",
       text: "IPv6 is switched off on this host, and a network has IPv6 addresses",
       breaks: "could not add IP address: permission denied",
-      mend: "sysctl -w net.ipv6.conf.all.disable_ipv6=0, or remove the IPv6 range",
+      fix: "sysctl -w net.ipv6.conf.all.disable_ipv6=0, or remove the IPv6 range",
     });
   }
   return lines;
@@ -86,8 +86,8 @@ export function bridgeFilter({ lists }: Node): Line[] {
       grade: "warning",
       text: "loaded, but bridge-nf-call-iptables is off",
       breaks: "a container cannot reach itself or a neighbour through a service or a published port",
-      mend: "sysctl -w net.bridge.bridge-nf-call-iptables=1 net.bridge.bridge-nf-call-ip6tables=1",
-      fix: ["sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1", "net.bridge.bridge-nf-call-ip6tables=1"],
+      fix: "sysctl -w net.bridge.bridge-nf-call-iptables=1 net.bridge.bridge-nf-call-ip6tables=1",
+      run: ["sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1", "net.bridge.bridge-nf-call-ip6tables=1"],
     }];
   }
   return [ok(area, "loaded, and frames between containers of one bridge pass the rules")];

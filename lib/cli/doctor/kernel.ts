@@ -42,7 +42,7 @@ export async function kernelFeatures({ host, lists, root }: Node): Promise<Line[
       grade: "failure",
       text: `the kernel has no ${kind} links`,
       breaks: "operation not supported",
-      mend: `modprobe ${kind === "vlan" ? "8021q" : kind}, or a kernel with ${option}`,
+      fix: `modprobe ${kind === "vlan" ? "8021q" : kind}, or a kernel with ${option}`,
     };
   }));
   const good = tried.filter((one) => typeof one === "string");

@@ -28,7 +28,7 @@ export function managers({ folders }: Node): Line[] {
         grade: "warning",
         text: "NetworkManager runs, and nothing tells it to leave veth links and bridges alone",
         breaks: "it may take their addresses away or start DHCP on them",
-        mend:
+        fix:
           "in /etc/NetworkManager/conf.d/cni.conf: [keyfile] unmanaged-devices=interface-name:veth*;interface-name:cni*",
       });
     }
@@ -70,7 +70,7 @@ export async function mtu({ host, seen }: Node): Promise<Line[]> {
     grade: "warning",
     text: `the way out (${uplink.ifname}) takes ${uplink.mtu}, but ${names.join(", ")}`,
     breaks: "large packets vanish where ICMP is filtered: connections stall after the first bytes",
-    mend: `"mtu": ${uplink.mtu} in the network`,
+    fix: `"mtu": ${uplink.mtu} in the network`,
   }];
 }
 
@@ -91,7 +91,7 @@ export function bridges({ seen }: Node): Line[] {
         grade: "failure",
         text: `network ${name}: ${bridge} is no bridge but ${link.linkinfo?.info_kind ?? "a device"}`,
         breaks: `"${bridge}" already exists but is not a bridge`,
-        mend: 'give the network another "bridge"',
+        fix: 'give the network another "bridge"',
       });
       continue;
     }
@@ -102,7 +102,7 @@ export function bridges({ seen }: Node): Line[] {
         grade: ports >= MAX_PORTS ? "failure" : "warning",
         text: `bridge ${bridge} has ${ports} ports, the kernel's limit is ${MAX_PORTS}`,
         breaks: "exchange full",
-        mend: "spread containers over more networks",
+        fix: "spread containers over more networks",
       });
     }
   }
@@ -136,7 +136,7 @@ function clashing({ name, bridge, list, sets }: NetworkView, { links }: Survey):
       breaks: wider
         ? `machines of ${formatPrefix(subnet)} behind ${ifname} cannot be reached`
         : "packets to the containers leave by the wrong interface",
-      mend: "another subnet for the network",
+      fix: "another subnet for the network",
     };
   });
 }

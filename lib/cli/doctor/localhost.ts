@@ -18,7 +18,7 @@ export function localhost({ seen, root }: Node): Line[] {
       grade: "failure",
       text: `route_localnet is on for ${on.join(", ")}, and no rule guards 127.0.0.0/8`,
       breaks: "containers reach what listens on 127.0.0.1 of this host alone",
-      mend: seen.views.some(({ ports }) => ports.length > 0)
+      fix: seen.views.some(({ ports }) => ports.length > 0)
         ? "cnibox restore --all"
         : `sysctl -w ${on.map((name) => `net.ipv4.conf.${name.replaceAll(".", "/")}.route_localnet=0`).join(" ")}`,
     }];
@@ -39,7 +39,7 @@ export function localhost({ seen, root }: Node): Line[] {
       grade: "warning",
       text: `route_localnet is off for ${off.join(", ")}`,
       breaks: "127.0.0.1 of this host does not reach published ports; its other addresses do",
-      mend: `sysctl -w ${off.map((name) => `net.ipv4.conf.${name.replaceAll(".", "/")}.route_localnet=1`).join(" ")}`,
+      fix: `sysctl -w ${off.map((name) => `net.ipv4.conf.${name.replaceAll(".", "/")}.route_localnet=1`).join(" ")}`,
     }];
   }
   return [

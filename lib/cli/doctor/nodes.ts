@@ -6,7 +6,7 @@ import { type Run, toolPath } from "../../kernel/run.ts";
 import { isHeld } from "../../node/lock.ts";
 import { PLACES, type Status } from "../../node/state.ts";
 import { agentStatus } from "../peers.ts";
-import type { Line } from "./finding.ts";
+import { type Line, ofKind } from "./finding.ts";
 
 const AREA = "nodes";
 /** Bytes of the IP and ICMP headers of an echo request. */
@@ -20,6 +20,11 @@ interface Way {
   readonly gateway: string;
 }
 
+/** A way, and which packets its other end answers: as large ones as pods may send, only small ones, none. */
+interface Tried extends Way {
+  readonly carries: "all" | "small" | "none";
+}
+
 /** Nothing where no agent has run since the node started. */
 export async function otherNodes({ host }: { readonly host: Run }): Promise<Line[]> {
   const now = agentStatus();
@@ -31,7 +36,7 @@ export async function otherNodes({ host }: { readonly host: Run }): Promise<Line
       grade: "failure",
       text: `cnibox node does not run; it last looked at ${now.reconciled}`,
       breaks: "ways to other nodes that are lost are not restored, and new nodes are not reached",
-      mend: "systemctl enable --now cnibox-node.service",
+      fix: "systemctl enable --now cnibox-node.service",
     });
   }
   if (now.store.state === "away") {
@@ -42,17 +47,26 @@ export async function otherNodes({ host }: { readonly host: Run }): Promise<Line
       breaks: "new nodes are not reached until it does; everything else stays as it is",
     });
   }
-  for (const { node, text } of now.problems) {
-    lines.push({
+  return [...lines, ...ofAgent(now), ...await probed(host, now)];
+}
+
+/** What the agent says is wrong with this node, and with the others. */
+function ofAgent({ problems }: Pick<Status, "problems">): Line[] {
+  const [own, others] = [problems.filter(({ node }) => node === ""), problems.filter(({ node }) => node !== "")];
+  return [
+    ...own.map(({ text }): Line => ({
       area: AREA,
-      grade: node === "" ? "failure" : "warning",
-      text: node === "" ? text : `${node}: ${text}`,
-      breaks: node === ""
-        ? "this node is not part of the network"
-        : `pods here and pods of ${node} do not reach each other`,
-    });
-  }
-  return [...lines, ...await probed(host, now)];
+      grade: "failure",
+      text,
+      breaks: "this node is not part of the network",
+    })),
+    ...ofKind({
+      area: AREA,
+      grade: "warning",
+      text: `${others.length} problems with other nodes`,
+      breaks: "pods here and pods of such a node do not reach each other",
+    }, others.map(({ node, text }) => ({ text: `${node}: ${text}` }))),
+  ];
 }
 
 async function probed(host: Run, { nodes, mtu }: Status): Promise<Line[]> {
@@ -65,35 +79,50 @@ async function probed(host: Run, { nodes, mtu }: Status): Promise<Line[]> {
       return gateway === undefined ? [] : [{ node, gateway }];
     })
   );
-  const lines: Line[] = [];
+  const tried: Tried[] = [];
   for (let at = 0; at < ways.length; at += AT_ONCE) {
-    const found = await Promise.all(ways.slice(at, at + AT_ONCE).map((way) => trouble(host, way, mtu)));
-    lines.push(...found.filter((one) => one !== undefined));
+    const some = ways.slice(at, at + AT_ONCE);
+    tried.push(...await Promise.all(some.map(async (way) => ({ ...way, carries: await carried(host, way, mtu) }))));
   }
-  if (lines.length > 0 || ways.length === 0) return lines;
+  if (ways.length === 0 || tried.some(({ carries }) => carries !== "all")) return ofWays(tried, mtu);
   return [{ area: AREA, grade: "ok", text: `${ways.length} ways to ${nodes.length} other nodes carry ${mtu} bytes` }];
 }
 
-/** What the other end of the way answers: to as large a packet as pods may send, else to a small one. */
-async function trouble(host: Run, { node, gateway }: Way, mtu: number): Promise<Line | undefined> {
+async function carried(host: Run, { gateway }: Way, mtu: number): Promise<Tried["carries"]> {
   const echo = async (bytes: number) =>
     (await host({ argv: ["ping", "-c", "1", "-W", "2", "-M", "do", "-s", `${bytes}`, gateway], question: true }))
       .code === 0;
-  if (await echo(mtu - HEADERS[gateway.includes(":") ? 6 : 4])) return undefined;
-  if (await echo(8)) {
-    return {
-      area: AREA,
-      grade: "warning",
-      text: `${node}: ${gateway} answers, but not to packets of ${mtu} bytes`,
-      breaks: "connections to its pods stall after the first bytes",
-      mend: 'a smaller "mtu" in /etc/cnibox/node.json, or a larger one between the nodes',
-    };
-  }
-  return {
-    area: AREA,
-    grade: "warning",
-    text: `${node}: ${gateway} does not answer`,
-    breaks: "its pods are not reached, unless only ICMP is filtered",
-    mend: `cnibox node --explain; is ${node} up, and its cnibox node? vxlan needs its UDP port open between nodes`,
-  };
+  if (await echo(mtu - HEADERS[gateway.includes(":") ? 6 : 4])) return "all";
+  return await echo(8) ? "small" : "none";
+}
+
+function ofWays(tried: readonly Tried[], mtu: number): Line[] {
+  const narrow = tried.filter(({ carries }) => carries === "small");
+  const silent = tried.filter(({ carries }) => carries === "none");
+  return [
+    ...ofKind(
+      {
+        area: AREA,
+        grade: "warning",
+        text: `${narrow.length} ways to other nodes do not carry packets of ${mtu} bytes`,
+        breaks: "connections to pods there stall after the first bytes",
+      },
+      narrow.map(({ node, gateway }) => ({
+        text: `${node}: ${gateway} answers, but not to packets of ${mtu} bytes`,
+        fix: 'a smaller "mtu" in /etc/cnibox/node.json, or a larger one between the nodes',
+      })),
+    ),
+    ...ofKind(
+      {
+        area: AREA,
+        grade: "warning",
+        text: `${silent.length} ways to other nodes do not answer`,
+        breaks: "pods there are not reached, unless only ICMP is filtered",
+      },
+      silent.map(({ node, gateway }) => ({
+        text: `${node}: ${gateway} does not answer`,
+        fix: "cnibox node --explain; is the node up, and its cnibox node? vxlan needs its UDP port open between nodes",
+      })),
+    ),
+  ];
 }

@@ -20,7 +20,7 @@ export async function plugins({ folders, runtime, lists }: Node): Promise<Line[]
         grade: "failure",
         text: `there is no plugin "${type}" in ${where}`,
         breaks: `runtimes say failed to find plugin "${type}" in path [${folders.path.join(" ")}]`,
-        mend: builtIn ? "cnibox install" : `install ${type}`,
+        fix: builtIn ? "cnibox install" : `install ${type}`,
       });
       continue;
     }
@@ -38,7 +38,7 @@ export async function plugins({ folders, runtime, lists }: Node): Promise<Line[]
         grade: "failure",
         text: `${file} does not work: ${toCniError(error).msg}`,
         breaks: "every network that uses it",
-        mend: executable(file) ? `CNI_COMMAND=VERSION ${file} shows more` : `chmod 755 ${file}`,
+        fix: executable(file) ? `CNI_COMMAND=VERSION ${file} shows more` : `chmod 755 ${file}`,
       });
     }
   }
@@ -49,7 +49,7 @@ export async function plugins({ folders, runtime, lists }: Node): Promise<Line[]
       area,
       grade: "warning",
       text: `symlinks that lead nowhere: ${dangling.join(", ")}`,
-      mend: "cnibox install, or remove them",
+      fix: "cnibox install, or remove them",
     });
   }
   return lines;

@@ -30,7 +30,7 @@ export async function tools({ host, lists, runtime }: Node): Promise<Line[]> {
         grade: "failure",
         text: `${tool} is missing`,
         breaks: `exec: "${tool}": executable file not found in $PATH`,
-        mend: `install the package ${PACKAGES[tool] ?? tool}`,
+        fix: `install the package ${PACKAGES[tool] ?? tool}`,
       });
       continue;
     }
@@ -44,7 +44,7 @@ export async function tools({ host, lists, runtime }: Node): Promise<Line[]> {
       grade: "failure",
       text: "ip is not that of iproute2 (BusyBox?)",
       breaks: "it knows neither -json nor -batch",
-      mend: "install the package iproute2",
+      fix: "install the package iproute2",
     });
   }
   const firewalls = ["iptables-restore", "nft"].filter((tool) => toolPath(tool) !== "");
@@ -57,7 +57,7 @@ export async function tools({ host, lists, runtime }: Node): Promise<Line[]> {
       grade: needsRules ? "failure" : "warning",
       text: "neither iptables nor nft is there",
       breaks: "masquerading, published ports, the firewall plugin",
-      mend: "install the package nftables or iptables",
+      fix: "install the package nftables or iptables",
     });
   } else {
     const told = await Promise.all(firewalls.map((tool) => versionOf(host, tool.replace("-restore", ""))));
@@ -70,7 +70,7 @@ export async function tools({ host, lists, runtime }: Node): Promise<Line[]> {
       grade: "warning",
       text: "conntrack is missing",
       breaks: "UDP flows to a published port keep going to the container before",
-      mend: "install the package conntrack",
+      fix: "install the package conntrack",
     });
   }
   return lines;

@@ -226,7 +226,7 @@ export function linkPluginTests(plugin: LinkPlugin): void {
       const one = new Attachment(node, conf, pod);
       await one.add();
       await one.check();
-      // Each is looked at before the one above it, so that nothing has to be mended.
+      // Each is looked at before the one above it, so that nothing has to be fixed.
       const damage: [string[], RegExp][] = [
         [["route del 10.9.0.0/16"], /^Expected Route .*10\.9\.0\.0.* not found in routing table$/],
         [["link set eth0 down"], /^(Interface eth0 is down|Failed to find Gateway 10\.1\.0\.1 for interface eth0)$/],
