@@ -27,7 +27,7 @@ export function managers({ folders }: Node): Line[] {
         area,
         grade: "warning",
         text: "NetworkManager runs, and nothing tells it to leave veth links and bridges alone",
-        breaks: "it may take their addresses away or start DHCP on them",
+        breaks: "it may remove their addresses or start DHCP on them",
         fix:
           "in /etc/NetworkManager/conf.d/cni.conf: [keyfile] unmanaged-devices=interface-name:veth*;interface-name:cni*",
       });
@@ -89,7 +89,7 @@ export function bridges({ seen }: Node): Line[] {
       lines.push({
         area,
         grade: "failure",
-        text: `network ${name}: ${bridge} is no bridge but ${link.linkinfo?.info_kind ?? "a device"}`,
+        text: `network ${name}: ${bridge} is not a bridge but ${link.linkinfo?.info_kind ?? "a device"}`,
         breaks: `"${bridge}" already exists but is not a bridge`,
         fix: 'give the network another "bridge"',
       });
