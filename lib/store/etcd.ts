@@ -10,6 +10,7 @@ import { streamLines } from "../kernel/lines.ts";
 import { curlConfig, type Endpoint, NoAnswer, request } from "./curl.ts";
 import {
   Compacted,
+  readAfter,
   type Store,
   StoreError,
   type StoreFailure,
@@ -84,8 +85,7 @@ class Etcd implements Store {
     try {
       return (await this.#ask("/v3/kv/txn", body)).succeeded === true;
     } catch (error) {
-      if (!isUnknown(error)) throw error;
-      const now = await this.#read(key);
+      const now = await readAfter(error, () => this.#read(key));
       if (now === undefined) return true;
       if (now.revision === revision) throw error;
       return false;
@@ -137,9 +137,7 @@ class Etcd implements Store {
       const { succeeded, header } = await this.#ask("/v3/kv/txn", body);
       return succeeded === true ? { key, value, revision: header?.revision ?? "0" } : undefined;
     } catch (error) {
-      if (!isUnknown(error)) throw error;
-      // Only the key itself can tell what became of the write.
-      const now = await this.#read(key);
+      const now = await readAfter(error, () => this.#read(key));
       if (now === undefined) throw error;
       return now.value === value ? now : undefined;
     }
@@ -164,7 +162,8 @@ class Etcd implements Store {
       this.#token = undefined;
       return await this.#ask(path, body, false);
     }
-    const lost = status >= 500;
+    // 408 and 499: the gateway's words for a question that was given up.
+    const lost = status >= 500 || status === 408 || status === 499;
     throw new StoreError(lost ? "unknown" : "refused", `etcd ${url}: ${status === 404 ? noGateway(path) : reason}`);
   }
 
@@ -228,10 +227,6 @@ class Etcd implements Store {
 interface WatchResult {
   readonly compact_revision?: string;
   readonly events?: readonly { readonly type?: string; readonly kv: KeyValue }[];
-}
-
-function isUnknown(error: unknown): boolean {
-  return error instanceof StoreError && error.failure === "unknown";
 }
 
 const noGateway = (path: string) => `no ${path}: etcd 3.4 or later with --enable-grpc-gateway is needed`;

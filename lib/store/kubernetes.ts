@@ -9,7 +9,15 @@ import { streamLines } from "../kernel/lines.ts";
 import { sha512 } from "../net/sha512.ts";
 import { curlConfig, NoAnswer, request } from "./curl.ts";
 import type { Access } from "./kubeconfig.ts";
-import { Compacted, type Store, StoreError, type StoreOptions, type StoreRecord, timeLeft } from "./store.ts";
+import {
+  Compacted,
+  readAfter,
+  type Store,
+  StoreError,
+  type StoreOptions,
+  type StoreRecord,
+  timeLeft,
+} from "./store.ts";
 
 /** Which cluster and namespace, and who holds what this process makes. */
 export interface KubernetesConf {
@@ -92,8 +100,7 @@ class Kubernetes implements Store {
       this.#check(status, answer);
       return true;
     } catch (error) {
-      if (!isUnknown(error)) throw error;
-      const now = await this.#read(key);
+      const now = await readAfter(error, () => this.#read(key));
       if (now === undefined) return true;
       if (now.revision === revision) throw error;
       return false;
@@ -136,9 +143,7 @@ class Kubernetes implements Store {
       this.#check(status, answer);
       return record(answer as Lease);
     } catch (error) {
-      if (!isUnknown(error)) throw error;
-      // Only the object itself can tell what became of the write.
-      const now = await this.#read(key);
+      const now = await readAfter(error, () => this.#read(key));
       if (now === undefined) throw error;
       return now.value === value ? now : undefined;
     }
@@ -276,10 +281,6 @@ export function leaseName(key: string): string {
   if (isPlain) return plain;
   const clean = plain.toLowerCase().replace(/[^a-z0-9]+/g, "-").slice(0, 150);
   return `${clean}.${sha512(key).slice(0, 16)}`;
-}
-
-function isUnknown(error: unknown): boolean {
-  return error instanceof StoreError && error.failure === "unknown";
 }
 
 function readObject(text: string): unknown {

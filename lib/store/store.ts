@@ -83,6 +83,17 @@ export interface StoreOptions {
 /** Longest time for one request, in milliseconds: etcd itself answers after 7 s that it has no quorum. */
 export const REQUEST_LIMIT_MS = 8_000;
 
+/**
+ * What became of a write whose outcome is unknown: only the key itself can tell. Where it cannot be read, or there is no
+ * time left to read it, the outcome stays unknown: `error` is thrown, as it is when it was another failure.
+ */
+export async function readAfter<T>(error: unknown, read: () => Promise<T>): Promise<T> {
+  if (!(error instanceof StoreError) || error.failure !== "unknown") throw error;
+  return await read().catch(() => {
+    throw error;
+  });
+}
+
 /** Time for the next request; throws when there is none left. */
 export function timeLeft({ deadline }: StoreOptions, name: string): number {
   const left = Math.min(REQUEST_LIMIT_MS, deadline() - Date.now());

@@ -108,6 +108,33 @@ Deno.test("a write whose answer was lost is read back, on both stores", async ()
   assertEquals(two.asked.length, 3);
 });
 
+Deno.test("a write whose answer was lost stays unknown where it cannot be read back, on both stores", async () => {
+  const key = "pods/10.0.0.0-28";
+  const timedOut = body({ error: "context canceled" }, 408);
+  for (const first of [LOST, timedOut, body({ error: "etcdserver: request timed out" }, 503)]) {
+    for (const second of [UNSENT, LOST, body({ error: "no leader" }, 503)]) {
+      const made = await failing(() => etcd(curls(first, second).run).createIfAbsent(key, "mine"));
+      const removed = await failing(() => etcd(curls(first, second).run).removeIfRevision(key, "7"));
+      assertEquals([made.failure, removed.failure], ["unknown", "unknown"]);
+    }
+  }
+  // No time is left to ask.
+  let left = 60_000;
+  const late = etcdStore(
+    () => {
+      left = 0;
+      return Promise.resolve({ code: 28, signal: null, stdout: "\n000 120", stderr: "curl: (28) Operation timed out" });
+    },
+    { endpoints: ["https://10.0.0.1:2379"], prefix: "/p" },
+    { deadline: () => Date.now() + left },
+  );
+  assertEquals((await failing(() => late.createIfAbsent(key, "mine"))).failure, "unknown");
+
+  const node = { metadata: { name: "node1", uid: "u1", resourceVersion: "1" } };
+  const made = await failing(() => kubernetes(curls(body(node), LOST, UNSENT).run).createIfAbsent(key, "mine"));
+  assertEquals(made.failure, "unknown");
+});
+
 Deno.test("the next member is asked when one cannot be reached, and not when nobody knows what it did", async () => {
   const endpoints = ["https://10.0.0.1:2379", "https://10.0.0.2:2379"];
   const one = curls(UNSENT, body({ header: { revision: "5" } }));
