@@ -1,7 +1,7 @@
 /**
- * `deno task test`: every test, in two runs of `deno test`. First the unit tests, one file after the other, since some
- * change the process's environment; then the tests with namespaces of their own, as many files at once as there are
- * processors. Arguments go to both runs, for example `--filter bridge`; with files among them there is one run of
+ * `deno task test`: every test, in two runs of `deno test`. First the unit tests and those of build and installer, one
+ * file after the other, since some change the process's environment or need a processor for themselves; then the tests
+ * with namespaces of their own, as many files at once as there are processors. Arguments go to both runs, for example `--filter bridge`; with files among them there is one run of
  * those.
  */
 import { fromFileUrl, join } from "@std/path";
@@ -9,7 +9,7 @@ import { fromFileUrl, join } from "@std/path";
 const root = fromFileUrl(new URL("..", import.meta.url));
 
 /** Folders whose tests share nothing but the build. */
-const ISOLATED = ["chaos", "e2e", "faults", "fuzz", "install", "load", "pains"].map((folder) => `tests/${folder}`);
+const ISOLATED = ["chaos", "e2e", "faults", "fuzz", "load", "pains"].map((folder) => `tests/${folder}`);
 
 const options = ["test", "-A", "--no-check"];
 const named = Deno.args.some((arg) => arg.startsWith("tests/"));
