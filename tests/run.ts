@@ -1,8 +1,8 @@
 /**
  * `deno task test`: every test, in two runs of `deno test`. First the unit tests and those of build and installer, one
  * file after the other, since some change the process's environment or need a processor for themselves; then the tests
- * with namespaces of their own, as many files at once as there are processors. Arguments go to both runs, for example `--filter bridge`; with files among them there is one run of
- * those.
+ * with namespaces of their own, as many files at once as there are processors. Arguments go to both runs, for example
+ * `--filter bridge`; with files among them there is one run of those.
  */
 import { fromFileUrl, join } from "@std/path";
 
