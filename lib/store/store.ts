@@ -84,8 +84,8 @@ export interface StoreOptions {
 export const REQUEST_LIMIT_MS = 8_000;
 
 /**
- * What became of a write whose outcome is unknown: only the key itself can tell. Where it cannot be read, or there is no
- * time left to read it, the outcome stays unknown: `error` is thrown, as it is when it was another failure.
+ * What became of a write whose outcome is unknown: only the key itself can tell. Where it cannot be read, or there is
+ * no time left to read it, the outcome stays unknown: `error` is thrown, as it is when it was another failure.
  */
 export async function readAfter<T>(error: unknown, read: () => Promise<T>): Promise<T> {
   if (!(error instanceof StoreError) || error.failure !== "unknown") throw error;
