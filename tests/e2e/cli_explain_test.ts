@@ -12,6 +12,7 @@ import {
 import type { Need } from "./support/needs.ts";
 import { isQuestion } from "../../lib/kernel/shell.ts";
 import { settingsIn } from "../fakes/run.ts";
+import { settled } from "./support/main_plugin.ts";
 import { configure, must } from "./support/operator.ts";
 
 interface Case {
@@ -121,7 +122,7 @@ type Told = Map<string, string[]>;
 function tell(told: Told, key: string, line: string): void {
   // Settings of the host are written without a process; lines that only look, or only check, change nothing.
   if (/^(#|-C |list )/.test(line) || / show\b/.test(line)) return;
-  told.set(key, [...told.get(key) ?? [], line.replace(/(br-demo address) \S+/, "$1 RANDOM")]);
+  told.set(key, [...told.get(key) ?? [], line.replace(/(br-demo(?:\.\d+)? address) \S+/, "$1 RANDOM")]);
 }
 
 /** What explain shows, as `--json` has it. */
@@ -196,8 +197,12 @@ for (const { what, plugins, needs = [], prepare } of CASES.filter((one) => TRACE
 
 /** State of host and container; what is random or grows by itself is made the same. */
 async function state(node: Node, container: Namespace): Promise<{ host: Snapshot; pod: Snapshot }> {
-  const macs = (await node.ipJson("link")).filter((link: Json) => link.linkinfo?.info_kind === "bridge")
-    .map((link: Json) => link.address as string);
+  // The kernel draws those of bridges, and of the pair that is a VLAN's gateway.
+  const all: Json[] = await node.ipJson("link");
+  const gateway = all.find(({ ifname }) => ifname === "br-demo.100");
+  const macs = all.filter((one) =>
+    one.linkinfo?.info_kind === "bridge" || one === gateway || (gateway && one.ifname === gateway.link)
+  ).map(({ address }) => address as string);
   const steady = (one: Snapshot) => {
     let text = JSON.stringify(one);
     for (const mac of macs) text = text.replaceAll(mac, "BRIDGE");
@@ -232,6 +237,8 @@ for (const { what, plugins, flags = [], needs = [], prepare, again = false } of 
       assertSameState(before.host, (await state(node, one)).host);
       assertSameState(before.pod, (await state(node, one)).pod);
       await shell(["add", ...arrange]);
+      // A gateway of the host has its routes once the kernel has tried its address.
+      await settled(node);
       const real = await state(node, one);
       const deleted = await shell(["explain", "del", ...arrange]);
       assertSameState(real.host, (await state(node, one)).host);
@@ -245,6 +252,7 @@ for (const { what, plugins, flags = [], needs = [], prepare, again = false } of 
         "rm -f /var/lib/cni/networks/demo/last_reserved_ip.*; [ ! -e /run/saved ] || cp /run/saved/* /var/lib/cni/networks/demo/",
       );
       await run(added.stdout);
+      await settled(node);
       const copied = await state(node, one);
       const allow = {
         allow: [
@@ -279,7 +287,7 @@ function others(flags: readonly string[]): string[] {
 /** Removes what a first ADD leaves for those to come. */
 async function reset(node: Node, _: Snapshot): Promise<void> {
   await node.sh(
-    "ip link del br-demo 2>/dev/null || :; for t in raw nat filter mangle; do iptables -t $t -F; iptables -t $t -X; ip6tables -t $t -F; ip6tables -t $t -X; done 2>/dev/null || :; " +
+    "ip link del br-demo.100 2>/dev/null || :; ip link del br-demo 2>/dev/null || :; for t in raw nat filter mangle; do iptables -t $t -F; iptables -t $t -X; ip6tables -t $t -F; ip6tables -t $t -X; done 2>/dev/null || :; " +
       "nft flush ruleset 2>/dev/null || :; echo 0 >/proc/sys/net/ipv4/ip_forward; echo 0 >/proc/sys/net/ipv6/conf/all/forwarding",
   );
 }
