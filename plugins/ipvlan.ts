@@ -18,7 +18,7 @@ import { ipamKeys, ipamType, withDns } from "../lib/link/ipam.ts";
 import { linkPlugin } from "../lib/link/link_plugin.ts";
 import { attachSubLink, defaultRouteLink, lookupMaster, masterPlace, masterStatus } from "../lib/link/master.ts";
 import { addressesOf, detachLink } from "../lib/link/new_link.ts";
-import type { CheckPlan, Seen } from "../lib/link/verify.ts";
+import type { CheckPlan } from "../lib/link/verify.ts";
 
 const MODES = ["l2", "l3", "l3s"];
 
@@ -118,16 +118,10 @@ function check(call: ContainerCall): CheckPlan {
     ipam: conf.type || undefined,
     // Without "master" the choice was ADD's: prevResult is another one now, and the default route may have changed.
     beside: () => conf.master === "" ? [] : [lookupMaster(call[conf.place], { name: conf.master, where })],
-    own: (seen) => checkMode(conf, seen),
+    mode: {
+      wanted: conf.mode,
+      noun: "Container IPVlan",
+      advice: "all ipvlan links of one master have the mode that the newest of them was made with",
+    },
   };
-}
-
-function checkMode(conf: Config, { link }: Seen): void {
-  const mode = link.linkinfo?.info_data?.["mode"];
-  if (mode === conf.mode) return;
-  throw new CniError(
-    code.internal,
-    `Container IPVlan mode ${mode} does not match expected value: ${conf.mode}`,
-    "all ipvlan links of one master have the mode that the newest of them was made with",
-  );
 }

@@ -24,7 +24,7 @@ import {
 } from "../lib/link/master.ts";
 import { needed } from "../lib/link/needs.ts";
 import { addressesOf, detachLink } from "../lib/link/new_link.ts";
-import type { CheckPlan, Seen } from "../lib/link/verify.ts";
+import type { CheckPlan } from "../lib/link/verify.ts";
 
 const MODES = ["bridge", "private", "vepa", "passthru"];
 
@@ -89,18 +89,12 @@ function check(call: ContainerCall): CheckPlan {
     ipam: conf.type || undefined,
     // The default route may lead elsewhere by now, which is no fault of this link.
     beside: () => conf.master === "" ? [] : [checkMaster(call, conf)],
-    own: (seen) => checkMode(conf, seen),
+    mode: {
+      wanted: conf.mode,
+      noun: "container macvlan",
+      advice: 'somebody changed it since ADD, or "mode" was changed',
+    },
   };
-}
-
-function checkMode(conf: Config, { link }: Seen): void {
-  const mode = link.linkinfo?.info_data?.["mode"];
-  if (mode === conf.mode) return;
-  throw new CniError(
-    code.internal,
-    `container macvlan mode ${mode} does not match expected value: ${conf.mode}`,
-    `somebody changed it since ADD, or "mode" was changed`,
-  );
 }
 
 async function checkMaster(call: ContainerCall, { master, place, mtu }: Config): Promise<void> {

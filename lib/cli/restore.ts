@@ -218,7 +218,7 @@ function masqueradeParts(one: Cached, list: NetworkList, { folders, hooks }: Wor
     check: (once) => checkMasquerade({ host: once(real) }, owner, ips, backend),
     make: async (batch) => {
       const host: Run = batch ? (command) => batch.instead(command, real) : real;
-      const plan = masqueradePlan(owner, ips, masqueradeBackend(undefined, backend));
+      const plan = masqueradePlan(owner, ips, masqueradeBackend(backend));
       await apply([plan], { host, pod: inNetns(real, one.netns), undo: () => {} });
     },
     remove: () => removeMasquerade({ host: real, pod: inNetns(real, one.netns) }, owner, ips, backend),

@@ -10,7 +10,7 @@ import { hostPortChain } from "../rules/host_ports_iptables.ts";
 import type { CommandCall } from "./command.ts";
 import { portText } from "./network.ts";
 import { healthOf, podOfView, viewJson } from "./show.ts";
-import { listOf, type Survey, type View } from "./survey.ts";
+import { listOf, type Rules, type Survey, type View } from "./survey.ts";
 import { ageOf, columns, jsonDocument, oneLine, painter } from "./terminal.ts";
 
 /** What went through one end of a link. */
@@ -41,17 +41,17 @@ interface Details {
 /** Text or JSON of these attachments. */
 export async function detailsText(
   call: CommandCall,
-  { blind }: Survey,
+  { rules: { saved }, blind }: Survey,
   views: readonly View[],
 ): Promise<string> {
   const host = systemRun();
-  const rules = await ruleTexts(host);
+  const nft = await nftText(host);
   const all = await Promise.all(views.map(async (view): Promise<Details> => {
     const [inside, outside] = await Promise.all([
       view.inside && counters(inNetns(host, view.netns), view.inside),
       view.outside && counters(host, view.outside),
     ]);
-    return { view, inside, outside, rules: rulesOf(view, rules), limits: limitsOf(view) };
+    return { view, inside, outside, rules: rulesOf(view, saved, nft), limits: limitsOf(view) };
   }));
   if (call.is("json")) return jsonDocument({ attachments: all.map(detailsJson), blind });
   return all.map(detailText).join("\n");
@@ -65,33 +65,23 @@ async function counters(run: Run, { ifname }: Link): Promise<Counters | undefine
   return link?.stats64 && { rx: pick(link.stats64.rx), tx: pick(link.stats64.tx) };
 }
 
-/** All rules, as the tools print them; "" for those that cannot be read, which the survey has named. */
-interface RuleTexts {
-  readonly ipv4: string;
-  readonly ipv6: string;
-  readonly nft: string;
+/** The rules of nft as it prints them; "" where they cannot be read, which the survey has named. */
+async function nftText(host: Run): Promise<string> {
+  if (toolPath("nft") === "") return "";
+  const { code, stdout } = await host({ argv: ["nft", "list", "ruleset"] });
+  return code === 0 ? stdout : "";
 }
 
-async function ruleTexts(host: Run): Promise<RuleTexts> {
-  const read = async (...argv: string[]): Promise<string> => {
-    if (toolPath(argv[0] ?? "") === "") return "";
-    const { code, stdout } = await host({ argv });
-    return code === 0 ? stdout : "";
-  };
-  const [ipv4, ipv6, nft] = await Promise.all([
-    read("iptables-save"),
-    read("ip6tables-save"),
-    read("nft", "list", "ruleset"),
-  ]);
-  return { ipv4, ipv6, nft };
-}
-
-function rulesOf({ network, containerId, ifName, addresses }: View, { ipv4, ipv6, nft }: RuleTexts): string[] {
+function rulesOf(
+  { network, containerId, ifName, addresses }: View,
+  saved: Rules["saved"],
+  nft: string,
+): string[] {
   const owner = { network, containerId, ifName };
   const ips = addresses.map((address) => address.split("/")[0] ?? "");
   const words = [chainName(owner), hostPortChain(owner), `id: \\"${containerId}\\"`, ...ips.map((ip) => ` ${ip}/`)];
   const found: string[] = [];
-  for (const [tool, text] of [["iptables", ipv4], ["ip6tables", ipv6]] as const) {
+  for (const [tool, text] of [["iptables", saved[4]], ["ip6tables", saved[6]]] as const) {
     let name = "";
     for (const line of text.split("\n")) {
       if (line.startsWith("*")) name = line.slice(1);

@@ -23,7 +23,7 @@ import { netnsState } from "../kernel/netns.ts";
 import { parseSave, unreadableTables } from "../kernel/iptables.ts";
 import { parseListing } from "../kernel/nft.ts";
 import { inNetns, must, type Run, systemRun, toolPath } from "../kernel/run.ts";
-import { parsePrefix } from "../net/cidr.ts";
+import { type Family, parsePrefix } from "../net/cidr.ts";
 import {
   type Claim,
   type Evidence,
@@ -125,6 +125,8 @@ export interface Survey {
 
 export interface Rules extends Listing {
   readonly readable: boolean;
+  /** What the tables of iptables were read from, by family; "" where nothing was. */
+  readonly saved: Readonly<Record<Family, string>>;
 }
 
 /** How many namespaces are asked at a time. */
@@ -234,13 +236,14 @@ async function rulesNow(host: Run): Promise<Rules> {
     if (isFailed || unreadableTables(stdout).length > 0) readable = false;
     return code === 0 ? parse(stdout) : undefined;
   };
-  const [four, six, nft] = await Promise.all([
-    read(["iptables-save"], parseSave),
-    read(["ip6tables-save"], parseSave),
+  const [four = "", six = "", nft] = await Promise.all([
+    read(["iptables-save"], (text) => text),
+    read(["ip6tables-save"], (text) => text),
     read(["nft", "-j", "list", "ruleset"], parseListing),
   ]);
   return {
-    tables: { 4: four ?? new Map(), 6: six ?? new Map() },
+    tables: { 4: parseSave(four), 6: parseSave(six) },
+    saved: { 4: four, 6: six },
     nft: nft ?? { chains: [], rules: [], sets: [] },
     readable,
   };

@@ -104,7 +104,6 @@ interface Draw extends AllocatorOptions {
 interface Draws {
   readonly sets: readonly Draw[];
   readonly left: readonly Address[];
-  readonly had: readonly Address[];
   readonly memory: Memory | undefined;
 }
 
@@ -112,12 +111,17 @@ function drawsOf(store: Store, { sets, requested, memory, ...options }: Wanted &
   const left = [...requested];
   const had = memory?.had() ?? [];
   const draws = sets.map((set, index) => {
-    const at = left.findIndex((address) => rangeOf(set, address));
-    const request = at < 0 ? undefined : left.splice(at, 1)[0];
+    const request = takeRequest(set, left);
     const cursor = request === undefined ? store.cursor(index) : undefined;
     return { ...options, set, index, during: `failed to allocate for range ${index}`, request, had, cursor };
   });
-  return { sets: draws, left, had, memory };
+  return { sets: draws, left, memory };
+}
+
+/** Takes the address that was asked for of this set out of those that are left. */
+export function takeRequest(set: RangeSet, left: Address[]): Address | undefined {
+  const at = left.findIndex((address) => rangeOf(set, address));
+  return at < 0 ? undefined : left.splice(at, 1)[0];
 }
 
 /** Before anything else is looked at: what is going to be taken. */
@@ -133,11 +137,11 @@ function forecast(store: Store, { sets, left }: Draws): Candidate[] | undefined 
   return found;
 }
 
-async function allocateAll(store: Store, holder: Holder, { sets, left, had, memory }: Draws): Promise<Candidate[]> {
+async function allocateAll(store: Store, holder: Holder, { sets, left, memory }: Draws): Promise<Candidate[]> {
   const taken: Candidate[] = [];
   try {
     for (const draw of sets) {
-      const { request } = draw;
+      const { request, had } = draw;
       const candidate = request === undefined
         ? await takeAny(store, holder, draw)
         : takeRequested(store, holder, { ...draw, request });

@@ -7,10 +7,9 @@
  * left it, and that is known for certain:
  *
  * - Whenever we have changed the folder we set its modification time back by a while ({@linkcode backdate}), and note
- * it and the
- *   time of that change. Whoever adds, removes or renames a file afterwards sets the modification time to that moment,
- *   and the change time to the same one. So nobody else leaves the two apart as noted, however coarse the kernel's
- *   clock is, and also when somebody sets the clock back.
+ *   it and the time of that change. Whoever adds, removes or renames a file afterwards sets the modification time to
+ *   that moment, and the change time to the same one. So nobody else leaves the two apart as noted, however coarse the
+ *   kernel's clock is, and also when somebody sets the clock back.
  * - Whoever is killed between its change and its note leaves a modification time that no note fits.
  *
  * A file system that does not keep the time that it was given gets no index. Everything happens under the folder's

@@ -1,7 +1,7 @@
 /** What an ADD of host-local would take: for `cnibox explain`. */
 import { CniError, code } from "../cni/error.ts";
 import { formatAddress } from "../net/cidr.ts";
-import { inTurn, type Wanted } from "./allocator.ts";
+import { inTurn, takeRequest, type Wanted } from "./allocator.ts";
 import { type Candidate, describe, rangeOf } from "./range.ts";
 import { Store, type StoreOptions } from "./store.ts";
 
@@ -14,8 +14,7 @@ export function preview(folder: string, wanted: Wanted & Omit<StoreOptions, "cre
   const had = wanted.memory?.had() ?? [];
   const left = [...wanted.requested];
   return wanted.sets.map((set, index) => {
-    const at = left.findIndex((address) => rangeOf(set, address));
-    const request = at < 0 ? undefined : left.splice(at, 1)[0];
+    const request = takeRequest(set, left);
     if (request) return { address: request, range: rangeOf(set, request)! };
     for (const candidate of inTurn(set, cursors[index], had)) {
       if (!names.has(formatAddress(candidate.address))) return candidate;

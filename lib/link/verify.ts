@@ -16,6 +16,8 @@ export interface CheckPlan {
   readonly ipam?: string | undefined;
   /** Further looks, side by side with that at the container. */
   readonly beside?: (previous: Result) => readonly Promise<unknown>[];
+  /** The mode that the link has to have, and the words for another one. */
+  readonly mode?: { readonly wanted: string; readonly noun: string; readonly advice: string };
   /** Throws what else is wrong. */
   readonly own?: (seen: Seen) => Promise<void> | void;
   /** There is no link to look at. */
@@ -48,9 +50,16 @@ export async function checkAttached(call: ContainerCall, plan: CheckPlan): Promi
   const container = containerInterface(call, previous, !lower);
   const link = checkKind(container, pod, words);
   checkMac(container, link, words);
+  if (plan.mode) checkMode(link, plan.mode);
   await plan.own?.({ pod, link, previous, container, beside });
   checkAddresses(call.ifName, pod, previous);
   checkRoutes(pod, previous);
+}
+
+function checkMode(link: Link, { wanted, noun, advice }: NonNullable<CheckPlan["mode"]>): void {
+  const mode = link.linkinfo?.info_data?.["mode"];
+  if (mode === wanted) return;
+  throw new CniError(code.internal, `${noun} mode ${mode} does not match expected value: ${wanted}`, advice);
 }
 
 /** The plugin's words for what a CHECK finds: `front` before all but the kind's; macvlan has them in lower case. */

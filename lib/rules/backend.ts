@@ -1,8 +1,8 @@
 /**
  * The lifecycle of a set of rules, the same for every subject (masquerading, host ports, forwarding): choose a backend,
- * add, fall back, undo, remove from both backends; upkeep.ts has what ADD and DEL do without: check, collect, answer
- * STATUS. The texts of the rules lie in two files for each subject, NAME_iptables.ts and NAME_nft.ts, since their
- * layouts are the reference's.
+ * add, fall back, undo, remove from both backends; rule_upkeep.ts has what ADD and DEL do without: check, collect,
+ * answer STATUS. The texts of the rules lie in two files for each subject, NAME_iptables.ts and NAME_nft.ts, since
+ * their layouts are the reference's.
  */
 import { all, CniError, groupsFor } from "../cni/error.ts";
 import {

@@ -43,7 +43,7 @@ export const masquerading: Subject<Masquerading> = {
 export type MasqueradeBackend = Backend | "default";
 
 /** Checks `ipMasqBackend`; undefined is the default. Any other word, also "", is an error in the reference's words. */
-export function masqueradeBackend(_call: unknown, configured: string | undefined): MasqueradeBackend {
+export function masqueradeBackend(configured: string | undefined): MasqueradeBackend {
   if (configured === undefined) return "default";
   if (configured === "iptables" || configured === "nftables") return configured;
   throw new CniError(
@@ -111,5 +111,5 @@ export async function gcMasquerade(call: Call, valid: readonly ValidAttachment[]
 /** Throws code 50 when the next ADD with `ipMasq` could not set its rules. */
 export async function statusMasquerade(call: Call, configured?: string): Promise<void> {
   const { statusOfRules } = await upkeep();
-  await statusOfRules(call, configuredOf(masqueradeBackend(call, configured)), "ipMasq needs it");
+  await statusOfRules(call, configuredOf(masqueradeBackend(configured)), "ipMasq needs it");
 }

@@ -75,7 +75,7 @@ async function add(call: ContainerCall): Promise<Result> {
   const { conf, podMac } = parseForAdd(call);
   const { ifName, netns } = call;
   openNetns(call, `failed to open netns "${netns}"`);
-  const masq = conf.ipMasq && conf.ipamType !== "" ? masqueradeBackend(call, conf.ipMasqBackend) : undefined;
+  const masq = conf.ipMasq && conf.ipamType !== "" ? masqueradeBackend(conf.ipMasqBackend) : undefined;
 
   const owner = ownerOf(call);
   // Where it needs no link, the address comes first, so that the MAC can be made from it.

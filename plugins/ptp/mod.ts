@@ -87,7 +87,7 @@ function parse({ config }: { readonly config: JsonObject }) {
 async function add(call: ContainerCall): Promise<Result> {
   const conf = parse(call);
   const owner = ownerOf(call);
-  const backend = conf.ipMasq ? masqueradeBackend(call, conf.ipMasqBackend) : undefined;
+  const backend = conf.ipMasq ? masqueradeBackend(conf.ipMasqBackend) : undefined;
   openNetns(call, `failed to open netns "${call.netns}"`);
   const ipam = await allocate(call, conf.type);
   const ips = (ipam.ips ?? []).map((ip) => ({ ...ip, interface: 1, gateway: gatewayOf(ip) }));

@@ -17,7 +17,12 @@ const surveyOf = (views: View[], orphans: Survey["orphans"] = []): Survey => ({
   leases: [],
   links: [],
   orphans,
-  rules: { tables: { 4: new Map(), 6: new Map() }, nft: { chains: [], rules: [], sets: [] }, readable: true },
+  rules: {
+    tables: { 4: new Map(), 6: new Map() },
+    nft: { chains: [], rules: [], sets: [] },
+    readable: true,
+    saved: { 4: "", 6: "" },
+  },
   blind: [],
 });
 

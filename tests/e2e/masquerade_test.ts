@@ -327,12 +327,12 @@ Deno.test("masquerade of 20 containers set and removed at the same time leaves n
 });
 
 Deno.test("masquerade backend: words the configuration may have", () => {
-  assertEquals(masqueradeBackend({}, undefined), "default");
-  assertEquals(masqueradeBackend({}, "nftables"), "nftables");
+  assertEquals(masqueradeBackend(undefined), "default");
+  assertEquals(masqueradeBackend("nftables"), "nftables");
   for (const bad of ["", "bogus", "IPTABLES"]) {
     let said = "";
     try {
-      masqueradeBackend({}, bad);
+      masqueradeBackend(bad);
     } catch (error) {
       said = (error as Error).message;
     }

@@ -42,13 +42,13 @@ COMMIT
 });
 
 Deno.test("words of ipMasqBackend", () => {
-  assertEquals([undefined, "iptables", "nftables"].map((word) => masqueradeBackend({}, word)), [
+  assertEquals([undefined, "iptables", "nftables"].map((word) => masqueradeBackend(word)), [
     "default",
     "iptables",
     "nftables",
   ]);
   for (const word of ["", "bogus", "NFTABLES"]) {
-    assertThrows(() => masqueradeBackend({}, word), CniError, `unknown ipmasq backend "${word}"`);
+    assertThrows(() => masqueradeBackend(word), CniError, `unknown ipmasq backend "${word}"`);
   }
 });
 

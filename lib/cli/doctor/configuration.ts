@@ -1,10 +1,11 @@
 /** `doctor` on the configuration folder: which network runtimes take, and what `cnibox validate` finds there. */
+import { exists } from "../../kernel/regular_file.ts";
 import { examine } from "../validate.ts";
-import { counted, exists, type Line, type Node, ok } from "./finding.ts";
+import { counted, type Line, type Node, ok } from "./finding.ts";
 
 export async function configuration({ folders, runtime, names }: Node): Promise<Line[]> {
   const area = "configuration";
-  if (!exists(folders.conf)) {
+  if (!exists(folders.conf, { links: true })) {
     return [{
       area,
       grade: "failure",

@@ -1,6 +1,7 @@
 /** `doctor` on DHCP: the daemon that networks need. */
+import { exists } from "../../kernel/regular_file.ts";
 import { isObject, lookup } from "../../cni/decode.ts";
-import { exists, type Line, type Node, ok } from "./finding.ts";
+import { type Line, type Node, ok } from "./finding.ts";
 
 export function daemons({ lists }: Node): Line[] {
   const area = "dhcp";
@@ -11,7 +12,7 @@ export function daemons({ lists }: Node): Line[] {
     })
   );
   if (uses.length === 0) return [];
-  if (exists("/run/cni/dhcp.sock")) return [ok(area, "the daemon's socket is there")];
+  if (exists("/run/cni/dhcp.sock", { links: true })) return [ok(area, "the daemon's socket is there")];
   return [{
     area,
     grade: "failure",

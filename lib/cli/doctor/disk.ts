@@ -1,7 +1,8 @@
 /** `doctor` on files: room and permission to write leases and results, and the label of the executable. */
+import { exists } from "../../kernel/regular_file.ts";
 import { readKernelFile } from "../../kernel/proc.ts";
 import type { Run } from "../../kernel/run.ts";
-import { exists, type Line, type Node, ok, output } from "./finding.ts";
+import { type Line, type Node, ok, output } from "./finding.ts";
 
 export async function disk({ folders, host, root }: Node): Promise<Line[]> {
   const area = "disk";
@@ -34,7 +35,7 @@ export async function disk({ folders, host, root }: Node): Promise<Line[]> {
 
 function nearestExisting(path: string): string {
   let at = path;
-  while (at !== "/" && at !== "" && !exists(at)) at = at.slice(0, at.lastIndexOf("/")) || "/";
+  while (at !== "/" && at !== "" && !exists(at, { links: true })) at = at.slice(0, at.lastIndexOf("/")) || "/";
   return at || "/";
 }
 
@@ -52,7 +53,7 @@ export async function labels({ folders, host }: Node): Promise<Line[]> {
   } catch {
     return [];
   }
-  const file = folders.path.map((folder) => `${folder}/cnibox`).find(exists);
+  const file = folders.path.map((folder) => `${folder}/cnibox`).find((path) => exists(path, { links: true }));
   if (!file) return [];
   const label = (await output(host, ["stat", "-c", "%C", "--", file])).trim();
   if (/bin_t|container_runtime_exec_t/.test(label) || enforcing !== "1") {

@@ -91,12 +91,3 @@ export async function output(host: Run, argv: readonly string[]): Promise<string
     return "";
   }
 }
-
-export function exists(path: string): boolean {
-  try {
-    Deno.statSync(path);
-    return true;
-  } catch {
-    return false;
-  }
-}

@@ -1,5 +1,5 @@
 /** `doctor` on links of the host: programs that manage interfaces, MTUs, bridges and overlapping subnets. */
-import { readRegularText } from "../../kernel/regular_file.ts";
+import { exists, readRegularText } from "../../kernel/regular_file.ts";
 import {
   familyBits,
   formatPrefix,
@@ -9,13 +9,13 @@ import {
   prefixesOverlap,
 } from "../../net/cidr.ts";
 import type { NetworkView, Survey } from "../survey.ts";
-import { exists, type Line, type Node, ok } from "./finding.ts";
+import { type Line, type Node, ok } from "./finding.ts";
 
 /** Programs that take interfaces for theirs. */
 export function managers({ folders }: Node): Line[] {
   const area = "managers";
   const lines: Line[] = [];
-  if (exists("/run/NetworkManager")) {
+  if (exists("/run/NetworkManager", { links: true })) {
     const told = configTexts([
       `${folders.root}/etc/NetworkManager/conf.d`,
       `${folders.root}/usr/lib/NetworkManager/conf.d`,

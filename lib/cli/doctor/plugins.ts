@@ -1,8 +1,9 @@
 /** `doctor` on the plugin folders: is there a plugin of each type in use, and does it answer? */
+import { exists } from "../../kernel/regular_file.ts";
 import { probeVersions } from "../../cni/chain.ts";
 import { lookUp } from "../../cni/delegate.ts";
 import { toCniError } from "../../cni/error.ts";
-import { exists, type Line, type Node, ok, typesInUse } from "./finding.ts";
+import { type Line, type Node, ok, typesInUse } from "./finding.ts";
 
 export async function plugins({ folders, runtime, lists }: Node): Promise<Line[]> {
   const area = "plugins";
@@ -58,7 +59,7 @@ export async function plugins({ folders, runtime, lists }: Node): Promise<Line[]
 function danglingIn(folder: string): string[] {
   try {
     return [...Deno.readDirSync(folder)].filter(({ isSymlink }) => isSymlink).map(({ name }) => `${folder}/${name}`)
-      .filter((path) => !exists(path));
+      .filter((path) => !exists(path, { links: true }));
   } catch {
     return [];
   }
