@@ -17,6 +17,7 @@ import { parseArgs } from "node:util";
 import { basename, dirname, join, resolve } from "@std/path";
 import { type Base, BuildError, CACHE, DENO_VERSION, obtainBase, ROOT, run, say, WORK_PREFIX } from "./base.ts";
 import { chunks } from "./chunks.ts";
+import { embed } from "./embed.ts";
 
 /**
  * What the compiled program may do: all but network (`import` included) and FFI. The work needs the rest, and /proc and
@@ -141,23 +142,18 @@ async function compile({ main, folder }: Program, output: string, base: Base): P
   const entry = await writeChunks(main, folder);
   // Only of cnibox itself is known what its usual calls are.
   if (main === join(ROOT, "main.ts")) {
-    await warmUp(folder, (entry, output) => compileEntry(entry, output, base));
+    await warmUp(folder, (entry, output) => compileEntry(entry, output, base.file));
   }
-  await settle(folder);
-  await compileEntry(entry, output, base, ["--include", join(folder, "chunks")]);
-}
-
-/** Sets the modification times of a folder and all in it, since the compiler stores them. */
-async function settle(folder: string): Promise<void> {
-  for (const { name, isDirectory } of Deno.readDirSync(folder)) {
-    if (isDirectory) await settle(join(folder, name));
-    else await Deno.utime(join(folder, name), 0, 0);
-  }
-  await Deno.utime(folder, 0, 0);
+  const withChunks = join(folder, "base");
+  const places = await embed(base.file, join(folder, "chunks"), withChunks);
+  await Deno.writeTextFile(entry, `const CHUNKS=${JSON.stringify(places)};${await Deno.readTextFile(entry)}`);
+  // The compiler stores the time of the last change.
+  await Deno.utime(entry, 0, 0);
+  await compileEntry(entry, output, withChunks);
 }
 
 /** Compiles one entry. */
-async function compileEntry(entry: string, output: string, base: Base, more: readonly string[] = []): Promise<void> {
+async function compileEntry(entry: string, output: string, base: string): Promise<void> {
   await run(Deno.execPath(), [
     "compile",
     "--quiet",
@@ -172,13 +168,12 @@ async function compileEntry(entry: string, output: string, base: Base, more: rea
     // A call ends before machine code pays; with it, code of the warm-up run says what to compile at once.
     "--v8-flags=--no-sparkplug",
     ...PERMISSIONS,
-    ...more,
     `--output=${output}`,
     entry,
   ], {
     failing: "deno compile failed",
     cwd: dirname(entry),
-    env: { DENORT_BIN: base.file },
+    env: { DENORT_BIN: base },
   });
 }
 

@@ -1,7 +1,7 @@
 /**
- * Reads the program in the compiled executable. The program lies there as chunks: classic scripts, each an array of
- * module functions, made by one function that gets the timers (chunks.ts). How a chunk's text becomes functions is the
- * entry's choice (start.ts, warm_up.ts).
+ * Runs the program from its chunks: classic scripts, each an array of module functions, made by one function that gets
+ * the timers (chunks.ts). Where a chunk's text lies, and how it becomes functions, is the entry's choice (start.ts,
+ * warm_up.ts).
  */
 
 /** What a module gives to others, by name. */
@@ -14,8 +14,8 @@ type ModuleBody = (
   exports: Exports,
 ) => unknown;
 
-/** Makes functions of the chunk whose files' path begins with `path`. */
-export type Evaluate = (text: string, path: string) => unknown;
+/** Makes what a chunk's text is when it is run: the function that makes its modules. */
+export type Evaluate = (chunk: string) => unknown;
 
 /** What a chunk gets from outside, see chunks.ts. */
 const TIMERS = { setTimeout, clearTimeout, setInterval, clearInterval };
@@ -29,14 +29,11 @@ export const ENTRY = "main:0";
  */
 export type Chunks = Map<string, readonly ModuleBody[]>;
 
-/** Gives what loads the modules of the program whose chunks are in `folder`; each is evaluated once. */
-export function program(folder: string, evaluate: Evaluate, chunks: Chunks = new Map()): (id: string) => Exports {
+/** Gives what loads the modules of the program whose chunks `evaluate` reads; each is evaluated once. */
+export function program(evaluate: Evaluate, chunks: Chunks = new Map()): (id: string) => Exports {
   const modules = new Map<string, Exports>();
   const bodiesOf = (chunk: string): readonly ModuleBody[] => {
-    const path = `${folder}/${chunk}`;
-    const make = evaluate(Deno.readTextFileSync(`${path}.js`), path) as (
-      timers: typeof TIMERS,
-    ) => readonly ModuleBody[];
+    const make = evaluate(chunk) as (timers: typeof TIMERS) => readonly ModuleBody[];
     const bodies = make(TIMERS);
     chunks.set(chunk, bodies);
     return bodies;

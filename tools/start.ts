@@ -5,17 +5,31 @@
  */
 import { Script } from "node:vm";
 import { ENTRY, program } from "./loader.ts";
+import type { Place } from "./embed.ts";
 
-function codeOf(path: string): Uint8Array | undefined {
-  try {
-    return Deno.readFileSync(path);
-  } catch {
-    return undefined;
+/** Written in front of this program by the build. */
+declare const CHUNKS: Readonly<Record<string, Place>>;
+
+// By way of /proc: the file that runs, even when its name stands for another one by now.
+const executable = Deno.openSync("/proc/self/exe");
+const decoder = new TextDecoder();
+
+function bytesAt(at: number, length: number): Uint8Array {
+  const bytes = new Uint8Array(length);
+  executable.seekSync(at, Deno.SeekMode.Start);
+  for (let done = 0, count: number | null = 0; done < length; done += count) {
+    count = executable.readSync(bytes.subarray(done));
+    if (count === null) throw new Error(`the executable ends ${length - done} bytes before its program does`);
   }
+  return bytes;
 }
 
-const load = program(
-  `${import.meta.dirname}/chunks`,
-  (text, path) => new Script(text, { filename: path, cachedData: codeOf(`${path}.code`) }).runInThisContext(),
-);
+const load = program((chunk) => {
+  const [at, text, code] = CHUNKS[chunk] as Place;
+  const bytes = bytesAt(at, text + code);
+  return new Script(decoder.decode(bytes.subarray(0, text)), {
+    filename: chunk,
+    cachedData: code > 0 ? bytes.subarray(text) : undefined,
+  }).runInThisContext();
+});
 load(ENTRY);

@@ -15,10 +15,10 @@ const [chunkFolder = "", scratch = ""] = Deno.args;
 const machine = Deno;
 const chunks: Chunks = new Map();
 const scripts = new Map<string, Script>();
-const evaluate = (text: string, path: string) => {
-  // Not the path: the code holds this name, and is to be the same wherever it is made.
-  const script = new Script(text, { filename: "cnibox" });
-  scripts.set(path, script);
+const textOf = (chunk: string) => machine.readTextFileSync(`${chunkFolder}/${chunk}.js`);
+const evaluate = (chunk: string) => {
+  const script = new Script(textOf(chunk), { filename: chunk });
+  scripts.set(chunk, script);
   return script.runInThisContext();
 };
 
@@ -37,7 +37,7 @@ async function call(called: string, input: Partial<Pick<PlayedCall, "env" | "arg
   const status = await new Promise<number>((exit) => {
     Object.defineProperty(globalThis, "Deno", { value: pretended(at, exit), configurable: true, writable: true });
     machine.writeTextFileSync(`${scratch}/proc/self/cmdline`, `${called}\0`);
-    program(chunkFolder, evaluate, chunks)(ENTRY);
+    program(evaluate, chunks)(ENTRY);
   });
   if (status !== 0) throw new Error(`${called} ${JSON.stringify(at.env)}: ${at.stdout}${at.stderr}`);
   return at.stdout;
@@ -262,12 +262,11 @@ for (const word of ["add", "del"]) {
   const args = [word, "--json", "--cap", JSON.stringify(PORTS), "all", "/run/netns/c1"];
   await call("cnibox", { env: { CNI_PATH: "/opt/cni/bin" }, args });
 }
-for (const [path, script] of scripts) {
+for (const [chunk, script] of scripts) {
   const code = script.createCachedData();
-  const text = machine.readTextFileSync(`${path}.js`);
-  if (new Script(text, { cachedData: code }).cachedDataRejected) {
-    throw new Error(`the engine refuses its own code of ${path}`);
+  if (new Script(textOf(chunk), { cachedData: code }).cachedDataRejected) {
+    throw new Error(`the engine refuses its own code of ${chunk}`);
   }
-  machine.writeFileSync(`${path}.code`, code);
+  machine.writeFileSync(`${chunkFolder}/${chunk}.code`, code);
 }
 machine.exit(0);

@@ -2,6 +2,7 @@ import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/as
 import { join } from "@std/path";
 import { DENO_VERSION, PINNED } from "../../tools/base.ts";
 import { PERMISSIONS, writeChunks } from "../../tools/build.ts";
+import type { Place } from "../../tools/embed.ts";
 import { build, CNIBOX, copyTree, otherVersion, ROOT, run, succeed, sumOf, temporaryFolder } from "./support.ts";
 
 /** The base of this machine, kept once it has built. */
@@ -33,29 +34,59 @@ Deno.test("build of the same source in another place and time gives the same byt
   assertEquals(sums[0], sums[1]);
 });
 
-Deno.test("build embeds every plugin as a chunk of its own", async () => {
+Deno.test("build embeds every plugin as a chunk of its own, in front of what the compiler embeds", async () => {
   const names = (await succeed(CNIBOX, ["plugins", "--names"])).stdout.trim().split("\n");
-  const bytes = await Deno.readFile(CNIBOX);
-  const program = new TextDecoder("latin1").decode(bytes.subarray(-4_000_000));
-  const files = [...program.matchAll(/"n":"([^"]+)"/g)].map(([, name]) => name ?? "");
+  const { size: base } = await Deno.stat(kept);
+  const embedded = (await Deno.readFile(CNIBOX)).subarray(base);
+  const [, json = "{}"] = /\bCHUNKS=(\{[^}]*\})/.exec(new TextDecoder("latin1").decode(embedded)) ?? [];
+  const places: Record<string, Place> = JSON.parse(json);
   for (const name of names) {
-    assert(files.includes(`${name}.js`), `${name} is not among ${files}`);
+    const [at, text] = places[name] ?? [0, 0];
+    const start = new TextDecoder().decode(embedded.subarray(at - base, at - base + text));
+    assert(start.startsWith('"use strict";'), `${name} is not among ${Object.keys(places)}`);
   }
   // Their text is compiled already: the build itself has seen that the engine takes this code.
   for (const name of ["bridge", "host-local", "portmap", "firewall", "ptp", "loopback"]) {
-    assert(files.includes(`${name}.code`), `${name} comes without compiled code`);
+    const [, , code = 0] = places[name] ?? [];
+    assert(code > 0, `${name} comes without compiled code`);
   }
+  const all = Object.values(places).reduce((sum, [, text, code]) => sum + text + code, 0);
+  // The rest is what every start reads: the entry, and the compiler's own notes.
+  assert(embedded.length - all < 20_000, `the compiler embeds ${embedded.length - all} bytes`);
 });
 
 Deno.test("build makes chunks that run without their compiled code too", async () => {
   using folder = temporaryFolder();
-  const start = await writeChunks(join(ROOT, "main.ts"), folder.path);
+  await writeChunks(join(ROOT, "main.ts"), folder.path);
+  const start = join(folder.path, "plain.ts");
+  await Deno.writeTextFile(
+    start,
+    `import { ENTRY, program } from ${JSON.stringify(join(ROOT, "tools/loader.ts"))};
+    const textOf = (chunk) => Deno.readTextFileSync(\`\${import.meta.dirname}/chunks/\${chunk}.js\`);
+    program((chunk) => (0, eval)(textOf(chunk)))(ENTRY);`,
+  );
   const program = (args: string[], env: Record<string, string> = {}) =>
     succeed(Deno.execPath(), ["run", "--no-config", "--no-lock", "--no-prompt", "-A", start, ...args], { env });
   assertMatch((await program(["version"])).stdout, /^cnibox v\d/);
   assertMatch((await program(["schema", "bridge"])).stdout, /"hairpinMode"/);
   const { stdout } = await program(["bridge"], { CNI_COMMAND: "VERSION" });
   assertStringIncludes(stdout, '"supportedVersions"');
+});
+
+Deno.test("a program that is replaced while it runs reads its own chunks to the end", async () => {
+  using folder = temporaryFolder();
+  const running = join(folder.path, "cnibox"), beside = join(folder.path, "beside");
+  await Deno.copyFile(CNIBOX, running);
+  // schema is a chunk of its own, which is read after standard input's end.
+  const child = new Deno.Command(running, { args: ["validate", "-"], stdin: "piped", stdout: "piped" }).spawn();
+  const writer = child.stdin.getWriter();
+  await writer.write(new TextEncoder().encode('{"cniVersion":"1.0.0","name":"n",'));
+  await Deno.writeTextFile(beside, "#!/bin/false\n", { mode: 0o755 });
+  await Deno.rename(beside, running);
+  await writer.write(new TextEncoder().encode('"type":"bridge","bridge":7}'));
+  await writer.close();
+  const { stdout } = await child.output();
+  assertStringIncludes(new TextDecoder().decode(stdout), "bridge");
 });
 
 Deno.test("build gives a program without network, FFI and prompts, and with what the plugins need", async () => {

@@ -9,12 +9,10 @@ async function run(modules: Record<string, string>): Promise<{ exports: Exports;
   using folder = temporaryFolder();
   for (const [name, text] of Object.entries(modules)) await Deno.writeTextFile(join(folder.path, name), text);
   const made = await chunks(folder.path, "main.js");
-  for (const name of Object.keys(modules)) await Deno.remove(join(folder.path, name));
-  for (const [name, text] of made) await Deno.writeTextFile(join(folder.path, `${name}.js`), text);
   const read: string[] = [];
-  const load = program(folder.path, (text, path) => {
-    read.push(path.slice(path.lastIndexOf("/") + 1));
-    return (0, eval)(text);
+  const load = program((chunk) => {
+    read.push(chunk);
+    return (0, eval)(made.get(chunk) ?? "");
   });
   const exports = load(ENTRY);
   await exports["done"];
