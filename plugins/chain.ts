@@ -7,7 +7,7 @@
  */
 import { anyObject, anything, decode, isObject, type Key, list, lookup } from "../lib/cni/decode.ts";
 import { lookUp } from "../lib/cni/delegate.ts";
-import { CniError, code, toCniError } from "../lib/cni/error.ts";
+import { CniError, code, isInTurn, toCniError } from "../lib/cni/error.ts";
 import { CHAIN, ChainError, chainMembers, ConfigError, type Member, requestOf } from "../lib/cni/member.ts";
 import type { Call, Company, ContainerCall, DelegateVerb, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
 import { type JsonObject, type Result, since } from "../lib/cni/types.ts";
@@ -90,7 +90,7 @@ class Jobs {
   constructor(readonly call: ContainerCall) {}
 
   mayRunBeside({ member }: Part): boolean {
-    return RULES_ONLY.includes(member.type) && !this.call.explain && !isForeign(this.call, member.type);
+    return RULES_ONLY.includes(member.type) && !isInTurn(this.call) && !isForeign(this.call, member.type);
   }
 
   /** Starts a member, and with it what has waited for the next one. */

@@ -31,19 +31,17 @@ import {
   collect,
   held as heldBy,
   leases,
-  type Memory,
   release,
   releaseOnly,
   usage,
 } from "../lib/ipam/allocator.ts";
 import { cidr, ipOrCidr, plain, prefixOrAddress } from "../lib/ipam/address_keys.ts";
-import { ipsOf, leaseOf } from "../lib/ipam/lease.ts";
+import { leaseOf } from "../lib/ipam/lease.ts";
 import { type RangeConf, rangeSets } from "../lib/ipam/range.ts";
 import { findDead, RESULTS_FOLDER } from "../lib/ipam/reclaim.ts";
 import { checkFolder } from "../lib/ipam/store.ts";
-import { readFileIfThere } from "../lib/kernel/state_file.ts";
 import { readRegularText, systemWords } from "../lib/kernel/regular_file.ts";
-import { type Address, formatAddress, sameAddress } from "../lib/net/cidr.ts";
+import { type Address, sameAddress } from "../lib/net/cidr.ts";
 
 const DATA_DIR = "/var/lib/cni/networks";
 
@@ -107,64 +105,31 @@ export const plugin: Plugin = {
 async function begin(call: ContainerCall): Promise<Lease> {
   const folder = folderOf(call);
   const memory = isSticky(call) ? (await import("../lib/ipam/sticky.ts")).memoryOf(folder, call) : undefined;
-  if (call.explain) return await explained(call, folder, memory);
   const more: Pick<Result, "routes" | "dns"> = {};
   const taking = await beginTaking(folder, call, {
     wanted: () => {
       const { routes, dns, ...wanted } = settings(call);
-      Object.assign(more, shown({ routes, dns }));
+      Object.assign(more, { ...(routes && { routes }), ...(dns && { dns }) });
       return { ...wanted, memory };
     },
     host: call.host,
     warn: call.warn,
+    perform: call.perform,
   });
-  return leaseOf(call, taking, { more, release: (ips) => releaseOnly(folder, call, { ips, warn: call.warn }) });
-}
-
-function shown({ routes, dns }: Pick<ReturnType<typeof settings>, "routes" | "dns">): Pick<Result, "routes" | "dns"> {
-  return { ...(routes && { routes }), ...(dns && { dns }) };
-}
-
-async function explained(call: ContainerCall, folder: string, memory: Memory | undefined): Promise<Lease> {
-  const { routes, dns, ...wanted } = settings(call);
-  const { preview } = await import("../lib/ipam/preview.ts");
-  const taken = preview(folder, { ...wanted, memory, warn: call.warn });
-  taken.forEach(({ address }, index) => {
-    const ip = formatAddress(address);
-    const lease = `${call.containerId}\r\n${call.ifName}`;
-    call.explain?.file(`${folder}/${ip}`, lease, "the address is taken, unless it is by now", { exclusive: true });
-    call.explain?.file(`${folder}/last_reserved_ip.${index}`, ip, "the next search begins behind it");
-  });
-  if (memory) {
-    const text = memory.after(taken.map(({ address }) => address));
-    call.explain?.file(memory.path, text, "the pod's next container gets the address again");
-  }
-  const ips = ipsOf(taken);
-  return { ips, commit: () => Promise.resolve({ ips, ...shown({ routes, dns }) }) };
+  return leaseOf(call, taking, { more, release: (ips) => releaseOnly(folder, call, { ...call, ips }) });
 }
 
 async function del(call: ContainerCall): Promise<Released> {
-  const folder = folderOf(call);
-  if (call.explain) {
-    const addresses = await heldBy(folder, call, { warn: call.warn });
-    for (const ip of addresses) {
-      const held = readFileIfThere(`${folder}/${ip}`);
-      call.explain.file(`${folder}/${ip}`, undefined, "the address is released, unless it is another's by now", {
-        held,
-      });
-    }
-    return { addresses };
-  }
-  return { addresses: await release(folder, call, { warn: call.warn }) };
+  return { addresses: await release(folderOf(call), call, call) };
 }
 
 async function held(call: ContainerCall): Promise<readonly string[]> {
-  return await heldBy(folderOf(call), call, { warn: call.warn });
+  return await heldBy(folderOf(call), call, call);
 }
 
 async function check(call: ContainerCall): Promise<void> {
   const { folder } = settings(call);
-  if ((await heldBy(folder, call, { warn: call.warn })).length > 0) return;
+  if ((await heldBy(folder, call, call)).length > 0) return;
   throw new CniError(
     code.internal,
     `host-local: Failed to find address added by container ${call.containerId}`,

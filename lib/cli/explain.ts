@@ -1,8 +1,9 @@
 /** `cnibox explain`: what ADD or DEL of a network would do, as shell that does the same. Nothing is changed. */
 import { addNetwork, delNetwork, type NetworkResult } from "../cni/chain.ts";
-import type { Explainer, Plan } from "../kernel/plan.ts";
+import { type Explainer, type Perform, type Plan, step } from "../kernel/plan.ts";
 import { type Command, type Output, type Run, systemRun } from "../kernel/run.ts";
 import { makeShadow, type Shadow } from "../kernel/shadow.ts";
+import { handlesOf, withOwnHandles } from "../kernel/rule_batch.ts";
 import { VirtualTables } from "../kernel/virtual_tables.ts";
 import { type Block, blockOfCommand, blocksOf, isQuestion, quotedWord, type Where } from "../kernel/shell.ts";
 import { goJson } from "../cni/version.ts";
@@ -38,16 +39,18 @@ class Recorder implements Explainer {
   readonly parts: Part[] = [];
   netns = "";
   /** Where an ADD is tried out. DEL works on what is there, so there nothing but questions is run. */
-  private host: Run | undefined;
+  private copy: Shadow | undefined;
+  private handles: ReadonlyMap<string, number> = new Map();
   private tables: VirtualTables | undefined;
   private nft = "";
   constructor(private readonly questions: boolean) {}
 
   get shadow(): boolean {
-    return this.host !== undefined;
+    return this.copy !== undefined;
   }
-  tryIn(host: Run | undefined): void {
-    this.host = host;
+  async tryIn(copy: Shadow): Promise<void> {
+    this.copy = copy;
+    this.handles = await handlesOf(systemRun(), copy);
   }
   begin(network: string, plugin: string): void {
     this.parts.push({ network, plugin, entries: [] });
@@ -66,16 +69,21 @@ class Recorder implements Explainer {
   plan(plan: Plan): void {
     for (const block of blocksOf(plan, this.netns, { questions: this.questions })) this.block(block);
   }
-  note(_: string, text: string, why: string): void {
-    this.add({ kind: "note", text, why });
-  }
-  file: Explainer["file"] = (path, text, why, { exclusive, held } = {}) => {
-    this.add({ kind: "file", path, text, why, ...(exclusive && { exclusive }), ...(held !== undefined && { held }) });
+  readonly perform: Perform = (effect) => {
+    if (!effect) return undefined;
+    const { why } = effect;
+    if ("setting" in effect) this.plan([[step("host", "sysctl", effect.setting, { why })]]);
+    else if ("note" in effect) this.add({ kind: "note", text: effect.note, why });
+    else {
+      const { file: path, text, exclusive, held } = effect;
+      this.add({ kind: "file", path, text, why, ...(exclusive && { exclusive }), ...(held !== undefined && { held }) });
+    }
+    return undefined;
   };
 
   async instead(command: Command, ask: Run): Promise<Output> {
-    if (this.host) {
-      const output = await this.host(command);
+    if (this.copy) {
+      const output = await this.copy.host(command);
       if (output.code === 0 && !command.planned && !isQuestion(command)) this.command(withoutChecks(command));
       return output;
     }
@@ -105,7 +113,8 @@ class Recorder implements Explainer {
 
   private command(command: Command): void {
     if (command.input && textOf(command) === "") return;
-    const { where, lines } = blockOfCommand(command);
+    const input = command.input && [withOwnHandles(textOf(command), this.handles)];
+    const { where, lines } = blockOfCommand({ ...command, ...(input && { input }) });
     this.block({ where, lines: command.why ? [`# ${command.why}`, ...lines] : lines });
   }
 }
@@ -175,13 +184,11 @@ async function recorded(call: CommandCall, verb: string, targets: readonly Targe
   const recorder = new Recorder(call.is("questions"));
   const { runtime, close } = watchedRuntime(call, foldersOf(call), { explain: recorder });
   const results: unknown[] = [];
-  let shadow: Shadow | undefined;
   try {
     for (const target of targets) {
       recorder.netns = target.attached.netns;
       const watched = { ...runtime, before: (_: string, type: string) => recorder.begin(target.list.name, type) };
-      shadow ??= verb === "ADD" ? await shadowOf(target.attached.netns) : undefined;
-      recorder.tryIn(shadow?.host);
+      if (verb === "ADD" && !recorder.shadow) await recorder.tryIn(await shadowOf(target.attached.netns));
       const answer = await work(target, watched);
       if (answer) results.push(answer.printable);
     }

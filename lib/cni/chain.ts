@@ -3,10 +3,10 @@
  * as a program. Order, injection, cache and texts are those of the reference library; a failed ADD is undone.
  */
 import { inNetns, type RunHooks, systemRun } from "../kernel/run.ts";
-import type { Explainer } from "../kernel/plan.ts";
+import { type Explainer, type Perform, perform } from "../kernel/plan.ts";
 import type { NetworkList } from "./conflist.ts";
 import { type Member, requestOf } from "./member.ts";
-import { explainForeign, locate, type Located, runForeign } from "./delegate.ts";
+import { foreignEffect, locate, type Located, runForeign } from "./delegate.ts";
 import { CniError, code, goQuote, toCniError } from "./error.ts";
 import { foreignVersions } from "./foreign_versions.ts";
 import type { Plugin, Registry, Verb } from "./plugin.ts";
@@ -166,24 +166,19 @@ async function callMember(step: MemberStep, runtime: Runtime): Promise<NetworkRe
   }
 
   async function callProgram(): Promise<NetworkResult | undefined> {
-    if (runtime.explain) {
-      const { result } = explainForeign(runtime.explain, where.file, verb);
-      return result && { printable: {}, version: list.version, result };
-    }
     if (runtime.interruption?.requested && !runtime.interruption.undoing) throw interrupted(runtime.interruption);
-    const answer = await runForeign(where.file, {
-      verb,
-      env,
-      stdin,
-      version: list.version,
-      ...(runtime.limitMs !== undefined && { limitMs: runtime.limitMs }),
-    });
+    const { limitMs } = runtime;
+    const call = { verb, env, stdin, version: list.version, ...(limitMs !== undefined && { limitMs }) };
+    const answer = await performIn(runtime)(foreignEffect(where.file, verb), () => runForeign(where.file, call));
+    if (!answer) return verb === "ADD" ? { printable: {}, version: list.version, result: {} } : undefined;
     if (answer.stderr !== "") runtime.stderr(answer.stderr);
     if (!answer.result) return undefined;
     const version = answer.result.cniVersion ?? list.version;
     return { result: answer.result, version, printable: printed(JSON.parse(answer.stdout) ?? {}, version, version) };
   }
 }
+
+const performIn = ({ explain }: Runtime): Perform => explain?.perform ?? perform;
 
 function interrupted({ requested }: Interruption): CniError {
   return new CniError(code.tryAgain, `interrupted by ${requested}`, "nothing more was started");
@@ -231,7 +226,7 @@ export async function addNetwork(list: NetworkList, attached: Attached, runtime:
   checkNames(list, attached);
   let last: NetworkResult | undefined;
   // A first plugin that is a program and finds the interface in its way must not be followed by a DEL that removes it.
-  const mayUndoFirst = located[0]?.own || runtime.explain ? true : !await interfaceExists(attached, runtime);
+  const mayUndoFirst = located[0]?.own ? true : !await interfaceExists(attached, runtime);
   for (const [index, member] of list.plugins.entries()) {
     const where = located[index] as Located;
     const stdin = requestOf(list, member, { prevResult: last?.printable, capabilityArgs: attached.capabilityArgs });
@@ -245,15 +240,13 @@ export async function addNetwork(list: NetworkList, attached: Attached, runtime:
     }
   }
   const final = last as NetworkResult;
-  if (runtime.explain) {
-    runtime.before?.("ADD", "");
-    const path = cachePath(runtime.cache, attached);
-    const text = cacheText(list, attached, final.printable);
-    runtime.explain.file(path, text, "runtimes and cnitool find the attachment and its result here");
-    return final;
-  }
+  runtime.before?.("ADD", "");
   try {
-    writeCache(runtime.cache, list, attached, final.printable);
+    performIn(runtime)({
+      file: cachePath(runtime.cache, attached),
+      text: cacheText(list, attached, final.printable),
+      why: "runtimes and cnitool find the attachment and its result here",
+    }, () => writeCache(runtime.cache, list, attached, final.printable));
   } catch (error) {
     const from = list.plugins.length - 1;
     const undone = await undoAdd(list, attached, { runtime, located, from, last });
@@ -343,10 +336,9 @@ export async function delNetwork(
     if (others.length === 0) throw first;
     throw new CniError(first.code, first.msg, [first.details, ...others.map((one) => one.message)].join("\n"));
   }
-  if (runtime.explain) {
-    runtime.before?.("DEL", "");
-    runtime.explain.file(cachePath(runtime.cache, attached), undefined, "the attachment is no more");
-  } else removeCache(runtime.cache, attached);
+  runtime.before?.("DEL", "");
+  const effect = { file: cachePath(runtime.cache, attached), why: "the attachment is no more" };
+  performIn(runtime)(effect, () => removeCache(runtime.cache, attached));
 }
 
 function resultForDel(list: NetworkList, attached: Attached, runtime: Runtime): JsonObject | undefined {
@@ -355,7 +347,7 @@ function resultForDel(list: NetworkList, attached: Attached, runtime: Runtime): 
     return cachedResult(runtime.cache, attached, list.version);
   } catch (error) {
     runtime.warn("cache", `${cachePath(runtime.cache, attached)} cannot be used: ${(error as Error).message}`);
-    if (!runtime.explain) removeCache(runtime.cache, attached);
+    performIn(runtime)(undefined, () => removeCache(runtime.cache, attached));
     return undefined;
   }
 }

@@ -7,7 +7,7 @@ import { CALL_VARIABLE, callName, openScratch } from "../kernel/scratch.ts";
 import { isOwnExecutable } from "../kernel/tool_path.ts";
 import { isObject } from "./decode.ts";
 import { CniError, code, goQuote } from "./error.ts";
-import type { Explainer } from "../kernel/plan.ts";
+import type { Effect } from "../kernel/plan.ts";
 import type { DelegateAnswer, Plugin, Registry, Verb } from "./plugin.ts";
 import type { JsonObject } from "./types.ts";
 import { parseResult } from "./version.ts";
@@ -72,11 +72,10 @@ export async function locate(type: string, { path, registry, builtin = false }: 
 }
 
 /** What `explain` can say of a plugin that is another program. */
-export function explainForeign(explain: Explainer, file: string, verb: Verb): DelegateAnswer {
+export function foreignEffect(file: string, verb: Verb): Effect {
   const type = file.slice(file.lastIndexOf("/") + 1);
   const why = `${type} is another program: what it does is not known here`;
-  explain.note("host", `CNI_COMMAND=${verb} ${file} < CONFIGURATION`, why);
-  return verb === "ADD" ? { result: {} } : {};
+  return { note: `CNI_COMMAND=${verb} ${file} < CONFIGURATION`, why };
 }
 
 /** How long a foreign plugin may take, in milliseconds: its own limits should come first. */

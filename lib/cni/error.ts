@@ -97,7 +97,12 @@ export async function all(...groups: readonly (readonly (() => Promise<unknown> 
  * printed then is read from top to bottom.
  */
 export function groupsFor<T>(call: { readonly explain?: unknown }, jobs: readonly T[]): (readonly T[])[] {
-  return call.explain ? jobs.map((job) => [job]) : [jobs];
+  return isInTurn(call) ? jobs.map((job) => [job]) : [jobs];
+}
+
+/** Must work that could go side by side be done one after the other? */
+export function isInTurn(call: { readonly explain?: unknown }): boolean {
+  return call.explain !== undefined;
 }
 
 /**

@@ -2,7 +2,7 @@
 import type { Keys } from "./decode.ts";
 import type { Lock } from "./own_lock.ts";
 import type { IPConfig, JsonObject, Result, ValidAttachment } from "./types.ts";
-import type { Applier, Explainer } from "../kernel/plan.ts";
+import type { Applier, Explainer, Perform } from "../kernel/plan.ts";
 import type { Run } from "../kernel/run.ts";
 
 /** A CNI plugin. `main.ts` finds it by its name; the table of `keys` is what it reads of a network configuration. */
@@ -85,6 +85,8 @@ export interface Call {
   readonly path: readonly string[];
   /** Runs commands in this process's namespaces. */
   readonly host: Run;
+  /** Makes changes that are no commands: to files, to settings, by asking a daemon. Told instead while explained. */
+  readonly perform: Perform;
   /** Present when the call is explained, not carried out. */
   readonly explain?: Explainer | undefined;
   /** A note for the operator, on standard error. */

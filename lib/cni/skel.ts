@@ -17,10 +17,10 @@ import {
 import { type HeldNetns, holdNetns } from "../kernel/netns.ts";
 import { foreignFolders, notAlone } from "../kernel/run_folder.ts";
 import { leftovers } from "../kernel/scratch.ts";
-import type { Explainer } from "../kernel/plan.ts";
+import { type Explainer, perform } from "../kernel/plan.ts";
 import { goKind, isObject, lookup } from "./decode.ts";
 import { isLinkName } from "../net/link_name.ts";
-import { explainForeign, locate, runForeign } from "./delegate.ts";
+import { foreignEffect, locate, runForeign } from "./delegate.ts";
 import { CniError, code, goQuote, toCniError } from "./error.ts";
 import { isOrdinary } from "./ordinary_json.ts";
 import type {
@@ -286,6 +286,7 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
     env,
     path: (env["CNI_PATH"] ?? "").split(":"),
     host: explaining(readable(through(request.run ?? systemRun(guarded(request, naming)))), request.explain),
+    perform: request.explain?.perform ?? perform,
     explain: request.explain,
     warn: (note) => request.warn(plugin.name, asGiven(note, naming)),
     undo: (job) => remember.undo(job),
@@ -303,7 +304,7 @@ export async function callPlugin(plugin: Plugin, request: Request): Promise<Answ
     );
   }
   try {
-    if (verb === "DEL" || verb === "GC") await endKilledCalls(request);
+    if (verb === "DEL" || verb === "GC") await base.perform(undefined, () => endKilledCalls(request));
     return netns
       ? await callForContainer(plugin, base, { request, netns, naming, undos, remember })
       : await callForNetwork(plugin, base, request);
@@ -380,7 +381,9 @@ async function callForContainer(
       ? inNetns(base.host, held || (given.includes("/") ? given : `./${given}`))
       : inNoNetns(given),
     // Few plugins need one.
-    lock: async (name) => (await import("./own_lock.ts")).ownLock(name, base.warn),
+    lock: async (name) =>
+      await base.perform(undefined, async () => (await import("./own_lock.ts")).ownLock(name, base.warn)) ??
+        { close() {} },
   };
   if (request.only === "held") return { held: await plugin.held?.(call) };
   if (request.only === "parse") {
@@ -436,8 +439,8 @@ async function added(
  * Ends the tools that killed calls left running: what they still do would come after all that this call removes. Files
  * below /run say whether there are any.
  */
-async function endKilledCalls({ explain, run }: Request): Promise<void> {
-  if (explain || run || leftovers()?.size === 0) return;
+async function endKilledCalls({ run }: Request): Promise<void> {
+  if (run || leftovers()?.size === 0) return;
   const { endOrphans } = await import("../kernel/orphans.ts");
   const [orphan] = await endOrphans(toolLimit());
   if (!orphan) return;
@@ -609,8 +612,10 @@ async function delegate(
     return { lease: { commit: async () => (await delegate(type, whole, version)).result ?? {} } };
   }
   const verb = env["CNI_COMMAND"] as Verb;
-  if (request.explain) return explainForeign(request.explain, file, verb);
-  const answer = await runForeign(file, { verb, env, stdin: await request.stdin(), version });
+  const stdin = await request.stdin();
+  const { perform: run = perform } = request.explain ?? {};
+  const answer = await run(foreignEffect(file, verb), () => runForeign(file, { verb, env, stdin, version }));
+  if (!answer) return verb === "ADD" ? { result: {} } : {};
   if (answer.stderr !== "") Deno.stderr.writeSync(new TextEncoder().encode(answer.stderr));
   return answer.result ? { result: answer.result } : {};
 }

@@ -23,11 +23,8 @@ import {
 
 /** What an owner had before: its next container gets it again when it is free. Used while the lock is held. */
 export interface Memory {
-  readonly path: string;
   had(): readonly Address[];
-  /** Content of the file once these are the owner's. */
-  after(addresses: readonly Address[]): string;
-  /** Failing is no failure. */
+  /** Notes that these are the owner's. Failing is no failure. */
   keep(addresses: readonly Address[]): void;
 }
 
@@ -119,7 +116,7 @@ function drawsOf(store: Store, { sets, requested, memory, ...options }: Wanted &
 }
 
 /** Takes the address that was asked for of this set out of those that are left. */
-export function takeRequest(set: RangeSet, left: Address[]): Address | undefined {
+function takeRequest(set: RangeSet, left: Address[]): Address | undefined {
   const at = left.findIndex((address) => rangeOf(set, address));
   return at < 0 ? undefined : left.splice(at, 1)[0];
 }
@@ -217,7 +214,7 @@ async function takeAny(store: Store, holder: Holder, draw: Draw): Promise<Candid
 }
 
 /** Every candidate of a set, those that were had before first. */
-export function* inTurn(
+function* inTurn(
   set: RangeSet,
   cursor: Address | undefined,
   had: readonly Address[],

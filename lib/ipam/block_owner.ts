@@ -9,6 +9,7 @@
  * @module
  */
 import { CniError, code } from "../cni/error.ts";
+import { perform } from "../kernel/plan.ts";
 import { type Store as ClusterStore, StoreError, type StoreRecord } from "../store/store.ts";
 import {
   type Address,
@@ -112,18 +113,30 @@ export async function beginTaking(
       return takingFrom(open, chosen, () => take(open.store, holder, chosen));
     }
     open.close();
+    const { need } = answer;
+    const served = (options.perform ?? perform)(undefined, () => serve(pool, need, options));
     try {
-      await serve(pool, answer.need, options);
+      if (served === undefined) throw unknownYet(pool);
+      await served;
       // Others of this node may be quicker than we are each time.
       if (round > ROUNDS) {
         settle = new CniError(code.tryAgain, `pool "${pool.name}": other calls of this node were quicker`);
       }
     } catch (error) {
-      if (!(error instanceof CniError) || isFault(error) || !mayDoWithout(pool, answer.need)) throw error;
-      if (answer.need.kind === "confirm") options.warn(error.message);
+      if (!(error instanceof CniError) || isFault(error) || !mayDoWithout(pool, need)) throw error;
+      if (served && need.kind === "confirm") options.warn(error.message);
       settle = error;
     }
   }
+}
+
+/** The error of an explained ADD that needs the store. */
+function unknownYet(pool: Pool): CniError {
+  return new CniError(
+    code.notAvailable,
+    `pool "${pool.name}": no address is free in the blocks of this node: ADD would ask ${pool.store().name} for a further one`,
+    "which one it gets is known only then; `cnibox cluster blocks` shows who has what",
+  );
 }
 
 /** Is it the configuration that is wrong? A store that lets this node in no more is a store that is away. */
@@ -600,13 +613,14 @@ function heldBy(pool: Pool, address: Address, records: readonly StoreRecord[]): 
  * Releases everything that the holder has, and returns spare blocks. The store need not answer. Returns the addresses.
  */
 export async function releaseAddresses(pool: Pool, holder: Holder, options: OwnerOptions): Promise<string[]> {
+  const { perform: make = perform } = options;
   const ips = await withStore(pool.folder, options, (leases) => {
     const { own } = leases.holding(holder);
     for (const ip of own) leases.release(ip, holder);
-    noteFreed(pool, own, leases);
+    make(undefined, () => noteFreed(pool, own, leases));
     return [...own];
   }) ?? [];
-  if (ips.length > 0) await returnSpare(pool, options, { keep: 1 });
+  if (ips.length > 0) await make(undefined, () => returnSpare(pool, options, { keep: 1 }));
   return ips;
 }
 

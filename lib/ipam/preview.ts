@@ -1,36 +1,58 @@
-/** What an ADD of host-local would take: for `cnibox explain`. */
-import { CniError, code } from "../cni/error.ts";
-import { formatAddress } from "../net/cidr.ts";
-import { inTurn, takeRequest, type Wanted } from "./allocator.ts";
-import { type Candidate, describe, rangeOf } from "./range.ts";
-import { Store, type StoreOptions } from "./store.ts";
+/** The leases of a network for a call that is explained: nothing is locked, and changes are told instead of made. */
+import type { Effect } from "../kernel/plan.ts";
+import { exists } from "../kernel/regular_file.ts";
+import { readFileIfThere } from "../kernel/state_file.ts";
+import { contentOf, type Holder, type Holding, type OpenStore, Store, type StoreOptions } from "./store.ts";
 
-/**
- * The addresses that `begin` of the allocator would choose now. Changes nothing and takes no lock: another may be
- * quicker.
- */
-export function preview(folder: string, wanted: Wanted & Omit<StoreOptions, "create">): Candidate[] {
-  const { names, cursors } = glance(folder, wanted);
-  const had = wanted.memory?.had() ?? [];
-  const left = [...wanted.requested];
-  return wanted.sets.map((set, index) => {
-    const request = takeRequest(set, left);
-    if (request) return { address: request, range: rangeOf(set, request)! };
-    for (const candidate of inTurn(set, cursors[index], had)) {
-      if (!names.has(formatAddress(candidate.address))) return candidate;
-    }
-    const during = `failed to allocate for range ${index}`;
-    throw new CniError(code.internal, `${during}: no IP addresses available in range set: ${describe(set)}`);
-  });
+/** A lease folder as it is, or will be; undefined where there is none and none is made. Another may be quicker. */
+export function openPreview(folder: string, options: StoreOptions): OpenStore | undefined {
+  options.meanwhile?.();
+  if (!options.create && !exists(folder)) return undefined;
+  return { store: new Preview(folder, options), close: () => {} };
 }
 
-function glance(folder: string, wanted: Wanted & Omit<StoreOptions, "create">) {
-  try {
-    Deno.statSync(folder);
-  } catch {
-    // No folder yet: all is free.
-    return { names: new Set<string>(), cursors: [] };
+class Preview extends Store {
+  readonly #tell: (effect: Effect) => void;
+  readonly #taken = new Set<string>();
+
+  constructor(folder: string, options: StoreOptions) {
+    super(folder, options);
+    this.#tell = (effect) => options.perform?.(effect, () => {});
   }
-  const store = new Store(folder, wanted);
-  return { names: store.names(), cursors: wanted.sets.map((_, index) => store.cursor(index)) };
+
+  override holding(holder: Holder): Holding {
+    const leases = exists(this.folder) ? this.leases() : [];
+    const having = (content: string) => leases.filter((one) => contentOf(one) === content).map(({ ip }) => ip);
+    return { own: having(contentOf(holder)), old: having(holder.containerId) };
+  }
+
+  override isFree(ip: string): boolean {
+    return !this.#taken.has(ip) && super.isFree(ip);
+  }
+
+  override reserve(ip: string, holder: Holder): boolean {
+    if (!this.isFree(ip)) return false;
+    this.#taken.add(ip);
+    const why = "the address is taken, unless it is by now";
+    this.#tell({ file: `${this.folder}/${ip}`, text: contentOf(holder), exclusive: true, why });
+    return true;
+  }
+
+  override release(ip: string): void {
+    const file = `${this.folder}/${ip}`;
+    this.#tell({ file, held: readFileIfThere(file), why: "the address is released, unless it is another's by now" });
+  }
+
+  override discard(ip: string): void {
+    this.#tell({ file: `${this.folder}/${ip}`, why: "the file says nothing: a crash left it" });
+  }
+
+  override setCursor(index: number, ip: string): void {
+    const file = `${this.folder}/last_reserved_ip.${index}`;
+    this.#tell({ file, text: ip, why: "the next search begins behind it" });
+  }
+
+  override names(): Set<string> {
+    return exists(this.folder) ? super.names() : new Set();
+  }
 }

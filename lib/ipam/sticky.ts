@@ -4,6 +4,7 @@
  */
 import { readFileIfThere, replaceFile } from "../kernel/state_file.ts";
 import { type Address, formatAddress, parseAddress } from "../net/cidr.ts";
+import type { ContainerCall } from "../cni/plugin.ts";
 import type { Memory } from "./allocator.ts";
 
 const NAME = "cnibox-sticky";
@@ -14,7 +15,7 @@ const LIMIT = 4096;
 /** What a pod's interface had; undefined when the arguments of the runtime name no pod. */
 export function memoryOf(
   folder: string,
-  { args, ifName, warn }: { readonly args: string; readonly ifName: string; readonly warn: (note: string) => void },
+  { args, ifName, warn, perform }: Pick<ContainerCall, "args" | "ifName" | "warn" | "perform">,
 ): Memory | undefined {
   const pairs = args.split(";").map((pair) => pair.split("="));
   const [namespace = "", pod = ""] = ["K8S_POD_NAMESPACE", "K8S_POD_NAME"].map((name) =>
@@ -40,12 +41,12 @@ export function memoryOf(
     return `${[...others, ...ips.map((ip) => ip + owner)].slice(-LIMIT).join("\n")}\n`;
   };
   return {
-    path,
     had: () => lines().filter(isOwn).flatMap((line) => parseAddress(addressOf(line)) ?? []),
-    after,
     keep: (addresses) => {
+      const text = after(addresses);
+      const effect = { file: path, text, why: "the pod's next container gets the address again" };
       try {
-        replaceFile(path, after(addresses), { as: `${folder}/${NAME}` });
+        perform(effect, () => replaceFile(path, text, { as: `${folder}/${NAME}` }));
       } catch (error) {
         warn(`${path} cannot be written: ${(error as Error).message}`);
       }

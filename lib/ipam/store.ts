@@ -16,6 +16,7 @@ import { CniError, code } from "../cni/error.ts";
 import { type Address, canonicalAddress, compareAddresses, parseAddress } from "../net/cidr.ts";
 import { folderState, LeaseIndex } from "./lease_index.ts";
 import { kindOf, openRegular, readRegularText, removeIfThere, systemWords } from "../kernel/regular_file.ts";
+import { type Perform, perform } from "../kernel/plan.ts";
 import type { Run } from "../kernel/run.ts";
 import { isForeign } from "../kernel/run_folder.ts";
 import { type Lock, lockFolder, type LockOptions, once } from "./lock.ts";
@@ -55,6 +56,8 @@ export interface StoreOptions extends LockOptions {
   readonly indexFolder?: string | undefined;
   /** Told what is odd but no failure. */
   readonly warn: (note: string) => void;
+  /** Makes the changes; {@linkcode perform} if absent. */
+  readonly perform?: Perform | undefined;
 }
 
 /**
@@ -81,7 +84,9 @@ export interface OpenStore {
  * @throws {CniError} code 11 when the lock is not to be had in time, code 5 when the folder cannot be used
  */
 export async function openStore(folder: string, options: StoreOptions): Promise<OpenStore | undefined> {
-  const lock = await lockExisting(folder, options);
+  const locked = (options.perform ?? perform)(undefined, () => lockExisting(folder, options));
+  if (locked === undefined) return (await import("./preview.ts")).openPreview(folder, options);
+  const lock = await locked;
   if (lock === undefined) return undefined;
   // What a killed ADD left. ADD itself writes over it.
   if (!options.create) tryRemove(`${folder}/${DRAFT}`);

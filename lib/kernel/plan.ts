@@ -95,21 +95,39 @@ export interface Applier {
   readonly explain?: Explainer | undefined;
 }
 
+/** What is changed by other means than a command; `why` is a short clause for people. */
+export type Effect =
+  & { readonly why: string }
+  & (
+    | {
+      /** Path of a file that is written whole; without `text`, removed. */
+      readonly file: string;
+      readonly text?: string | undefined;
+      /** Only where there is no such file. */
+      readonly exclusive?: boolean;
+      /** Only where the file still holds this. */
+      readonly held?: string | undefined;
+    }
+    /** `key=value`, as in a `sysctl` step of the host. */
+    | { readonly setting: string }
+    /** Anything else: what is asked, or run. */
+    | { readonly note: string }
+  );
+
+/**
+ * Makes a change that is no command. While a call is explained the effect is told instead, where there is one to tell,
+ * and the answer is undefined.
+ */
+export type Perform = <T>(effect: Effect | undefined, make: () => T) => T | undefined;
+
+/** Makes the change. */
+export const perform: Perform = (_, make) => make();
+
 /** Collects the plans of a call that is explained instead of carried out. */
 export interface Explainer {
   plan(plan: Plan): void;
-  /** Anything that is no command, such as a reservation: `write 10.1.2.3 to /var/lib/cni/…`. */
-  note(place: Place | "file", text: string, why: string): void;
-  /**
-   * A file that is written whole; without `text`, removed. `exclusive`: only where there is none. `held`: only where it
-   * still holds that.
-   */
-  file(
-    path: string,
-    text: string | undefined,
-    why: string,
-    options?: { readonly exclusive?: boolean; readonly held?: string | undefined },
-  ): void;
+  /** Stands in for {@linkcode perform}. */
+  readonly perform: Perform;
   /**
    * Everything is tried out in a shadow of the node: plans are carried out there. Else nothing but questions is run.
    */

@@ -6,11 +6,10 @@
 import type { Family } from "../net/cidr.ts";
 import { restore, transaction } from "./iptables.ts";
 import { nft, nftList, type NftListing } from "./nft.ts";
-import { type Explainer, type Plan, settingOf, type Step } from "./plan.ts";
+import { type Explainer, type Perform, type Plan, settingOf, type Step } from "./plan.ts";
 import type { Command, Output, Run } from "./run.ts";
 import { makeShadow, type Shadow } from "./shadow.ts";
 import { isQuestion } from "./shell.ts";
-import { replaceFile } from "./state_file.ts";
 import { writeSysctl } from "./sysctl.ts";
 
 type RuleTool = "iptables" | "ip6tables" | "nft";
@@ -46,9 +45,7 @@ export class RuleBatch implements Explainer {
     try {
       copy = await makeShadow(real, "", { rulesOnly: true });
       if (copy.missing.length > 0) throw new Error(`nft cannot copy table ${copy.missing.join(" and ")}`);
-      // Rules are named by their handles in nft's own tables only.
-      const handles = copy.copied.length > 0 ? await handlesOf(real, copy.host) : new Map<string, number>();
-      return new RuleBatch(real, copy, handles);
+      return new RuleBatch(real, copy, await handlesOf(real, copy));
     } catch (error) {
       await copy?.close();
       throw new NotOneTransaction(`the tables cannot be copied: ${(error as Error).message}`);
@@ -79,11 +76,11 @@ export class RuleBatch implements Explainer {
     this.later.push(() => writeSysctl(key, value));
   }
 
-  note(): void {}
-
-  file(path: string, text: string | undefined): void {
-    if (text !== undefined) replaceFile(path, text);
-  }
+  readonly perform: Perform = (effect, make) => {
+    if (!effect || !("setting" in effect)) return make();
+    this.later.push(make);
+    return undefined;
+  };
 
   async instead(command: Command, ask: Run): Promise<Output> {
     const [name = ""] = command.argv;
@@ -147,9 +144,24 @@ export function mergedScript(texts: readonly string[], handles: ReadonlyMap<stri
   }).join("");
 }
 
-/** Handles of rules here by where they are in the copy: rules of a chain are in the same order in both. */
-async function handlesOf(real: Run, copy: Run): Promise<Map<string, number>> {
-  const [here, there] = await Promise.all([listed(real), listed(copy)]);
+/** A script for the copy with the handles that the rules have here; those of rules that the script makes stay. */
+export function withOwnHandles(script: string, handles: ReadonlyMap<string, number>): string {
+  return script.replace(
+    /^(delete rule (\S+ \S+ \S+) handle )(\d+)$/gm,
+    (line, front: string, chain: string, handle: string) => {
+      const here = handles.get(`${chain} ${handle}`);
+      return here === undefined ? line : front + here;
+    },
+  );
+}
+
+/**
+ * Handles of rules here by where they are in the copy: rules of a chain are in the same order in both. Rules are named
+ * by their handles in nft's own tables only.
+ */
+export async function handlesOf(real: Run, copy: Shadow): Promise<Map<string, number>> {
+  if (copy.copied.length === 0) return new Map();
+  const [here, there] = await Promise.all([listed(real), listed(copy.host)]);
   return pairedHandles(here, there);
 }
 

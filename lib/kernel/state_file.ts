@@ -35,6 +35,13 @@ export function replaceFile(
   }
 }
 
+/** Does the same, and returns how the file is brought back to what it was. */
+export function keepFile(path: string, content: string, options: { readonly as?: string } = {}): () => void {
+  const before = readFileIfThere(path);
+  replaceFile(path, content, options);
+  return () => before === undefined ? void removeFile(path) : replaceFile(path, before, options);
+}
+
 function splitPath(path: string): { folder: string; name: string } {
   const slash = path.lastIndexOf("/");
   return { folder: slash < 0 ? "." : path.slice(0, slash) || "/", name: path.slice(slash + 1) };

@@ -183,7 +183,7 @@ export async function configureLink(
   // Settings come first: they are written before anything else, and what is undone after a failure is what precedes it.
   if (!mustSettle) return await apply([[...settings, ...first, ...addresses, ...routes, ...last, ...more]], call);
   const answers = await apply([[...settings, ...first, ...addresses, ...last, ...more]], call);
-  if (!call.explain) await settle(call);
+  await call.perform(undefined, () => settle(call));
   if (routes.length > 0) await apply([routes], call);
   return answers;
 }

@@ -12,7 +12,7 @@ import { byNft, settledNft } from "../../lib/rules/backend.ts";
 /** The whole rule set of one port in one transaction; a repeated one replaces itself. */
 export async function spoofCheckSteps(call: ContainerCall, veth: string, mac: string): Promise<Step[]> {
   const ref = reference(call.containerId, call.ifName);
-  const stale = call.explain ? [] : await jumpsOf(call, ref);
+  const stale = await jumpsOf(call, ref);
   const chain = `cni-br-iface-${ref}`;
   const comment = `comment "macspoofchk-${ref}"`;
   const text = [

@@ -11,8 +11,7 @@ import { beginTaking, blocksFile, confirmBlocks, releaseAddresses, returnSpare }
 import { readBlocks } from "../../lib/ipam/block_state.ts";
 import { addressesOf, isBlockOf } from "../../lib/ipam/blocks.ts";
 import { type ClusterConf, clusterConf, clusterKeys, foldersOf } from "../../lib/ipam/cluster_conf.ts";
-import { ipsOf, leaseOf } from "../../lib/ipam/lease.ts";
-import type { Candidate } from "../../lib/ipam/range.ts";
+import { leaseOf } from "../../lib/ipam/lease.ts";
 import { checkFolder } from "../../lib/ipam/store.ts";
 import { exists } from "../../lib/kernel/regular_file.ts";
 import { formatAddress, formatPrefix, parseAddress, prefixContains } from "../../lib/net/cidr.ts";
@@ -39,54 +38,21 @@ async function begin(call: ContainerCall): Promise<Lease> {
   try {
     const { pool, requested, routes, dns } = conf;
     const more = { ...(routes.length > 0 && { routes: [...routes] }), ...(dns && { dns }) };
-    if (call.explain) {
-      const ips = ipsOf(explained(call, conf));
-      return { ips, commit: () => Promise.resolve({ ips, ...more }) };
-    }
-    const taking = await beginTaking(pool, call, { warn: call.warn, requested });
-    return leaseOf(call, taking, { more, release: () => releaseAddresses(pool, call, { warn: call.warn }) });
+    const { warn, perform } = call;
+    const taking = await beginTaking(pool, call, { warn, perform, requested });
+    return leaseOf(call, taking, { more, release: () => releaseAddresses(pool, call, call) });
   } finally {
     conf.close();
   }
 }
 
-/** What ADD would give out of the blocks that are here. */
-function explained(call: ContainerCall, conf: ClusterConf): Candidate[] {
-  const { pool, requested } = conf;
-  const { blocks } = readBlocks(blocksFile(pool));
-  const taken = pool.sets.map((set): Candidate => {
-    const own = blocks.filter(({ block, phase }) => phase === "own" && isBlockOf(block, set));
-    for (const { block } of own) {
-      for (const candidate of addressesOf(block, set)) {
-        const wanted = requested.length === 0 || requested.some(({ value }) => value === candidate.address.value);
-        if (wanted && !exists(`${pool.folder}/${formatAddress(candidate.address)}`)) return candidate;
-      }
-    }
-    throw new CniError(
-      code.notAvailable,
-      `pool "${pool.name}": no address is free in the blocks of this node: ADD would ask ${pool.store().name} for a further one`,
-      "which one it gets is known only then; `cnibox cluster blocks` shows who has what",
-    );
-  });
-  for (const { address } of taken) {
-    const content = `${call.containerId}\r\n${call.ifName}`;
-    call.explain?.file(`${pool.folder}/${formatAddress(address)}`, content, "the address is taken");
-  }
-  return taken;
-}
-
 async function del(call: ContainerCall): Promise<Released> {
   const { folder } = foldersOf(call);
-  if (call.explain) {
-    const addresses = await heldBy(folder, call, { warn: call.warn });
-    for (const ip of addresses) call.explain.file(`${folder}/${ip}`, undefined, "the address is released");
-    return { addresses };
-  }
   const conf = await leniently(call);
   // Whatever became of the configuration: the address is released, and its block goes back later.
-  if (conf === undefined) return { addresses: await release(folder, call, { warn: call.warn }) };
+  if (conf === undefined) return { addresses: await release(folder, call, call) };
   try {
-    return { addresses: await releaseAddresses(conf.pool, call, { warn: call.warn }) };
+    return { addresses: await releaseAddresses(conf.pool, call, call) };
   } finally {
     conf.close();
   }
@@ -102,12 +68,12 @@ async function leniently(call: ContainerCall | NetworkCall): Promise<ClusterConf
 }
 
 async function held(call: ContainerCall): Promise<readonly string[]> {
-  return await heldBy(foldersOf(call).folder, call, { warn: call.warn });
+  return await heldBy(foldersOf(call).folder, call, call);
 }
 
 async function check(call: ContainerCall): Promise<void> {
   const { folder, blockFolder } = foldersOf(call);
-  const addresses = await heldBy(folder, call, { warn: call.warn });
+  const addresses = await heldBy(folder, call, call);
   if (addresses.length === 0) {
     throw new CniError(
       code.internal,

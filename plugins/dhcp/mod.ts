@@ -54,10 +54,14 @@ const STATUS_LIMIT_MS = 5_000;
 
 async function add(call: ContainerCall): Promise<Result> {
   const { socket } = settings(call);
-  if (call.explain) {
-    call.explain.note("host", `ask the DHCP daemon behind ${socket} for a lease`, "the address is not known before");
-    return {};
-  }
+  const effect = {
+    note: `ask the DHCP daemon behind ${socket} for a lease`,
+    why: "the address is not known before",
+  };
+  return await call.perform(effect, () => leased(call, socket)) ?? {};
+}
+
+async function leased(call: ContainerCall, socket: string): Promise<Result> {
   let asked = true;
   call.undo(async () => {
     // What was refused left nothing; and another ADD of the same container may be asking meanwhile.
@@ -73,19 +77,19 @@ async function add(call: ContainerCall): Promise<Result> {
 
 async function del(call: ContainerCall): Promise<void> {
   const socket = socketLeniently(call);
-  if (call.explain) {
-    return call.explain.note("host", `have the DHCP daemon behind ${socket} release the lease`, "by its owner");
-  }
-  try {
-    await ask(call, socket, "DHCP.Release");
-  } catch (error) {
-    if (!(error instanceof SocketError)) throw translated(error, socket, "DHCP.Release");
-    const done = await releaseWithoutDaemon(stateFolder(socket), ownerOf(call), call);
-    call.warn(
-      `dial unix ${socket}: connect: ${error.reason}; ` +
-        (done ? "the lease was released without the daemon" : "it left no lease of this container"),
-    );
-  }
+  const effect = { note: `have the DHCP daemon behind ${socket} release the lease`, why: "by its owner" };
+  await call.perform(effect, async () => {
+    try {
+      await ask(call, socket, "DHCP.Release");
+    } catch (error) {
+      if (!(error instanceof SocketError)) throw translated(error, socket, "DHCP.Release");
+      const done = await releaseWithoutDaemon(stateFolder(socket), ownerOf(call), call);
+      call.warn(
+        `dial unix ${socket}: connect: ${error.reason}; ` +
+          (done ? "the lease was released without the daemon" : "it left no lease of this container"),
+      );
+    }
+  });
 }
 
 async function check(call: ContainerCall): Promise<void> {
@@ -132,7 +136,6 @@ async function gc(call: NetworkCall): Promise<void> {
     if (valid.some((one) => one.containerID === containerId && one.ifname === ifName)) return [];
     const owner = { containerId, ifName, network: call.network };
     return [async () => {
-      if (call.explain) return call.explain.note("host", `release ${record.address}`, `${containerId} ${ifName}`);
       try {
         await ask({ ...call, ...owner, netns: record.netns, args: "" }, socket, "DHCP.Release");
       } catch (error) {

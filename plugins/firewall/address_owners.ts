@@ -4,7 +4,7 @@
  * by it; with a result DEL does not need it.
  */
 import { isObject } from "../../lib/cni/decode.ts";
-import { namesIn, readFileIfThere, removeDrafts, removeFile, replaceFile } from "../../lib/kernel/state_file.ts";
+import { keepFile, namesIn, readFileIfThere, removeDrafts, removeFile } from "../../lib/kernel/state_file.ts";
 import { type Address, formatAddress, parseAddress } from "../../lib/net/cidr.ts";
 import { type Attachment, nftAttachmentHash } from "../../lib/net/name.ts";
 import { leaseHolder } from "../../lib/ipam/lease_holder.ts";
@@ -33,10 +33,7 @@ export function dropOwnerDrafts(owner: Attachment): void {
 
 /** Notes the owner; returns how that is taken back. Throws what the system says. */
 export function noteOwner(address: Address, owner: Attachment): () => void {
-  const path = ownerPath(address);
-  const before = readFileIfThere(path);
-  replaceFile(path, ownerText(owner), { as: draftsOf(owner) });
-  return () => before === undefined ? void removeFile(path) : replaceFile(path, before, { as: draftsOf(owner) });
+  return keepFile(ownerPath(address), ownerText(owner), { as: draftsOf(owner) });
 }
 
 /** An address that was noted, and for whom. */

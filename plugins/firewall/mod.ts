@@ -60,7 +60,7 @@ export const plugin: Plugin = {
 async function withKernelName(call: ContainerCall, forwarding: Forwarding): Promise<Forwarding> {
   const { bridge } = forwarding;
   if (bridge === "" || (isLinkName(bridge) && linkExists(bridge))) return forwarding;
-  const now = await linkNow({ ...call, explain: undefined }, "host", bridge);
+  const now = await linkNow(call, "host", bridge);
   return { ...forwarding, bridge: now?.ifname ?? bridge };
 }
 
@@ -109,12 +109,10 @@ function portSteps({ interfaces = [] }: Result): Step[] {
 /** Remembers whose the addresses are; rules work without. */
 function noteOwners(call: ContainerCall, addresses: readonly Address[]): void {
   for (const address of addresses) {
-    if (call.explain) {
-      call.explain.file(ownerPath(address), ownerText(call), "DEL without a result, and GC, find the address by it");
-      continue;
-    }
+    const why = "DEL without a result, and GC, find the address by it";
+    const effect = { file: ownerPath(address), text: ownerText(call), why };
     try {
-      call.undo(noteOwner(address, call));
+      call.perform(effect, () => call.undo(noteOwner(address, call)));
     } catch (error) {
       call.warn(`whose ${formatAddress(address)} is cannot be noted: ${(error as Error).message}`);
     }
@@ -139,7 +137,7 @@ async function del(call: ContainerCall): Promise<void> {
       : [() => dropOwnIsolation(call, bridge, config.admin)]),
   ]);
   await all([...known.values()].map((address) => () => forget(call, address, call)));
-  if (!call.explain) dropOwnerDrafts(call);
+  call.perform(undefined, () => dropOwnerDrafts(call));
 }
 
 function zoneRemovals(
@@ -151,10 +149,11 @@ function zoneRemovals(
 }
 
 function forget(call: Call, address: Address, owner: Owned["owner"]): void {
-  if (call.explain) call.explain.file(ownerPath(address), undefined, "the address has no owner any more");
-  else if (!forgetOwner(address, owner)) {
-    throw new CniError(code.io, `cannot remove ${ownerPath(address)}`, "the rules of the address are gone");
-  }
+  const file = ownerPath(address);
+  call.perform({ file, why: "the address has no owner any more" }, () => {
+    if (forgetOwner(address, owner)) return;
+    throw new CniError(code.io, `cannot remove ${file}`, "the rules of the address are gone");
+  });
 }
 
 /**
@@ -167,7 +166,7 @@ async function dropOwnIsolation(call: ContainerCall, first: string, admin: strin
   const own = new Set<string>();
   for (const link of first === "" ? hostEndNames(call) : [first]) {
     // A tool that failed otherwise tells nothing: a bridge keeps its rules.
-    const now = linkExists(link) === false ? undefined : await linkNow({ ...call, explain: undefined }, "host", link);
+    const now = linkExists(link) === false ? undefined : await linkNow(call, "host", link);
     // A name that is computed may be another attachment's, too.
     const isOurs = !now || (now.linkinfo?.info_kind === "veth" && (first !== "" || now.ifalias === portAlias(call)));
     if (isOurs) own.add(link);

@@ -7,14 +7,14 @@
  * come in the version that was asked for, with `dns`; `args` reaches the delegate; a route is not repeated.
  */
 import { confText, delegateConf, readSubnetEnv, type SubnetEnv } from "./conf.ts";
-import { dropState, findState, keepState, statePaths, statesOf } from "./state.ts";
+import { dropState, findState, statePaths, statesOf } from "./state.ts";
 import { anyObject, anything, decode, decodeLeniently, lookup, maybeText, refine, text } from "../../lib/cni/decode.ts";
 import { findPlugin, lookUp } from "../../lib/cni/delegate.ts";
 import { all, CniError, code } from "../../lib/cni/error.ts";
 import type { Call, ContainerCall, DelegateAnswer, NetworkCall, Plugin, Released } from "../../lib/cni/plugin.ts";
 import { type JsonObject, type Result, since } from "../../lib/cni/types.ts";
 import { readDns } from "../../lib/cni/version.ts";
-import { collectDrafts, removeFile } from "../../lib/kernel/state_file.ts";
+import { collectDrafts, keepFile, removeFile } from "../../lib/kernel/state_file.ts";
 import type { Attachment } from "../../lib/net/name.ts";
 
 const keys = {
@@ -55,19 +55,15 @@ async function add(call: ContainerCall): Promise<Result> {
   const text = confText(request);
   const attachment = attachmentOf(call);
   const known = findState(conf.dataDir, attachment);
-  let asked = false;
-  if (call.explain) {
-    for (const path of Object.values(statePaths(conf.dataDir, attachment))) {
-      call.explain.file(path, text, "DEL hands it to the delegate");
-    }
-  } else {
-    const restore = keepState(conf.dataDir, attachment, text);
-    call.undo(async () => {
-      // A living attachment that is added once more keeps what it has.
-      if (asked && !known) await call.delegate(request.type, "DEL", { stdin: bytesOf(text) });
-      restore();
-    });
+  for (const file of Object.values(statePaths(conf.dataDir, attachment))) {
+    const effect = { file, text, why: "DEL hands it to the delegate" };
+    call.perform(effect, () => call.undo(keepFile(file, text)));
   }
+  let asked = false;
+  call.undo(async () => {
+    // A living attachment that is added once more keeps what it has.
+    if (asked && !known) await call.delegate(request.type, "DEL", { stdin: bytesOf(text) });
+  });
   // What runs in this process takes back by itself what it did.
   asked = isForeign(call, request.type);
   const { result = {} } = await delegated(call, request.type, text);
@@ -81,8 +77,8 @@ async function del(call: ContainerCall): Promise<Released | void> {
   const state = findState(conf.dataDir, attachment, call.warn);
   if (state?.conf) {
     const { released } = await call.delegate(state.conf.type, "DEL", { stdin: bytesOf(state.text) });
-    if (call.explain) call.explain.file(state.path, undefined, "the delegate is done");
-    else dropState(conf.dataDir, attachment, state);
+    const effect = { file: state.path, why: "the delegate is done" };
+    call.perform(effect, () => dropState(conf.dataDir, attachment, state));
     return released;
   }
   if (state) call.warn(`failed to parse netconf: ${state.path} holds no configuration; it is made anew`);
@@ -95,7 +91,7 @@ async function del(call: ContainerCall): Promise<Released | void> {
     if (state) throw error;
     call.warn(`nothing is known of this attachment, and the delegate could not be asked: ${(error as Error).message}`);
   }
-  if (!call.explain) dropState(conf.dataDir, attachment, state);
+  call.perform(undefined, () => dropState(conf.dataDir, attachment, state));
   return released;
 }
 

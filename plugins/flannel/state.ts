@@ -7,7 +7,7 @@ import { isObject } from "../../lib/cni/decode.ts";
 import { CniError, code } from "../../lib/cni/error.ts";
 import type { JsonObject } from "../../lib/cni/types.ts";
 import { usable } from "../../lib/kernel/regular_file.ts";
-import { namesIn, readFileIfThere, removeDrafts, removeFile, replaceFile } from "../../lib/kernel/state_file.ts";
+import { namesIn, readFileIfThere, removeDrafts, removeFile } from "../../lib/kernel/state_file.ts";
 import type { Attachment } from "../../lib/net/name.ts";
 
 /** The configuration of one attachment as it is on disk. */
@@ -61,26 +61,6 @@ export function findState(
   const theirs = readState(plain, warn);
   if (theirs?.conf && theirs.conf["name"] === attachment.network) return theirs;
   return ours ?? (theirs?.conf ? undefined : theirs);
-}
-
-/** Keeps a configuration in both files. Returns how they are brought back to what they were. */
-export function keepState(folder: string, attachment: Attachment, text: string): () => void {
-  const { plain, own } = statePaths(folder, attachment);
-  const paths = own === undefined ? [plain] : [own, plain];
-  const before = paths.map((path) => readFileIfThere(path));
-  const restore = () =>
-    paths.forEach((path, index) => {
-      const text = before[index];
-      if (text === undefined) removeFile(path);
-      else replaceFile(path, text);
-    });
-  try {
-    for (const path of paths) replaceFile(path, text);
-  } catch (error) {
-    restore();
-    throw error;
-  }
-  return restore;
 }
 
 /**

@@ -7,8 +7,6 @@ import type { Call, ContainerCall, NetworkCall } from "../../lib/cni/plugin.ts";
 import type { Link } from "../../lib/kernel/ip.ts";
 import { savedTable } from "../../lib/kernel/iptables.ts";
 import { nftUsable } from "../../lib/kernel/nft.ts";
-import { step } from "../../lib/kernel/plan.ts";
-import { writeSysctl } from "../../lib/kernel/sysctl.ts";
 import { dnatTarget } from "../../lib/rules/host_ports_iptables.ts";
 import { nftPorts } from "../../lib/rules/host_ports_nft.ts";
 import {
@@ -22,8 +20,8 @@ import {
   notedFor,
   notePath,
   ownerOfNote,
+  settingOf,
   switchBack,
-  switchLocalnetOff,
   switchLocalnetOn,
 } from "./localnet.ts";
 
@@ -39,7 +37,10 @@ export async function letLocalhostOut(call: ContainerCall, dev: string): Promise
     const noted = on || !(await isVeth(call, dev));
     if (noted) note(call, dev);
     // The last of the others may just have gone.
-    if (!isLocalnetOn(dev)) switchLocalnetOn(dev, writerOf(call));
+    if (!isLocalnetOn(dev)) {
+      const effect = { setting: `${settingOf(dev)}=1`, why: "127.0.0.1 of this host reaches the port" };
+      call.perform(effect, () => switchLocalnetOn(dev));
+    }
     return noted ? undefined : dev;
   } catch (error) {
     throw new CniError(
@@ -52,8 +53,8 @@ export async function letLocalhostOut(call: ContainerCall, dev: string): Promise
 
 /** Notes that the container needs the setting, which was off without such notes. */
 function note(call: ContainerCall, dev: string): void {
-  if (!call.explain) return makeNote(call, dev);
-  call.explain.file(notePath(call, dev), "", "the setting is switched off again when the last such note goes");
+  const why = "the setting is switched off again when the last such note goes";
+  call.perform({ file: notePath(call, dev), text: "", why }, () => makeNote(call, dev));
 }
 
 /** Does a published port lead to a container behind this link? */
@@ -67,15 +68,6 @@ export async function publishedThrough(call: Call, dev: string, backend: Localne
   if (input.length === 0) return false;
   const { stdout } = await call.host({ argv: ["ip", "-j", "-force", "-batch", "-"], input });
   return stdout.includes(`"dev":${JSON.stringify(dev)}`);
-}
-
-/** Writes a setting, or says that it would be written. */
-function writerOf({ explain }: Call): typeof writeSysctl {
-  if (!explain) return writeSysctl;
-  return (key, value) => {
-    const why = value === "1" ? "127.0.0.1 of this host reaches the port" : "no port is published through it any more";
-    explain.plan([[step("host", "sysctl", `${key}=${value}`, { why })]]);
-  };
 }
 
 /** The host's end of a container's own pair goes with the container, and its settings with it. */
@@ -110,17 +102,14 @@ export async function withdrawLocalhost(
 ): Promise<void> {
   const needed = async (dev: string) => others !== false && await isPublishedThrough(call, dev, backend);
   for (const { dev, alone } of notedFor(call)) {
-    if (call.explain) {
-      if (alone && !(await needed(dev))) switchLocalnetOff(dev, writerOf(call));
-      call.explain.file(notePath(call, dev), undefined, "the container does not need the setting any more");
-      continue;
-    }
-    if (leaveLink(call, dev)) {
+    if (call.perform(undefined, () => leaveLink(call, dev)) ?? alone) {
       // The note stays, so that GC switches it off one day.
       if (await needed(dev)) continue;
-      switchBack(dev);
+      const effect = { setting: `${settingOf(dev)}=0`, why: "no port is published through it any more" };
+      call.perform(effect, () => switchBack(dev));
     }
-    forgetLeft(dev, call);
+    const effect = { file: notePath(call, dev), why: "the container does not need the setting any more" };
+    call.perform(effect, () => forgetLeft(dev, call));
   }
 }
 
@@ -129,7 +118,6 @@ export async function collectLocalhost(call: NetworkCall, backends: readonly Loc
   const valid = (call.valid ?? []).map(({ containerID, ifname }) => ({ containerId: containerID, ifName: ifname }));
   const owners = new Set(valid.map((one) => ownerOfNote({ network: call.network, ...one })));
   const ids = new Set(valid.map(({ containerId }) => containerId));
-  if (call.explain) return;
   for (const dev of leaveInvalid(call.network, (owner, id) => owners.has(owner) || ids.has(id))) {
     const needed = await Promise.all(backends.map((backend) => isPublishedThrough(call, dev, backend)));
     if (needed.includes(true)) continue;

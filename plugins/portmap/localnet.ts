@@ -33,7 +33,8 @@ const NFT_GUARD = 'iifname != "lo" ip daddr 127.0.0.0/8 drop comment "CNI portfw
 /** Lines that only succeed while the guard stands: put before a transaction, they save a process of their own. */
 export const GUARD_CHECK = transaction("raw", [`-C PREROUTING ${GUARD}`]);
 
-const settingOf = (dev: string) => `net/ipv4/conf/${dev}/route_localnet`;
+/** The setting of a link, by its path below /proc/sys. */
+export const settingOf = (dev: string): string => `net/ipv4/conf/${dev}/route_localnet`;
 
 /** Makes sure of the guard. Throws when the kernel cannot have it: then `route_localnet` must stay off. */
 export async function ensureGuard(host: Run, backend: LocalnetBackend): Promise<void> {
@@ -185,13 +186,13 @@ export function forgetLeft(dev: string, attachment?: Attachment): void {
 }
 
 /** Switches the setting on. The link has to be guarded already. */
-export function switchLocalnetOn(dev: string, write = writeSysctl): void {
-  write(settingOf(dev), "1");
+export function switchLocalnetOn(dev: string): void {
+  writeSysctl(settingOf(dev), "1");
 }
 
 /** Switches the setting off again. */
-export function switchLocalnetOff(dev: string, write = writeSysctl): void {
-  ifThere(() => write(settingOf(dev), "0"));
+export function switchLocalnetOff(dev: string): void {
+  ifThere(() => writeSysctl(settingOf(dev), "0"));
 }
 
 /** The link may be gone, and the setting with it. */

@@ -9,7 +9,7 @@ import type { JsonObject, ValidAttachment } from "../../lib/cni/types.ts";
 import { isLinkName } from "../../lib/net/link_name.ts";
 import { isSetting } from "./settings.ts";
 import { usable } from "../../lib/kernel/regular_file.ts";
-import { collectDrafts, namesIn, readFileIfThere, removeFile, replaceFile } from "../../lib/kernel/state_file.ts";
+import { collectDrafts, namesIn, readFileIfThere } from "../../lib/kernel/state_file.ts";
 
 /** Attributes to put back; absent ones were not changed. */
 export interface Backup {
@@ -78,19 +78,9 @@ function isPlace(value: unknown): value is Place {
 }
 
 /**
- * Writes what is to be put back. Values that an earlier ADD of the same attachment kept stay: they are the older ones.
- * Returns how the file is brought back to what it was.
+ * Content of the file that says what is to be put back. Values that an earlier ADD of the same attachment kept stay:
+ * they are the older ones.
  */
-export function keepBackup(path: string, backup: Backup): () => void {
-  const before = readFileIfThere(path);
-  replaceFile(path, backupText(path, backup));
-  return () => {
-    if (before === undefined) removeFile(path);
-    else replaceFile(path, before);
-  };
-}
-
-/** What {@linkcode keepBackup} would write. */
 export function backupText(path: string, backup: Backup): string {
   const kept = readBackup(path);
   const older = kept === undefined || kept === "broken" ? {} : kept;

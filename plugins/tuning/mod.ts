@@ -7,15 +7,7 @@
  * configured; results carry the new MTU and the address in lower case.
  */
 import { checkAllowed, readAllowList } from "./allow_list.ts";
-import {
-  type Backup,
-  backupPath,
-  backupText,
-  keepBackup,
-  type Place,
-  readBackup,
-  staleBackups,
-} from "./link_backup.ts";
+import { type Backup, backupPath, backupText, type Place, readBackup, staleBackups } from "./link_backup.ts";
 import { statusTools } from "../../lib/link/needs.ts";
 import { look, type Now, sameValue, type Setting, setting, valueOf } from "./settings.ts";
 import { parseArgs } from "../../lib/cni/args.ts";
@@ -45,7 +37,7 @@ import { fileIdentity } from "../../lib/kernel/proc.ts";
 import { CommandError, failureText, inNetns, isAbsent } from "../../lib/kernel/run.ts";
 import { failedLine } from "../../lib/kernel/tool_words.ts";
 import { usable } from "../../lib/kernel/regular_file.ts";
-import { removeDrafts, removeFile } from "../../lib/kernel/state_file.ts";
+import { keepFile, removeDrafts, removeFile } from "../../lib/kernel/state_file.ts";
 import { isUnicastMac, macLength, parseMac } from "../../lib/net/mac.ts";
 
 const about = {
@@ -104,9 +96,8 @@ async function add(call: ContainerCall): Promise<Result> {
   const { plan, backup } = changes(call, wanted, now);
   if (Object.keys(backup).length > 0) {
     const path = backupPath(wanted.dataDir, { containerID: call.containerId, ifname: call.ifName });
-    const whole = { ...backup, network: call.network, place: placeOf(call, now) };
-    if (call.explain) call.explain.file(path, backupText(path, whole), "what DEL puts back");
-    else call.undo(keepBackup(path, whole));
+    const text = backupText(path, { ...backup, network: call.network, place: placeOf(call, now) });
+    call.perform({ file: path, text, why: "what DEL puts back" }, () => call.undo(keepFile(path, text)));
   }
   try {
     if (plan.length > 0) await apply(plan, call);
@@ -122,14 +113,17 @@ async function del(call: ContainerCall): Promise<void> {
   const conf = decodeLeniently({ dataDir: keys.dataDir }, call.config, call.warn);
   const path = backupPath(conf.dataDir || keys.dataDir.absent, { containerID: call.containerId, ifname: call.ifName });
   const backup = usable(() => readBackup(path), call.warn);
-  if (backup === undefined && !call.explain) removeDrafts(path);
+  if (backup === undefined) call.perform(undefined, () => removeDrafts(path));
   if (backup === undefined || call.ownNetns) return;
   if (backup !== "broken" && call.podAlive && !await restore(call, backup)) {
     call.warn(`${path} is kept: not everything in it could be put back`);
     return;
   }
-  if (call.explain) call.explain.file(path, undefined, "there is nothing left to put back");
-  else if (!removeFile(path)) throw new CniError(code.io, `cannot remove ${path}`, "all that it held is put back");
+  call.perform({ file: path, why: "there is nothing left to put back" }, () => forget(path));
+}
+
+function forget(path: string): void {
+  if (!removeFile(path)) throw new CniError(code.io, `cannot remove ${path}`, "all that it held is put back");
 }
 
 async function check(call: ContainerCall): Promise<void> {
@@ -171,8 +165,8 @@ async function gc(call: NetworkCall): Promise<void> {
   const conf = decodeLeniently({ dataDir: keys.dataDir }, call.config, call.warn);
   const stale = staleBackups(conf.dataDir || keys.dataDir.absent, call.network, call.valid);
   await all(stale.map(({ path, backup }) => async () => {
-    if (!await putBack(call, backup)) call.warn(`${path} is kept: not everything in it could be put back`);
-    else if (!removeFile(path)) throw new CniError(code.io, `cannot remove ${path}`, "all that it held is put back");
+    if (await putBack(call, backup)) forget(path);
+    else call.warn(`${path} is kept: not everything in it could be put back`);
   }));
 }
 

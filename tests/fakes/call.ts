@@ -1,6 +1,7 @@
 /** A call as a plugin gets it, without a runtime: everything has a default. */
 import type { ContainerCall, NetworkCall } from "../../lib/cni/plugin.ts";
 import type { JsonObject } from "../../lib/cni/types.ts";
+import { perform } from "../../lib/kernel/plan.ts";
 import { inNetns } from "../../lib/kernel/run.ts";
 import { recordedRun } from "./run.ts";
 
@@ -31,6 +32,7 @@ export function fakeCall(config: JsonObject, changes: Partial<ContainerCall> = {
     host,
     warn: (note) => warnings.push(note),
     undo: (job) => undos.push(job),
+    perform: changes.explain?.perform ?? perform,
     delegate: () => Promise.reject(new Error("no delegate expected")),
     // Methods, so that a copy with another `delegate` asks that one.
     begin(type) {

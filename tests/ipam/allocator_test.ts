@@ -1,8 +1,8 @@
 import { assert, assertEquals, assertMatch, assertRejects, assertStringIncludes } from "@std/assert";
 import { CniError } from "../../lib/cni/error.ts";
+import type { Perform } from "../../lib/kernel/plan.ts";
 import type { Command, Output, Run } from "../../lib/kernel/run.ts";
 import { begin, collect, held, leases, release, releaseOnly, repair, usage } from "../../lib/ipam/allocator.ts";
-import { preview } from "../../lib/ipam/preview.ts";
 import { type RangeConf, rangeSets } from "../../lib/ipam/range.ts";
 import { formatAddress, parseAddress } from "../../lib/net/cidr.ts";
 import { exists, type Folder, holdLock, inFolder } from "./support.ts";
@@ -545,17 +545,27 @@ Deno.test("releaseOnly leaves the container's other addresses alone, and those o
     assertEquals(folder.names(), ["10.0.0.2", "10.0.0.4", "lock"]);
   }));
 
-Deno.test("preview shows what allocate would take, and touches nothing", () =>
+Deno.test("explained, allocating and releasing tell what they would do, and touch nothing", () =>
   inFolder(async (folder) => {
-    const show = (requested: string[] = []) =>
-      preview(folder.path, { ...folder.options, sets: DUAL, requested: requested.map((text) => parseAddress(text)!) })
-        .map(({ address }) => formatAddress(address));
-    assertEquals(show(), ["10.0.0.2", "fd00::2"]);
+    const told: string[] = [];
+    const perform: Perform = (effect) => {
+      if (effect && "file" in effect) told.push(effect.file.slice(folder.path.length + 1));
+      return undefined;
+    };
+    const options = { ...folder.options, perform };
+    const show = (requested: string[] = []) => take({ ...folder, options }, "ctr1", { sets: DUAL, requested });
+    assertEquals(await release(folder.path, CTR, options), []);
+    assertEquals(await show(), ["10.0.0.2", "fd00::2"]);
+    assertEquals(told.splice(0), ["10.0.0.2", "last_reserved_ip.0", "fd00::2", "last_reserved_ip.1"]);
     assertEquals(exists(folder.path), false);
     await take(folder, "a", { sets: DUAL });
     const before = folder.names();
-    assertEquals(show(["fd00::2"]), ["10.0.0.3", "fd00::2"]);
-    assertEquals(show(), ["10.0.0.3", "fd00::3"]);
+    assertEquals(await show(["fd00::3"]), ["10.0.0.3", "fd00::3"]);
+    assertEquals(await show(), ["10.0.0.3", "fd00::3"]);
+    await assertRejects(() => show(["fd00::2"]), CniError, "requested IP address fd00::2 is not available");
+    told.length = 0;
+    assertEquals(await release(folder.path, { containerId: "a", ifName: "eth0" }, options), ["10.0.0.2", "fd00::2"]);
+    assertEquals(told, ["10.0.0.2", "fd00::2"]);
     assertEquals(folder.names(), before);
   }));
 

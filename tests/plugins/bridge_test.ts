@@ -122,11 +122,10 @@ Deno.test("bridge is explained by the steps that ADD takes", async () => {
   const explain: Explainer = {
     shadow: true,
     plan: (plan) => plans.push(...plan.flat().filter((one) => !one.read).map(({ text }) => text)),
-    note() {},
-    file() {},
+    perform: () => undefined,
     instead: call.host,
   };
-  await plugin.add({ ...call, explain });
+  await plugin.add({ ...call, explain, perform: explain.perform });
   const real = adding(two);
   await plugin.add(real.call);
   // Only the host's settings are written by a process there.

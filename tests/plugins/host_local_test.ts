@@ -3,6 +3,7 @@ import { CniError } from "../../lib/cni/error.ts";
 import type { ContainerCall } from "../../lib/cni/plugin.ts";
 import type { JsonObject, Result } from "../../lib/cni/types.ts";
 import { convertResult } from "../../lib/cni/version.ts";
+import type { Explainer } from "../../lib/kernel/plan.ts";
 import type { Run } from "../../lib/kernel/run.ts";
 import { INDEX_FOLDER } from "../../lib/ipam/store.ts";
 import { plugin } from "../../plugins/host-local.ts";
@@ -322,10 +323,12 @@ Deno.test("host-local STATUS says why the next ADD cannot work", () =>
 Deno.test("host-local, explained, takes nothing", () =>
   withDataDir(async (dataDir) => {
     const notes: string[] = [];
-    const explain = {
+    const explain: Explainer = {
       plan: () => {},
-      note: () => {},
-      file: (path: string, text?: string) => void notes.push(`${path}: ${text ?? "removed"}`),
+      perform: (effect) => {
+        if (effect && "file" in effect) notes.push(`${effect.file}: ${effect.text ?? `${effect.held} removed`}`);
+        return undefined;
+      },
       shadow: false,
       instead: () => Promise.reject(new Error("no command is expected")),
     };
@@ -339,7 +342,7 @@ Deno.test("host-local, explained, takes nothing", () =>
     await plugin.add(call({ dataDir, ...SUBNET }));
     const taken = list(`${dataDir}/net1`);
     await plugin.del(call({ dataDir, ...SUBNET }, {}, { explain }));
-    assertEquals(notes, [`${dataDir}/net1/10.0.0.2: removed`]);
+    assertEquals(notes, [`${dataDir}/net1/10.0.0.2: ctr1\r\neth0 removed`]);
     assertEquals(list(`${dataDir}/net1`), taken);
   }));
 

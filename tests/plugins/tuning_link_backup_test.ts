@@ -1,6 +1,8 @@
 import { assertEquals } from "@std/assert";
-import { backupPath, keepBackup, readBackup, staleBackups } from "../../plugins/tuning/link_backup.ts";
+import { keepFile } from "../../lib/kernel/state_file.ts";
+import { type Backup, backupPath, backupText, readBackup, staleBackups } from "../../plugins/tuning/link_backup.ts";
 
+const keepBackup = (path: string, backup: Backup) => keepFile(path, backupText(path, backup));
 const attachment = { containerID: "c1", ifname: "eth0" };
 
 async function inFolder(work: (folder: string) => Promise<void> | void): Promise<void> {
