@@ -26,20 +26,11 @@ import { CniError, code, goQuote, toCniError } from "../lib/cni/error.ts";
 import type { Call, ContainerCall, Lease, NetworkCall, Plugin, Released } from "../lib/cni/plugin.ts";
 import { type DNS, type Result, since } from "../lib/cni/types.ts";
 import { atLeast, readRoutes } from "../lib/cni/version.ts";
-import {
-  begin as beginTaking,
-  collect,
-  held as heldBy,
-  leases,
-  release,
-  releaseOnly,
-  usage,
-} from "../lib/ipam/allocator.ts";
+import { begin as beginTaking, held as heldBy, release, releaseOnly } from "../lib/ipam/allocator.ts";
 import { cidr, ipOrCidr, plain, prefixOrAddress } from "../lib/ipam/address_keys.ts";
 import { leaseOf } from "../lib/ipam/lease.ts";
 import { type RangeConf, rangeSets } from "../lib/ipam/range.ts";
-import { findDead, RESULTS_FOLDER } from "../lib/ipam/reclaim.ts";
-import { checkFolder } from "../lib/ipam/store.ts";
+import { RESULTS_FOLDER } from "../lib/ipam/store.ts";
 import { readRegularText, systemWords } from "../lib/kernel/regular_file.ts";
 import { type Address, sameAddress } from "../lib/net/cidr.ts";
 
@@ -102,6 +93,8 @@ export const plugin: Plugin = {
   held,
 };
 
+const upkeep = () => import("../lib/ipam/lease_upkeep.ts");
+
 async function begin(call: ContainerCall): Promise<Lease> {
   const folder = folderOf(call);
   const memory = isSticky(call) ? (await import("../lib/ipam/sticky.ts")).memoryOf(folder, call) : undefined;
@@ -141,7 +134,7 @@ async function gc(call: NetworkCall): Promise<void> {
   // A caller that says nothing about valid attachments has sent DEL for all it knows.
   if (call.valid === undefined || !isObject(lookup(call.config, "ipam"))) return;
   const valid = call.valid.map(({ containerID, ifname }) => ({ containerId: containerID, ifName: ifname }));
-  await collect(folderOf(call), valid, { warn: call.warn });
+  await (await upkeep()).collect(folderOf(call), valid, call);
 }
 
 /** Longest wait for the lock, in milliseconds, before STATUS says that ADD would wait too. */
@@ -150,15 +143,8 @@ const STATUS_LIMIT_MS = 5_000;
 async function status(call: NetworkCall): Promise<void> {
   try {
     const { folder, sets } = settings({ ...call, args: "" });
-    await checkFolder(folder, call.host);
-    const options = { warn: call.warn, limitMs: STATUS_LIMIT_MS };
-    const [full] = await usage(folder, sets, options);
-    if (full === undefined) return;
-    // ADD takes back what is provably dead; only when there is nothing of that kind does it fail.
-    const { dead } = await findDead(await leases(folder, options), { host: call.host });
-    if (dead.length === 0) {
-      throw new CniError(code.notAvailable, full, "cnibox ipam check tells whose addresses these are");
-    }
+    const { host, warn } = call;
+    await (await upkeep()).checkSpace(folder, sets, { host, warn, limitMs: STATUS_LIMIT_MS });
   } catch (error) {
     const { msg, details } = toCniError(error);
     throw new CniError(code.notAvailable, msg, details);

@@ -11,11 +11,13 @@ import { join } from "@std/path";
 
 /** Plugins of the hot path. What two of them share lies in the program's own chunk, which every call reads. */
 const HOT = ["bridge", "host-local", "portmap", "firewall", "loopback"];
+/** What those load when called: each is a chunk of its own, though commands import it statically. */
+const LATE = ["foreign", "lease_upkeep", "lock_holder", "log", "rule_error", "rule_upkeep"];
 /**
  * Entries in the order in which they take what they import statically, where nobody before them did; all others follow
  * by name.
  */
-const FIRST = [...HOT, "ptp", "mod", "network"];
+const FIRST = [...HOT, ...LATE, "ptp", "mod", "network"];
 
 /**
  * Handed to each chunk: a script that is evaluated by `node:vm` sees Node's own in their place, which take time to load

@@ -8,7 +8,7 @@ import { toCniError } from "../cni/error.ts";
 import type { Cached } from "../cni/result_cache.ts";
 import type { JsonObject } from "../cni/types.ts";
 import { atLeast } from "../cni/version.ts";
-import { leases } from "../ipam/allocator.ts";
+import { leases } from "../ipam/lease_upkeep.ts";
 import { prefixOrAddress } from "../ipam/address_keys.ts";
 import { blocksFile } from "../ipam/block_owner.ts";
 import { type OwnBlock, readBlocks } from "../ipam/block_state.ts";

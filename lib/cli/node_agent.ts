@@ -1,6 +1,6 @@
 /** `cnibox node`: this node's subnet, and the ways to those of all others */
 import { machine, openEtcd } from "../ipam/cluster_conf.ts";
-import { holderOf } from "../kernel/flock.ts";
+import { holderOf } from "../kernel/lock_holder.ts";
 import { blockOfCommand } from "../kernel/shell.ts";
 import { readFileIfThere } from "../kernel/state_file.ts";
 import { readable, systemRun } from "../kernel/run.ts";

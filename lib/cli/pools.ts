@@ -8,7 +8,7 @@ import { blocksFile, confirmBlocks, type Pool, POOLS, returnSpare } from "../ipa
 import { readBlocks } from "../ipam/block_state.ts";
 import { addressesOf, blockCount, blockOfKey, isBlockOf, readOwner } from "../ipam/blocks.ts";
 import { type ClusterConf, clusterConf } from "../ipam/cluster_conf.ts";
-import { leases } from "../ipam/allocator.ts";
+import { leases } from "../ipam/lease_upkeep.ts";
 import type { Lease } from "../ipam/store.ts";
 import { systemRun } from "../kernel/run.ts";
 import { formatPrefix, parseAddress, type Prefix, prefixContains } from "../net/cidr.ts";

@@ -10,7 +10,8 @@ import {
 } from "../cni/conflist.ts";
 import type { ConfigError } from "../cni/member.ts";
 import { CACHE_FOLDER, type Cached, listAttachments } from "../cni/result_cache.ts";
-import { holderOf, lockWithin } from "../kernel/flock.ts";
+import { lockWithin } from "../kernel/flock.ts";
+import { holderOf } from "../kernel/lock_holder.ts";
 import { fileIdentity } from "../kernel/proc.ts";
 import { openRegular, readRegularText, systemWords, UnusableFile } from "../kernel/regular_file.ts";
 import { netnsState } from "../kernel/netns.ts";

@@ -1,5 +1,5 @@
 /** Which versions of the protocol a plugin that is another program speaks: the reference library's VERSION probe. */
-import { runForeign } from "./delegate.ts";
+import { runForeign } from "./foreign.ts";
 import { CniError, code, goQuote } from "./error.ts";
 import { NEWEST } from "./types.ts";
 

@@ -2,7 +2,7 @@
  * Locks that calls of this program take from each other. They are files that root alone can reach: nothing in a
  * container can hold one.
  */
-import { holderOf, lockWithin } from "../kernel/flock.ts";
+import { lockWithin } from "../kernel/flock.ts";
 import { CniError, code } from "./error.ts";
 
 const FOLDER = "/run/cnibox/locks";
@@ -30,6 +30,7 @@ export async function ownLock(name: string, warn: (note: string) => void): Promi
   }
   const { ino } = file.statSync();
   if (!await lockWithin(file, LIMIT_MS)) {
+    const { holderOf } = await import("../kernel/lock_holder.ts");
     throw new CniError(code.tryAgain, `could not lock ${path} within ${LIMIT_MS / 1000} s`, holderOf(ino ?? 0));
   }
   return {

@@ -20,7 +20,7 @@ import { leftovers } from "../kernel/scratch.ts";
 import { type Explainer, perform } from "../kernel/plan.ts";
 import { goKind, isObject, lookup } from "./decode.ts";
 import { isLinkName } from "../net/link_name.ts";
-import { foreignEffect, locate, runForeign } from "./delegate.ts";
+import { foreignEffect, locate } from "./delegate.ts";
 import { CniError, code, goQuote, toCniError } from "./error.ts";
 import { isOrdinary } from "./ordinary_json.ts";
 import type {
@@ -614,7 +614,10 @@ async function delegate(
   const verb = env["CNI_COMMAND"] as Verb;
   const stdin = await request.stdin();
   const { perform: run = perform } = request.explain ?? {};
-  const answer = await run(foreignEffect(file, verb), () => runForeign(file, { verb, env, stdin, version }));
+  const answer = await run(foreignEffect(file, verb), async () => {
+    const { runForeign } = await import("./foreign.ts");
+    return await runForeign(file, { verb, env, stdin, version });
+  });
   if (!answer) return verb === "ADD" ? { result: {} } : {};
   if (answer.stderr !== "") Deno.stderr.writeSync(new TextEncoder().encode(answer.stderr));
   return answer.result ? { result: answer.result } : {};

@@ -5,12 +5,10 @@
  * @module
  */
 import { all, CniError, code } from "../cni/error.ts";
-import { addressesInUse, unseenText } from "../kernel/all_netns.ts";
 import { type Address, formatAddress, formatPrefix, parseAddress, sameAddress } from "../net/cidr.ts";
-import { type Candidate, candidates, describe, excludedBy, isGateway, rangeOf, type RangeSet, size } from "./range.ts";
-import { findDead, type ProofOptions, type Verdict } from "./reclaim.ts";
+import { type Candidate, candidates, describe, excludedBy, isGateway, rangeOf, type RangeSet } from "./range.ts";
+import type { ProofOptions } from "./reclaim.ts";
 import {
-  contentOf,
   type Holder,
   type Lease,
   openStore,
@@ -20,6 +18,9 @@ import {
   takingFrom,
   withStore,
 } from "./store.ts";
+
+/** Loaded when used: what follows when a set is full, or the container has an address already. */
+const upkeep = () => import("./lease_upkeep.ts");
 
 /** What an owner had before: its next container gets it again when it is free. Used while the lock is held. */
 export interface Memory {
@@ -78,14 +79,14 @@ export async function begin(
         return await commit();
       } catch (error) {
         // Only now, without the lock: others need not wait for an explanation.
-        throw error instanceof Duplicate ? await explained(error, holder, options) : error;
+        throw error instanceof Duplicate ? await (await upkeep()).duplicateError(error, holder, options) : error;
       }
     },
   };
 }
 
 /** A set to take from: its position decides which cursor is its own. */
-interface Draw extends AllocatorOptions {
+export interface Draw extends AllocatorOptions {
   readonly set: RangeSet;
   readonly index: number;
   readonly during: string;
@@ -209,6 +210,7 @@ async function takeAny(store: Store, holder: Holder, draw: Draw): Promise<Candid
 
   const free = takeFree(store, holder, inTurn(set, cursor, had));
   if (free !== undefined) return free;
+  const { exhausted, reclaim } = await upkeep();
   const verdict = await reclaim(store, draw);
   return takeFree(store, holder, candidates(set, cursor)) ?? exhausted(store, { ...draw, verdict });
 }
@@ -254,68 +256,15 @@ function firstFree(store: Store, walk: Iterable<Candidate>): Candidate | undefin
   return undefined;
 }
 
-/**
- * The set is full: releases what in it belongs to nobody. Files that say nothing are what a crash left; other leases
- * need the proof of {@linkcode findDead}.
- */
-async function reclaim(store: Store, { set, warn, host, resultsFolders }: Draw): Promise<Verdict> {
-  const leases = store.leases().filter(({ ip }) => rangeOf(set, parseAddress(ip)!));
-  for (const { ip, containerId } of leases) {
-    if (containerId !== "") continue;
-    store.discard(ip);
-    warn(`${ip}: empty lease removed from ${store.folder}: a crash left it`);
-  }
-  const verdict = await findDead(leases, { host, resultsFolders });
-  for (const lease of verdict.dead) {
-    store.release(lease.ip, lease);
-    warn(
-      `${lease.ip}: reclaimed from ${nameOf(lease)}, written ${lease.written.toISOString()}, before this boot; ` +
-        "it is in no network namespace, and no runtime has a result of this container",
-    );
-  }
-  return verdict;
-}
-
-function exhausted(store: Store, { set, during, verdict }: Draw & { verdict: Verdict }): never {
-  const { suspects, reason } = verdict;
-  const doubt = suspects.length === 0
-    ? "none is known to be left over"
-    : `${suspects.length} may be left over from before this boot` +
-      (reason === "" ? ", but their addresses are in use" : `, but that cannot be proved: ${reason}`);
-  throw new CniError(
-    code.internal,
-    `${during}: no IP addresses available in range set: ${describe(set)}`,
-    `${usedOf(set, store.names())} of ${size(set)} addresses are taken, ${doubt}; \`cnibox ipam\` lists them`,
-  );
-}
-
 /** The container has an address of this set already; `lease` is the file that says so. */
-class Duplicate extends Error {
+export class Duplicate extends Error {
   constructor(readonly during: string, readonly ip: string, readonly lease: Lease | undefined) {
     super(ip);
   }
 }
 
-/** The reference's words, and what helps to tell a live container from the leftover of a dead one. */
-async function explained({ during, ip, lease }: Duplicate, holder: Holder, { host }: ProofOptions): Promise<CniError> {
-  const held = lease === undefined ? "" : `held by ${nameOf(lease)} since ${lease.written.toISOString()}`;
-  let where = "";
-  try {
-    const { inUse, unseen } = await addressesInUse(host);
-    const path = inUse.get(ip);
-    if (path !== undefined) where = `, in use in ${path}`;
-    else where = unseen.length === 0 ? ", in no network namespace of this host" : `, but ${unseenText(unseen)}`;
-  } catch {
-    // The address alone has to do.
-  }
-  return new CniError(
-    code.internal,
-    `${during}: ${ip} has been allocated to ${holder.containerId}, duplicate allocation is not allowed`,
-    `${held}${where}; DEL of this container and interface releases it, \`cnibox ipam repair\` what crashes left`,
-  );
-}
-
-function nameOf({ containerId, ifName }: Lease): string {
+/** Whose a lease is, for people. */
+export function nameOf({ containerId, ifName }: Lease): string {
   if (containerId === "") return "an empty file";
   return ifName === undefined ? `container ${containerId}` : `container ${containerId}, interface ${ifName}`;
 }
@@ -358,75 +307,4 @@ export async function held(folder: string, holder: Holder, options: Omit<StoreOp
     return own.length > 0 ? own : old;
   });
   return [...ips ?? []];
-}
-
-/** A note for every set that has no address left. */
-export async function usage(
-  folder: string,
-  sets: readonly RangeSet[],
-  options: Omit<StoreOptions, "create">,
-): Promise<string[]> {
-  const names = await withStore(folder, options, (store) => store.names());
-  return sets.filter((set) => BigInt(usedOf(set, names ?? [])) >= size(set))
-    .map((set) => `no IP addresses available in range set: ${describe(set)}: all ${size(set)} are taken`);
-}
-
-/** How many of these names are addresses that the set could give out. */
-function usedOf(set: RangeSet, names: Iterable<string>): number {
-  let count = 0;
-  for (const name of names) {
-    const address = parseAddress(name);
-    const range = address && rangeOf(set, address);
-    if (address && range && !isGateway(set, address) && !excludedBy(range, address)) count++;
-  }
-  return count;
-}
-
-/**
- * Releases what belongs to none of the valid holders, and returns it. A lease that names the container alone stays
- * while that container has any valid interface; files that say nothing go.
- */
-export async function collect(
-  folder: string,
-  valid: readonly Holder[],
-  options: Omit<StoreOptions, "create">,
-): Promise<Lease[]> {
-  const attachments = new Set(valid.map(contentOf));
-  const containers = new Set(valid.map(({ containerId }) => containerId));
-  const isValid = ({ containerId, ifName }: Lease) =>
-    ifName === undefined ? containers.has(containerId) : attachments.has(contentOf({ containerId, ifName }));
-  const gone = await withStore(folder, options, async (store) => {
-    const stale = store.leases().filter((lease) => !isValid(lease));
-    await all(
-      stale.map((lease) => () => lease.containerId === "" ? store.discard(lease.ip) : store.release(lease.ip, lease)),
-    );
-    return stale;
-  });
-  return gone ?? [];
-}
-
-/** Every lease of the network, in ascending order of addresses. */
-export async function leases(folder: string, options: Omit<StoreOptions, "create">): Promise<Lease[]> {
-  return await withStore(folder, options, (store) => store.leases()) ?? [];
-}
-
-/** What {@linkcode repair} did, and what it left because it could not be sure. */
-export interface Repaired {
-  readonly empty: readonly Lease[];
-  readonly verdict: Verdict;
-}
-
-/** Releases what is provably nobody's in the whole folder: empty files, and leases of dead containers. */
-export async function repair(folder: string, options: AllocatorOptions): Promise<Repaired> {
-  const done = await withStore(folder, options, async (store) => {
-    const found = store.leases();
-    const empty = found.filter(({ containerId }) => containerId === "");
-    const verdict = await findDead(found, options);
-    await all([
-      ...empty.map(({ ip }) => () => store.discard(ip)),
-      ...verdict.dead.map((lease) => () => store.release(lease.ip, lease)),
-    ]);
-    return { empty, verdict };
-  });
-  return done ?? { empty: [], verdict: { dead: [], suspects: [], reason: "" } };
 }

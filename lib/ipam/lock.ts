@@ -5,7 +5,7 @@
  * @module
  */
 import { CniError, code } from "../cni/error.ts";
-import { holderOf, lockWithin } from "../kernel/flock.ts";
+import { lockWithin } from "../kernel/flock.ts";
 import { openRegular, UnusableFile } from "../kernel/regular_file.ts";
 
 /** What waiting for a lock needs. */
@@ -42,6 +42,7 @@ export async function lockFolder(folder: string, options: LockOptions = {}): Pro
   for (;;) {
     const file = openLock(path, meanwhile);
     if (!await lockWithin(file, deadline - performance.now(), meanwhile)) {
+      const { holderOf } = await import("../kernel/lock_holder.ts");
       throw new CniError(
         code.tryAgain,
         `could not lock ${path} within ${limitMs / 1000} s`,

@@ -6,10 +6,7 @@
 import { addressesInUse, unseenText } from "../kernel/all_netns.ts";
 import type { Run } from "../kernel/run.ts";
 import { bootTime } from "./lease_index.ts";
-import type { Lease } from "./store.ts";
-
-/** Where runtimes keep the results of ADD unless told otherwise: a file per attachment, until its DEL. */
-export const RESULTS_FOLDER = "/var/lib/cni/results";
+import { type Lease, RESULTS_FOLDER } from "./store.ts";
 
 /** What is known about leases whose containers may be dead. */
 export interface Verdict {

@@ -17,7 +17,6 @@ import { type Address, canonicalAddress, compareAddresses, parseAddress } from "
 import { folderState, LeaseIndex } from "./lease_index.ts";
 import { kindOf, openRegular, readRegularText, removeIfThere, systemWords } from "../kernel/regular_file.ts";
 import { type Perform, perform } from "../kernel/plan.ts";
-import type { Run } from "../kernel/run.ts";
 import { isForeign } from "../kernel/run_folder.ts";
 import { type Lock, lockFolder, type LockOptions, once } from "./lock.ts";
 import type { Candidate } from "./range.ts";
@@ -65,6 +64,9 @@ export interface StoreOptions extends LockOptions {
  * below.
  */
 export const INDEX_FOLDER = "/run/cnibox/host-local";
+
+/** Where runtimes keep the results of ADD unless told otherwise: a file per attachment, until its DEL. */
+export const RESULTS_FOLDER = "/var/lib/cni/results";
 
 /**
  * What a lease is called before it is linked to its address, while the lock is held. A killed call may leave it; the
@@ -145,35 +147,6 @@ export function takingFrom(
     }
   };
   return { candidates, commit, abandon: close };
-}
-
-/**
- * Makes sure that the folder is one that can be written, or could be made; changes nothing.
- *
- * @throws {CniError} code 5 when it cannot
- */
-export async function checkFolder(folder: string, host: Run): Promise<void> {
-  let path = folder;
-  for (;;) {
-    try {
-      if (!Deno.statSync(path).isDirectory) throw new CniError(code.io, `${path} is not a folder`, ADVICE.ENOTDIR);
-      break;
-    } catch (error) {
-      const parent = parentOf(path);
-      if (!(error instanceof Deno.errors.NotFound) || parent === path) throw ioError(`failed to read ${path}`, error);
-      path = parent;
-    }
-  }
-  // Asks the kernel, which knows of read-only file systems too; mode bits do not tell.
-  const { code: status } = await host({ argv: ["test", "-w", path, "-a", "-x", path] });
-  if (status === 0) return;
-  throw new CniError(code.io, `${path} cannot be written`, `leases are kept in ${folder}: ${ADVICE.EROFS}`);
-}
-
-function parentOf(path: string): string {
-  const parent = path.replace(/\/+[^/]+\/*$/, "");
-  if (parent === "") return "/";
-  return parent === path ? "." : parent;
 }
 
 async function lockExisting(folder: string, options: StoreOptions): Promise<Lock | undefined> {
@@ -573,7 +546,8 @@ function errnoOf(error: unknown): string {
   return (error as { code?: string }).code ?? "";
 }
 
-const ADVICE: Readonly<Record<string, string>> = {
+/** What to do about a failure of the file system, by its code. */
+export const ADVICE: Readonly<Record<string, string>> = {
   ENOSPC: "the file system is full (space or inodes: df, df -i); nothing was left behind",
   EDQUOT: "the quota is used up; nothing was left behind",
   EROFS: 'it has to be writable; "dataDir" in "ipam" can name another folder',

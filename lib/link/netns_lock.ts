@@ -4,7 +4,7 @@
 import { toCniError } from "../cni/error.ts";
 import type { Lock } from "../cni/own_lock.ts";
 import type { ContainerCall } from "../cni/plugin.ts";
-import { holderOf, lockWithin } from "../kernel/flock.ts";
+import { lockWithin } from "../kernel/flock.ts";
 import { fileIdentity } from "../kernel/proc.ts";
 import { sha512 } from "../net/sha512.ts";
 
@@ -30,9 +30,11 @@ export async function lockNetns(call: ContainerCall): Promise<Lock> {
     // Never made: an empty file in place of a namespace that is gone would be taken for one later.
     const opened = Deno.openSync(path, { read: true });
     if (await lockWithin(opened, FILE_LIMIT_MS)) file = opened;
-    else {warn(
-        `${netns} is locked, not by cnibox, for ${FILE_LIMIT_MS / 1000} s: going on (${holderOf(inodeOf(path))})`,
-      );}
+    else {
+      const { holderOf } = await import("../kernel/lock_holder.ts");
+      const holder = holderOf(inodeOf(path));
+      warn(`${netns} is locked, not by cnibox, for ${FILE_LIMIT_MS / 1000} s: going on (${holder})`);
+    }
   } catch (error) {
     warn(`could not lock ${netns}: ${toCniError(error).msg}`);
   }

@@ -18,7 +18,11 @@ import { nft, NftError, type NftListing, nftUsable } from "../kernel/nft.ts";
 import { type Applier, type Step, step } from "../kernel/plan.ts";
 import { type Run, toolPath } from "../kernel/run.ts";
 import type { Family } from "../net/cidr.ts";
-import { ruleError } from "./rule_error.ts";
+
+/** The error of the protocol for a failure, see rule_error.ts, which is loaded when called. */
+async function ruleError(error: unknown, doing?: string): Promise<unknown> {
+  return (await import("./rule_error.ts")).ruleError(error, doing);
+}
 
 /** A tool that rules are set with. */
 export type Backend = "iptables" | "nftables";
@@ -111,7 +115,7 @@ export function ruleSteps<Want>(subject: Subject<Want>, want: Want, backends: Ba
           await added(call, iptables, part);
         } catch (error) {
           const mayFallBack = backends.length > 1 && !(await isFinal(call, error, part.family));
-          if (!mayFallBack) throw ruleError(error, iptables.failing?.(refusalOf(error), part));
+          if (!mayFallBack) throw await ruleError(error, iptables.failing?.(refusalOf(error), part));
           await addedByNft(call, nftables, part);
         }
       },
@@ -145,7 +149,7 @@ async function addedByNft<Want>(call: Adder, rules: RuleSet<Want>, want: Want): 
   try {
     await added(call, { ...rules, remove }, want);
   } catch (error) {
-    throw ruleError(error, rules.failing?.(refusalOf(error), want));
+    throw await ruleError(error, rules.failing?.(refusalOf(error), want));
   }
 }
 
@@ -173,7 +177,7 @@ export async function removeRules<Want>(
     try {
       if (await removedFrom(call, subject, want, { backend, likely: index === 0 })) break;
     } catch (error) {
-      errors.push(ruleError(error, doing));
+      errors.push(await ruleError(error, doing));
       // The runtime is told to try again.
       if (refusalOf(error) === "locked") break;
     }

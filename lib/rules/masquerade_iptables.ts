@@ -8,17 +8,8 @@
  * what is there taken into account: the chain of another interface of the same container on the same network (they
  * share it), or remains of an attachment that was never deleted.
  */
-import type { CniError } from "../cni/error.ts";
 import type { Link } from "../kernel/ip.ts";
-import {
-  iptablesTool,
-  quoteWord,
-  ruleTarget,
-  ruleWords,
-  type SavedTable,
-  savedTable,
-  transaction,
-} from "../kernel/iptables.ts";
+import { quoteWord, ruleTarget, ruleWords, type SavedTable, savedTable, transaction } from "../kernel/iptables.ts";
 import type { Applier } from "../kernel/plan.ts";
 import type { Run } from "../kernel/run.ts";
 import {
@@ -40,12 +31,18 @@ import {
   type RuleSet,
   settledTable,
 } from "./backend.ts";
-import { hostPrefix, incomplete, type Masquerading, MULTICAST } from "./masquerade_nft.ts";
+import { hostPrefix, type Masquerading, MULTICAST } from "./masquerade_nft.ts";
 
 type Wanted = Part<Masquerading>;
 
 /** Masquerading in iptables. */
-export const masqueradeIptables: RuleSet<Wanted> = { text, add, remove, missing, owned };
+export const masqueradeIptables: RuleSet<Wanted> = {
+  text,
+  add,
+  remove,
+  missing: async (call, want) => (await import("./masquerade_check.ts")).missingInIptables(call, want),
+  owned,
+};
 
 interface IptablesRules {
   readonly chain: string;
@@ -83,7 +80,8 @@ function additionLines(wanted: Wanted): string[] {
   return [`-N ${chain}`, ...content, ...jumps];
 }
 
-const ownTable = ({ host }: Host, family: Family, chain: string) =>
+/** The table as it is, for what concerns a chain. */
+export const ownTable = ({ host }: Host, family: Family, chain: string) =>
   savedTable(host, family, "nat", { about: (name) => name === chain });
 
 async function add(call: Applier, wanted: Wanted): Promise<undefined> {
@@ -127,7 +125,8 @@ export function jumpsTo(table: SavedTable, chain: string): string[] {
   return jumps;
 }
 
-function sourceOf(jump: string): Prefix | undefined {
+/** The source that a rule names. */
+export function sourceOf(jump: string): Prefix | undefined {
   const words = ruleWords(jump);
   const at = words.indexOf("-s");
   return at < 0 || words[at - 1] === "!" ? undefined : parsePrefix(words[at + 1] ?? "");
@@ -200,24 +199,6 @@ async function remove(call: Remover, wanted: Wanted, { likely }: { readonly like
     });
   }
   return found;
-}
-
-async function missing(call: Host, { owner, family, prefixes }: Wanted): Promise<CniError | undefined> {
-  const chain = chainName(owner);
-  const table = await ownTable(call, family, chain);
-  const content = table?.chains.get(chain);
-  const tool = iptablesTool(family);
-  if (table === undefined || content === undefined) {
-    return incomplete(owner, `chain ${chain} not found in ${tool} table nat`);
-  }
-  if (!content.some((rule) => ruleTarget(rule.text) === "MASQUERADE")) {
-    return incomplete(owner, `no rule that masquerades in chain ${chain} of ${tool} table nat`);
-  }
-  const sources = (table.chains.get("POSTROUTING") ?? []).filter((rule) => ruleTarget(rule.text) === chain)
-    .flatMap((rule) => sourceOf(rule.text) ?? []);
-  const lost = prefixes.find(({ address }) => !sources.some((source) => prefixContains(source, address)));
-  return lost &&
-    incomplete(owner, `no jump from ${formatAddress(lost.address)} to ${chain} in POSTROUTING of ${tool} table nat`);
 }
 
 function owned({ tables }: Listing, { owner, family }: Wanted): boolean {

@@ -3,7 +3,6 @@
  * names its attachment. Rules that an earlier ADD of the same attachment left stay until DEL: listing all rules, which
  * finding them takes, costs more than the whole ADD.
  */
-import { CniError, code } from "../cni/error.ts";
 import { nftComment, nftList } from "../kernel/nft.ts";
 import type { Applier } from "../kernel/plan.ts";
 import { type Family, formatAddress, formatPrefix, networkPrefix, parseAddress, type Prefix } from "../net/cidr.ts";
@@ -24,19 +23,16 @@ export function hostPrefix(ip: string): Prefix | undefined {
   return address && { address, length: address.family === 4 ? 32 : 128 };
 }
 
-/** The error of CHECK. */
-export function incomplete({ network, containerId, ifName }: Attachment, missing: string): CniError {
-  return new CniError(
-    code.internal,
-    `masquerading of ${network} ${containerId} ${ifName} is incomplete: ${missing}`,
-    "somebody removed rules of this container, for example by reloading a firewall",
-  );
-}
-
 /** Masquerading in nftables. */
-export const masqueradeNft: RuleSet<Masquerading> = { text, add, remove, missing, owned };
+export const masqueradeNft: RuleSet<Masquerading> = {
+  text,
+  add,
+  remove,
+  missing: async (call, want) => (await import("./masquerade_check.ts")).missingInNft(call, want),
+  owned,
+};
 
-const TABLE = "inet cni_plugins_masquerade";
+export const TABLE = "inet cni_plugins_masquerade";
 const TABLE_COMMENT = "Masquerading for plugins from github.com/containernetworking/plugins";
 const CHAIN_COMMENT = "Masquerade traffic from certain IPs to any (non-multicast) IP outside their subnet";
 
@@ -96,25 +92,6 @@ export async function deleteMasqueradeNft({ host }: Host, chosen: (comment: stri
       result: rules.length > 0 || attempt > 0,
     };
   });
-}
-
-async function missing({ host }: Host, { owner, prefixes }: Masquerading): Promise<CniError | undefined> {
-  const hash = nftAttachmentHash(owner);
-  const listing = await nftList(host, `table ${TABLE}`);
-  if (listing === undefined) return incomplete(owner, `nft table ${TABLE} not found`);
-  const jumps = listing.rules.some(({ chain, expr }) =>
-    chain === "postrouting" && JSON.stringify(expr).includes('"masq_checks"')
-  );
-  if (!jumps) {
-    return incomplete(owner, `no rule in chain postrouting of nft table ${TABLE} leads to masq_checks`);
-  }
-  const rules = listing.rules.filter((rule) => rule.comment?.startsWith(hash)).map(({ expr }) => JSON.stringify(expr));
-  const lost = prefixes.map(({ address }) => formatAddress(address)).find((ip) =>
-    !rules.some((rule) => rule.includes(`"${ip}"`) && rule.includes('"masquerade"'))
-  );
-  return lost === undefined
-    ? undefined
-    : incomplete(owner, `no rule for ${lost} in chain masq_checks of nft table ${TABLE}`);
 }
 
 function owned({ nft }: Listing, { owner }: Masquerading): boolean {

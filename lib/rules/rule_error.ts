@@ -1,6 +1,6 @@
 /** Failures of iptables and nft as errors of the protocol: what was waited for, what is missing, what to install. */
 import { CniError, code } from "../cni/error.ts";
-import { holderOf } from "../kernel/flock.ts";
+import { holderOf } from "../kernel/lock_holder.ts";
 import { LOCK_WAIT_S, TableError } from "../kernel/iptables.ts";
 import { NftError } from "../kernel/nft.ts";
 

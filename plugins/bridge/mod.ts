@@ -42,17 +42,8 @@ import {
   statusMasquerade,
 } from "../../lib/rules/masquerade.ts";
 import { type Config, invalid, keys, parse, parseForAdd } from "./conf.ts";
-import { ADDRESS_FAILURE, connect, type Ends, gatewayAddresses, gatewayOfVlan } from "./connect.ts";
-import {
-  addressSteps,
-  type BridgeNow,
-  lookAtBridge,
-  macAfter,
-  MAX_PORTS,
-  portsOf,
-  portState,
-  waitForPort,
-} from "./port.ts";
+import { connect, type Ends, gatewayAddresses } from "./connect.ts";
+import { type BridgeNow, lookAtBridge, MAX_PORTS, portsOf, portState, waitForPort } from "./port.ts";
 
 export const plugin: Plugin = linkPlugin({
   name: "bridge",
@@ -160,6 +151,7 @@ async function attach(call: ContainerCall, conf: Config, parts: Parts): Promise<
     await awaitPort(call, conf, host.name);
   }
   if (ipam && conf.vlan !== 0 && conf.isGateway) {
+    const { gatewayOfVlan } = await import("./port_vlans.ts");
     result.interfaces = [...result.interfaces ?? [], await gatewayOfVlan(call, conf, bridge, result)];
   }
   return replacesDns(conf.dns) ? withDns(result, readDns(conf.dns)) : result;
@@ -186,9 +178,7 @@ async function configure(
   let { address } = bridge;
   if (conf.isGateway && conf.vlan === 0 && needsLink(conf.ipamType)) {
     const request = { addresses: gatewayAddresses(ips), forceAddress: conf.forceAddress, port: host.name };
-    const steps = addressSteps(bridge, request, ADDRESS_FAILURE);
-    if (steps.length > 0) await apply([steps], call);
-    address = macAfter(bridge, steps);
+    address = await (await import("./shape.ts")).giveAddresses(call, bridge, request);
   }
   const result: Result = { ...ipam, ips, routes, interfaces: [{ name: bridge.ifname, mac: address ?? "" }, host, pod] };
   const more = [

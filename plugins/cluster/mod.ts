@@ -6,13 +6,12 @@ import { isObject, lookup } from "../../lib/cni/decode.ts";
 import { CniError, code, toCniError } from "../../lib/cni/error.ts";
 import type { ContainerCall, Lease, NetworkCall, Plugin, Released } from "../../lib/cni/plugin.ts";
 import { since } from "../../lib/cni/types.ts";
-import { collect, held as heldBy, release } from "../../lib/ipam/allocator.ts";
+import { held as heldBy, release } from "../../lib/ipam/allocator.ts";
 import { beginTaking, blocksFile, confirmBlocks, releaseAddresses, returnSpare } from "../../lib/ipam/block_owner.ts";
 import { readBlocks } from "../../lib/ipam/block_state.ts";
 import { addressesOf, isBlockOf } from "../../lib/ipam/blocks.ts";
 import { type ClusterConf, clusterConf, clusterKeys, foldersOf } from "../../lib/ipam/cluster_conf.ts";
 import { leaseOf } from "../../lib/ipam/lease.ts";
-import { checkFolder } from "../../lib/ipam/store.ts";
 import { exists } from "../../lib/kernel/regular_file.ts";
 import { formatAddress, formatPrefix, parseAddress, prefixContains } from "../../lib/net/cidr.ts";
 
@@ -96,7 +95,8 @@ async function check(call: ContainerCall): Promise<void> {
 async function gc(call: NetworkCall): Promise<void> {
   if (call.valid === undefined || !isObject(lookup(call.config, "ipam"))) return;
   const valid = call.valid.map(({ containerID, ifname }) => ({ containerId: containerID, ifName: ifname }));
-  await collect(foldersOf(call).folder, valid, { warn: call.warn });
+  const { collect } = await import("../../lib/ipam/lease_upkeep.ts");
+  await collect(foldersOf(call).folder, valid, call);
   const conf = await leniently(call);
   if (conf === undefined) return;
   try {
@@ -114,6 +114,7 @@ async function status(call: NetworkCall): Promise<void> {
   try {
     conf = await clusterConf({ ...call, args: "" });
     const { pool } = conf;
+    const { checkFolder } = await import("../../lib/ipam/lease_upkeep.ts");
     await checkFolder(pool.folder, call.host);
     const options = { warn: call.warn, limitMs: STATUS_LIMIT_MS };
     const own = readBlocks(blocksFile(pool)).blocks.filter(({ phase }) => phase === "own");

@@ -18,7 +18,6 @@ import { type Backend, bothBackends, removeRules, together } from "../../lib/rul
 import { hostPorts } from "../../lib/rules/host_ports.ts";
 import { collectHostPorts, usesLocalhost } from "../../lib/rules/host_ports_iptables.ts";
 import { nftPorts, removeNftHostPorts } from "../../lib/rules/host_ports_nft.ts";
-import { ruleError } from "../../lib/rules/rule_error.ts";
 import { isLiving } from "./conflict.ts";
 import { collectLocalhost } from "./localhost_access.ts";
 import { isGuarded, isLocalnetOn } from "./localnet.ts";
@@ -121,7 +120,7 @@ async function gc(call: NetworkCall): Promise<void> {
       try {
         await collectLocalhost(call, toolPath("nft") === "" ? ["iptables"] : ["iptables", "nftables"]);
       } catch (error) {
-        throw ruleError(error);
+        throw (await import("../../lib/rules/rule_error.ts")).ruleError(error);
       }
     },
   ]);

@@ -1,5 +1,6 @@
 import { assertEquals, assertRejects, assertThrows } from "@std/assert";
-import { findPlugin, runForeign } from "../../lib/cni/delegate.ts";
+import { findPlugin } from "../../lib/cni/delegate.ts";
+import { runForeign } from "../../lib/cni/foreign.ts";
 import { CniError } from "../../lib/cni/error.ts";
 
 /** A folder with a program in it, removed afterwards. */

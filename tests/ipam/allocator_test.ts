@@ -2,7 +2,8 @@ import { assert, assertEquals, assertMatch, assertRejects, assertStringIncludes 
 import { CniError } from "../../lib/cni/error.ts";
 import type { Perform } from "../../lib/kernel/plan.ts";
 import type { Command, Output, Run } from "../../lib/kernel/run.ts";
-import { begin, collect, held, leases, release, releaseOnly, repair, usage } from "../../lib/ipam/allocator.ts";
+import { begin, held, release, releaseOnly } from "../../lib/ipam/allocator.ts";
+import { collect, leases, usage } from "../../lib/ipam/lease_upkeep.ts";
 import { type RangeConf, rangeSets } from "../../lib/ipam/range.ts";
 import { formatAddress, parseAddress } from "../../lib/net/cidr.ts";
 import { exists, type Folder, holdLock, inFolder } from "./support.ts";
@@ -523,18 +524,6 @@ Deno.test("leases tells who has what since when, in the order of addresses", () 
       ["fd00::2", "", undefined],
     ]);
     assertEquals(all[0]!.written, LONG_AGO);
-  }));
-
-Deno.test("repair releases the dead and the empty of the whole folder", () =>
-  inFolder(async (folder) => {
-    fillLongAgo(folder);
-    folder.write("192.0.2.7", "");
-    const host = hostWith("10.0.0.3");
-    const { empty, verdict } = await repair(folder.path, { ...folder.options, host });
-    assertEquals(empty.map(({ ip }) => ip), ["192.0.2.7"]);
-    assertEquals(verdict.dead.map(({ ip }) => ip), ["10.0.0.2", "10.0.0.4", "10.0.0.5", "10.0.0.6"]);
-    assertEquals(verdict.suspects.map(({ ip }) => ip), ["10.0.0.3"]);
-    assertEquals(folder.names(), ["10.0.0.3", "lock"]);
   }));
 
 Deno.test("releaseOnly leaves the container's other addresses alone, and those of others", () =>

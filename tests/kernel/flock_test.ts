@@ -1,5 +1,5 @@
 import { assertEquals } from "@std/assert";
-import { lockHolder } from "../../lib/kernel/flock.ts";
+import { lockHolder } from "../../lib/kernel/lock_holder.ts";
 
 const LOCKS = [
   "1: POSIX  ADVISORY  WRITE 11 fe:00:42 0 EOF",
