@@ -315,3 +315,32 @@ nodeTest("a script of explain add stops at an address that was given out meanwhi
   assertEquals((await node.exec(["/bin/sh", "-s"], { input: removal.stdout })).code, 0);
   assertEquals(await node.read(`/var/lib/cni/networks/demo/${taken}`), "another\r\neth0");
 });
+
+nodeTest(
+  "explain names rules of nft by the handles that they have here",
+  { needs: ["nf_tables_bridge"] },
+  async ({ node }) => {
+    const plugins = [{ type: "bridge", bridge: "br-demo", macspoofchk: true, ipam: subnet }];
+    await configure(node, { cniVersion: "1.1.0", name: "demo", plugins });
+    await node.container("one");
+    // What came and went makes handles differ from those of a copy; the jump is left over from an earlier attachment.
+    const chain = "bridge nat PREROUTING";
+    await node.exec(["nft", "-f", "-"], {
+      input: "add table bridge nat\n" +
+        `add chain ${chain} { type filter hook prerouting priority -300 ; }\n` +
+        "add chain bridge nat cni-br-iface-one-eth0\n" +
+        `add rule ${chain} iifname "gone" accept\nadd rule ${chain} iifname "other" accept\n` +
+        `add rule ${chain} iifname "veth0" jump cni-br-iface-one-eth0 comment "macspoofchk-one-eth0"\n`,
+    });
+    const handles = async (text: RegExp) => {
+      const { stdout } = await node.exec(["nft", "-a", "list", "chain", ...chain.split(" ")]);
+      return stdout.split("\n").filter((line) => text.test(line)).map((line) => /# handle (\d+)/.exec(line)?.[1]);
+    };
+    await node.exec(["nft", "delete", "rule", ...chain.split(" "), "handle", `${(await handles(/"gone"/))[0]}`]);
+    const [left] = await handles(/macspoofchk-one/);
+    const { stdout } = await must(node, ["explain", "add", "demo", "one", "--id", "one"]);
+    assertStringIncludes(stdout, `delete rule ${chain} handle ${left}\n`);
+    assertEquals((await node.exec(["/bin/sh", "-s"], { input: stdout })).code, 0);
+    assertEquals([(await handles(/macspoofchk-one/)).length, (await handles(/"other"/)).length], [1, 1]);
+  },
+);
