@@ -6,8 +6,8 @@
  * that CNI_PATH leads to another program for is started as that program.
  */
 import { anyObject, anything, decode, isObject, type Key, list, lookup } from "../lib/cni/decode.ts";
-import { lookUp } from "../lib/cni/delegate.ts";
-import { CniError, code, isInTurn, toCniError } from "../lib/cni/error.ts";
+import { isForeign } from "../lib/cni/delegate.ts";
+import { badConfig, CniError, code, isInTurn, toCniError } from "../lib/cni/error.ts";
 import { CHAIN, ChainError, chainMembers, ConfigError, type Member, requestOf } from "../lib/cni/member.ts";
 import type { Call, Company, ContainerCall, DelegateVerb, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
 import { type JsonObject, type Result, since } from "../lib/cni/types.ts";
@@ -185,10 +185,10 @@ function partsLeniently({ config }: Call): (Part | CniError)[] {
   const advice = '"plugins" lists the members, each written as in a network list';
   try {
     return chainMembers(config).map((member, index, { length: count }) =>
-      member instanceof ChainError ? new CniError(code.config, member.message, advice) : { member, index, count }
+      member instanceof ChainError ? badConfig(member.message, advice) : { member, index, count }
     );
   } catch (error) {
-    throw new CniError(code.config, (error as ConfigError).message, advice);
+    throw badConfig((error as ConfigError).message, advice);
   }
 }
 
@@ -238,13 +238,4 @@ async function naming<T>({ member, index, count }: Part, work: () => Promise<T>)
 function given({ config }: Call): JsonObject | undefined {
   const result = lookup(config, "prevResult");
   return isObject(result) ? result : undefined;
-}
-
-/** Is this plugin another program? */
-function isForeign(call: Call, type: string): boolean {
-  try {
-    return !lookUp(type, call.path).ours;
-  } catch {
-    return false;
-  }
 }

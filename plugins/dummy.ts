@@ -6,7 +6,7 @@
  * plugin gives none; GC is passed on to the IPAM plugin.
  */
 import { decode } from "../lib/cni/decode.ts";
-import { CniError, code } from "../lib/cni/error.ts";
+import { internal } from "../lib/cni/error.ts";
 import { openNetns } from "../lib/cni/netns.ts";
 import type { ContainerCall, Plugin } from "../lib/cni/plugin.ts";
 import type { JsonObject, Result } from "../lib/cni/types.ts";
@@ -36,8 +36,7 @@ function parse({ config }: { readonly config: JsonObject }) {
   const conf = decode(ipamKeys, config, doing);
   const type = ipamType(conf.ipam, doing);
   if (type !== "") return { ...conf, type };
-  throw new CniError(
-    code.internal,
+  throw internal(
     "dummy interface requires an IPAM configuration",
     'the configuration needs "ipam" with a "type", such as static or host-local',
   );
@@ -72,7 +71,7 @@ function check(call: ContainerCall): CheckPlan {
     ipam: parse(call).type,
     own: ({ link: { flags, ifname } }) => {
       if (flags.includes("UP")) return;
-      throw new CniError(code.internal, `Interface ${ifname} is down`, `ip link set dev ${ifname} up`);
+      throw internal(`Interface ${ifname} is down`, `ip link set dev ${ifname} up`);
     },
   };
 }

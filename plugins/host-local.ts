@@ -22,7 +22,7 @@ import {
   refine,
   text,
 } from "../lib/cni/decode.ts";
-import { CniError, code, goQuote, toCniError } from "../lib/cni/error.ts";
+import { badConfig, CniError, code, goQuote, needed } from "../lib/cni/error.ts";
 import type { Call, ContainerCall, Lease, NetworkCall, Plugin, Released } from "../lib/cni/plugin.ts";
 import { type DNS, type Result, since } from "../lib/cni/types.ts";
 import { atLeast, readRoutes } from "../lib/cni/version.ts";
@@ -122,33 +122,24 @@ async function held(call: ContainerCall): Promise<readonly string[]> {
 
 async function check(call: ContainerCall): Promise<void> {
   const { folder } = settings(call);
-  if ((await heldBy(folder, call, call)).length > 0) return;
-  throw new CniError(
-    code.internal,
-    `host-local: Failed to find address added by container ${call.containerId}`,
-    `no file in ${folder} says ${call.containerId} ${call.ifName}: the address may be given to others; add the container again`,
-  );
+  await (await upkeep()).checkHeld(folder, call);
 }
 
 async function gc(call: NetworkCall): Promise<void> {
   // A caller that says nothing about valid attachments has sent DEL for all it knows.
   if (call.valid === undefined || !isObject(lookup(call.config, "ipam"))) return;
-  const valid = call.valid.map(({ containerID, ifname }) => ({ containerId: containerID, ifName: ifname }));
-  await (await upkeep()).collect(folderOf(call), valid, call);
+  await (await upkeep()).collect(folderOf(call), call.valid, call);
 }
 
 /** Longest wait for the lock, in milliseconds, before STATUS says that ADD would wait too. */
 const STATUS_LIMIT_MS = 5_000;
 
 async function status(call: NetworkCall): Promise<void> {
-  try {
+  const { host, warn } = call;
+  await needed(async () => {
     const { folder, sets } = settings({ ...call, args: "" });
-    const { host, warn } = call;
     await (await upkeep()).checkSpace(folder, sets, { host, warn, limitMs: STATUS_LIMIT_MS });
-  } catch (error) {
-    const { msg, details } = toCniError(error);
-    throw new CniError(code.notAvailable, msg, details);
-  }
+  });
 }
 
 /** Everything that ADD needs, checked. */
@@ -156,8 +147,7 @@ function settings(call: Call & { readonly args: string }) {
   const conf = decode(keys, call.config, "");
   const { ipam, runtimeConfig } = conf;
   if (ipam === undefined) {
-    throw new CniError(
-      code.config,
+    throw badConfig(
       "IPAM config missing 'ipam' key",
       'write "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.1.2.0/24"}]]}',
     );

@@ -7,7 +7,7 @@
  * passed on to the IPAM plugin.
  */
 import { decode, flag, integer, text } from "../lib/cni/decode.ts";
-import { CniError, code } from "../lib/cni/error.ts";
+import { internal } from "../lib/cni/error.ts";
 import { openNetns } from "../lib/cni/netns.ts";
 import type { ContainerCall, Plugin } from "../lib/cni/plugin.ts";
 import { prevResult } from "../lib/cni/prev_result.ts";
@@ -53,7 +53,7 @@ function parse({ config }: { readonly config: JsonObject }) {
   const conf = decode(keys, config, "failed to load netconf");
   const mode = conf.mode === "" ? "l2" : conf.mode;
   if (!MODES.includes(mode)) {
-    throw new CniError(code.internal, `unknown ipvlan mode: "${mode}"`, `"mode" is one of ${MODES.join(", ")}`);
+    throw internal(`unknown ipvlan mode: "${mode}"`, `"mode" is one of ${MODES.join(", ")}`);
   }
   return { ...conf, mode, type: ipamType(conf.ipam), place: conf.linkInContainer ? "pod" as const : "host" as const };
 }
@@ -88,8 +88,7 @@ async function chooseMaster(call: ContainerCall, conf: Config, previous: Result 
   const [first, ...others] = previous.interfaces ?? [];
   if (first && first.name !== "" && others.length === 0) return first.name;
   const names = (previous.interfaces ?? []).map((one) => one.name || '""').join(" ");
-  throw new CniError(
-    code.internal,
+  throw internal(
     "chained master failure. PrevResult lacks a single named interface",
     `prevResult has ${names === "" ? "no interfaces" : `the interfaces ${names}`}: say which one with "master"`,
   );

@@ -4,7 +4,7 @@
  * Differs from the reference: results have the layout that their version demands; the host's own `lo` is never touched.
  */
 import { decode } from "../lib/cni/decode.ts";
-import { CniError, code } from "../lib/cni/error.ts";
+import { internal } from "../lib/cni/error.ts";
 import { openNetns } from "../lib/cni/netns.ts";
 import { type ContainerCall, nothing, type Plugin } from "../lib/cni/plugin.ts";
 import { prevResult } from "../lib/cni/prev_result.ts";
@@ -40,8 +40,7 @@ async function add(call: ContainerCall): Promise<Result> {
   const addresses = (shown?.[0] as Link | undefined)?.addr_info ?? [];
   const stranger = addresses.find((one) => one.family === "inet" ? !one.local.startsWith("127.") : one.local !== "::1");
   if (stranger) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `loopback interface found with non-loopback address "${stranger.local}"`,
       `remove ${stranger.local}/${stranger.prefixlen} from lo in ${call.netns}`,
     );
@@ -68,6 +67,6 @@ async function check(call: ContainerCall): Promise<void> {
   const [shown] = await apply([[step("pod", "ip", linkShow("lo"), { read: true })]], call);
   const lo = shown?.[0] as Link | undefined;
   if (!lo?.flags.includes("UP")) {
-    throw new CniError(code.internal, "loopback interface is down", `nsenter --net=${call.netns} ip link set lo up`);
+    throw internal("loopback interface is down", `nsenter --net=${call.netns} ip link set lo up`);
   }
 }

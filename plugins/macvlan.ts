@@ -7,7 +7,7 @@
  * master; GC is passed on to the IPAM plugin.
  */
 import { decode, flag, integer, text, uint32 } from "../lib/cni/decode.ts";
-import { CniError, code } from "../lib/cni/error.ts";
+import { internal, needed } from "../lib/cni/error.ts";
 import { openNetns } from "../lib/cni/netns.ts";
 import type { ContainerCall, NetworkCall, Plugin } from "../lib/cni/plugin.ts";
 import type { JsonObject, Result } from "../lib/cni/types.ts";
@@ -22,7 +22,6 @@ import {
   masterPlace,
   masterStatus,
 } from "../lib/link/master.ts";
-import { needed } from "../lib/link/needs.ts";
 import { addressesOf, detachLink } from "../lib/link/new_link.ts";
 import type { CheckPlan } from "../lib/link/verify.ts";
 
@@ -56,7 +55,7 @@ function parse({ config }: { readonly config: JsonObject }) {
   const conf = decode(keys, config, "failed to load netconf");
   const mode = conf.mode === "" ? "bridge" : conf.mode;
   if (!MODES.includes(mode)) {
-    throw new CniError(code.internal, `unknown macvlan mode: "${mode}"`, `"mode" is one of ${MODES.join(", ")}`);
+    throw internal(`unknown macvlan mode: "${mode}"`, `"mode" is one of ${MODES.join(", ")}`);
   }
   return { ...conf, mode, type: ipamType(conf.ipam), place: conf.linkInContainer ? "pod" as const : "host" as const };
 }
@@ -104,6 +103,6 @@ async function checkMaster(call: ContainerCall, { master, place, mtu }: Config):
 
 async function status(call: NetworkCall): Promise<void> {
   const conf = parse(call);
-  if (conf.master === "" && !conf.linkInContainer) await needed(defaultRouteLink(call.host));
+  if (conf.master === "" && !conf.linkInContainer) await needed(() => defaultRouteLink(call.host));
   await masterStatus(call, conf);
 }

@@ -19,7 +19,7 @@ import {
   refine,
   text,
 } from "../lib/cni/decode.ts";
-import { CniError, code } from "../lib/cni/error.ts";
+import { internal } from "../lib/cni/error.ts";
 import { type ContainerCall, nothing, type Plugin } from "../lib/cni/plugin.ts";
 import { prevResult } from "../lib/cni/prev_result.ts";
 import { type Result, since } from "../lib/cni/types.ts";
@@ -95,7 +95,7 @@ async function check(call: ContainerCall): Promise<void> {
   const { entries } = settings(call);
   const previous = prevResult(call);
   if (!previous) {
-    throw new CniError(code.internal, "Required prevResult missing", "CHECK needs what ADD answered, as `prevResult`");
+    throw internal("Required prevResult missing", "CHECK needs what ADD answered, as `prevResult`");
   }
   for (const { prefix, gateway } of entries) {
     const wanted = formatPrefix(prefix);
@@ -105,8 +105,7 @@ async function check(call: ContainerCall): Promise<void> {
     if (fits) continue;
     const via = gateway ? ` via ${formatAddress(gateway)}` : "";
     const given = previous.ips?.map((ip) => ip.address + (ip.gateway ? ` via ${ip.gateway}` : "")).join(", ");
-    throw new CniError(
-      code.internal,
+    throw internal(
       `static: Failed to match addr ${formatAddress(prefix.address)} on interface ${call.ifName}`,
       `configured: ${wanted}${via}; prevResult has ${given || "no address"}`,
     );
@@ -119,8 +118,7 @@ async function check(call: ContainerCall): Promise<void> {
 function settings(call: ContainerCall) {
   const conf = decode(keys, call.config, "");
   if (!conf.ipam) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       "IPAM config missing 'ipam' key",
       'write the addresses into "ipam": {"type": "static", "addresses": [{"address": "10.10.0.1/24"}]}',
     );
@@ -145,8 +143,7 @@ function entriesOfArgs(call: ContainerCall): Entry[] {
   const gateways = GATEWAY === "" ? [] : GATEWAY.split(",").map((item) => {
     const gateway = parseAddress(item.trim());
     if (gateway) return gateway;
-    throw new CniError(
-      code.internal,
+    throw internal(
       `invalid gateway address: ${item}`,
       "GATEWAY in CNI_ARGS is a list of addresses without prefix lengths, separated by commas",
     );
@@ -179,7 +176,7 @@ function cidr(item: string, words: string): Prefix {
   const prefix = parsePrefix(item);
   if (prefix) return prefix;
   const advice = parseAddress(item) ? `give it the prefix length of its subnet: ${item}/…` : "write ADDRESS/LENGTH";
-  throw new CniError(code.internal, `${words} '${item}'`, advice);
+  throw internal(`${words} '${item}'`, advice);
 }
 
 function notAddress(value: unknown, path: string): void {
@@ -196,11 +193,7 @@ function gatewayOf(value: string): Address | undefined {
   if (value === "") return undefined;
   const gateway = parseAddress(value);
   if (gateway) return gateway;
-  throw new CniError(
-    code.internal,
-    `invalid IP address: ${value}`,
-    'a "gateway" is an address without a prefix length',
-  );
+  throw internal(`invalid IP address: ${value}`, 'a "gateway" is an address without a prefix length');
 }
 
 /** Before 0.3.0 a result holds one address of each family. */
@@ -208,8 +201,7 @@ function checkCount(entries: readonly Entry[], version: string): void {
   if (atLeast(version, "0.3.0")) return;
   const count = (family: number) => entries.filter(({ prefix }) => prefix.address.family === family).length;
   if (count(4) <= 1 && count(6) <= 1) return;
-  throw new CniError(
-    code.internal,
+  throw internal(
     `CNI version ${version || "0.1.0"} does not support more than 1 address per family`,
     'set "cniVersion" to 0.3.0 or later, or leave one IPv4 and one IPv6 address',
   );

@@ -7,7 +7,7 @@
  * does not read CNI_ARGS, and deletes tap devices only; GC is passed on to the IPAM plugin.
  */
 import { anyObject, decode, flag, integer, text, uint32 } from "../lib/cni/decode.ts";
-import { CniError, code } from "../lib/cni/error.ts";
+import { CniError, code, internal } from "../lib/cni/error.ts";
 import { openNetns } from "../lib/cni/netns.ts";
 import type { ContainerCall, Plugin } from "../lib/cni/plugin.ts";
 import type { JsonObject, Result } from "../lib/cni/types.ts";
@@ -38,7 +38,7 @@ const keys = {
 const words = {
   noun: "tap",
   kinds: ["tun"],
-  gone: (name: string) => new CniError(code.internal, `Cannot find container link ${name}`, "the tap device is gone"),
+  gone: (name: string) => internal(`Cannot find container link ${name}`, "the tap device is gone"),
 };
 
 export const plugin: Plugin = linkPlugin({
@@ -65,11 +65,7 @@ function parseForAdd(call: ContainerCall) {
   const mac = checkedMac(askedMac(conf, call.args), "failed to create tap");
   if (conf.mtu < 0) {
     const least = `"mtu" is ${conf.mtu}: a tap device takes 68 to 65521`;
-    throw new CniError(
-      code.internal,
-      "failed to run command Error: mtu less than device minimum.\n: exit status 2",
-      least,
-    );
+    throw internal("failed to run command Error: mtu less than device minimum.\n: exit status 2", least);
   }
   return { conf, mac };
 }
@@ -120,8 +116,7 @@ function attributeSteps({ ifName }: ContainerCall, mtu: number, mac: string | un
 /** One word, that no program takes for an option. */
 function checkedContext(context: string): string {
   if (/^[^\s\p{Cc}-][^\s\p{Cc}]*$/u.test(context)) return context;
-  throw new CniError(
-    code.internal,
+  throw internal(
     "failed set socket label: invalid argument",
     `"selinuxContext" is ${JSON.stringify(context)}: write it like system_u:system_r:container_t:s0`,
   );
@@ -140,8 +135,7 @@ function bridgeSteps({ ifName }: ContainerCall, bridge: string): Step[] {
 }
 
 function noBridge({ netns }: ContainerCall, bridge: string): CniError {
-  return new CniError(
-    code.internal,
+  return internal(
     `failed to get bridge ${bridge}: Link not found`,
     `"bridge" is a bridge in the container (${netns}), and there is none of that name`,
   );
@@ -152,12 +146,12 @@ function read(call: ContainerCall, conf: Config, { error, step: { failing, text,
   if (read && failing.startsWith("failed to get bridge")) return noBridge(call, conf.bridge);
   if (text.includes(" master ") && /not supported/i.test(said)) return `${conf.bridge} is not a bridge`;
   if (text.startsWith("runcon ")) {
-    return new CniError(code.internal, `${failing}: ${said.trim() || error.message}`, '"selinuxContext" needs SELinux');
+    return internal(`${failing}: ${said.trim() || error.message}`, '"selinuxContext" needs SELinux');
   }
   if (failing !== "failed to run command") return undefined;
   const own = said.split("\n").filter((line) => line !== "" && !line.startsWith("Command failed")).join("\n");
   const exit = text.startsWith("tuntap ") ? 1 : 2;
-  return new CniError(code.internal, `${failing} ${own}\n: exit status ${exit}`, advice(conf, said));
+  return internal(`${failing} ${own}\n: exit status ${exit}`, advice(conf, said));
 }
 
 function advice(conf: Config, said: string): string {
@@ -180,8 +174,7 @@ function check(call: ContainerCall): CheckPlan {
 async function checkPort(call: ContainerCall, bridge: string, { link }: Seen): Promise<void> {
   if (bridge === "" || link.master === bridge) return;
   if (link.master !== undefined && link.master === (await linkNow(call, "pod", bridge))?.ifname) return;
-  throw new CniError(
-    code.internal,
+  throw internal(
     `tap ${link.ifname} is not a port of bridge ${bridge}`,
     `ip link set dev ${link.ifname} master ${bridge}`,
   );

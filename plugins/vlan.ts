@@ -7,7 +7,7 @@
  * in any case; STATUS looks for the master; GC is passed on to the IPAM plugin.
  */
 import { decode, flag, integer, maybeInteger, text } from "../lib/cni/decode.ts";
-import { CniError, code } from "../lib/cni/error.ts";
+import { CniError, internal } from "../lib/cni/error.ts";
 import { openNetns } from "../lib/cni/netns.ts";
 import type { ContainerCall, Plugin } from "../lib/cni/plugin.ts";
 import type { JsonObject, Result } from "../lib/cni/types.ts";
@@ -45,16 +45,14 @@ export const plugin: Plugin = linkPlugin({
 function parse(call: { readonly config: JsonObject; warn(note: string): void }) {
   const conf = decode(keys, call.config, "failed to load netconf");
   if (conf.master === "") {
-    throw new CniError(
-      code.internal,
+    throw internal(
       '"master" field is required. It specifies the host interface name to create the VLAN for',
       '"master" is missing or empty',
     );
   }
   const vlanId = conf.vlanId ?? 0;
   if (vlanId < 0 || vlanId > 4094) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `invalid VLAN ID ${vlanId} (must be between 0 and 4095 inclusive)`,
       `"vlanId" is ${vlanId}; 4095 is reserved: 0 to 4094`,
     );
@@ -102,22 +100,19 @@ function checkVlan(link: Link, conf: ReturnType<typeof parse>, master: Link | un
   const { ifname } = link;
   const id = link.linkinfo?.info_data?.["id"];
   if (id !== conf.vlanId) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `Error: Tuning link ${ifname} configured promisc is ${conf.vlanId}, current value is ${id}`,
       `"vlanId" is ${conf.vlanId}, and ${ifname} has VLAN ID ${id}`,
     );
   }
   if (conf.mtu !== 0 && conf.mtu !== link.mtu) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `Error: Tuning configured MTU of ${ifname} is ${conf.mtu}, current value is ${link.mtu}`,
       `ip link set dev ${ifname} mtu ${conf.mtu}`,
     );
   }
   if (master && link.link !== undefined && link.link !== master.ifname) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `vlan: Interface ${ifname} hangs on ${link.link}, not on ${master.ifname}`,
       `"master" is ${conf.master}`,
     );

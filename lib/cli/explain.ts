@@ -5,7 +5,7 @@ import { type Command, type Output, type Run, systemRun } from "../kernel/run.ts
 import { makeShadow, type Shadow } from "../kernel/shadow.ts";
 import { handlesOf, withOwnHandles } from "../kernel/rule_batch.ts";
 import { VirtualTables } from "../kernel/virtual_tables.ts";
-import { type Block, blockOfCommand, blocksOf, isQuestion, quotedWord, type Where } from "../kernel/shell.ts";
+import { type Block, blockOfCommand, blocksOf, isQuestion, quotedWord, sameWhere } from "../kernel/shell.ts";
 import { goJson } from "../cni/version.ts";
 import { CliError, type CommandCall, status } from "./command.ts";
 import { type Target, targetsOfAdd, targetsOfDel } from "./network.ts";
@@ -275,15 +275,13 @@ function merged(entries: readonly Entry[]): Entry[] {
   const result: Entry[] = [];
   for (const entry of entries) {
     const last = result.at(-1);
-    if (entry.kind === "block" && last?.kind === "block" && same(entry.block.where, last.block.where)) {
+    if (entry.kind === "block" && last?.kind === "block" && sameWhere(entry.block.where, last.block.where)) {
       const lines = [...last.block.lines, ...entry.block.lines];
       result[result.length - 1] = { kind: "block", block: { where: entry.block.where, lines } };
     } else result.push(entry);
   }
   return result;
 }
-
-const same = (a: Where, b: Where) => a === b || (a !== "host" && b !== "host" && a.netns === b.netns);
 
 function entryLines(entry: Entry, paint: ReturnType<typeof painter>): string[] {
   if (entry.kind === "note") return [paint("dim", `# ${entry.why}`), paint("dim", `# ${entry.text}`)];

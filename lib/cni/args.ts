@@ -1,5 +1,5 @@
 /** CNI_ARGS: `K=V;K2=V2`, the protocol's old way of handing extra values to a plugin. */
-import { CniError, code, goQuote } from "./error.ts";
+import { goQuote, internal } from "./error.ts";
 
 /**
  * Reads CNI_ARGS strictly, as the reference does: keys are case-sensitive, unknown keys are an error unless
@@ -14,8 +14,7 @@ export function parseArgs<K extends string>(args: string, known: readonly K[]): 
     const parts = pair.split("=");
     const [key = "", value = ""] = parts;
     if (parts.length !== 2) {
-      throw new CniError(
-        code.internal,
+      throw internal(
         `ARGS: invalid pair ${goQuote(pair)}`,
         'CNI_ARGS is a list of KEY=VALUE pairs separated by ";", without one at the end',
       );
@@ -23,8 +22,7 @@ export function parseArgs<K extends string>(args: string, known: readonly K[]): 
     if (key === "IgnoreUnknown") {
       const word = value.toLowerCase();
       if (!["1", "true", "0", "false"].includes(word)) {
-        throw new CniError(
-          code.internal,
+        throw internal(
           `ARGS: error parsing value of pair ${goQuote(pair)}: boolean unmarshal error: invalid input ${word}`,
         );
       }
@@ -33,8 +31,7 @@ export function parseArgs<K extends string>(args: string, known: readonly K[]): 
     else unknown.push(goQuote(pair));
   }
   if (unknown.length > 0 && !ignore) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `ARGS: unknown args [${unknown.join(" ")}]`,
       `this plugin knows ${known.join(", ") || "no keys"}; add IgnoreUnknown=1 to CNI_ARGS to pass others on`,
     );

@@ -5,10 +5,10 @@
 import { inNetns, type RunHooks, systemRun } from "../kernel/run.ts";
 import { type Explainer, type Perform, perform } from "../kernel/plan.ts";
 import type { NetworkList } from "./conflist.ts";
-import { type Member, requestOf } from "./member.ts";
+import { type Injection, type Member, requestOf } from "./member.ts";
 import { foreignEffect, locate, type Located } from "./delegate.ts";
 import { runForeign } from "./foreign.ts";
-import { CniError, code, goQuote, toCniError } from "./error.ts";
+import { badConfig, CniError, code, goQuote, internal, toCniError } from "./error.ts";
 import { foreignVersions } from "./foreign_versions.ts";
 import type { Plugin, Registry, Verb } from "./plugin.ts";
 import {
@@ -124,19 +124,22 @@ async function locateAll(list: NetworkList, runtime: Runtime, doing: MemberError
   return located;
 }
 
-interface MemberStep {
+/** One command for one member, and what it is told besides. */
+interface MemberStep extends Pick<Injection, "prevResult" | "valid"> {
   readonly verb: Verb;
   readonly list: NetworkList;
   readonly index: number;
-  readonly where: Located;
-  readonly attached: Attached | undefined;
-  readonly stdin: Uint8Array;
+  /** Where the member is; found now, if absent. */
+  readonly where?: Located | undefined;
+  readonly attached?: Attached;
 }
 
 /** Calls one member, here or as a program. Throws a {@linkcode CniError}. */
 async function callMember(step: MemberStep, runtime: Runtime): Promise<NetworkResult | undefined> {
-  const { verb, list, index, where, attached, stdin } = step;
+  const { verb, list, index, attached, prevResult, valid } = step;
   const member = list.plugins[index] as Member;
+  const where = step.where ?? await locate(member.type, runtime);
+  const stdin = requestOf(list, member, { prevResult, capabilityArgs: attached?.capabilityArgs, valid });
   const env = {
     ...runtime.env,
     CNI_COMMAND: verb,
@@ -212,8 +215,8 @@ async function callHere(
 function checkNames(list: NetworkList, { containerId, ifName }: Attached): void {
   if (containerId === "") throw new CniError(code.unknownContainer, "missing containerID");
   if (!isName(containerId)) throw new CniError(code.environment, "invalid characters in containerID", containerId);
-  if (list.name === "") throw new CniError(code.config, "missing network name:");
-  if (!isName(list.name)) throw new CniError(code.config, "invalid characters found in network name", list.name);
+  if (list.name === "") throw badConfig("missing network name:");
+  if (!isName(list.name)) throw badConfig("invalid characters found in network name", list.name);
   if (ifName === "") throw new CniError(code.environment, "interface name is empty");
   checkIfName(ifName);
 }
@@ -228,11 +231,10 @@ export async function addNetwork(list: NetworkList, attached: Attached, runtime:
   let last: NetworkResult | undefined;
   // A first plugin that is a program and finds the interface in its way must not be followed by a DEL that removes it.
   const mayUndoFirst = located[0]?.own ? true : !await interfaceExists(attached, runtime);
-  for (const [index, member] of list.plugins.entries()) {
-    const where = located[index] as Located;
-    const stdin = requestOf(list, member, { prevResult: last?.printable, capabilityArgs: attached.capabilityArgs });
+  for (const [index, where] of located.entries()) {
     try {
-      last = await callMember({ verb: "ADD", list, index, where, attached, stdin }, runtime);
+      const prevResult: JsonObject | undefined = last?.printable;
+      last = await callMember({ verb: "ADD", list, index, where, attached, prevResult }, runtime);
     } catch (error) {
       // A plugin of ours took back what it did; for a program nobody knows.
       const from = where.own || (index === 0 && !mayUndoFirst) ? index - 1 : index;
@@ -289,9 +291,8 @@ async function undoAdd(list: NetworkList, attached: Attached, undoing: Undoing):
   for (let index = from; index >= 0; index--) {
     const member = list.plugins[index] as Member;
     const prevResult = atLeast(list.version, "0.4.0") ? last?.printable : undefined;
-    const stdin = requestOf(list, member, { prevResult, capabilityArgs: attached.capabilityArgs });
     try {
-      await callMember({ verb: "DEL", list, index, where: located[index] as Located, attached, stdin }, runtime);
+      await callMember({ verb: "DEL", list, index, where: located[index], attached, prevResult }, runtime);
       done.push(member.type);
     } catch (error) {
       failed.push(`DEL of ${member.type} failed: ${toCniError(error).message}`);
@@ -321,11 +322,8 @@ export async function delNetwork(
   const prevResult = resultForDel(list, attached, runtime);
   const failures: MemberError[] = [];
   for (let index = list.plugins.length - 1; index >= 0; index--) {
-    const member = list.plugins[index] as Member;
     try {
-      const where = await locate(member.type, runtime);
-      const stdin = requestOf(list, member, { prevResult, capabilityArgs: attached.capabilityArgs });
-      await callMember({ verb: "DEL", list, index, where, attached, stdin }, runtime);
+      await callMember({ verb: "DEL", list, index, attached, prevResult }, runtime);
     } catch (error) {
       const failure = new MemberError(list, index, "delete", toCniError(error));
       if (!force) throw failure;
@@ -368,13 +366,11 @@ export async function checkNetwork(list: NetworkList, attached: Attached, runtim
     prevResult = cachedResult(runtime.cache, attached, list.version);
   } catch (error) {
     const text = `failed to get network ${goQuote(list.name)} cached result: ${(error as Error).message}`;
-    throw new CniError(code.internal, text, cachePath(runtime.cache, attached));
+    throw internal(text, cachePath(runtime.cache, attached));
   }
-  for (const [index, member] of list.plugins.entries()) {
+  for (const index of list.plugins.keys()) {
     try {
-      const where = await locate(member.type, runtime);
-      const stdin = requestOf(list, member, { prevResult, capabilityArgs: attached.capabilityArgs });
-      await callMember({ verb: "CHECK", list, index, where, attached, stdin }, runtime);
+      await callMember({ verb: "CHECK", list, index, attached, prevResult }, runtime);
     } catch (error) {
       throw new MemberError(list, index, "check", toCniError(error));
     }
@@ -384,11 +380,9 @@ export async function checkNetwork(list: NetworkList, attached: Attached, runtim
 /** Asks every member whether the next ADD can work; below version 1.1.0 nobody is asked. */
 export async function statusNetwork(list: NetworkList, runtime: Runtime): Promise<void> {
   if (!atLeast(list.version, "1.1.0")) return;
-  for (const [index, member] of list.plugins.entries()) {
+  for (const index of list.plugins.keys()) {
     try {
-      const where = await locate(member.type, runtime);
-      const stdin = requestOf(list, member);
-      await callMember({ verb: "STATUS", list, index, where, attached: undefined, stdin }, runtime);
+      await callMember({ verb: "STATUS", list, index }, runtime);
     } catch (error) {
       throw new MemberError(list, index, "status", toCniError(error));
     }
@@ -431,9 +425,7 @@ export async function gcNetwork(
   if (atLeast(list.version, "1.1.0")) {
     for (const [index, member] of list.plugins.entries()) {
       try {
-        const where = await locate(member.type, runtime);
-        const stdin = requestOf(list, member, { valid });
-        await callMember({ verb: "GC", list, index, where, attached: undefined, stdin }, runtime);
+        await callMember({ verb: "GC", list, index, valid }, runtime);
       } catch (error) {
         failures.push({ doing: `failed to GC plugin ${member.type}`, error: toCniError(error) });
       }

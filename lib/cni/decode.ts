@@ -3,7 +3,7 @@
  * in any case, `null` is absent, no type is ever coerced), and the same table makes the JSON Schema, the `validate`
  * command and the documentation.
  */
-import { CniError, code } from "./error.ts";
+import { internal } from "./error.ts";
 import type { JsonObject } from "./types.ts";
 
 /** JSON Schema (2020-12), the parts that are used. */
@@ -298,7 +298,7 @@ export function decode<K extends Keys>(keys: K, source: JsonObject, doing: strin
     return fields(keys, source);
   } catch (error) {
     if (!(error instanceof FieldError)) throw error;
-    throw new CniError(code.internal, doing === "" ? error.msg : `${doing}: ${error.msg}`, error.advice);
+    throw internal(doing === "" ? error.msg : `${doing}: ${error.msg}`, error.advice);
   }
 }
 

@@ -3,7 +3,7 @@
  * foreign.ts. Both look the same from outside: same look-up, same input bytes, same environment, same errors.
  */
 import { isOwnExecutable } from "../kernel/tool_path.ts";
-import { CniError, code, goQuote } from "./error.ts";
+import { goQuote, internal } from "./error.ts";
 import type { Effect } from "../kernel/plan.ts";
 import type { Plugin, Registry, Verb } from "./plugin.ts";
 
@@ -14,15 +14,11 @@ export function findPlugin(type: string, path: readonly string[]): string {
 
 /** A plugin's file as {@linkcode findPlugin} finds it, and whether it is this very executable. */
 export function lookUp(type: string, path: readonly string[]): { file: string; ours: boolean } {
-  if (type === "") throw new CniError(code.internal, "no plugin name provided", 'the configuration needs a "type"');
+  if (type === "") throw internal("no plugin name provided", 'the configuration needs a "type"');
   if (type.includes("/") || type === ".." || type === ".") {
-    throw new CniError(
-      code.internal,
-      `invalid plugin name: ${type}`,
-      "a plugin's type is a plain file name, without a slash",
-    );
+    throw internal(`invalid plugin name: ${type}`, "a plugin's type is a plain file name, without a slash");
   }
-  if (path.length === 0) throw new CniError(code.internal, "no paths provided", "CNI_PATH names no folder");
+  if (path.length === 0) throw internal("no paths provided", "CNI_PATH names no folder");
   for (const dir of path) {
     const file = dir === "" || dir === "." ? type : `${dir}/${type}`;
     try {
@@ -32,11 +28,19 @@ export function lookUp(type: string, path: readonly string[]): { file: string; o
       // Not there, or not to be looked at: the next folder.
     }
   }
-  throw new CniError(
-    code.internal,
+  throw internal(
     `failed to find plugin ${goQuote(type)} in path [${path.join(" ")}]`,
     `install ${type} into one of these folders`,
   );
+}
+
+/** Is this plugin another program? */
+export function isForeign({ path }: { readonly path: readonly string[] }, type: string): boolean {
+  try {
+    return !lookUp(type, path).ours;
+  } catch {
+    return false;
+  }
 }
 
 /** Where a plugin is: a file of CNI_PATH, and the plugin itself when it is in this process. */

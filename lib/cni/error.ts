@@ -26,6 +26,16 @@ export class CniError extends Error {
   }
 }
 
+/** An error of code 999: what goes wrong while a plugin works, and in the reference nearly every mistake of a user. */
+export function internal(msg: string, details = ""): CniError {
+  return new CniError(code.internal, msg, details);
+}
+
+/** An error of code 7: a configuration that cannot be meant. */
+export function badConfig(msg: string, details = ""): CniError {
+  return new CniError(code.config, msg, details);
+}
+
 /**
  * Any thrown value as an error of the protocol: plain errors get code 999, as in the reference; a tool that hangs code
  * 11.
@@ -35,8 +45,8 @@ export function toCniError(error: unknown): CniError {
   if (error instanceof CommandError) {
     return new CniError(isOverdue(error) ? code.tryAgain : code.internal, error.message, commandDetails(error));
   }
-  if (error instanceof Error) return new CniError(code.internal, error.message);
-  return new CniError(code.internal, String(error));
+  if (error instanceof Error) return internal(error.message);
+  return internal(String(error));
 }
 
 /**
@@ -72,6 +82,16 @@ function commandDetails(error: CommandError): string {
   const how = output.signal ? `killed by ${output.signal}` : output.code < 0 ? "not run" : `exit status ${output.code}`;
   const words = output.stderr.trim().split("\n").slice(0, 6).join("; ");
   return `${shownCommand(command)}: ${how}${words === "" ? "" : `: ${words}`}`;
+}
+
+/** STATUS of something that the next ADD needs: a failure gets code 50. */
+export async function needed(work: () => Promise<unknown> | unknown): Promise<void> {
+  try {
+    await work();
+  } catch (error) {
+    const { msg, details } = toCniError(error);
+    throw new CniError(code.notAvailable, msg, details);
+  }
 }
 
 /**

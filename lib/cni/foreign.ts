@@ -2,7 +2,7 @@
 import { within } from "../kernel/run.ts";
 import { CALL_VARIABLE, callName, openScratch } from "../kernel/scratch.ts";
 import { isObject } from "./decode.ts";
-import { CniError, code, goQuote } from "./error.ts";
+import { CniError, code, goQuote, internal } from "./error.ts";
 import type { DelegateAnswer, Verb } from "./plugin.ts";
 import type { JsonObject } from "./types.ts";
 import { parseResult } from "./version.ts";
@@ -131,18 +131,17 @@ function signalWord(signal: string): string {
 
 function readAnswer(stdout: string): JsonObject {
   if (stdout.trim() === "") {
-    throw new CniError(code.internal, "failed to unmarshal raw result: unexpected end of JSON input");
+    throw internal("failed to unmarshal raw result: unexpected end of JSON input");
   }
   let answer: unknown;
   try {
     answer = JSON.parse(stdout);
   } catch (error) {
-    throw new CniError(code.internal, `failed to unmarshal raw result: ${(error as Error).message}`);
+    throw internal(`failed to unmarshal raw result: ${(error as Error).message}`);
   }
   if (answer === null) return {};
   if (!isObject(answer)) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       "failed to unmarshal raw result: json: cannot unmarshal array into Go value of type map[string]interface {}",
     );
   }

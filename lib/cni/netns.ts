@@ -1,7 +1,7 @@
 /** The container's namespace as a plugin opens it. */
 import { oneWord } from "../kernel/batch.ts";
 import { netnsState } from "../kernel/netns.ts";
-import { CniError, code } from "./error.ts";
+import { internal } from "./error.ts";
 import type { ContainerCall } from "./plugin.ts";
 
 /**
@@ -21,14 +21,12 @@ export function openNetns(
   const state = isThere ? "missing" : now;
   const front = doing === "" ? "" : `${doing}: `;
   if (state === "missing") {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `${front}failed to Statfs "${netns}": no such file or directory`,
       "CNI_NETNS names no network namespace: the container is gone, or was not started yet",
     );
   }
-  throw new CniError(
-    code.internal,
+  throw internal(
     `${front}unknown FS magic on "${netns}": ${magicOf(netns)}`,
     "CNI_NETNS is a file or folder that is not a network namespace",
   );

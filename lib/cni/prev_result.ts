@@ -1,6 +1,6 @@
 /** The result that a chain hands from one plugin to the next. */
 import { isObject, lookup } from "./decode.ts";
-import { CniError, code } from "./error.ts";
+import { internal } from "./error.ts";
 import type { Call } from "./plugin.ts";
 import type { Result } from "./types.ts";
 import { parsePrevResult } from "./version.ts";
@@ -15,11 +15,7 @@ export function prevResult(call: Call, doing = "failed to load netconf"): Result
     const kind = Array.isArray(source) ? "array" : typeof source === "boolean" ? "bool" : typeof source;
     const text =
       `json: cannot unmarshal ${kind} into Go struct field NetConf.prevResult of type map[string]interface {}`;
-    throw new CniError(
-      code.internal,
-      `${doing}: ${text}`,
-      '"prevResult" has to be the object that the previous plugin printed',
-    );
+    throw internal(`${doing}: ${text}`, '"prevResult" has to be the object that the previous plugin printed');
   }
   return parsePrevResult(source, call.version);
 }

@@ -4,7 +4,7 @@
  */
 // This engine has no Uint8Array.toBase64 yet.
 import { decodeBase64, encodeBase64 } from "@std/encoding/base64";
-import { readRegularText, usable } from "../kernel/regular_file.ts";
+import { namesOf, readRegularText, usable } from "../kernel/regular_file.ts";
 import type { NetworkList } from "./conflist.ts";
 import { byBytes, sortedJson } from "./member.ts";
 import { isObject } from "./decode.ts";
@@ -152,14 +152,9 @@ function isPair(value: unknown): value is [string, string] {
 
 /** Every attachment on disk, sorted by file name; what is not one is skipped. */
 export function listAttachments(folder: string, warn: (note: string) => void = () => {}): Cached[] {
-  let names: string[];
-  try {
-    names = [...Deno.readDirSync(folder)].map(({ name }) => name);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return [];
-    throw error;
-  }
-  return names.sort(byBytes).map((name) => readCache(`${folder}/${name}`, warn)).filter((one) => one !== undefined);
+  return namesOf(folder).sort(byBytes).map((name) => readCache(`${folder}/${name}`, warn)).filter((one) =>
+    one !== undefined
+  );
 }
 
 /**

@@ -21,7 +21,7 @@ import { type Explainer, perform } from "../kernel/plan.ts";
 import { goKind, isObject, lookup } from "./decode.ts";
 import { isLinkName } from "../net/link_name.ts";
 import { foreignEffect, locate } from "./delegate.ts";
-import { CniError, code, goQuote, toCniError } from "./error.ts";
+import { badConfig, CniError, code, goQuote, internal, toCniError } from "./error.ts";
 import { isOrdinary } from "./ordinary_json.ts";
 import type {
   Call,
@@ -195,8 +195,8 @@ function networkName(config: JsonObject): string {
       `"name" is ${JSON.stringify(name)}: write a string`,
     );
   }
-  if (name === "") throw new CniError(code.config, "missing network name", 'the configuration needs a "name"');
-  if (!isName(name)) throw new CniError(code.config, "invalid characters found in network name", name);
+  if (name === "") throw badConfig("missing network name", 'the configuration needs a "name"');
+  if (!isName(name)) throw badConfig("invalid characters found in network name", name);
   return name;
 }
 
@@ -365,7 +365,7 @@ async function callForContainer(
     );
   }
   const isThere = state === "netns" || state === "own";
-  if (isThere && path === "") throw new CniError(code.internal, NO_PROC, `CNI_NETNS is ${given}; nothing was changed`);
+  if (isThere && path === "") throw internal(NO_PROC, `CNI_NETNS is ${given}; nothing was changed`);
   const podAlive = !same && isThere;
   const call: ContainerCall = {
     ...base,

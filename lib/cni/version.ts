@@ -2,7 +2,7 @@
  * Results in every layout of the protocol: reading what a chain or a delegate hands over, and printing what this call
  * answers. Inside, a {@linkcode Result} always has the layout of CNI 1.1.0.
  */
-import { CniError, code, goQuote } from "./error.ts";
+import { CniError, code, goQuote, internal } from "./error.ts";
 import { goKind, isObject, lookup } from "./decode.ts";
 import {
   type DNS,
@@ -67,22 +67,17 @@ export function atLeast(version: string, other: string): boolean {
 export function parsePrevResult(source: JsonObject, confVersion: string, inject = true): Result {
   const own = lookup(source, "cniVersion");
   if (own !== undefined && own !== null && typeof own !== "string") {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `could not parse prevResult: json: cannot unmarshal ${typeof own} into Go struct field .cniVersion of type string`,
     );
   }
   const family = familyOf(confVersion);
   if (family === undefined) {
-    throw new CniError(
-      code.internal,
-      `could not parse prevResult: unsupported CNI result version ${goQuote(confVersion)}`,
-    );
+    throw internal(`could not parse prevResult: unsupported CNI result version ${goQuote(confVersion)}`);
   }
   const version = typeof own === "string" ? own : inject ? confVersion : "";
   if (familyOf(version) !== family) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `could not parse prevResult: result type supports ${FAMILY_NAMES[family]} but unmarshalled CNIVersion is ${
         goQuote(version)
       }`,
@@ -92,7 +87,7 @@ export function parsePrevResult(source: JsonObject, confVersion: string, inject 
   try {
     return readResult(source, family);
   } catch (error) {
-    throw new CniError(code.internal, `could not parse prevResult: ${(error as Error).message}`);
+    throw internal(`could not parse prevResult: ${(error as Error).message}`);
   }
 }
 
@@ -101,7 +96,7 @@ export function parseResult(source: JsonObject, confVersion: string): Result {
   const own = source["cniVersion"];
   const version = typeof own === "string" && own !== "" ? own : confVersion === "" ? "0.1.0" : confVersion;
   const family = familyOf(version);
-  if (family === undefined) throw new CniError(code.internal, `unsupported CNI result version ${goQuote(version)}`);
+  if (family === undefined) throw internal(`unsupported CNI result version ${goQuote(version)}`);
   return { ...readResult(source, family), cniVersion: version };
 }
 
@@ -281,7 +276,7 @@ export function convertResult(result: Result, confVersion: string): JsonObject {
     case "ip4/ip6": {
       const four = ips.find((one) => !isV6(one.address));
       const six = ips.find((one) => isV6(one.address));
-      if (!four && !six) throw new CniError(code.internal, "cannot convert: no valid IP addresses");
+      if (!four && !six) throw internal("cannot convert: no valid IP addresses");
       const part = (one: IPConfig, v6: boolean) => {
         const own = routes.filter((route) => isV6(route.dst) === v6);
         return {
@@ -298,7 +293,7 @@ export function convertResult(result: Result, confVersion: string): JsonObject {
       };
     }
   }
-  throw new CniError(code.internal, `no converter for CNI result version ${NEWEST} to ${version}`);
+  throw internal(`no converter for CNI result version ${NEWEST} to ${version}`);
 }
 
 const ROUTE_KEYS = ["dst", "gw", "mtu", "advmss", "priority", "table", "scope"] as const;

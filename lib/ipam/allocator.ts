@@ -4,9 +4,19 @@
  *
  * @module
  */
-import { all, CniError, code } from "../cni/error.ts";
+import { all, internal } from "../cni/error.ts";
 import { type Address, formatAddress, formatPrefix, parseAddress, sameAddress } from "../net/cidr.ts";
-import { type Candidate, candidates, describe, excludedBy, isGateway, rangeOf, type RangeSet } from "./range.ts";
+import {
+  type Candidate,
+  candidates,
+  describe,
+  excludedBy,
+  isGateway,
+  rangeOf,
+  type RangeSet,
+  takeRequest,
+  unmet,
+} from "./range.ts";
 import type { ProofOptions } from "./reclaim.ts";
 import {
   type Holder,
@@ -62,7 +72,7 @@ export async function begin(
       known = wanted();
     } catch (error) {
       refused = { error };
-      throw new CniError(code.internal, "nothing can be allocated"); // passes through what explains failures of files
+      throw internal("nothing can be allocated"); // passes through what explains failures of files
     }
   };
   const open = await openStore(folder, { ...options, create: true, meanwhile }).catch((error) => {
@@ -116,12 +126,6 @@ function drawsOf(store: Store, { sets, requested, memory, ...options }: Wanted &
   return { sets: draws, left, memory };
 }
 
-/** Takes the address that was asked for of this set out of those that are left. */
-function takeRequest(set: RangeSet, left: Address[]): Address | undefined {
-  const at = left.findIndex((address) => rangeOf(set, address));
-  return at < 0 ? undefined : left.splice(at, 1)[0];
-}
-
 /** Before anything else is looked at: what is going to be taken. */
 function forecast(store: Store, { sets, left }: Draws): Candidate[] | undefined {
   if (left.length > 0) return undefined;
@@ -149,15 +153,7 @@ async function allocateAll(store: Store, holder: Holder, { sets, left, memory }:
         store.setCursor(draw.index, formatAddress(candidate.address));
       }
     }
-    if (left.length > 0) {
-      throw new CniError(
-        code.internal,
-        `failed to allocate all requested IPs: ${left.map(formatAddress).join(" ")}`,
-        `one address per range set can be requested; the sets are ${
-          sets.map(({ set }) => describe(set)).join(" and ")
-        }`,
-      );
-    }
+    if (left.length > 0) throw unmet(left, sets.map(({ set }) => set));
     memory?.keep(taken.map(({ address }) => address));
     return taken;
   } catch (error) {
@@ -174,20 +170,12 @@ function takeRequested(
 ): Candidate {
   const ip = formatAddress(request);
   if (isGateway(set, request)) {
-    throw new CniError(
-      code.internal,
-      `${during}: requested ip ${ip} is subnet's gateway`,
-      `request another one of ${describe(set)}`,
-    );
+    throw internal(`${during}: requested ip ${ip} is subnet's gateway`, `request another one of ${describe(set)}`);
   }
   const range = rangeOf(set, request)!;
   const excluded = excludedBy(range, request);
   if (excluded) {
-    throw new CniError(
-      code.internal,
-      `${during}: requested IP address ${ip} is excluded`,
-      `by "exclude": ${formatPrefix(excluded)}`,
-    );
+    throw internal(`${during}: requested IP address ${ip} is excluded`, `by "exclude": ${formatPrefix(excluded)}`);
   }
   if (store.reserve(ip, holder)) return { address: request, range };
   if (store.isBlank(ip)) {
@@ -195,8 +183,7 @@ function takeRequested(
     if (store.reserve(ip, holder)) return { address: request, range };
   }
   const lease = store.lease(ip);
-  throw new CniError(
-    code.internal,
+  throw internal(
     `${during}: requested IP address ${ip} is not available in range set ${describe(set)}`,
     lease === undefined ? `${store.folder}/${ip} is in the way` : `${ip} is held by ${nameOf(lease)}`,
   );

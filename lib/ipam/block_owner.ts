@@ -8,7 +8,7 @@
  *
  * @module
  */
-import { CniError, code } from "../cni/error.ts";
+import { badConfig, CniError, code, internal } from "../cni/error.ts";
 import { perform } from "../kernel/plan.ts";
 import { type Store as ClusterStore, StoreError, type StoreRecord } from "../store/store.ts";
 import {
@@ -45,7 +45,7 @@ import {
   readOwner,
 } from "./blocks.ts";
 import { lockFolder } from "./lock.ts";
-import { type Candidate, describe, isGateway, rangeOf } from "./range.ts";
+import { type Candidate, describe, isGateway, rangeOf, takeRequest, unmet } from "./range.ts";
 import { type Holder, openStore, type Store, type StoreOptions, type Taking, takingFrom, withStore } from "./store.ts";
 
 /** A pool as one node's configuration describes it. */
@@ -170,8 +170,7 @@ function choose(pool: Pool, leases: Store, draw: Draw): Choice {
   const plan: Candidate[] = [];
   const taken = leases.names();
   for (const set of pool.sets) {
-    const at = left.findIndex((address) => rangeOf(set.ranges, address));
-    const request = at < 0 ? undefined : left.splice(at, 1)[0];
+    const request = takeRequest(set.ranges, left);
     const found = request === undefined
       ? freeAddress(pool, set, { state, taken, settle: draw.settle !== undefined })
       : requestedAddress(set, request, { state, leases });
@@ -181,15 +180,7 @@ function choose(pool: Pool, leases: Store, draw: Draw): Choice {
     }
     plan.push(found);
   }
-  if (left.length > 0) {
-    throw new CniError(
-      code.internal,
-      `failed to allocate all requested IPs: ${left.map(formatAddress).join(" ")}`,
-      `one address per range set can be requested; the sets are ${
-        pool.sets.map(({ ranges }) => describe(ranges)).join(" and ")
-      }`,
-    );
-  }
+  if (left.length > 0) throw unmet(left, pool.sets.map(({ ranges }) => ranges));
   return { chosen: plan };
 }
 
@@ -198,7 +189,7 @@ function take(leases: Store, holder: Holder, chosen: Candidate[]): Candidate[] {
   try {
     for (const { address } of chosen) {
       const ip = formatAddress(address);
-      if (!leases.reserve(ip, holder)) throw new CniError(code.internal, `${leases.folder}/${ip} is in the way`, "");
+      if (!leases.reserve(ip, holder)) throw internal(`${leases.folder}/${ip} is in the way`, "");
       done.push(ip);
     }
   } catch (error) {
@@ -211,8 +202,7 @@ function take(leases: Store, holder: Holder, chosen: Candidate[]): Candidate[] {
 function refuseDuplicate(leases: Store, holder: Holder): void {
   const { own: [ip] } = leases.holding(holder);
   if (ip === undefined) return;
-  throw new CniError(
-    code.internal,
+  throw internal(
     `${ip} has been allocated to ${holder.containerId}, duplicate allocation is not allowed`,
     `${leases.folder}/${ip}; DEL of this container and interface releases it`,
   );
@@ -247,22 +237,17 @@ function requestedAddress(
   const ip = formatAddress(address);
   const range = rangeOf(set.ranges, address)!;
   if (isGateway(set.ranges, address)) {
-    throw new CniError(code.internal, `requested ip ${ip} is subnet's gateway`, "request another one");
+    throw internal(`requested ip ${ip} is subnet's gateway`, "request another one");
   }
   const excluded = set.exclude.find((one) => prefixContains(one, address));
   if (excluded) {
-    throw new CniError(
-      code.internal,
-      `requested IP address ${ip} is excluded`,
-      `by "exclude": ${formatPrefix(excluded)}`,
-    );
+    throw internal(`requested IP address ${ip} is excluded`, `by "exclude": ${formatPrefix(excluded)}`);
   }
   const own = state.blocks.find(({ block, phase }) => phase === "own" && prefixContains(block, address));
   if (own === undefined) return undefined;
   const lease = leases.lease(ip);
   if (lease !== undefined) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `requested IP address ${ip} is not available`,
       `it is held by container ${lease.containerId} on this node`,
     );
@@ -514,8 +499,7 @@ function refuseOtherMachine({ identity, name }: Pool, records: readonly StoreRec
   for (const { key, value } of records) {
     const owner = readOwner(value);
     if (owner?.node !== identity.node || owner.machineId === "" || owner.machineId === identity.machineId) continue;
-    throw new CniError(
-      code.config,
+    throw badConfig(
       `pool "${name}": another machine has the node name "${identity.node}" too`,
       `${key} was taken by machine ${owner.machineId}, this is ${identity.machineId}: give each node a name of its own ("node" in "ipam"); ` +
         `if that machine is gone for good, \`cnibox cluster forget ${identity.node}\` frees its blocks`,
@@ -528,8 +512,7 @@ function refuseOtherSizes(pool: Pool, records: readonly StoreRecord[]): void {
     const [block] = blockOfRecord(record);
     const set = block && pool.sets.find((one) => familyOf(one) === block.address.family);
     if (!block || !set || block.length === set.blockSize) continue;
-    throw new CniError(
-      code.config,
+    throw badConfig(
       `pool "${pool.name}": "blockSize" is ${set.blockSize} here, and the pool has blocks of /${block.length}`,
       'all nodes of a pool have to use one size; write the same "ranges" and "blockSize" everywhere',
     );
@@ -546,8 +529,7 @@ async function declare(pool: Pool, store: ClusterStore): Promise<void> {
     const theirs = readSubnets(value);
     const clash = mine.find((one) => theirs.some((two) => prefixesOverlap(one, two)));
     if (clash === undefined) continue;
-    throw new CniError(
-      code.config,
+    throw badConfig(
       `pool "${pool.name}" overlaps with pool "${other}": ${formatPrefix(clash)}`,
       'both would give out the same addresses; use one "pool" for both networks, or, for networks that never meet, "allowOverlap": true',
     );
@@ -555,8 +537,7 @@ async function declare(pool: Pool, store: ClusterStore): Promise<void> {
   const known = records.find(({ key }) => key === `${POOLS}/${pool.name}`);
   const subnets = known === undefined ? [] : readSubnets(known.value);
   if (subnets.length > 0 && !mine.some((one) => subnets.some((two) => prefixesOverlap(one, two)))) {
-    throw new CniError(
-      code.config,
+    throw badConfig(
       `pool "${pool.name}" is ${mine.map(formatPrefix).join(", ")} here, and ${
         subnets.map(formatPrefix).join(", ")
       } in ${store.name}`,
@@ -602,8 +583,7 @@ function heldBy(pool: Pool, address: Address, records: readonly StoreRecord[]): 
   const record = records.find((one) => blockOfRecord(one).some((block) => prefixContains(block, address)));
   const owner = record && readOwner(record.value);
   const where = owner?.node === pool.identity.node ? ` for another network, in ${owner.folder}` : "";
-  return new CniError(
-    code.internal,
+  return internal(
     `requested IP address ${formatAddress(address)} is not available in pool "${pool.name}"`,
     `its block is held by node ${owner?.node ?? "unknown"}${where}`,
   );

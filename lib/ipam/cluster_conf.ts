@@ -14,7 +14,7 @@ import {
   refine,
   text,
 } from "../cni/decode.ts";
-import { CniError, code, goQuote } from "../cni/error.ts";
+import { badConfig, CniError, code, goQuote } from "../cni/error.ts";
 import type { Call } from "../cni/plugin.ts";
 import type { DNS, Route } from "../cni/types.ts";
 import { atLeast, readDns, readRoutes } from "../cni/version.ts";
@@ -153,7 +153,7 @@ export async function clusterConf(call: ConfCall): Promise<ClusterConf> {
   const conf = decode(clusterKeys, call.config, "");
   const { ipam } = conf;
   if (ipam === undefined) {
-    throw invalid(
+    throw badConfig(
       "IPAM config missing 'ipam' key",
       'write "ipam": {"type": "cluster", "ranges": [[{"subnet": "10.42.0.0/16"}]], "store": …}',
     );
@@ -209,7 +209,7 @@ export function checkConf(call: SetsCall & Pick<Call, "network">): void {
 function poolName({ pool, network_name }: Ipam, network: string): string {
   const name = pool ?? network_name ?? network;
   if (/^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,99}$/.test(name) && name !== "cnibox-pools") return name;
-  throw invalid(
+  throw badConfig(
     `"ipam.pool" is ${JSON.stringify(name)}`,
     "a pool's name has letters, digits, `_`, `.` and `-`, 100 at most",
   );
@@ -232,7 +232,7 @@ function setsOf(ipam: Ipam, call: SetsCall): PoolSet[] {
   const first = ipam.range === undefined ? [] : [[{ ...ipam.range, ...limits(ipam), exclude: ipam.exclude }]];
   const more = (ipam.ipRanges ?? []).map((one) => {
     if (one.range === undefined) {
-      throw invalid('an element of "ipam.ipRanges" has no "range"', 'write {"range": "192.0.2.0/24"}');
+      throw badConfig('an element of "ipam.ipRanges" has no "range"', 'write {"range": "192.0.2.0/24"}');
     }
     return [{ ...one.range, ...limits(one), exclude: one.exclude }];
   });
@@ -250,7 +250,7 @@ function setsOf(ipam: Ipam, call: SetsCall): PoolSet[] {
     const blockSize = ipam.blockSize?.[family] ?? defaultBlockSize(ranges);
     const shortest = Math.min(...ranges.map(({ subnet }) => subnet.length));
     if (blockSize > familyBits(family) || blockSize < shortest) {
-      throw invalid(
+      throw badConfig(
         `"ipam.blockSize" is ${blockSize}`,
         `for ${ranges.map(({ subnet }) => formatPrefix(subnet)).join(", ")} it is a prefix length from ${shortest} to ${
           familyBits(family)
@@ -260,12 +260,12 @@ function setsOf(ipam: Ipam, call: SetsCall): PoolSet[] {
     for (const one of exclude) {
       if (one.address.family !== family || ranges.some(({ subnet }) => overlaps(subnet, one))) continue;
       if ((sets[index] ?? []).some((range) => range.exclude?.includes(one))) {
-        throw invalid(`"exclude" names ${formatPrefix(one)}`, "it is in none of the ranges that it stands beside");
+        throw badConfig(`"exclude" names ${formatPrefix(one)}`, "it is in none of the ranges that it stands beside");
       }
     }
     const set = { ranges, exclude, blockSize };
     if (isAllExcluded(set)) {
-      throw invalid(
+      throw badConfig(
         `"exclude" leaves nothing of ${ranges.map(({ subnet }) => formatPrefix(subnet)).join(", ")}`,
         "no address could be given out",
       );
@@ -302,11 +302,11 @@ function gatewayFor({ subnet }: { subnet?: string | undefined }, gateway: string
 function oneStore(ipam: Pick<Ipam, "store" | "kubernetes">) {
   const { etcd, kubernetes = ipam.kubernetes } = ipam.store ?? {};
   if (etcd !== undefined && kubernetes !== undefined) {
-    throw invalid('"ipam.store" names etcd and kubernetes', "a pool is in one store: remove the other");
+    throw badConfig('"ipam.store" names etcd and kubernetes', "a pool is in one store: remove the other");
   }
   if (etcd !== undefined) return { etcd };
   if (kubernetes !== undefined) return { kubernetes };
-  throw invalid(
+  throw badConfig(
     '"ipam.store" is missing',
     'write "store": {"etcd": {"endpoints": […]}} or {"kubernetes": {"kubeconfig": "…"}}',
   );
@@ -342,10 +342,10 @@ export function openEtcd(
 function checkEtcd(etcd: Fields<typeof etcdKeys>, path: string): readonly string[] {
   const { endpoints = [], passwordFile, user } = etcd;
   if (endpoints.length === 0) {
-    throw invalid(`"${path}.endpoints" is empty`, 'write "endpoints": ["https://10.0.0.1:2379"]');
+    throw badConfig(`"${path}.endpoints" is empty`, 'write "endpoints": ["https://10.0.0.1:2379"]');
   }
   if (user !== undefined && passwordFile === undefined) {
-    throw invalid(
+    throw badConfig(
       `"${path}.user" is ${JSON.stringify(user)} without a "passwordFile"`,
       "name the file that holds the password",
     );
@@ -358,7 +358,7 @@ function readable(path: string | undefined, key: string): void {
   try {
     Deno.openSync(path).close();
   } catch (error) {
-    throw invalid(
+    throw badConfig(
       `"${key}" is ${JSON.stringify(path)}: ${systemWords(error)}`,
       "the file has to be there, and readable",
     );
@@ -391,10 +391,6 @@ function allRequested(others: readonly Address[], args: string): Address[] {
   });
   const all = [...asked, ...others];
   return all.filter((one, at) => all.findIndex((other) => sameAddress(one, other)) === at);
-}
-
-function invalid(msg: string, details: string): CniError {
-  return new CniError(code.config, msg, details);
 }
 
 function requested(value: string, path: string): Address {

@@ -4,11 +4,13 @@
  *
  * @module
  */
-import { all, CniError, code } from "../cni/error.ts";
+import { all, CniError, code, internal } from "../cni/error.ts";
+import type { ContainerCall } from "../cni/plugin.ts";
+import type { ValidAttachment } from "../cni/types.ts";
 import { addressesInUse, unseenText } from "../kernel/all_netns.ts";
 import type { Run } from "../kernel/run.ts";
 import { parseAddress } from "../net/cidr.ts";
-import { type AllocatorOptions, type Draw, type Duplicate, nameOf } from "./allocator.ts";
+import { type AllocatorOptions, type Draw, type Duplicate, held, nameOf } from "./allocator.ts";
 import { describe, excludedBy, isGateway, rangeOf, type RangeSet, size } from "./range.ts";
 import { findDead, type ProofOptions, type Verdict } from "./reclaim.ts";
 import {
@@ -51,8 +53,7 @@ export function exhausted(store: Store, { set, during, verdict }: Draw & { verdi
     ? "none is known to be left over"
     : `${suspects.length} may be left over from before this boot` +
       (reason === "" ? ", but their addresses are in use" : `, but that cannot be proved: ${reason}`);
-  throw new CniError(
-    code.internal,
+  throw internal(
     `${during}: no IP addresses available in range set: ${describe(set)}`,
     `${usedOf(set, store.names())} of ${size(set)} addresses are taken, ${doubt}; \`cnibox ipam\` lists them`,
   );
@@ -74,10 +75,20 @@ export async function duplicateError(
   } catch {
     // The address alone has to do.
   }
-  return new CniError(
-    code.internal,
+  return internal(
     `${during}: ${ip} has been allocated to ${holder.containerId}, duplicate allocation is not allowed`,
     `${held}${where}; DEL of this container and interface releases it, \`cnibox ipam repair\` what crashes left`,
+  );
+}
+
+/** CHECK: the addresses that the attachment holds; none is an error. */
+export async function checkHeld(folder: string, call: ContainerCall): Promise<readonly string[]> {
+  const { type, containerId, ifName } = call;
+  const addresses = await held(folder, call, call);
+  if (addresses.length > 0) return addresses;
+  throw internal(
+    `${type}: Failed to find address added by container ${containerId}`,
+    `no file in ${folder} says ${containerId} ${ifName}: the address may be given to others; add the container again`,
   );
 }
 
@@ -121,11 +132,13 @@ function usedOf(set: RangeSet, names: Iterable<string>): number {
  */
 export async function collect(
   folder: string,
-  valid: readonly Holder[],
+  valid: readonly ValidAttachment[],
   options: Omit<StoreOptions, "create">,
 ): Promise<Lease[]> {
-  const attachments = new Set(valid.map(contentOf));
-  const containers = new Set(valid.map(({ containerId }) => containerId));
+  const attachments = new Set(
+    valid.map(({ containerID, ifname }) => contentOf({ containerId: containerID, ifName: ifname })),
+  );
+  const containers = new Set(valid.map(({ containerID }) => containerID));
   const isValid = ({ containerId, ifName }: Lease) =>
     ifName === undefined ? containers.has(containerId) : attachments.has(contentOf({ containerId, ifName }));
   const gone = await withStore(folder, options, async (store) => {

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { CniError, code } from "../cni/error.ts";
+import { badConfig, type CniError, internal } from "../cni/error.ts";
 import {
   type Address,
   compareAddresses,
@@ -261,6 +261,20 @@ export function describe(set: RangeSet): string {
   return set.map(span).join(",");
 }
 
+/** Takes the address that was asked for of this set out of those that are left. */
+export function takeRequest(set: RangeSet, left: Address[]): Address | undefined {
+  const at = left.findIndex((address) => rangeOf(set, address));
+  return at < 0 ? undefined : left.splice(at, 1)[0];
+}
+
+/** The error for addresses that were asked for and that no set has, or of which one set has several. */
+export function unmet(left: readonly Address[], sets: readonly RangeSet[]): CniError {
+  return internal(
+    `failed to allocate all requested IPs: ${left.map(formatAddress).join(" ")}`,
+    `one address per range set can be requested; the sets are ${sets.map(describe).join(" and ")}`,
+  );
+}
+
 /** The range of the set that the address lies in; undefined when it lies in none. */
 export function rangeOf(set: RangeSet, { family, value }: Address): Range | undefined {
   return set.find(({ start, end }) => start.family === family && start.value <= value && value <= end.value);
@@ -332,8 +346,4 @@ function* walk(range: Range, value: bigint, { to, set }: { to: bigint; set: Rang
     if (excluded) value = lastAddress(excluded).value;
     else if (!isGateway(set, address)) yield { address, range };
   }
-}
-
-function badConfig(msg: string, details: string): CniError {
-  return new CniError(code.config, msg, details);
 }

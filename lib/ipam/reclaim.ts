@@ -4,6 +4,7 @@
  * @module
  */
 import { addressesInUse, unseenText } from "../kernel/all_netns.ts";
+import { namesOf } from "../kernel/regular_file.ts";
 import type { Run } from "../kernel/run.ts";
 import { bootTime } from "./lease_index.ts";
 import { type Lease, RESULTS_FOLDER } from "./store.ts";
@@ -56,7 +57,7 @@ export async function findDead(leases: readonly Lease[], { host, resultsFolders 
 function cachedContainers(folders: readonly string[]): Set<string> {
   const ids = new Set<string>();
   for (const folder of folders) {
-    for (const name of namesIn(folder)) {
+    for (const name of namesOf(folder)) {
       const parts = name.split("-");
       for (let from = 1; from < parts.length - 1; from++) {
         for (let to = from + 1; to < parts.length; to++) ids.add(parts.slice(from, to).join("-"));
@@ -64,13 +65,4 @@ function cachedContainers(folders: readonly string[]): Set<string> {
     }
   }
   return ids;
-}
-
-function namesIn(folder: string): string[] {
-  try {
-    return [...Deno.readDirSync(folder)].map(({ name }) => name);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return [];
-    throw error;
-  }
 }

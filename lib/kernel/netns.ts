@@ -1,5 +1,6 @@
 /** Network namespaces as files: is it one, and is it ours? */
 import { fileIdentity } from "./proc.ts";
+import { namesOf } from "./regular_file.ts";
 
 /** What a path that should be a network namespace turned out to be. */
 export type NetnsState = "netns" | "own" | "missing" | "not a namespace";
@@ -81,7 +82,7 @@ export function holdNetns(path: string): HeldNetns {
 /** Number of a descriptor of this process that is open on this file. Undefined where /proc does not tell. */
 function descriptor({ dev, ino }: { dev: number; ino: number | null }): number | undefined {
   // The newest is that of the listing itself, which is closed by now; the one before it is most likely ours.
-  const numbers = namesIn("/proc/self/fd").map(Number).sort((a, b) => b - a);
+  const numbers = namesOf("/proc/self/fd").map(Number).sort((a, b) => b - a);
   const [newest = 0, ...others] = numbers;
   return [...others, newest].find((number) => {
     try {
@@ -95,12 +96,3 @@ function descriptor({ dev, ino }: { dev: number; ino: number | null }): number |
 
 /** This process's folder below /proc, by the number that it has there: /proc may be that of another PID namespace. */
 const ownFolder = () => `/proc/${Deno.readLinkSync("/proc/self")}`;
-
-function namesIn(folder: string): string[] {
-  try {
-    return [...Deno.readDirSync(folder)].map(({ name }) => name);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return [];
-    throw error;
-  }
-}

@@ -32,6 +32,16 @@ export function exists(path: string, { links = false } = {}): boolean {
   }
 }
 
+/** Names of all that is in a folder; none where there is no such folder. Throws what the system says. */
+export function namesOf(folder: string): string[] {
+  try {
+    return [...Deno.readDirSync(folder)].map(({ name }) => name);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return [];
+    throw error;
+  }
+}
+
 /** Removes a file; that it is not there is success. Throws what the system says. */
 export function removeIfThere(path: string): void {
   try {

@@ -4,24 +4,13 @@
  */
 import { runLines } from "./batch.ts";
 import type { Run } from "./run.ts";
-import type { Link } from "./ip.ts";
+import type { Link, RouteEntry } from "./ip.ts";
 
 /** A route, with the family that `ip` leaves out of its answer. */
-export interface KernelRoute {
+export interface KernelRoute extends RouteEntry {
   readonly family: 4 | 6;
-  readonly type?: string;
-  readonly dst: string;
   readonly from?: string;
   readonly tos?: string;
-  readonly gateway?: string;
-  readonly via?: { readonly family: string; readonly host: string };
-  readonly dev?: string;
-  readonly protocol?: string;
-  readonly scope?: string;
-  readonly prefsrc?: string;
-  readonly metric?: number;
-  readonly table?: string;
-  readonly flags?: readonly string[];
   readonly expires?: number;
   readonly pref?: string;
   readonly metrics?: readonly Readonly<Record<string, string | number>>[];

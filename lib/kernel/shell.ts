@@ -42,7 +42,8 @@ export function blocksOf(plan: Plan, netns: string, options: ShellOptions = {}):
   return blocks;
 }
 
-function sameWhere(a: Where, b: Where): boolean {
+/** Is it the same namespace? */
+export function sameWhere(a: Where, b: Where): boolean {
   return a === b || (a !== "host" && b !== "host" && a.netns === b.netns);
 }
 

@@ -1,7 +1,7 @@
 /** What every main plugin does to the container's link: settings, addresses, up, routes; and removing it again. */
 import { formatAddress, networkAddress, nextAddress, parsePrefix } from "../net/cidr.ts";
 import { isAnyName, isIndexName } from "../net/link_name.ts";
-import { CniError, code } from "../cni/error.ts";
+import { internal } from "../cni/error.ts";
 import type { ContainerCall, Lease } from "../cni/plugin.ts";
 import type { Result, Route } from "../cni/types.ts";
 import { addrAdd, addrShow, isNamed, type Link, linkDel, linkUp } from "../kernel/ip.ts";
@@ -71,7 +71,7 @@ function ownIps(ifName: string, { interfaces = [], ips = [] }: Result): NonNulla
   return ips.filter((ip) => {
     if (ip.interface === undefined) return false;
     if (interfaces[ip.interface]?.name === ifName) return true;
-    throw new CniError(code.internal, `failed to add IP addr ${ip.address} to "${ifName}": invalid interface index`);
+    throw internal(`failed to add IP addr ${ip.address} to "${ifName}": invalid interface index`);
   });
 }
 
@@ -105,8 +105,7 @@ const ROUTE_NUMBERS = [["mtu", U32], ["advmss", U32], ["priority", U32], ["table
 function checkRoute(route: Route, gw: string | undefined, failing: string): void {
   const { dst } = route;
   if (gw && gw.includes(":") !== dst.includes(":")) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `${failing}: gateway, source, and destination ip are not the same IP family`,
       `the route to ${dst}: "gw" is ${gw}; IPv4 and IPv6 do not mix`,
     );
@@ -114,8 +113,7 @@ function checkRoute(route: Route, gw: string | undefined, failing: string): void
   for (const [key, most] of ROUTE_NUMBERS) {
     const value = route[key] ?? 0;
     if (value >= 0 && value <= most) continue;
-    throw new CniError(
-      code.internal,
+    throw internal(
       `${failing}: numerical result out of range`,
       `the route to ${dst}: "${key}" is ${value}: 0 to ${most}`,
     );
@@ -190,15 +188,18 @@ export async function configureLink(
 
 /** Deletes the container's link; a link that is not there, or a namespace that is gone, counts as done. */
 export async function deleteContainerLink(call: ContainerCall): Promise<void> {
-  if (!call.podAlive) return;
+  if (!call.podAlive || (isIndexName(call.ifName) && !await linkNow(call, "pod", call.ifName))) return;
+  await deleteLink(call, call.ifName, { place: "pod", why: "its other end goes with it" });
+}
+
+/** Deletes a link; one that is not there, or whose namespace is gone, counts as done. */
+export async function deleteLink(
+  call: Applier,
+  name: string,
+  { place, why = "" }: { readonly place: Place; readonly why?: string },
+): Promise<void> {
   try {
-    if (isIndexName(call.ifName) && !await linkNow(call, "pod", call.ifName)) return;
-    await apply([[
-      step("pod", "ip", linkDel(call.ifName), {
-        failing: `failed to delete "${call.ifName}"`,
-        why: "its other end goes with it",
-      }),
-    ]], call);
+    await apply([[step(place, "ip", linkDel(name), { failing: `failed to delete "${name}"`, why })]], call);
   } catch (error) {
     if (!isAbsent(error)) throw error;
   }
@@ -231,7 +232,7 @@ export async function begin(call: ContainerCall, type: string): Promise<Lease> {
       const result = await lease.commit();
       committed = true;
       if (result.ips?.length || call.explain) return result;
-      throw new CniError(code.internal, "IPAM plugin returned missing IP config", `${type} gave no address`);
+      throw internal("IPAM plugin returned missing IP config", `${type} gave no address`);
     },
   };
 }

@@ -1,5 +1,5 @@
 /** How a plugin says why one of its steps failed: in the reference's words, and with what to do. */
-import { CniError, code } from "../cni/error.ts";
+import { type CniError, internal } from "../cni/error.ts";
 import { type Step, StepError } from "../kernel/plan.ts";
 
 /** A step that failed. */
@@ -20,5 +20,5 @@ export async function readFailure(
 ): Promise<unknown> {
   if (!(error instanceof StepError)) return error;
   const reading = await read({ error, step: error.step, said: error.output.stderr });
-  return typeof reading === "string" ? new CniError(code.internal, error.message, reading) : reading ?? error;
+  return typeof reading === "string" ? internal(error.message, reading) : reading ?? error;
 }

@@ -2,7 +2,7 @@
  * The host's end of an attachment's veth pair: what it is called, what shows whose it is, and its removal on that
  * proof.
  */
-import { CniError, code } from "../cni/error.ts";
+import { type CniError, internal } from "../cni/error.ts";
 import type { Interface, IPConfig } from "../cni/types.ts";
 import { type Link, linkDel, linkShow } from "../kernel/ip.ts";
 import { type Applier, apply, type Step, step, StepError } from "../kernel/plan.ts";
@@ -135,8 +135,7 @@ export function noRouterAdvertisements(link: string): Step {
 
 /** The error where one of a pair's two names is another link's. */
 export function pairExists({ host, pod, netns }: { host: Interface; pod: Interface; netns: string }): CniError {
-  return new CniError(
-    code.internal,
+  return internal(
     `container veth name ("${pod.name}") peer provided ("${host.name}") already exists`,
     `${netns} already has a link "${pod.name}", or the host "${host.name}": left by an ADD that did not end, or still in use; DEL of this container removes both`,
   );

@@ -1,6 +1,6 @@
 /** What a main plugin does with its IPAM plugin, and with `dns`, beside asking it for addresses. */
 import { anyObject, anything, FieldError, flag, isObject, type Key, lookup, maybeText, refine } from "../cni/decode.ts";
-import { all, CniError, code, groupsFor } from "../cni/error.ts";
+import { all, groupsFor, internal } from "../cni/error.ts";
 import type { ContainerCall } from "../cni/plugin.ts";
 import type { DNS, JsonObject, Result } from "../cni/types.ts";
 import { readDns } from "../cni/version.ts";
@@ -39,8 +39,7 @@ export function ipamType(ipam: JsonObject | undefined, doing = "failed to load n
   const type = (ipam && lookup(ipam, "type")) ?? "";
   if (typeof type === "string") return type;
   const kind = Array.isArray(type) ? "array" : typeof type === "boolean" ? "bool" : typeof type;
-  throw new CniError(
-    code.internal,
+  throw internal(
     `${doing}: json: cannot unmarshal ${kind} into Go struct field NetConf.ipam.type of type string`,
     `"ipam.type" is ${JSON.stringify(type)}: write the name of an IPAM plugin`,
   );

@@ -1,6 +1,6 @@
 /** GC and STATUS of the plugins that give a container a link. No ADD or DEL reads this. */
 import { decode, decodeLeniently, type Fields, type Keys } from "../cni/decode.ts";
-import { all, CniError, code } from "../cni/error.ts";
+import { all, CniError, code, internal } from "../cni/error.ts";
 import type { Call, NetworkCall } from "../cni/plugin.ts";
 import type { ValidAttachment } from "../cni/types.ts";
 import type { Link } from "../kernel/ip.ts";
@@ -58,7 +58,7 @@ export async function collectVeths(call: Call, network: string, valid: readonly 
   for (const { ifname } of stale) {
     const output = await call.host({ argv: ["ip", "link", "del", "dev", ifname ?? ""] });
     if (output.code !== 0 && !says(output, "noDevice")) {
-      throw new CniError(code.internal, `failed to delete "${ifname}": ${output.stderr.trim()}`);
+      throw internal(`failed to delete "${ifname}": ${output.stderr.trim()}`);
     }
   }
 }

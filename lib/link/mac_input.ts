@@ -1,7 +1,7 @@
 /** The hardware address that a container's link is asked to have: bridge, macvlan and tap. */
 import { parseArgs } from "../cni/args.ts";
 import { object, text } from "../cni/decode.ts";
-import { CniError, code } from "../cni/error.ts";
+import { internal } from "../cni/error.ts";
 import { isUnicastMac, macLength, parseMac } from "../net/mac.ts";
 
 /** Keys that ask for a MAC; CNI_ARGS `MAC=` comes between them. */
@@ -34,22 +34,19 @@ export function checkedMac(
   if (asked === "") return undefined;
   const mac = parseMac(asked);
   if (mac === undefined) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `${reading}: address ${asked}: invalid MAC address`,
       "write it like 02:00:00:00:00:01; it comes from the configuration, CNI_ARGS MAC=, or runtimeConfig.mac",
     );
   }
   if (macLength(mac) !== 6) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `${failing}: invalid argument`,
       `the MAC ${asked} has ${macLength(mac)} bytes; an Ethernet address has 6`,
     );
   }
   if (!isUnicastMac(mac)) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `${failing}: cannot assign requested address`,
       `the MAC ${asked} is a group address, or zero: a link needs a unicast address, such as one that starts with 02`,
     );

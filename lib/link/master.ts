@@ -1,7 +1,7 @@
 /**
  * The link on which a container's link hangs: macvlan, ipvlan and vlan name one, or take the one of the default route.
  */
-import { CniError, code } from "../cni/error.ts";
+import { type CniError, internal, needed } from "../cni/error.ts";
 import { netnsWord } from "../cni/netns.ts";
 import type { ContainerCall, NetworkCall } from "../cni/plugin.ts";
 import type { Result } from "../cni/types.ts";
@@ -11,7 +11,6 @@ import { CommandError, failureText, isAbsent, must, type Run } from "../kernel/r
 import { isAnyName, isIndexName, isLinkName } from "../net/link_name.ts";
 import { similarNames } from "../net/similar.ts";
 import type { Failure, Reading } from "./failure.ts";
-import { needed } from "./needs.ts";
 import { attachLink, type NewLink, passingName } from "./new_link.ts";
 
 /** A link that hangs on another one. */
@@ -41,8 +40,7 @@ export async function defaultRouteLink(run: Run): Promise<string> {
       if (dev) return dev;
     }
   }
-  throw new CniError(
-    code.internal,
+  throw internal(
     "no default route interface found",
     '"master" is not set, and table main has no default route whose interface could be taken: set "master"',
   );
@@ -59,7 +57,7 @@ export async function lookupMaster(run: Run, { name, where }: { name: string; wh
     if (link && isNamed(link, name)) return link;
   } else {
     const error = new CommandError(command, output, failureText(output));
-    if (!isAbsent(error)) throw new CniError(code.internal, `failed to lookup master "${name}": ${error.message}`);
+    if (!isAbsent(error)) throw internal(`failed to lookup master "${name}": ${error.message}`);
   }
   throw await masterMissing(run, { name, where });
 }
@@ -75,8 +73,7 @@ async function masterMissing(run: Run, { name, where }: { name: string; where: s
   const hint = similar.length > 0
     ? `similar: ${similar.join(" ")}`
     : `links there: ${names.slice(0, 20).join(" ") || "none"}`;
-  return new CniError(
-    code.internal,
+  return internal(
     `failed to lookup master "${name}": Link not found`,
     `"master" is ${JSON.stringify(name)}, and there is no such link ${where}; ${hint}`,
   );
@@ -117,8 +114,7 @@ export async function subLinkSteps(call: ContainerCall, sub: SubLink, temp: stri
 
 /** The error for an MTU that a link on this master cannot have. */
 export function invalidMtu(mtu: number, master: Link): CniError {
-  return new CniError(
-    code.internal,
+  return internal(
     `invalid MTU ${mtu}, must be [0, master MTU(${master.mtu})]`,
     `"mtu" is ${mtu} and ${master.ifname} has ${master.mtu}: lower it, raise that of ${master.ifname}, or leave it out`,
   );
@@ -173,7 +169,7 @@ export async function masterStatus(
   { master, linkInContainer }: { master: string; linkInContainer: boolean },
 ): Promise<void> {
   if (master === "" || linkInContainer) return;
-  await needed(lookupMaster(call.host, { name: master, where: "on the host" }));
+  await needed(() => lookupMaster(call.host, { name: master, where: "on the host" }));
 }
 
 /** Kernel option of each kind: what to look for when it is not there. */

@@ -17,13 +17,3 @@ export function statusTools(names: readonly string[], failure: number = code.not
   const details = `install the package ${PACKAGES[missing] ?? missing}`;
   throw new CniError(failure, missingTool(missing), details);
 }
-
-/** STATUS of something that the next ADD needs: a failure gets code 50. */
-export async function needed(work: Promise<unknown>): Promise<void> {
-  try {
-    await work;
-  } catch (error) {
-    if (!(error instanceof CniError)) throw error;
-    throw new CniError(code.notAvailable, error.msg, error.details);
-  }
-}

@@ -9,9 +9,15 @@ import { prevResultLeniently } from "../cni/prev_result.ts";
 import type { Result } from "../cni/types.ts";
 import { type Link, linkDel, linkShow, linkUp } from "../kernel/ip.ts";
 import { apply, type Step, step } from "../kernel/plan.ts";
-import { isAbsent } from "../kernel/run.ts";
 import { vethName } from "../net/name.ts";
-import { allocate, configureLink, deleteContainerLink, type LinkOptions, linkSettings } from "./container_link.ts";
+import {
+  allocate,
+  configureLink,
+  deleteContainerLink,
+  deleteLink,
+  type LinkOptions,
+  linkSettings,
+} from "./container_link.ts";
 import { type Failure, readFailure, type Reading } from "./failure.ts";
 import { needsLink } from "./ipam.ts";
 
@@ -137,15 +143,7 @@ export async function detachLink(call: ContainerCall, kinds: readonly string[]):
   for (const { ifname, linkinfo } of links) {
     if (ifname !== ifName && ifname !== temp) continue;
     const kind = linkinfo?.info_kind ?? "physical";
-    if (kinds.includes(kind)) await deleteLink(call, ifname);
+    if (kinds.includes(kind)) await deleteLink(call, ifname, { place: "pod" });
     else call.warn(`the container's "${ifname}" is a ${kind} link, not made by ${call.type}: left alone`);
-  }
-}
-
-async function deleteLink(call: ContainerCall, name: string): Promise<void> {
-  try {
-    await apply([[step("pod", "ip", linkDel(name), { failing: `failed to delete "${name}"` })]], call);
-  } catch (error) {
-    if (!isAbsent(error)) throw error;
   }
 }

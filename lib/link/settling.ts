@@ -1,5 +1,5 @@
 /** Duplicate address detection: waits for its end. Loaded when called, which is with IPv6 gateways alone. */
-import { CniError, code, during } from "../cni/error.ts";
+import { during, internal } from "../cni/error.ts";
 import type { ContainerCall } from "../cni/plugin.ts";
 import type { Address, Link } from "../kernel/ip.ts";
 import { apply, step } from "../kernel/plan.ts";
@@ -31,16 +31,12 @@ export async function settle(call: ContainerCall): Promise<void> {
   const six = (link?.addr_info ?? []).filter((one: Address) => one.family === "inet6");
   const failed = six.find((one) => one.dadfailed);
   if (failed) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `${front}: link ${ifName} has address ${failed.local} in DADFAILED state`,
       `another host on this link uses ${failed.local}`,
     );
   }
   // A link without carrier cannot settle.
   if (link?.operstate !== "UP" || !six.some((one) => one.tentative)) return;
-  throw new CniError(
-    code.internal,
-    `${front}: link ${ifName} still has tentative addresses after ${SETTLE_MS / 1000} seconds`,
-  );
+  throw internal(`${front}: link ${ifName} still has tentative addresses after ${SETTLE_MS / 1000} seconds`);
 }

@@ -1,5 +1,5 @@
 /** CHECK of what an attachment should look like inside the container: link, addresses, routes. */
-import { CniError, code } from "../cni/error.ts";
+import { type CniError, internal } from "../cni/error.ts";
 import { openNetns } from "../cni/netns.ts";
 import type { ContainerCall } from "../cni/plugin.ts";
 import { prevResult } from "../cni/prev_result.ts";
@@ -59,7 +59,7 @@ export async function checkAttached(call: ContainerCall, plan: CheckPlan): Promi
 function checkMode(link: Link, { wanted, noun, advice }: NonNullable<CheckPlan["mode"]>): void {
   const mode = link.linkinfo?.info_data?.["mode"];
   if (mode === wanted) return;
-  throw new CniError(code.internal, `${noun} mode ${mode} does not match expected value: ${wanted}`, advice);
+  throw internal(`${noun} mode ${mode} does not match expected value: ${wanted}`, advice);
 }
 
 /** The plugin's words for what a CHECK finds: `front` before all but the kind's; macvlan has them in lower case. */
@@ -80,16 +80,14 @@ export function checkKind({ name }: Interface, { link }: PodState, words: CheckW
   const { noun, kinds, front = "", lower = false } = words;
   if (!link && words.gone) throw words.gone(name);
   if (!link) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `${front}${lower ? "c" : "C"}ontainer Interface name in prevResult: ${name} not found`,
       `the container has no link "${name}"`,
     );
   }
   const kind = link.linkinfo?.info_kind;
   if (kinds.length === 0 || (kind !== undefined && kinds.includes(kind))) return link;
-  throw new CniError(
-    code.internal,
+  throw internal(
     `${lower ? "e" : "E"}rror: Container interface ${name} not of type ${noun}`,
     `it is ${kind ? `a ${kind} link` : "a physical link"}`,
   );
@@ -99,8 +97,7 @@ export function checkKind({ name }: Interface, { link }: PodState, words: CheckW
 export function checkMac({ name, mac }: Interface, link: Link, words: CheckWords): void {
   const { front = "", lower = false } = words;
   if (!mac || mac.toLowerCase() === link.address) return;
-  throw new CniError(
-    code.internal,
+  throw internal(
     `${front}${lower ? "i" : "I"}nterface ${name} Mac ${mac} doesn't match container Mac: ${link.address ?? ""}`,
     `ip link set dev ${name} address ${mac}`,
   );
@@ -109,7 +106,7 @@ export function checkMac({ name, mac }: Interface, link: Link, words: CheckWords
 function requiredPrevResult(call: ContainerCall, missing: string): Result {
   const previous = prevResult(call);
   if (previous) return previous;
-  throw new CniError(code.internal, missing, "CHECK needs the result of ADD as prevResult");
+  throw internal(missing, "CHECK needs the result of ADD as prevResult");
 }
 
 /** The container's link as it is now, and the routes of both families and all tables. */
@@ -153,8 +150,7 @@ export function containerInterface(
 ): Interface {
   const found = interfaces.findLast((one) => one.name === ifName && one.sandbox === netns);
   if (found) return found;
-  throw new CniError(
-    code.internal,
+  throw internal(
     `${capital ? "S" : "s"}andbox in prevResult  doesn't match configured netns: ${netns}`,
     `no interface of prevResult is "${ifName}" in that namespace`,
   );
@@ -170,24 +166,19 @@ export function checkAddresses(
     // An address of another of this container's interfaces is that one's affair.
     const owner = ip.interface === undefined ? undefined : interfaces[ip.interface];
     if (owner && owner.name !== ifName) continue;
-    if (!link) throw new CniError(code.internal, `Cannot find container link ${ifName}`);
+    if (!link) throw internal(`Cannot find container link ${ifName}`);
     const wanted = parsePrefix(ip.address);
     const has = link.addr_info?.some((one) =>
       canonicalAddress(one.local) === addressOf(ip.address) && one.prefixlen === wanted?.length
     );
     if (!has) {
       const there = link.addr_info?.map((one) => `${one.local}/${one.prefixlen}`).join(" ") || "none";
-      throw new CniError(
-        code.internal,
-        `Failed to match addr ${ip.address} on interface ${ifName}`,
-        `addresses there: ${there}`,
-      );
+      throw internal(`Failed to match addr ${ip.address} on interface ${ifName}`, `addresses there: ${there}`);
     }
     if (!wanted || wanted.length === (wanted.address.family === 4 ? 32 : 128)) continue;
     const network = formatPrefix(networkPrefix(wanted));
     if (!routes.some((route) => route.type !== "local" && samePrefix(route.dst, network))) {
-      throw new CniError(
-        code.internal,
+      throw internal(
         `Failed to find Gateway ${ip.gateway ?? "<nil>"} for interface ${ifName}`,
         `there is no route to ${network}${link.flags.includes("UP") ? "" : `: ${ifName} is down`}`,
       );
@@ -205,8 +196,7 @@ export function checkRoutes(state: PodState, result: Result): void {
   const own = ownTables(state, result);
   for (const route of result.routes ?? []) {
     if (!routes.some((one) => isRoute(one, route, own))) {
-      throw new CniError(
-        code.internal,
+      throw internal(
         `Expected Route ${goRoute(route)} not found in routing table`,
         `no route to ${route.dst}${route.gw ? ` via ${route.gw}` : ""}`,
       );

@@ -14,6 +14,11 @@ export interface Attachment {
   readonly ifName: string;
 }
 
+/** Are both the same attachment? */
+export function sameAttachment(a: Attachment, b: Attachment): boolean {
+  return a.network === b.network && a.containerId === b.containerId && a.ifName === b.ifName;
+}
+
 /** Network and container without the interface: what the iptables names of the reference depend on. */
 export type Owner = Pick<Attachment, "network" | "containerId">;
 

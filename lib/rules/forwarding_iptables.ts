@@ -10,7 +10,7 @@
  * that it fails at tells what is missing. The present state is read only when that is more than the container's own two
  * rules.
  */
-import { CniError, code } from "../cni/error.ts";
+import { badConfig, type CniError, internal } from "../cni/error.ts";
 import {
   listedChain,
   makingLine,
@@ -102,8 +102,7 @@ function linkWord(name: string, policy: string): string {
 
 /** The error for a bridge that a packet filter has no way to name. */
 export function unsaid(name: string, policy: string, tool: string): CniError {
-  return new CniError(
-    code.config,
+  return badConfig(
     `ingressPolicy "${policy}": no rule of ${tool} can be about a bridge called "${name}"`,
     'choose another name in "bridge"',
   );
@@ -300,7 +299,7 @@ async function missingAcceptance(host: Run, forwarding: Forwarding, family: Fami
   if (rule === undefined) return undefined;
   const words = `[${ruleWords(rule.rule).join(" ")}]`;
   const chain = missing === 0 ? "FORWARD " : missing === 1 ? `${FORWARD_CHAIN} ` : "";
-  return new CniError(code.internal, `expected ${chain}rule ${words} not found`, RELOADED);
+  return internal(`expected ${chain}rule ${words} not found`, RELOADED);
 }
 
 /**
@@ -317,15 +316,13 @@ async function missingIsolation(host: Run, forwarding: Forwarding, family: Famil
   for (const { chain, rule } of isolationRules(forwarding)) {
     const rules = table?.chains.get(chain) ?? [];
     if (rules.some(({ text }) => plain(text) === plain(rule))) continue;
-    return new CniError(
-      code.internal,
+    return internal(
       `expected ${chain} rule [${ruleWords(rule).join(" ")}] not found`,
       `without it ingressPolicy "${forwarding.policy}" of ${forwarding.bridge} does not hold; ADD makes it again`,
     );
   }
   if (!inOrder(table?.chains.get("FORWARD") ?? [])) {
-    return new CniError(
-      code.internal,
+    return internal(
       `jump to ${STAGE_1} in FORWARD comes after the one to ${FORWARD_CHAIN}`,
       `so ingressPolicy "${forwarding.policy}" of ${forwarding.bridge} does not hold; ADD puts them in order`,
     );

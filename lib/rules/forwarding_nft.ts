@@ -12,10 +12,19 @@
  *     tables of iptables: as forwarding_iptables.ts has it
  *     any other table: its forward chain → cni_forward
  */
-import { CniError, code } from "../cni/error.ts";
+import { type CniError, internal } from "../cni/error.ts";
 import type { ValidAttachment } from "../cni/types.ts";
 import { iptablesTool, TableError } from "../kernel/iptables.ts";
-import { nft, type NftChain, nftComment, NftError, nftList, type NftListing, setElements } from "../kernel/nft.ts";
+import {
+  nft,
+  type NftChain,
+  nftComment,
+  NftError,
+  nftList,
+  type NftListing,
+  type NftSet,
+  setElements,
+} from "../kernel/nft.ts";
 import { type Run, toolPath } from "../kernel/run.ts";
 import { type Address, type Family, formatAddress, parseAddress } from "../net/cidr.ts";
 import { type Attachment, nftAttachmentHash, nftNetworkHash, nftRuleComment } from "../net/name.ts";
@@ -362,7 +371,7 @@ export async function missingNftForwarding(
   parts: Parts,
 ): Promise<CniError | undefined> {
   const lost = await lostParts(host, forwarding, parts);
-  return lost === undefined ? undefined : new CniError(code.internal, lost, RELOADED);
+  return lost === undefined ? undefined : internal(lost, RELOADED);
 }
 
 async function lostParts(host: Run, forwarding: Forwarding, parts: Parts): Promise<string | undefined> {
@@ -401,11 +410,13 @@ function missingShared({ rules }: NftListing): string | undefined {
 
 /** Does our listed table let all addresses through? */
 export function nftAcceptsAll({ sets }: NftListing, addresses: readonly Address[]): boolean {
-  return addresses.every((address) =>
-    sets.some((set) =>
-      set.table === TABLE.slice("inet ".length) && set.name === setOf(address) &&
-      setElements(set).some(({ value }) => value === formatAddress(address))
-    )
+  const own = sets.filter(({ table }) => table === TABLE.slice("inet ".length));
+  return addresses.every((address) => holds(own, address));
+}
+
+function holds(sets: readonly NftSet[], address: Address): boolean {
+  return sets.some((set) =>
+    set.name === setOf(address) && setElements(set).some(({ value }) => value === formatAddress(address))
   );
 }
 
@@ -415,11 +426,7 @@ export function nftAcceptsAll({ sets }: NftListing, addresses: readonly Address[
  */
 export async function checkForeignTables({ host }: Host, addresses: readonly Address[]): Promise<void> {
   const own = await nftList(host, `table ${TABLE}`);
-  const taken = addresses.filter((address) =>
-    own?.sets.some((set) =>
-      set.name === setOf(address) && setElements(set).some(({ value }) => value === formatAddress(address))
-    )
-  );
+  const taken = addresses.filter((address) => own && holds(own.sets, address));
   // Another backend lets them through.
   if (taken.length === 0) return;
   const chains = (await nftList(host, "chains"))?.chains ?? [];
@@ -430,8 +437,7 @@ export async function checkForeignTables({ host }: Host, addresses: readonly Add
     if (isOfIptables(hook, chains)) {
       const family = hook.family === "ip" ? 4 : 6;
       if (await isForwarded({ host }, taken.filter((one) => one.family === family), family)) continue;
-      throw new CniError(
-        code.internal,
+      throw internal(
         `${iptablesTool(family)} has no rules for ${
           taken.map(formatAddress).join(", ")
         }, and its chain FORWARD may drop them`,
@@ -442,10 +448,8 @@ export async function checkForeignTables({ host }: Host, addresses: readonly Add
     const wanted = taken.filter(({ family }) => family === 4 ? isV4Table(table) : isV6Table(table));
     for (const address of wanted) {
       const set = jumps ? await nftList(host, `set ${table} ${setOf(address)}`) : undefined;
-      const there = set?.sets.some((one) => setElements(one).some(({ value }) => value === formatAddress(address)));
-      if (there) continue;
-      throw new CniError(
-        code.internal,
+      if (set && holds(set.sets, address)) continue;
+      throw internal(
         `chain ${hook.name} of nft table ${table} does not let ${formatAddress(address)} through`,
         "its owner has made the table anew; ADD makes the rules again",
       );

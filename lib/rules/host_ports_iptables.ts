@@ -9,7 +9,7 @@
  * The usual case is one transaction per family that names the shared rules it relies on (`-C`) and makes the
  * container's own. Only when it is refused is the present state read, and what is missing is made as well.
  */
-import { CniError, code } from "../cni/error.ts";
+import { badConfig, type CniError, internal } from "../cni/error.ts";
 import { lockWithin } from "../kernel/flock.ts";
 import {
   iptablesTool,
@@ -306,8 +306,7 @@ async function repairLines(
 }
 
 function noMarkChain(chain: string, family: Family): CniError {
-  return new CniError(
-    code.config,
+  return badConfig(
     `unable to setup DNAT: Chain '${chain}' does not exist in ${iptablesTool(family)} table nat`,
     `"externalSetMarkChain" names a chain that its owner has to make first (kube-proxy no longer makes KUBE-MARK-MASQ); ` +
       "remove the option to have the marks set by cnibox",
@@ -420,8 +419,7 @@ export async function missingHostPort(
     const advice = `${iptablesTool(family)} has no rule: ${(lines[index] ?? lines[0] ?? "").slice(3)}`;
     const table = await savedTable(host, family, "nat");
     if (table && !table.chains.has(chain)) {
-      return new CniError(
-        code.internal,
+      return internal(
         `${doing}: chain ${chain} not found in iptables table nat`,
         "somebody removed rules of this container, for example by reloading a firewall",
       );
@@ -432,14 +430,13 @@ export async function missingHostPort(
       ? [DNAT_CHAIN, entries.map((rule) => rule.replace(/ -j \S+$/, ""))]
       : [shared[index - content.length - entries.length]?.chain ?? "", [lines[index]?.replace(/^-C \S+ /, "") ?? ""]];
     const shown = rules.map((rule) => `[${ruleWords(rule).join(" ")}]`).join(" ");
-    return new CniError(code.internal, `${doing}: rule [${shown}] in chain ${name} not found in table nat`, advice);
+    return internal(`${doing}: rule [${shown}] in chain ${name} not found in table nat`, advice);
   }
 }
 
 function unusable({ message }: TableError, family: Family): CniError {
   const [four, six] = family === 4 ? [message, "<nil>"] : ["<nil>", message];
-  return new CniError(
-    code.internal,
+  return internal(
     `neither iptables nor ip6tables is usable, (iptables) ${four}, (ip6tables) ${six}`,
     'install the package iptables, or set "backend": "nftables"',
   );

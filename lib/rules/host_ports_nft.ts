@@ -10,7 +10,7 @@
  */
 import { addToShared, type Host, settledNft } from "./backend.ts";
 import { appliesTo, destinationOf, type HostPorts, type PortMapping, protocolName } from "./host_ports_iptables.ts";
-import { CniError, code } from "../cni/error.ts";
+import { type CniError, internal } from "../cni/error.ts";
 import { nft, nftComment, nftList, type NftRule } from "../kernel/nft.ts";
 import type { Run } from "../kernel/run.ts";
 import {
@@ -267,11 +267,9 @@ export async function missingNftPort(
   target: Prefix,
 ): Promise<CniError | undefined> {
   const lost = await lostRules(host, ports, target);
-  return lost === undefined ? undefined : new CniError(
-    code.internal,
-    lost,
-    "somebody removed rules of this container, for example by reloading a firewall",
-  );
+  return lost === undefined
+    ? undefined
+    : internal(lost, "somebody removed rules of this container, for example by reloading a firewall");
 }
 
 async function lostRules(host: Run, ports: HostPorts, target: Prefix): Promise<string | undefined> {

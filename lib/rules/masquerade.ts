@@ -2,7 +2,7 @@
  * Masquerading of one attachment (`ipMasq` of bridge and ptp). Names, comments and rules are the reference's, so that
  * either implementation deletes what the other made.
  */
-import { CniError, code } from "../cni/error.ts";
+import { badConfig } from "../cni/error.ts";
 import type { Call } from "../cni/plugin.ts";
 import type { ValidAttachment } from "../cni/types.ts";
 import type { Step } from "../kernel/plan.ts";
@@ -46,8 +46,7 @@ export type MasqueradeBackend = Backend | "default";
 export function masqueradeBackend(configured: string | undefined): MasqueradeBackend {
   if (configured === undefined) return "default";
   if (configured === "iptables" || configured === "nftables") return configured;
-  throw new CniError(
-    code.config,
+  throw badConfig(
     `unknown ipmasq backend "${configured}"`,
     '"ipMasqBackend" is "iptables" or "nftables"; without it the one that works here is taken',
   );

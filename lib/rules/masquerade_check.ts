@@ -1,5 +1,5 @@
 /** CHECK of masquerading. Loaded when called. */
-import { CniError, code } from "../cni/error.ts";
+import { type CniError, internal } from "../cni/error.ts";
 import { iptablesTool, ruleTarget } from "../kernel/iptables.ts";
 import { nftList } from "../kernel/nft.ts";
 import { formatAddress, prefixContains } from "../net/cidr.ts";
@@ -51,8 +51,7 @@ export async function missingInNft({ host }: Host, { owner, prefixes }: Masquera
 }
 
 function incomplete({ network, containerId, ifName }: Attachment, missing: string): CniError {
-  return new CniError(
-    code.internal,
+  return internal(
     `masquerading of ${network} ${containerId} ${ifName} is incomplete: ${missing}`,
     "somebody removed rules of this container, for example by reloading a firewall",
   );

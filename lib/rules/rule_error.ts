@@ -1,5 +1,5 @@
 /** Failures of iptables and nft as errors of the protocol: what was waited for, what is missing, what to install. */
-import { CniError, code } from "../cni/error.ts";
+import { CniError, code, internal } from "../cni/error.ts";
 import { holderOf } from "../kernel/lock_holder.ts";
 import { LOCK_WAIT_S, TableError } from "../kernel/iptables.ts";
 import { NftError } from "../kernel/nft.ts";
@@ -32,31 +32,28 @@ export function ruleError(error: unknown, doing = ""): unknown {
             xtablesHolder(),
         );
       case "missing":
-        return new CniError(
-          code.internal,
+        return internal(
           `${front}failed to locate ${tool}: ${error.message}`,
           `install the package iptables, or set the backend to "nftables"`,
         );
       case "absent":
       case "unusable":
-        return new CniError(
-          code.internal,
+        return internal(
           `${front}${error.message}`,
           `${tool} does not work with this kernel; load its modules, or set the backend to "nftables"`,
         );
       case "unreadable":
-        return new CniError(
-          code.internal,
+        return internal(
           `${front}${error.message}`,
           `somebody has put rules of nft into a table of ${tool}: \`nft list ruleset\` shows them; they belong into a table of their own`,
         );
       case "refused":
-        return new CniError(code.internal, `${front}${error.message}`, inputOf(error));
+        return internal(`${front}${error.message}`, inputOf(error));
     }
   }
   if (error instanceof NftError) {
     const advice = error.refusal === "missing" ? "install the package nftables" : inputOf(error);
-    return new CniError(code.internal, `${front}${error.message}`, advice);
+    return internal(`${front}${error.message}`, advice);
   }
   return error;
 }

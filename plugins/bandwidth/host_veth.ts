@@ -1,5 +1,5 @@
 /** The host's end of a container's veth pair, found from inside the container and confirmed by the previous result. */
-import { CniError, code, goQuote } from "../../lib/cni/error.ts";
+import { goQuote, internal } from "../../lib/cni/error.ts";
 import type { ContainerCall } from "../../lib/cni/plugin.ts";
 import type { Result } from "../../lib/cni/types.ts";
 import { runLines } from "../../lib/kernel/batch.ts";
@@ -35,7 +35,7 @@ export interface HostVeth {
  */
 export async function hostVeth(call: ContainerCall, { interfaces = [] }: Result, others: string[]): Promise<HostVeth> {
   if (interfaces.length === 0) {
-    throw new CniError(code.internal, "no interfaces provided", "prevResult names no interface");
+    throw internal("no interfaces provided", "prevResult names no interface");
   }
   const names = interfaces.filter((one) => !one.sandbox && isLinkName(one.name)).map((one) => one.name);
   const [inside, links] = await Promise.all([podLink(call), linksNow(call.host, [...new Set([...others, ...names])])]);
@@ -48,8 +48,7 @@ export async function hostVeth(call: ContainerCall, { interfaces = [] }: Result,
   if (veth) return { veth, links };
   const all = JSON.parse(await must(call.host, { argv: ["ip", "-j", "-d", "link", "show"] })) as Link[];
   const there = all.find((one) => one.ifindex === index && one.link_index === inside?.ifindex);
-  throw new CniError(
-    code.internal,
+  throw internal(
     there ? "no veth peer of container interface found in host ns" : `veth peer with index ${index} is not in host ns`,
     there
       ? `the other end of ${call.ifName} is ${there.ifname}, but prevResult knows ${names.join(", ") || "no host link"}`
@@ -70,11 +69,10 @@ async function podLink(call: ContainerCall): Promise<Link | undefined> {
 
 function peerIndex({ ifName, netns }: ContainerCall, link: Link | undefined): number {
   const front = `container interface ${ifName} has no veth peer: `;
-  if (!link) throw new CniError(code.internal, `${front}could not look up ${goQuote(ifName)}: Link not found`, netns);
+  if (!link) throw internal(`${front}could not look up ${goQuote(ifName)}: Link not found`, netns);
   const kind = link.linkinfo?.info_kind;
   if (kind !== "veth") {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `${front}interface ${goQuote(ifName)} was not a veth interface`,
       `it is ${
         kind ? `a ${kind} link` : "no virtual link"

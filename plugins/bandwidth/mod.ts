@@ -11,7 +11,7 @@ import { statusTools } from "../../lib/link/needs.ts";
 import { bits, checkKernelLimits, doubts, type Limits, limitsOf, mayHaveLimits } from "./rate_limits.ts";
 import { checkBucket, redirectsTo, shape, tcSteps } from "./shaping.ts";
 import { decode, object } from "../../lib/cni/decode.ts";
-import { all, CniError, code } from "../../lib/cni/error.ts";
+import { all, code, internal } from "../../lib/cni/error.ts";
 import { openNetns } from "../../lib/cni/netns.ts";
 import { type Call, type ContainerCall, type NetworkCall, type Plugin } from "../../lib/cni/plugin.ts";
 import { prevResult, prevResultLeniently } from "../../lib/cni/prev_result.ts";
@@ -20,8 +20,9 @@ import { oneWord, runLines } from "../../lib/kernel/batch.ts";
 import { type Link, linkDel } from "../../lib/kernel/ip.ts";
 import { apply, because, type Step, step } from "../../lib/kernel/plan.ts";
 import { linkNames } from "../../lib/kernel/proc.ts";
-import { isAbsent, must } from "../../lib/kernel/run.ts";
+import { must } from "../../lib/kernel/run.ts";
 import { type Filter, ingressDel, rootDel, tcShow } from "../../lib/kernel/tc.ts";
+import { deleteLink } from "../../lib/link/container_link.ts";
 import { macFromSeed } from "../../lib/net/mac.ts";
 import { type Attachment, nftAttachmentHash, nftNetworkHash, nftRuleComment } from "../../lib/net/name.ts";
 import { sha512 } from "../../lib/net/sha512.ts";
@@ -82,11 +83,11 @@ async function del(call: ContainerCall): Promise<void> {
     ? await hostVeth(call, previous, [ifb]).catch(() => undefined)
     : undefined;
   const link = found?.links.get(ifb) ?? (isThere ? (await linksNow(call.host, [ifb])).get(ifb) : undefined);
-  const ours = link !== undefined && isOurs(link, attachmentOf(call));
+  const ours = link !== undefined && isOurs(link, call);
   if (link && !ours) call.warn(`${ifb} is left alone: it is ${whatIs(link)}`);
   await all([
     async () => found && await clear(call, found, ours),
-    async () => ours && await deleteLink(call, ifb),
+    async () => ours && await deleteLink(call, ifb, { place: "host" }),
   ]);
 }
 
@@ -98,7 +99,7 @@ async function check(call: ContainerCall): Promise<void> {
   const { ingress, egress } = limits;
   if (!ingress && !egress) return;
   const device = links.get(ifb);
-  if (egress && !device) throw new CniError(code.internal, "get ifb device: Link not found", `${ifb} is gone`);
+  if (egress && !device) throw internal("get ifb device: Link not found", `${ifb} is gone`);
   const [rootOfVeth, filters, rootOfIfb] = await tcShow(call.host, [
     `qdisc show dev ${veth.ifname}`,
     `filter show dev ${veth.ifname} parent ffff:`,
@@ -108,11 +109,11 @@ async function check(call: ContainerCall): Promise<void> {
   if (!egress) return;
   checkBucket(rootOfIfb, { limit: egress, dev: ifb, mtu: veth.mtu });
   if (!device?.flags.includes("UP")) {
-    throw new CniError(code.internal, `ifb device ${ifb} is down`, `ip link set dev ${ifb} up`);
+    throw internal(`ifb device ${ifb} is down`, `ip link set dev ${ifb} up`);
   }
   if (!(filters as Filter[] | undefined)?.some((one) => redirectsTo(one, [ifb]))) {
     const text = `traffic from the container is not redirected to ${ifb}`;
-    throw new CniError(code.internal, "Failed to find filter", `${text}: tc filter show dev ${veth.ifname} ingress`);
+    throw internal("Failed to find filter", `${text}: tc filter show dev ${veth.ifname} ingress`);
   }
 }
 
@@ -137,7 +138,7 @@ async function gc(call: NetworkCall): Promise<void> {
   if (names.length === 0) return;
   const { stderr } = await runLines(call.host, ["ip", "-force"], names.map(linkDel));
   const left = await stale();
-  if (left.length > 0) throw new CniError(code.internal, `failed to delete ${left.join(", ")}`, stderr.trim());
+  if (left.length > 0) throw internal(`failed to delete ${left.join(", ")}`, stderr.trim());
 }
 
 // deno-lint-ignore require-await -- what it throws has to be a rejection
@@ -158,7 +159,7 @@ function settings(call: Call): Limits {
 function previousOf(call: Call, missing: string): Result {
   const previous = prevResult(call, "failed to parse network configuration");
   if (previous) return previous;
-  throw new CniError(code.internal, missing, "bandwidth comes after bridge or ptp in a list");
+  throw internal(missing, "bandwidth comes after bridge or ptp in a list");
 }
 
 async function find(call: ContainerCall, previous: Result, ifb: string): Promise<HostVeth> {
@@ -169,10 +170,6 @@ async function find(call: ContainerCall, previous: Result, ifb: string): Promise
 /** Name of the device, as the reference computes it: the interface takes no part, and there is no separator. */
 function ifbName({ network, containerId }: ContainerCall): string {
   return `bwp${sha512(network + containerId).slice(0, 12)}`;
-}
-
-function attachmentOf({ network, containerId, ifName }: ContainerCall): Attachment {
-  return { network, containerId, ifName };
 }
 
 /**
@@ -191,12 +188,12 @@ function whatIs({ linkinfo, ifalias }: Link): string {
 /** Makes the device. One of this very attachment that is there already goes first; any other is an error. */
 function ifbSteps(call: ContainerCall, ifb: string, how: { mac: string; mtu: number; old: Link | undefined }): Step[] {
   const { mac, mtu, old } = how;
-  const mark = nftRuleComment(attachmentOf(call));
+  const mark = nftRuleComment(call);
   if (old && (old.linkinfo?.info_kind !== "ifb" || old.ifalias !== mark)) {
     const text = `${ifb} is ${
       whatIs(old)
     }: it is another interface's of this container, or a left-over that DEL removes`;
-    throw new CniError(code.internal, "adding link: file exists", text);
+    throw internal("adding link: file exists", text);
   }
   return [
     ...(old ? [step("host", "ip", linkDel(ifb), { why: "left by an earlier ADD" })] : []),
@@ -223,13 +220,5 @@ async function clear(call: ContainerCall, { veth }: HostVeth, redirected: boolea
   ];
   if (lines.length > 0) {
     await runLines(because(call, "the container's traffic flows again").host, ["tc", "-force"], lines);
-  }
-}
-
-async function deleteLink(call: ContainerCall, ifb: string): Promise<void> {
-  try {
-    await apply([[step("host", "ip", linkDel(ifb), { failing: `failed to delete "${ifb}"` })]], call);
-  } catch (error) {
-    if (!isAbsent(error)) throw error;
   }
 }

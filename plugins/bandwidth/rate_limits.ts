@@ -1,6 +1,6 @@
 /** Rates and bursts of a bandwidth configuration: integers of 64 bits, from the configuration itself or the runtime. */
 import { FieldError, fields, type Key, type Keys, NumberText } from "../../lib/cni/decode.ts";
-import { CniError, code } from "../../lib/cni/error.ts";
+import { internal } from "../../lib/cni/error.ts";
 import type { JsonObject } from "../../lib/cni/types.ts";
 
 /** Limit of one direction. */
@@ -63,7 +63,7 @@ export function limitsOf(own: Rates, runtime: Rates | undefined, config: JsonObj
 
 function limitOf(direction: string, limit: Limit): Limit | undefined {
   const { rate, burst } = limit;
-  const refuse = (msg: string, details: string) => new CniError(code.internal, msg, details);
+  const refuse = (msg: string, details: string) => internal(msg, details);
   if (rate === 0n && burst === 0n) return undefined;
   const both = `${direction}Rate is ${rate}, ${direction}Burst is ${burst}: set both, or neither`;
   if (burst === 0n) throw refuse("if rate is set, burst must also be set", both);
@@ -80,7 +80,7 @@ export function checkKernelLimits({ ingress, egress }: Limits): void {
     if (!limit || (limit.rate >= 8n && limit.burst >= 8n)) continue;
     const text =
       `${direction}Rate is ${limit.rate} bit/s, ${direction}Burst is ${limit.burst} bit: both have to be 8 or more`;
-    throw new CniError(code.internal, "create qdisc: invalid argument", text);
+    throw internal("create qdisc: invalid argument", text);
   }
 }
 

@@ -1,5 +1,5 @@
 /** Token buckets and the redirection on the host's end of a container's veth pair: put on, looked at. */
-import { CniError, code } from "../../lib/cni/error.ts";
+import { type CniError, internal } from "../../lib/cni/error.ts";
 import type { ContainerCall } from "../../lib/cni/plugin.ts";
 import type { Link } from "../../lib/kernel/ip.ts";
 import { apply, type Step, step, StepError } from "../../lib/kernel/plan.ts";
@@ -84,8 +84,7 @@ export async function shape(
 }
 
 function taken(doing: string, dev: string, { kind, handle }: Qdisc): CniError {
-  return new CniError(
-    code.internal,
+  return internal(
     `${doing}: file exists`,
     `${dev} has a ${kind} qdisc ${handle} that is not ours: tc qdisc show dev ${dev}`,
   );
@@ -103,21 +102,13 @@ export function checkBucket(shown: Shown, { limit, dev, mtu }: { limit: Limit; d
   // What release 1.5.0 made instead: its numbers mean something else.
   if (root?.kind === "htb") return;
   if (root?.kind !== "tbf") {
-    throw new CniError(
-      code.internal,
-      "Failed to find qdisc",
-      `${dev} has no tbf at its root: ${root?.kind ?? "nothing"}`,
-    );
+    throw internal("Failed to find qdisc", `${dev} has no tbf at its root: ${root?.kind ?? "nothing"}`);
   }
   const { rate = 0, burst_raw = "0", limit: size = 0 } = root.options ?? {};
   const theirs = referenceBucket(limit.rate, limit.burst);
   const ours = tokenBucket(limit.rate, limit.burst, mtu);
   const differs = (what: string, now: unknown, wanted: unknown) =>
-    new CniError(
-      code.internal,
-      `${what} doesn't match`,
-      `tbf of ${dev}: ${what.toLowerCase()} is ${now}, not ${wanted}`,
-    );
+    internal(`${what} doesn't match`, `tbf of ${dev}: ${what.toLowerCase()} is ${now}, not ${wanted}`);
   if (rate !== Number(ours.rate)) throw differs("Rate", rate, ours.rate);
   if (![theirs.limit, ours.limit].includes(BigInt(size))) throw differs("Limit", size, ours.limit);
   const buffer = BigInt(`0x${burst_raw}`);

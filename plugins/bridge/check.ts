@@ -1,5 +1,5 @@
 /** CHECK of what bridge made outside the container's addresses: the bridge, the two ends of the veth pair. */
-import { CniError, code } from "../../lib/cni/error.ts";
+import { internal } from "../../lib/cni/error.ts";
 import type { ContainerCall } from "../../lib/cni/plugin.ts";
 import type { Result } from "../../lib/cni/types.ts";
 import { isNamed, type Link, linkShow } from "../../lib/kernel/ip.ts";
@@ -8,10 +8,6 @@ import { linkFolder, readKernelFile } from "../../lib/kernel/proc.ts";
 import { isAbsent } from "../../lib/kernel/run.ts";
 import { isLinkName } from "../../lib/net/link_name.ts";
 import type { Seen } from "../../lib/link/verify.ts";
-
-function invalid(msg: string, details: string): CniError {
-  return new CniError(code.internal, msg, details);
-}
 
 /** The part of bridge's configuration that CHECK compares with. */
 export interface BridgeConf {
@@ -25,7 +21,7 @@ export async function checkAround(call: ContainerCall, conf: BridgeConf, seen: S
   const own = { ...conf, bridge: bridge?.ifname ?? conf.bridge };
   checkBridge(own, seen.previous, bridge);
   if (seen.link.link_index === undefined) {
-    throw invalid(`Unable to obtain veth peer index for veth ${seen.container.name}`, "");
+    throw internal(`Unable to obtain veth peer index for veth ${seen.container.name}`, "");
   }
   await checkHostEnd(call, own, seen);
 }
@@ -34,21 +30,21 @@ export async function checkAround(call: ContainerCall, conf: BridgeConf, seen: S
 function checkBridge(conf: BridgeConf, previous: Result, bridge: Link | undefined): void {
   const name = conf.bridge;
   const shown = previous.interfaces?.findLast((one) => bridge ? isNamed(bridge, one.name) : one.name === name);
-  if (!shown) throw invalid("Interface name missing ", `prevResult has no interface "${name}"`);
-  if (!bridge) throw invalid(`Interface name ${name} not found`, `the bridge is gone: ADD makes it again`);
-  if (shown.sandbox) throw invalid(`Interface ${name} should not be in sandbox`, shown.sandbox);
+  if (!shown) throw internal("Interface name missing ", `prevResult has no interface "${name}"`);
+  if (!bridge) throw internal(`Interface name ${name} not found`, `the bridge is gone: ADD makes it again`);
+  if (shown.sandbox) throw internal(`Interface ${name} should not be in sandbox`, shown.sandbox);
   if (bridge.linkinfo?.info_kind !== "bridge") {
-    throw invalid(
+    throw internal(
       `Interface ${name} does not have link type of bridge`,
       `it is ${bridge.linkinfo?.info_kind ?? "a physical link"}`,
     );
   }
   if (shown.mac && shown.mac !== bridge.address && isPinned(bridge)) {
-    throw invalid(`Bridge interface ${name} Mac doesn't match: ${shown.mac}`, `it is ${bridge.address}`);
+    throw internal(`Bridge interface ${name} Mac doesn't match: ${shown.mac}`, `it is ${bridge.address}`);
   }
   const promisc = (bridge.promiscuity ?? 0) !== 0;
   if (promisc !== conf.promiscMode) {
-    throw invalid(
+    throw internal(
       `Bridge interface ${name} configured Promisc Mode ${conf.promiscMode} doesn't match current state: ${promisc} `,
       `ip link set dev ${name} promisc ${conf.promiscMode ? "on" : "off"}`,
     );
@@ -83,18 +79,18 @@ async function checkHostEnd(
     } catch (error) {
       if (!isAbsent(error)) throw error;
     }
-    if (!link) throw invalid(`Interface name ${one.name} not found`, "the host's end of the container's link is gone");
-    if (one.sandbox) throw invalid(`Interface ${one.name} should not be in sandbox`, one.sandbox);
+    if (!link) throw internal(`Interface name ${one.name} not found`, "the host's end of the container's link is gone");
+    if (one.sandbox) throw internal(`Interface ${one.name} should not be in sandbox`, one.sandbox);
     if (
       link.linkinfo?.info_kind !== "veth" || link.link_index !== own.ifindex ||
       own.link_index !== link.ifindex || link.master !== conf.bridge
     ) continue;
     if (one.mac && one.mac !== link.address) {
-      throw invalid(`Interface ${one.name} Mac doesn't match: ${one.mac} not found`, `it is ${link.address}`);
+      throw internal(`Interface ${one.name} Mac doesn't match: ${one.mac} not found`, `it is ${link.address}`);
     }
     return;
   }
-  throw invalid(
+  throw internal(
     `CNI veth created for bridge ${conf.bridge} was not found`,
     `no host interface of prevResult is the other end of ${container.name} and a port of ${conf.bridge}`,
   );

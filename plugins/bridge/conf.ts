@@ -12,7 +12,7 @@ import {
   object,
   text,
 } from "../../lib/cni/decode.ts";
-import { CniError, code } from "../../lib/cni/error.ts";
+import { internal } from "../../lib/cni/error.ts";
 import type { ContainerCall } from "../../lib/cni/plugin.ts";
 import type { JsonObject } from "../../lib/cni/types.ts";
 import { ipamType, masqueradeKeys } from "../../lib/link/ipam.ts";
@@ -68,25 +68,20 @@ export interface Config extends Omit<Fields<typeof keys>, "vlanTrunk" | "dns"> {
 export function parse(call: ContainerCall): Config {
   const { vlanTrunk, ...conf } = decode(keys, call.config, "failed to load netconf");
   if (conf.vlan < 0 || conf.vlan > 4094) {
-    throw invalid(`invalid VLAN ID ${conf.vlan} (must be between 0 and 4094)`, '"vlan"');
+    throw internal(`invalid VLAN ID ${conf.vlan} (must be between 0 and 4094)`, '"vlan"');
   }
   const trunk = vlanTrunk && trunkIds(vlanTrunk);
   const asked = parseArgs(call.args, ["MAC"]).MAC;
   const mac = conf.runtimeConfig?.mac || conf.args?.cni?.mac || asked || "";
   const front = `failed to create bridge "${conf.bridge}": could not add "${conf.bridge}"`;
-  if (conf.bridge === "") throw invalid(`${front}: LinkAttrs.Name cannot be empty`, '"bridge" is empty');
+  if (conf.bridge === "") throw internal(`${front}: LinkAttrs.Name cannot be empty`, '"bridge" is empty');
   if (new TextEncoder().encode(conf.bridge).length > 15) {
-    throw invalid(`${front}: numerical result out of range`, '"bridge" may have 15 characters at most');
+    throw internal(`${front}: numerical result out of range`, '"bridge" may have 15 characters at most');
   }
   if (!isLinkName(conf.bridge)) {
-    throw invalid(`${front}: invalid argument`, '"bridge" has characters that no link name may have');
+    throw internal(`${front}: invalid argument`, '"bridge" has characters that no link name may have');
   }
   return { ...conf, isGateway: conf.isGateway || conf.isDefaultGateway, ipamType: ipamType(conf.ipam), trunk, mac };
-}
-
-/** A mistake of the user, in the reference's words and with what to do. */
-export function invalid(msg: string, details: string): CniError {
-  return new CniError(code.internal, msg, details);
 }
 
 /** VLANs of `vlanTrunk`, with the reference's checks in their order. */
@@ -98,18 +93,18 @@ function trunkIds(
   elements.forEach(({ minID, maxID, id }, index) => {
     const at = `"vlanTrunk.${index}": VLANs are 1 to 4094`;
     if (minID !== undefined && maxID !== undefined) {
-      if (!isVlan(minID)) throw invalid("incorrect trunk minID parameter", at);
-      if (!isVlan(maxID)) throw invalid("incorrect trunk maxID parameter", at);
-      if (minID > maxID) throw invalid("minID is greater than maxID in trunk parameter", at);
+      if (!isVlan(minID)) throw internal("incorrect trunk minID parameter", at);
+      if (!isVlan(maxID)) throw internal("incorrect trunk maxID parameter", at);
+      if (minID > maxID) throw internal("minID is greater than maxID in trunk parameter", at);
       for (let vid = minID; vid <= maxID; vid++) ids.add(vid);
     } else if (minID !== undefined || maxID !== undefined) {
-      throw invalid(
+      throw internal(
         `minID and maxID should be configured simultaneously, ${minID === undefined ? "minID" : "maxID"} is missing`,
         at,
       );
     }
     if (id === undefined) return;
-    if (!isVlan(id)) throw invalid("incorrect trunk id parameter", at);
+    if (!isVlan(id)) throw internal("incorrect trunk id parameter", at);
     ids.add(id);
   });
   return [...ids].sort((a, b) => a - b);
@@ -119,13 +114,13 @@ function trunkIds(
 export function parseForAdd(call: ContainerCall): { readonly conf: Config; readonly podMac: string } {
   const conf = parse(call);
   if (conf.disableContainerInterface && conf.ipamType !== "") {
-    throw invalid(
+    throw internal(
       "cannot use IPAM when DisableContainerInterface flag is set",
       'remove "ipam" or "disableContainerInterface"',
     );
   }
   if (conf.hairpinMode && conf.promiscMode) {
-    throw invalid(
+    throw internal(
       "cannot set hairpin mode and promiscuous mode at the same time",
       'remove "hairpinMode" or "promiscMode"',
     );

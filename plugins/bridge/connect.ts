@@ -1,16 +1,17 @@
 /** The container's port on the bridge, and what the bridge lacks for it. */
+import { internal } from "../../lib/cni/error.ts";
 import { netnsWord } from "../../lib/cni/netns.ts";
 import type { ContainerCall } from "../../lib/cni/plugin.ts";
 import type { Interface, IPConfig } from "../../lib/cni/types.ts";
 import { addrShow, vethInto } from "../../lib/kernel/ip.ts";
 import { apply, type Step, step, StepError } from "../../lib/kernel/plan.ts";
 import { isAbsent } from "../../lib/kernel/run.ts";
-import { firstHost } from "../../lib/link/container_link.ts";
+import { firstHost, linkNow } from "../../lib/link/container_link.ts";
 import { readFailure } from "../../lib/link/failure.ts";
 import { ownerOf, portAlias, undoHostEnd, withFreeName } from "../../lib/link/host_end.ts";
 import { isIndexName } from "../../lib/net/link_name.ts";
-import { type Config, invalid } from "./conf.ts";
-import { type BridgeNow, type BridgeRequest, isComplete, lookAtBridge } from "./port.ts";
+import type { Config } from "./conf.ts";
+import { type BridgeNow, type BridgeRequest, isComplete } from "./port.ts";
 
 /** Both ends of the veth pair, and the addresses that the container gets, as far as they are known. */
 export interface Ends {
@@ -27,7 +28,7 @@ export async function connect(call: ContainerCall, conf: Config, ends: Ends): Pr
   const { host, ips } = ends;
   const request = bridgeRequest(conf, ips);
   // By such a name iproute2 would show another link when there is none of this name.
-  if (isIndexName(conf.bridge) && !await lookAtBridge(call, conf.bridge)) {
+  if (isIndexName(conf.bridge) && !await linkNow(call, "host", conf.bridge)) {
     await (await shape()).createBridge(call, request);
   }
   let found: BridgeNow | undefined;
@@ -65,7 +66,7 @@ async function addPort(call: ContainerCall, conf: Config, ends: Ends): Promise<B
     call,
   ) as BridgeNow[][];
   if (now) return { ...now, macBefore: before?.address };
-  throw invalid(`failed to create bridge "${conf.bridge}": could not lookup "${conf.bridge}": Link not found`, "");
+  throw internal(`failed to create bridge "${conf.bridge}": could not lookup "${conf.bridge}": Link not found`, "");
 }
 
 function bridgeRequest(conf: Config, ips: readonly IPConfig[]): BridgeRequest {

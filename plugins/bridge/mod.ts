@@ -7,7 +7,7 @@
  * needing the namespace; GC and STATUS do their work.
  */
 import { decodeLeniently, type Fields } from "../../lib/cni/decode.ts";
-import { all, both, CniError, code } from "../../lib/cni/error.ts";
+import { all, both, CniError, code, internal } from "../../lib/cni/error.ts";
 import { openNetns } from "../../lib/cni/netns.ts";
 import type { ContainerCall, NetworkCall, Plugin } from "../../lib/cni/plugin.ts";
 import { prevResultLeniently } from "../../lib/cni/prev_result.ts";
@@ -16,7 +16,14 @@ import { readDns } from "../../lib/cni/version.ts";
 import { apply, type Step, step } from "../../lib/kernel/plan.ts";
 import { linkExists } from "../../lib/kernel/proc.ts";
 import { toolPath } from "../../lib/kernel/run.ts";
-import { allocate, begin, configureLink, deleteContainerLink, firstHost } from "../../lib/link/container_link.ts";
+import {
+  allocate,
+  begin,
+  configureLink,
+  deleteContainerLink,
+  firstHost,
+  linkNow,
+} from "../../lib/link/container_link.ts";
 import {
   deleteHostEnd,
   forwarding,
@@ -41,9 +48,9 @@ import {
   removeMasquerade,
   statusMasquerade,
 } from "../../lib/rules/masquerade.ts";
-import { type Config, invalid, keys, parse, parseForAdd } from "./conf.ts";
+import { type Config, keys, parse, parseForAdd } from "./conf.ts";
 import { connect, type Ends, gatewayAddresses } from "./connect.ts";
-import { type BridgeNow, lookAtBridge, MAX_PORTS, portsOf, portState, waitForPort } from "./port.ts";
+import { type BridgeNow, MAX_PORTS, portsOf, portState, waitForPort } from "./port.ts";
 
 export const plugin: Plugin = linkPlugin({
   name: "bridge",
@@ -203,7 +210,7 @@ function announcement(pod: Interface): Step {
 }
 
 function notUp(state: string, veth: string, bridge: string): CniError {
-  return invalid(
+  return internal(
     `bridge port in error state: ${state}`,
     `${veth} on ${bridge} did not come up: is the bridge up, and the container's end still there?`,
   );
@@ -311,7 +318,7 @@ function check(call: ContainerCall): CheckPlan {
   return {
     words: { noun: "veth", kinds: ["veth"], gone },
     ipam: conf.ipamType || undefined,
-    beside: () => [lookAtBridge(call, conf.bridge)],
+    beside: () => [linkNow(call, "host", conf.bridge)],
     own: async (seen) => {
       const { checkAround } = await import("./check.ts");
       await checkAround(call, conf, seen);
@@ -321,7 +328,7 @@ function check(call: ContainerCall): CheckPlan {
   };
 }
 
-const gone = (name: string) => invalid(`Interface name ${name} not found`, "the container's link is gone");
+const gone = (name: string) => internal(`Interface name ${name} not found`, "the container's link is gone");
 
 function collect(call: NetworkCall, valid: readonly ValidAttachment[], { macspoofchk }: Fields<typeof keys>) {
   const rules = macspoofchk && toolPath("nft") !== "" ? [() => collectSpoofRules(call, valid)] : [];

@@ -1,9 +1,7 @@
 /** A Linux bridge and a container's port on it: what the bridge plugin needs, short of the container itself. */
 import type { ContainerCall } from "../../lib/cni/plugin.ts";
-import { type Address, addrShow, isNamed, type Link } from "../../lib/kernel/ip.ts";
-import { apply, step } from "../../lib/kernel/plan.ts";
+import type { Address, Link } from "../../lib/kernel/ip.ts";
 import { linkExists, linkFolder, listKernelFolder, readKernelFile } from "../../lib/kernel/proc.ts";
-import { isAbsent } from "../../lib/kernel/run.ts";
 import { canonicalAddress } from "../../lib/net/cidr.ts";
 
 /** Most ports that the kernel allows on one bridge (BR_MAX_PORTS − 1). */
@@ -47,18 +45,6 @@ export function portsOf(name: string, ifindex?: number): string[] | undefined {
     return folder === undefined ? undefined : listKernelFolder(`${folder}/brif`);
   } catch {
     return undefined;
-  }
-}
-
-/** The bridge as it is now, or undefined. */
-export async function lookAtBridge(call: ContainerCall, name: string): Promise<Link | undefined> {
-  try {
-    const [shown] = await apply([[step("host", "ip", addrShow(name), { read: true })]], call);
-    const link = shown?.[0] as Link | undefined;
-    return link && isNamed(link, name) ? link : undefined;
-  } catch (error) {
-    if (isAbsent(error)) return undefined;
-    throw error;
   }
 }
 

@@ -1,15 +1,15 @@
 /**
  * VLANs of a port, and the gateway of a VLAN. Loaded when called: networks without VLANs do not read this file.
  */
-import { CniError, code } from "../../lib/cni/error.ts";
+import { internal } from "../../lib/cni/error.ts";
 import type { ContainerCall } from "../../lib/cni/plugin.ts";
 import type { Interface, Result } from "../../lib/cni/types.ts";
 import { type Link, linkUp } from "../../lib/kernel/ip.ts";
 import { apply, type Step, step, StepError } from "../../lib/kernel/plan.ts";
+import { linkNow } from "../../lib/link/container_link.ts";
 import { hostEndNames } from "../../lib/link/host_end.ts";
 import type { Config } from "./conf.ts";
 import { gatewayAddresses } from "./connect.ts";
-import { lookAtBridge } from "./port.ts";
 
 /** With a VLAN the gateway's addresses are on a link of their own, `BRIDGE.VLAN`. */
 export async function gatewayOfVlan(
@@ -101,21 +101,19 @@ async function vlanGateway(
   const name = `${bridge.ifname}.${vlans.vlan}`;
   const front = `failed to create vlan interface: faild to create vlan gateway "${name}"`;
   if (name.length > 15) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `${front}: failed to make veth pair: numerical result out of range`,
       `"${name}" is longer than 15 characters: choose a shorter "bridge"`,
     );
   }
-  let link = await lookAtBridge(call, name);
+  let link = await linkNow(call, "host", name);
   for (const peer of peers) {
     if (link) return link;
     await makeVlanGateway(call, { name, peer, bridge, vlans, front });
-    link = await lookAtBridge(call, name);
+    link = await linkNow(call, "host", name);
   }
   if (link) return link;
-  throw new CniError(
-    code.internal,
+  throw internal(
     `failed to create vlan interface: failed to find interface "${name}": Link not found`,
     `links called ${peers.join(", ")} are in the way`,
   );

@@ -2,16 +2,17 @@
  * What a bridge lacks for a port, and why a port could not be made. Loaded when called: an ADD on a bridge that is as
  * it should be does not read this file.
  */
-import { CniError, code } from "../../lib/cni/error.ts";
+import { type CniError, internal } from "../../lib/cni/error.ts";
 import type { ContainerCall } from "../../lib/cni/plugin.ts";
 import { addrDel, type Address, type Link, linkUp } from "../../lib/kernel/ip.ts";
 import { apply, type Step, step, StepError } from "../../lib/kernel/plan.ts";
+import { linkNow } from "../../lib/link/container_link.ts";
 import { type Failure, readFailure, type Reading } from "../../lib/link/failure.ts";
 import { noRouterAdvertisements, pairExists } from "../../lib/link/host_end.ts";
 import { isLinkLocal, parseAddress, parsePrefix, prefixesOverlap } from "../../lib/net/cidr.ts";
-import { type Config, invalid } from "./conf.ts";
+import type { Config } from "./conf.ts";
 import type { Ends } from "./connect.ts";
-import { type BridgeNow, type BridgeRequest, hasAddress, lookAtBridge, MAX_PORTS, portsOf } from "./port.ts";
+import { type BridgeNow, type BridgeRequest, hasAddress, MAX_PORTS, portsOf } from "./port.ts";
 
 /** Makes the bridge; somebody else may be faster, which is as good. */
 export async function createBridge(call: ContainerCall, request: BridgeRequest): Promise<void> {
@@ -119,8 +120,7 @@ function ensureBridge(now: Link, request: BridgeRequest, warn: (note: string) =>
 
 /** The error for a link of the bridge's name that is something else. */
 function notABridge({ linkinfo }: Link, name: string): CniError {
-  return new CniError(
-    code.internal,
+  return internal(
     `failed to create bridge "${name}": "${name}" already exists but is not a bridge`,
     `it is ${linkinfo?.info_kind ?? "a physical link"}: choose another name in "bridge"`,
   );
@@ -148,8 +148,7 @@ function addressSteps(
       const cidr = `${other.local}/${other.prefixlen}`;
       if (!request.forceAddress) {
         const all = there.map((one) => `${one.local}/${one.prefixlen}`).join(" ");
-        throw new CniError(
-          code.internal,
+        throw internal(
           `${front}: "${name}" already has an IP address different from ${wanted}`,
           `addresses of ${name}: ${all}; wanted: ${wanted}; ports: ${
             portsOf(name, now.ifindex)?.length ?? "unknown"
@@ -213,10 +212,10 @@ export async function portFailure(
 ): Promise<Reading> {
   if (step.text.startsWith("link add") && /File exists/.test(said)) return pairExists({ ...ends, netns: call.netns });
   if (!step.text.includes(" master ")) return undefined;
-  const now = await lookAtBridge(call, conf.bridge);
+  const now = await linkNow(call, "host", conf.bridge);
   if (now && now.linkinfo?.info_kind !== "bridge") return notABridge(now, conf.bridge);
   if (now && (portsOf(now.ifname, now.ifindex)?.length ?? 0) >= MAX_PORTS) {
-    return invalid(error.message, `bridge ${conf.bridge} has ${MAX_PORTS} ports, the kernel's limit`);
+    return internal(error.message, `bridge ${conf.bridge} has ${MAX_PORTS} ports, the kernel's limit`);
   }
   return undefined;
 }

@@ -3,7 +3,7 @@
  * Kubernetes API, and give their addresses out from files of their own: the store is asked only for a further block.
  */
 import { isObject, lookup } from "../../lib/cni/decode.ts";
-import { CniError, code, toCniError } from "../../lib/cni/error.ts";
+import { internal, needed } from "../../lib/cni/error.ts";
 import type { ContainerCall, Lease, NetworkCall, Plugin, Released } from "../../lib/cni/plugin.ts";
 import { since } from "../../lib/cni/types.ts";
 import { held as heldBy, release } from "../../lib/ipam/allocator.ts";
@@ -31,6 +31,8 @@ export const plugin: Plugin = {
   status,
   held,
 };
+
+const upkeep = () => import("../../lib/ipam/lease_upkeep.ts");
 
 async function begin(call: ContainerCall): Promise<Lease> {
   const conf = await clusterConf(call);
@@ -72,20 +74,12 @@ async function held(call: ContainerCall): Promise<readonly string[]> {
 
 async function check(call: ContainerCall): Promise<void> {
   const { folder, blockFolder } = foldersOf(call);
-  const addresses = await heldBy(folder, call, call);
-  if (addresses.length === 0) {
-    throw new CniError(
-      code.internal,
-      `cluster: Failed to find address added by container ${call.containerId}`,
-      `no file in ${folder} says ${call.containerId} ${call.ifName}: the address may be given to others; add the container again`,
-    );
-  }
+  const addresses = await (await upkeep()).checkHeld(folder, call);
   const { blocks } = readBlocks(blocksFile({ blockFolder }));
   for (const { block, phase, holder } of blocks) {
     const ip = addresses.find((one) => prefixContains(block, parseAddress(one)!));
     if (phase !== "lost" || ip === undefined) continue;
-    throw new CniError(
-      code.internal,
+    throw internal(
       `cluster: ${ip} belongs to node ${holder ?? "unknown"} now`,
       `its block ${formatPrefix(block)} was given to that node, which may use the address too: add the container again`,
     );
@@ -94,9 +88,7 @@ async function check(call: ContainerCall): Promise<void> {
 
 async function gc(call: NetworkCall): Promise<void> {
   if (call.valid === undefined || !isObject(lookup(call.config, "ipam"))) return;
-  const valid = call.valid.map(({ containerID, ifname }) => ({ containerId: containerID, ifName: ifname }));
-  const { collect } = await import("../../lib/ipam/lease_upkeep.ts");
-  await collect(foldersOf(call).folder, valid, call);
+  await (await upkeep()).collect(foldersOf(call).folder, call.valid, call);
   const conf = await leniently(call);
   if (conf === undefined) return;
   try {
@@ -110,25 +102,20 @@ async function gc(call: NetworkCall): Promise<void> {
 const STATUS_LIMIT_MS = 5_000;
 
 async function status(call: NetworkCall): Promise<void> {
-  let conf: ClusterConf | undefined;
-  try {
-    conf = await clusterConf({ ...call, args: "" });
-    const { pool } = conf;
-    const { checkFolder } = await import("../../lib/ipam/lease_upkeep.ts");
-    await checkFolder(pool.folder, call.host);
-    const options = { warn: call.warn, limitMs: STATUS_LIMIT_MS };
-    const own = readBlocks(blocksFile(pool)).blocks.filter(({ phase }) => phase === "own");
-    const full = pool.sets.filter((set) =>
-      !own.some(({ block }) => isBlockOf(block, set) && hasFree(pool.folder, { block, set }))
-    );
-    // With addresses left the store may be away.
-    if (full.length > 0) await confirmBlocks(pool, options);
-  } catch (error) {
-    const { msg, details } = toCniError(error);
-    throw new CniError(code.notAvailable, msg, details);
-  } finally {
-    conf?.close();
-  }
+  await needed(async () => {
+    const { pool, close } = await clusterConf({ ...call, args: "" });
+    try {
+      await (await upkeep()).checkFolder(pool.folder, call.host);
+      const own = readBlocks(blocksFile(pool)).blocks.filter(({ phase }) => phase === "own");
+      const full = pool.sets.some((set) =>
+        !own.some(({ block }) => isBlockOf(block, set) && hasFree(pool.folder, { block, set }))
+      );
+      // With addresses left the store may be away.
+      if (full) await confirmBlocks(pool, { warn: call.warn, limitMs: STATUS_LIMIT_MS });
+    } finally {
+      close();
+    }
+  });
 }
 
 function hasFree(

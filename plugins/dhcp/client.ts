@@ -18,11 +18,13 @@ import { CniError, code } from "../../lib/cni/error.ts";
 import { isObject } from "../../lib/cni/decode.ts";
 import { runLines } from "../../lib/kernel/batch.ts";
 import { commandLine, signal, startBackground } from "../../lib/kernel/background.ts";
-import { readRegular, readRegularText, removeIfThere } from "../../lib/kernel/regular_file.ts";
+import { namesOf, readRegular, readRegularText, removeIfThere } from "../../lib/kernel/regular_file.ts";
+import { replaceFile } from "../../lib/kernel/state_file.ts";
 import { addrAdd, addrDel, addrShow, type Link, linkUp } from "../../lib/kernel/ip.ts";
 import { fileIdentity, readKernelFile } from "../../lib/kernel/proc.ts";
 import { failureText, inNetns, type Run } from "../../lib/kernel/run.ts";
 import { formatAddress, parseAddress, parsePrefix, prefixContains } from "../../lib/net/cidr.ts";
+import { sameAttachment } from "../../lib/net/name.ts";
 import { sha512 } from "../../lib/net/sha512.ts";
 import { clientId, type ClientOptions, type Owner } from "./options.ts";
 import { type ClientEvent, type Lease, leaseOf, parseEvent, udhcpcArgs } from "./lease.ts";
@@ -60,19 +62,13 @@ export function leaseFolder(state: string, owner: Owner): string {
 
 /** Folders of all attachments. */
 export function leaseFolders(state: string): string[] {
-  try {
-    return [...Deno.readDirSync(state)].filter(({ name }) => /^[0-9a-f]{32}$/.test(name))
-      .map(({ name }) => `${state}/${name}`);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return [];
-    throw error;
-  }
+  return namesOf(state).filter((name) => /^[0-9a-f]{32}$/.test(name)).map((name) => `${state}/${name}`);
 }
 
 /** Writes the record; it appears whole or not at all. */
 export function writeRecord(folder: string, record: LeaseRecord): void {
   const send = Object.fromEntries([...record.options.send].map(([number, bytes]) => [number, [...bytes]]));
-  writeWhole(
+  replaceFile(
     `${folder}/record.json`,
     JSON.stringify({ version: 1, ...record, options: { send, ask: record.options.ask } }),
   );
@@ -127,15 +123,6 @@ export function readLease(folder: string): Lease | undefined {
 /** Seconds that a lease has left; 0 or less when it ran out. */
 export function secondsLeft(lease: Lease): number {
   return lease.since + lease.seconds - Deno.osUptime();
-}
-
-function writeWhole(path: string, text: string): void {
-  const draft = `${path}.new`;
-  using file = Deno.openSync(draft, { write: true, create: true, truncate: true, mode: 0o600 });
-  const bytes = new TextEncoder().encode(text);
-  for (let rest = bytes; rest.length > 0;) rest = rest.subarray(file.writeSync(rest));
-  file.syncSync();
-  Deno.renameSync(draft, path);
 }
 
 /** What identifies the running kernel and a namespace in it. */
@@ -193,7 +180,7 @@ export function prepareState(state: string): void {
     } catch {
       // Not there yet.
     }
-    if (present !== HOOK) writeWhole(path, HOOK);
+    if (present !== HOOK) replaceFile(path, HOOK);
   }
 }
 
@@ -360,18 +347,13 @@ export async function releaseWithoutDaemon(state: string, owner: Owner, options:
   const folder = leaseFolder(state, owner);
   const record = readRecord(folder);
   if (record === undefined && clientPid(folder) === undefined) return false;
-  if (record && !sameOwner(record, owner)) return false;
+  if (record && !sameAttachment(record, owner)) return false;
   try {
     await stopClient(folder, record, options);
   } catch (error) {
     throw new CniError(code.tryAgain, `could not remove ${folder}: ${(error as Error).message}`);
   }
   return true;
-}
-
-/** Whether both are the same attachment; servers may not be able to tell them apart. */
-export function sameOwner(a: Owner, b: Owner): boolean {
-  return a.containerId === b.containerId && a.network === b.network && a.ifName === b.ifName;
 }
 
 /** The client that this machine has: BusyBox udhcpc, by either name; undefined when there is none. */

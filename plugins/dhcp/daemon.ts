@@ -5,11 +5,12 @@
  * @module
  */
 import { decode, isObject, lookup } from "../../lib/cni/decode.ts";
-import { CniError, code } from "../../lib/cni/error.ts";
+import { badConfig, CniError } from "../../lib/cni/error.ts";
 import type { JsonObject, Result } from "../../lib/cni/types.ts";
 import { startSocketProxy } from "../../lib/kernel/background.ts";
 import { must, type Run, systemRun } from "../../lib/kernel/run.ts";
 import { type Acceptor, connectUnix, listenUnix, SocketError } from "../../lib/kernel/unix_socket.ts";
+import { sameAttachment } from "../../lib/net/name.ts";
 import { DhcpAttachment, type Keeper, log, nameOf, write } from "./attachment.ts";
 import {
   bootId,
@@ -19,7 +20,6 @@ import {
   netnsIdentity,
   prepareState,
   readRecord,
-  sameOwner,
   stateFolder,
   stopClient,
 } from "./client.ts";
@@ -240,7 +240,7 @@ class Daemon implements AsyncDisposable, Keeper {
   async allocate(args: CmdArgs): Promise<Result> {
     const { owner, config } = this.#ownerOf(args);
     const conf = decode(dhcpKeys, config, "error parsing netconf").ipam;
-    if (!conf) throw new CniError(code.config, "error parsing netconf: ipam is missing");
+    if (!conf) throw badConfig("error parsing netconf: ipam is missing");
     const options = clientOptions(conf, args.Args);
     const folder = leaseFolder(this.state, owner);
     const netns = this.flags.hostPrefix + args.Netns;
@@ -252,7 +252,7 @@ class Daemon implements AsyncDisposable, Keeper {
         await known.ending;
         continue;
       }
-      if (!sameOwner(known.record, owner)) {
+      if (!sameAttachment(known.record, owner)) {
         throw new RpcError(
           `the client identifier of ${nameOf(owner)} is taken by ${nameOf(known.record)}`,
           "identifiers are cut after 254 bytes; shorten the network's name or the container's ID",
@@ -292,7 +292,7 @@ class Daemon implements AsyncDisposable, Keeper {
   async release(args: CmdArgs): Promise<undefined> {
     const { owner } = this.#ownerOf(args);
     const known = this.#leases.get(leaseFolder(this.state, owner));
-    if (known && sameOwner(known.record, owner)) await known.end("");
+    if (known && sameAttachment(known.record, owner)) await known.end("");
   }
 
   #ownerOf(args: CmdArgs): { readonly owner: Owner; readonly config: JsonObject } {

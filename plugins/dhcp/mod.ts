@@ -7,7 +7,7 @@
  * compares the lease with prevResult, GC and STATUS do something; see docs/plugins/dhcp.md.
  */
 import { decode, decodeLeniently, object, text } from "../../lib/cni/decode.ts";
-import { all, CniError, code } from "../../lib/cni/error.ts";
+import { all, badConfig, CniError, code, internal } from "../../lib/cni/error.ts";
 import type { Call, ContainerCall, NetworkCall, Plugin } from "../../lib/cni/plugin.ts";
 import { prevResult } from "../../lib/cni/prev_result.ts";
 import { type Result, since } from "../../lib/cni/types.ts";
@@ -17,13 +17,13 @@ import {
   readLease,
   readRecord,
   releaseWithoutDaemon,
-  sameOwner,
   secondsLeft,
   stateFolder,
 } from "./client.ts";
-import { clientOptions, dhcpKeys, type Owner } from "./options.ts";
+import { clientOptions, dhcpKeys } from "./options.ts";
 import { callDaemon, DaemonRefusal, DEFAULT_SOCKET, greetDaemon, RpcError } from "./rpc.ts";
 import { SocketError } from "../../lib/kernel/unix_socket.ts";
+import { sameAttachment } from "../../lib/net/name.ts";
 
 export const plugin: Plugin = {
   name: "dhcp",
@@ -83,7 +83,7 @@ async function del(call: ContainerCall): Promise<void> {
       await ask(call, socket, "DHCP.Release");
     } catch (error) {
       if (!(error instanceof SocketError)) throw translated(error, socket, "DHCP.Release");
-      const done = await releaseWithoutDaemon(stateFolder(socket), ownerOf(call), call);
+      const done = await releaseWithoutDaemon(stateFolder(socket), call, call);
       call.warn(
         `dial unix ${socket}: connect: ${error.reason}; ` +
           (done ? "the lease was released without the daemon" : "it left no lease of this container"),
@@ -94,14 +94,12 @@ async function del(call: ContainerCall): Promise<void> {
 
 async function check(call: ContainerCall): Promise<void> {
   const { socket } = settings(call);
-  const owner = ownerOf(call);
-  const folder = leaseFolder(stateFolder(socket), owner);
+  const folder = leaseFolder(stateFolder(socket), call);
   const record = readRecord(folder);
   const lease = readLease(folder);
   // Asking would wait for a server, and a runtime with it.
-  if (record && sameOwner(record, owner) && record.address !== "" && (record.suspended || expired(lease))) {
-    throw new CniError(
-      code.internal,
+  if (record && sameAttachment(record, call) && record.address !== "" && (record.suspended || expired(lease))) {
+    throw internal(
       `dhcp: the lease of ${record.address} ran out and no server renewed it`,
       `it was taken off ${record.ifName} and comes back when a server leases it again; see the daemon's log`,
     );
@@ -112,8 +110,7 @@ async function check(call: ContainerCall): Promise<void> {
   if (!previous || !leased) return;
   if (previous.ips?.some(({ address }) => address === leased.address)) return;
   const shown = previous.ips?.map(({ address }) => address).join(", ");
-  throw new CniError(
-    code.internal,
+  throw internal(
     `dhcp: the server leases ${leased.address} to ${call.ifName}, but prevResult has ${shown || "no address"}`,
     "the server gave the lease up; delete the container and add it again",
   );
@@ -159,17 +156,16 @@ async function status(call: NetworkCall): Promise<void> {
 
 // deno-lint-ignore require-await -- the interface is one for plugins that have to wait
 async function held(call: ContainerCall): Promise<readonly string[]> {
-  const owner = ownerOf(call);
   const socket = socketLeniently(call);
-  const record = readRecord(leaseFolder(stateFolder(socket), owner));
-  return record && sameOwner(record, owner) && record.address !== "" ? [record.address] : [];
+  const record = readRecord(leaseFolder(stateFolder(socket), call));
+  return record && sameAttachment(record, call) && record.address !== "" ? [record.address] : [];
 }
 
 /** What the configuration says, checked before anybody is asked. */
 function settings(call: Call & { readonly args: string }): { readonly socket: string } {
   const { ipam } = decode(dhcpKeys, call.config, "error parsing netconf");
   if (!ipam) {
-    throw new CniError(code.config, "error parsing netconf: ipam is missing", 'write "ipam": {"type": "dhcp"}');
+    throw badConfig("error parsing netconf: ipam is missing", 'write "ipam": {"type": "dhcp"}');
   }
   try {
     clientOptions(ipam, call.args);
@@ -188,10 +184,6 @@ const socketKeys = {
 /** For what must not fail on a configuration that has become wrong. */
 function socketLeniently({ config, warn }: Call): string {
   return decodeLeniently(socketKeys, config, warn).ipam?.daemonSocketPath || DEFAULT_SOCKET;
-}
-
-function ownerOf({ containerId, network, ifName }: ContainerCall): Owner {
-  return { containerId, network, ifName };
 }
 
 async function allocate(call: ContainerCall, socket: string): Promise<Result> {
@@ -244,7 +236,5 @@ function translated(error: unknown, socket: string, method: string): CniError {
   }
   const msg = `error calling ${method}: ${(error as Error).message}`;
   const details = error instanceof RpcError ? error.details : "";
-  return error instanceof DaemonRefusal
-    ? new NotLeased(code.internal, msg, details)
-    : new CniError(code.internal, msg, details);
+  return error instanceof DaemonRefusal ? new NotLeased(code.internal, msg, details) : internal(msg, details);
 }

@@ -4,7 +4,8 @@
  * @module
  */
 import { type Fields, flag, integer, list, object, text } from "../../lib/cni/decode.ts";
-import { CniError, code, goQuote } from "../../lib/cni/error.ts";
+import { badConfig, goQuote } from "../../lib/cni/error.ts";
+import type { Attachment } from "../../lib/net/name.ts";
 
 /** The keys of a configuration that the plugin and its daemon read. */
 export const dhcpKeys = {
@@ -81,14 +82,14 @@ export function clientOptions(conf: DhcpConf, args: string): ClientOptions {
     const number = optionNumber(option);
     const bytes = encoder.encode(value);
     if (bytes.length > 255) {
-      throw refused(`value too long for option ${goQuote(option)}: ${goQuote(value)}`, tooLong(bytes));
+      throw badConfig(`value too long for option ${goQuote(option)}: ${goQuote(value)}`, tooLong(bytes));
     }
     if (bytes.length > 0) send.set(number, bytes);
     const given = fromArg === "" ? undefined : values.get(fromArg);
     if (given === undefined) continue;
     const replacement = encoder.encode(given);
     if (replacement.length > 255) {
-      throw refused(
+      throw badConfig(
         `value too long for option ${goQuote(option)} from CNI_ARGS ${goQuote(fromArg)}: ${goQuote(value)}`,
         tooLong(replacement),
       );
@@ -100,7 +101,7 @@ export function clientOptions(conf: DhcpConf, args: string): ClientOptions {
   for (const number of send.keys()) {
     const role = MACHINERY[number];
     if (role !== undefined) {
-      throw refused(`option ${goQuote(String(number))} cannot be provided`, `it is ${role}`);
+      throw badConfig(`option ${goQuote(String(number))} cannot be provided`, `it is ${role}`);
     }
   }
   const listed: number[] = [];
@@ -125,7 +126,7 @@ function optionNumber(option: string): number {
   const number = Number(option);
   if (/^[0-9]+$/.test(option) && number <= 255) return number;
   const reason = /^[0-9]+$/.test(option) ? "value out of range" : "invalid syntax";
-  throw refused(
+  throw badConfig(
     `Can not parse option ${goQuote(option)}: Can not parse option: strconv.ParseUint: parsing ${
       goQuote(option)
     }: ${reason}`,
@@ -143,16 +144,8 @@ function argValues(args: string): Map<string, string> {
   return values;
 }
 
-function refused(msg: string, advice: string): CniError {
-  return new CniError(code.config, msg, advice);
-}
-
 /** Who asks: container, network and interface. */
-export interface Owner {
-  readonly containerId: string;
-  readonly network: string;
-  readonly ifName: string;
-}
+export type Owner = Attachment;
 
 /** Longest client identifier without its type byte. */
 const MAX_ID = 254;

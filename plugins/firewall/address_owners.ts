@@ -6,7 +6,7 @@
 import { isObject } from "../../lib/cni/decode.ts";
 import { keepFile, namesIn, readFileIfThere, removeDrafts, removeFile } from "../../lib/kernel/state_file.ts";
 import { type Address, formatAddress, parseAddress } from "../../lib/net/cidr.ts";
-import { type Attachment, nftAttachmentHash } from "../../lib/net/name.ts";
+import { type Attachment, nftAttachmentHash, sameAttachment } from "../../lib/net/name.ts";
 import { leaseHolder } from "../../lib/ipam/lease_holder.ts";
 
 const FOLDER = "/run/cnibox/firewall";
@@ -67,11 +67,7 @@ function readOwner(name: string): Attachment | undefined {
 export function forgetOwner(address: Address, owner: Attachment): boolean {
   const name = formatAddress(address);
   const noted = readOwner(name);
-  return !noted || !isSame(noted, owner) || removeFile(`${FOLDER}/${name}`);
-}
-
-export function isSame(a: Attachment, b: Attachment): boolean {
-  return a.network === b.network && a.containerId === b.containerId && a.ifName === b.ifName;
+  return !noted || !sameAttachment(noted, owner) || removeFile(`${FOLDER}/${name}`);
 }
 
 /** Has host-local given the address to another container since? */

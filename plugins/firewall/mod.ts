@@ -12,7 +12,6 @@ import {
   forgetOwner,
   isGivenAway,
   isRemembered,
-  isSame,
   noteOwner,
   type Owned,
   ownedAddresses,
@@ -32,7 +31,7 @@ import { linkExists } from "../../lib/kernel/proc.ts";
 import { linkNow } from "../../lib/link/container_link.ts";
 import { type Address, formatAddress } from "../../lib/net/cidr.ts";
 import { isAnyName, isIndexName, isLinkName } from "../../lib/net/link_name.ts";
-import type { Attachment } from "../../lib/net/name.ts";
+import { type Attachment, sameAttachment } from "../../lib/net/name.ts";
 import { bothBackends, chosenBackends, removeRules, ruleSteps, together } from "../../lib/rules/backend.ts";
 import { acceptance, type Forwarded, forwarding, onReadable } from "../../lib/rules/forwarding.ts";
 import { type Forwarding, removeForwarding, removeIsolation } from "../../lib/rules/forwarding_iptables.ts";
@@ -122,7 +121,7 @@ function noteOwners(call: ContainerCall, addresses: readonly Address[]): void {
 async function del(call: ContainerCall): Promise<void> {
   const config = settingsOf(call, decodeLeniently(keys, call.config, call.warn));
   const previous = prevResultLeniently(call);
-  const noted = ownedAddresses().filter(({ owner }) => isSame(owner, call)).map(({ address }) => address);
+  const noted = ownedAddresses().filter(({ owner }) => sameAttachment(owner, call)).map(({ address }) => address);
   const known = new Map([...(previous ? addressesOf(previous) : []), ...noted].map((one) => [formatAddress(one), one]));
   // An address that is somebody else's by now keeps its rules: they are his.
   const addresses = [...known.values()].filter((address) => !isGivenAway(address, call));

@@ -1,6 +1,6 @@
 /** What a configuration of firewall says, checked, and what it takes from the result before. */
 import { decode, type Fields, text } from "../../lib/cni/decode.ts";
-import { CniError, code } from "../../lib/cni/error.ts";
+import { badConfig } from "../../lib/cni/error.ts";
 import type { Call, ContainerCall } from "../../lib/cni/plugin.ts";
 import { prevResult } from "../../lib/cni/prev_result.ts";
 import type { Result } from "../../lib/cni/types.ts";
@@ -55,8 +55,7 @@ export function parse(call: ContainerCall): { config: Config; previous: Result; 
   const conf = decode(keys, call.config, "failed to load netconf");
   const previous = prevResult(call);
   if (!previous) {
-    throw new CniError(
-      code.config,
+    throw badConfig(
       "missing prevResult from earlier plugin",
       "firewall needs the result of the plugin before it in the list",
     );
@@ -70,16 +69,14 @@ export function parse(call: ContainerCall): { config: Config; previous: Result; 
 /** The settings, or the error for what is wrong with them. */
 export function checkedSettings(call: Call, conf: Fields<typeof keys>): Config {
   if (!["", "open", "same-bridge", "isolated"].includes(conf.ingressPolicy)) {
-    throw new CniError(
-      code.config,
+    throw badConfig(
       `unknown ingress policy: "${conf.ingressPolicy}"`,
       '"ingressPolicy" is open, same-bridge or isolated',
     );
   }
   const config = settingsOf(call, conf);
   if (!/^[A-Za-z_][\w.:+-]{0,27}$/.test(config.admin)) {
-    throw new CniError(
-      code.config,
+    throw badConfig(
       `failed to check iptables chain existence: chain name "${config.admin}" too long or not a name`,
       '"iptablesAdminChainName" has up to 28 letters, digits, "-" and "_"',
     );
@@ -100,17 +97,16 @@ export function addressesOf({ ips = [] }: Result): Address[] {
 function bridgeOf({ interfaces = [] }: Result, policy: string): string {
   const [first] = interfaces;
   if (!first) {
-    throw new CniError(
-      code.config,
+    throw badConfig(
       `interface needs to be set for ingress policy "${policy}", make sure to chain "firewall" plugin with "bridge"`,
       "the first interface of prevResult has to be the bridge",
     );
   }
   if (first.name === "") {
-    throw new CniError(code.config, "got empty bridge name", "the first interface of prevResult has to be the bridge");
+    throw badConfig("got empty bridge name", "the first interface of prevResult has to be the bridge");
   }
   if (!isAnyName(first.name)) {
-    throw new CniError(code.config, `prevResult: "${first.name}" cannot be the name of a bridge`);
+    throw badConfig(`prevResult: "${first.name}" cannot be the name of a bridge`);
   }
   return first.name;
 }

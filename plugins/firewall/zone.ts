@@ -2,7 +2,7 @@
  * firewalld's zones: it lets through what comes from the sources of one, so the container's addresses become such
  * sources.
  */
-import { CniError, code } from "../../lib/cni/error.ts";
+import { internal } from "../../lib/cni/error.ts";
 import type { Call, ContainerCall } from "../../lib/cni/plugin.ts";
 import { busAbsence, busAddress, FirewalldError, isTrue, zoneSource } from "../../lib/kernel/firewalld.ts";
 import { type Step, step } from "../../lib/kernel/plan.ts";
@@ -21,8 +21,7 @@ export function sourceStep(call: ContainerCall, zone: string, address: Address):
       if (!(error instanceof FirewalldError)) throw error;
       if (error.message.includes("ZONE_ALREADY_SET")) return;
       const absence = busAbsence(busAddress(call.env));
-      throw new CniError(
-        code.internal,
+      throw internal(
         absence ?? `failed to add the address ${source} to ${zone} zone: ${error.message}`,
         `firewall-cmd --zone=${zone} --add-source=${source} has to work; is firewalld running?`,
       );
@@ -46,8 +45,7 @@ export function sourceRemovals(call: Call, zone: string, addresses: readonly Add
 /** Throws when an address is not in its zone. */
 export async function checkSource(call: Call, zone: string, address: Address): Promise<void> {
   const source = sourceOf(address);
-  const failure = (details: string) =>
-    new CniError(code.internal, `failed to find the address ${source} in ${zone} zone`, details);
+  const failure = (details: string) => internal(`failed to find the address ${source} in ${zone} zone`, details);
   let answer: string;
   try {
     answer = await zoneSource(call.host, busAddress(call.env), { method: "querySource", zone, source });

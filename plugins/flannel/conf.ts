@@ -1,7 +1,7 @@
 /** flannel's subnet file, and the configuration that is made of it for the delegate. */
 import { sortedJson, Verbatim } from "../../lib/cni/member.ts";
 import { isObject } from "../../lib/cni/decode.ts";
-import { CniError, code, goQuote } from "../../lib/cni/error.ts";
+import { CniError, code, goQuote, internal } from "../../lib/cni/error.ts";
 import type { JsonObject, Route } from "../../lib/cni/types.ts";
 import { readRoutes } from "../../lib/cni/version.ts";
 import { readRegularText, systemWords } from "../../lib/kernel/regular_file.ts";
@@ -129,7 +129,7 @@ export function delegateConf(conf: FlannelConf, env: SubnetEnv): JsonObject {
 }
 
 function checkDelegate(delegate: JsonObject): void {
-  const refuse = (msg: string, details: string) => new CniError(code.internal, msg, details);
+  const refuse = (msg: string, details: string) => internal(msg, details);
   if (Object.hasOwn(delegate, "type") && typeof delegate["type"] !== "string") {
     throw refuse(
       "'delegate' dictionary, if present, must have (string) 'type' field",
@@ -160,12 +160,12 @@ function configuredRoutes(given: unknown): Route[] {
   if (given !== undefined && given !== null && !Array.isArray(given)) {
     const kind = isObject(given) ? "object" : typeof given === "boolean" ? "bool" : typeof given;
     const text = `json: cannot unmarshal ${kind} into Go value of type []types.Route`;
-    throw new CniError(code.internal, front + text, advice);
+    throw internal(front + text, advice);
   }
   try {
     return readRoutes(given, "ipam.routes");
   } catch (error) {
-    throw new CniError(code.internal, front + (error as Error).message, advice);
+    throw internal(front + (error as Error).message, advice);
   }
 }
 

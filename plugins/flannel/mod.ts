@@ -9,13 +9,12 @@
 import { confText, delegateConf, readSubnetEnv, type SubnetEnv } from "./conf.ts";
 import { dropState, findState, statePaths, statesOf } from "./state.ts";
 import { anyObject, anything, decode, decodeLeniently, lookup, maybeText, refine, text } from "../../lib/cni/decode.ts";
-import { findPlugin, lookUp } from "../../lib/cni/delegate.ts";
+import { findPlugin, isForeign } from "../../lib/cni/delegate.ts";
 import { all, CniError, code } from "../../lib/cni/error.ts";
 import type { Call, ContainerCall, DelegateAnswer, NetworkCall, Plugin, Released } from "../../lib/cni/plugin.ts";
 import { type JsonObject, type Result, since } from "../../lib/cni/types.ts";
 import { readDns } from "../../lib/cni/version.ts";
 import { collectDrafts, keepFile, removeFile } from "../../lib/kernel/state_file.ts";
-import type { Attachment } from "../../lib/net/name.ts";
 
 const keys = {
   subnetFile: maybeText("the file that flanneld writes; /run/flannel/subnet.env when absent"),
@@ -53,9 +52,8 @@ async function add(call: ContainerCall): Promise<Result> {
   for (const doubt of env.doubts) call.warn(doubt);
   const request = requestOf(conf, env);
   const text = confText(request);
-  const attachment = attachmentOf(call);
-  const known = findState(conf.dataDir, attachment);
-  for (const file of Object.values(statePaths(conf.dataDir, attachment))) {
+  const known = findState(conf.dataDir, call);
+  for (const file of Object.values(statePaths(conf.dataDir, call))) {
     const effect = { file, text, why: "DEL hands it to the delegate" };
     call.perform(effect, () => call.undo(keepFile(file, text)));
   }
@@ -73,12 +71,11 @@ async function add(call: ContainerCall): Promise<Result> {
 /** The delegate gets what it got at ADD, byte by byte; only when it is done is that forgotten. */
 async function del(call: ContainerCall): Promise<Released | void> {
   const conf = decodeConf(call);
-  const attachment = attachmentOf(call);
-  const state = findState(conf.dataDir, attachment, call.warn);
+  const state = findState(conf.dataDir, call, call.warn);
   if (state?.conf) {
     const { released } = await call.delegate(state.conf.type, "DEL", { stdin: bytesOf(state.text) });
     const effect = { file: state.path, why: "the delegate is done" };
-    call.perform(effect, () => dropState(conf.dataDir, attachment, state));
+    call.perform(effect, () => dropState(conf.dataDir, call, state));
     return released;
   }
   if (state) call.warn(`failed to parse netconf: ${state.path} holds no configuration; it is made anew`);
@@ -91,13 +88,13 @@ async function del(call: ContainerCall): Promise<Released | void> {
     if (state) throw error;
     call.warn(`nothing is known of this attachment, and the delegate could not be asked: ${(error as Error).message}`);
   }
-  call.perform(undefined, () => dropState(conf.dataDir, attachment, state));
+  call.perform(undefined, () => dropState(conf.dataDir, call, state));
   return released;
 }
 
 async function check(call: ContainerCall): Promise<void> {
   const conf = decodeConf(call, "failed to load netconf");
-  const saved = findState(conf.dataDir, attachmentOf(call))?.conf;
+  const saved = findState(conf.dataDir, call)?.conf;
   const request = saved ?? requestOf(conf, subnetEnv(conf));
   const prevResult = lookup(call.config, "prevResult");
   const whole = { ...request, cniVersion: call.version, ...(prevResult ? { prevResult } : {}) };
@@ -155,10 +152,6 @@ function requestOf(conf: Conf, env: SubnetEnv): JsonObject & { readonly type: st
   return delegateConf(conf, env) as JsonObject & { readonly type: string };
 }
 
-function attachmentOf({ network, containerId, ifName }: ContainerCall): Attachment {
-  return { network, containerId, ifName };
-}
-
 /**
  * Has the delegate do what this call is about. That there is no such plugin is told with the reference's words in
  * front.
@@ -174,15 +167,6 @@ async function delegated(call: Call, type: string, text: string, failure?: numbe
       throw new CniError(failure ?? code, `failed to delegate ${call.verb.toLowerCase()}: ${msg}`, details);
     }
     throw error;
-  }
-}
-
-/** Is the delegate another program? */
-function isForeign(call: Call, type: string): boolean {
-  try {
-    return !lookUp(type, call.path).ours;
-  } catch {
-    return false;
   }
 }
 

@@ -1,5 +1,5 @@
 /** A device of the host that is lent to a container: which one is meant, and the way there and back. */
-import { CniError, code } from "../../lib/cni/error.ts";
+import { type CniError, internal } from "../../lib/cni/error.ts";
 import { netnsWord } from "../../lib/cni/netns.ts";
 import type { Call, ContainerCall } from "../../lib/cni/plugin.ts";
 import { isNamed, type Link, linkDown, linkShow, linkUp } from "../../lib/kernel/ip.ts";
@@ -36,8 +36,7 @@ export function byDeviceId(choice: DeviceChoice, deviceID: string): DeviceChoice
     if (folder(`${PCI}/${deviceID}`)) return { ...choice, pciBusID: deviceID };
     if (folder(`${AUXILIARY}/${deviceID}`)) return { ...choice, pciBusID: "", auxiliary: deviceID };
   }
-  throw new CniError(
-    code.internal,
+  throw internal(
     `runtime config DeviceID ${deviceID} not found or unsupported`,
     `there is no ${PCI}/${deviceID} and no ${AUXILIARY}/${deviceID}`,
   );
@@ -60,8 +59,7 @@ function folder(path: string): string[] | undefined {
 export function isDpdk(pciBusID: string): boolean {
   const path = `${PCI}/${pciBusID}`;
   if (!isPlain(pciBusID) || !folder(path)) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `error with host device: lstat ${path}/driver: no such file or directory`,
       `there is no PCI device ${pciBusID}: see lspci -D`,
     );
@@ -70,8 +68,7 @@ export function isDpdk(pciBusID: string): boolean {
     const driver = Deno.readLinkSync(`${path}/driver`);
     return DPDK_DRIVERS.includes(driver.slice(driver.lastIndexOf("/") + 1));
   } catch {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `${NOT_FOUND}: no net directory under pci device ${pciBusID}`,
       `no driver is bound to the PCI device ${pciBusID}`,
     );
@@ -86,16 +83,14 @@ export async function findDevice(call: ContainerCall, choice: DeviceChoice): Pro
   const [key, dir] = netFolder(choice);
   const name = folderLink(dir);
   if (name === undefined) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `${NOT_FOUND}: failed to find network device in path ${dir}`,
       `${key}: the device has no link here; one that is in another network namespace is not shown`,
     );
   }
   const link = await byName(call, name, { key });
   if (isSame(link, `${dir}/${name}`)) return link;
-  throw new CniError(
-    code.internal,
+  throw internal(
     `${NOT_FOUND}: failed to find network device in path ${dir}`,
     `${key}: /sys shows the links of another network namespace, where ${name} is another link than here: mount sysfs anew`,
   );
@@ -126,8 +121,7 @@ async function byName(call: ContainerCall, name: string, { key }: { key: string 
   }
   const names = [...linkNames() ?? []].filter((one) => one !== "lo");
   const similar = similarNames(name, names);
-  throw new CniError(
-    code.internal,
+  throw internal(
     `${NOT_FOUND}: Link not found`,
     `"${key}" leads to the link ${JSON.stringify(name)}, which the host does not have${
       similar.length > 0 ? `; similar: ${similar.join(" ")}` : ""
@@ -139,8 +133,7 @@ async function byName(call: ContainerCall, name: string, { key }: { key: string 
 async function byMac(call: ContainerCall, hwaddr: string): Promise<Link> {
   const mac = parseMac(hwaddr);
   if (mac === undefined) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `${NOT_FOUND}: failed to parse MAC address "${hwaddr}": address ${hwaddr}: invalid MAC address`,
       '"hwaddr" is written like 02:00:00:00:00:01',
     );
@@ -149,8 +142,7 @@ async function byMac(call: ContainerCall, hwaddr: string): Promise<Link> {
   const alike = links.filter((link) => link.address === mac);
   const found = alike.find((link) => !link.linkinfo?.info_kind && link.link === undefined) ?? alike[0];
   if (found) return found;
-  throw new CniError(
-    code.internal,
+  throw internal(
     `${NOT_FOUND}: failed to find physical interface`,
     `no link of the host has the MAC ${mac} ("hwaddr")`,
   );
@@ -160,8 +152,7 @@ async function byMac(call: ContainerCall, hwaddr: string): Promise<Link> {
 function netFolder({ kernelpath, pciBusID, auxiliary }: DeviceChoice): [key: string, dir: string] {
   if (kernelpath !== "") {
     if (!kernelpath.startsWith("/sys/devices/") || kernelpath.split("/").includes("..")) {
-      throw new CniError(
-        code.internal,
+      throw internal(
         `${NOT_FOUND}: kernel device path "${kernelpath}" must be absolute and begin with /sys/devices/`,
         '"kernelpath" is the folder of a device, such as /sys/devices/pci0000:00/0000:00:03.0',
       );
@@ -173,8 +164,7 @@ function netFolder({ kernelpath, pciBusID, auxiliary }: DeviceChoice): [key: str
   const virtio = folder(device)?.find((name) => name.startsWith("virtio") && folder(`${device}/${name}/net`));
   const dir = folder(`${device}/net`) ? `${device}/net` : virtio && `${device}/${virtio}/net`;
   if (dir) return ["pciBusID", dir];
-  throw new CniError(
-    code.internal,
+  throw internal(
     `${NOT_FOUND}: no net directory under pci device ${pciBusID}`,
     `its driver makes no network link, or the link is in another network namespace`,
   );
@@ -182,8 +172,7 @@ function netFolder({ kernelpath, pciBusID, auxiliary }: DeviceChoice): [key: str
 
 function present(dir: string): string {
   if (folder(dir)) return dir;
-  throw new CniError(
-    code.internal,
+  throw internal(
     `${NOT_FOUND}: failed to read directory ${dir}: "open ${dir}: no such file or directory"`,
     "the device has no network link",
   );
@@ -222,8 +211,7 @@ export async function moveIn(call: ContainerCall, device: Link): Promise<void> {
   const { ifName } = call;
   const name = device.ifname;
   if (!isLinkName(name)) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `failed to move link failed to rename host device "${name}" to "${ifName}": invalid argument`,
       "its name has characters that iproute2 cannot be told",
     );
@@ -250,17 +238,16 @@ function explained(error: unknown, { name, ifName }: { name: string; ifName: str
   if (!(error instanceof StepError)) return error;
   const reason = error.message.slice(error.step.failing.length + 2);
   if (isAbsent(error)) {
-    return new CniError(code.internal, `${NOT_FOUND}: Link not found`, `${name} has just gone, to another container?`);
+    return internal(`${NOT_FOUND}: Link not found`, `${name} has just gone, to another container?`);
   }
   if (reason === "file exists") {
-    return new CniError(
-      code.internal,
+    return internal(
       `failed to move link failed to move "${ifName}" (host: "${name}") to container NS: file exists`,
       `the container already has a link "${ifName}"; it was left alone, and ${name} is back on the host`,
     );
   }
   const fixed = reason === "invalid argument" ? `${name} cannot leave its namespace: bridges and lo cannot` : "";
-  return new CniError(code.internal, `failed to move link failed to move "${name}" to tempNS: ${reason}`, fixed);
+  return internal(`failed to move link failed to move "${name}" to tempNS: ${reason}`, fixed);
 }
 
 /** Undoes {@linkcode moveIn}, however far it came. */
@@ -339,8 +326,7 @@ async function stay(call: ContainerCall, { from, name }: { from: string; name: s
 }
 
 function nameTaken(name: string): CniError {
-  return new CniError(
-    code.internal,
+  return internal(
     `failed to move "${name}" to hostNS: file exists`,
     `the host has another link "${name}" now: rename or delete it, then DEL moves the device back`,
   );

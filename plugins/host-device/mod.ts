@@ -8,7 +8,7 @@
  * is not taken for the device; CHECK looks at the alias; `dns` counts without IPAM; GC is passed on to the IPAM plugin.
  */
 import { decode, decodeLeniently, flag, object, text } from "../../lib/cni/decode.ts";
-import { both, CniError, code } from "../../lib/cni/error.ts";
+import { both, internal } from "../../lib/cni/error.ts";
 import { openNetns } from "../../lib/cni/netns.ts";
 import type { ContainerCall, Plugin } from "../../lib/cni/plugin.ts";
 import { prevResultLeniently } from "../../lib/cni/prev_result.ts";
@@ -53,8 +53,7 @@ const words = {
   noun: "host device",
   kinds: [],
   gone: (name: string) =>
-    new CniError(
-      code.internal,
+    internal(
       `Container Interface name in prevResult: ${name} not found`,
       "the device has left the container, or was renamed there",
     ),
@@ -79,8 +78,7 @@ function parse({ config }: { readonly config: JsonObject }) {
     conf.runtimeConfig?.deviceID ?? "",
   );
   if (Object.values(choice).every((way) => way === "")) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       'specify either "device", "hwaddr", "kernelpath" or "pciBusID"',
       "or have the runtime name one: capabilities deviceID",
     );
@@ -189,8 +187,7 @@ function check(call: ContainerCall): CheckPlan {
     linkless: dpdk,
     own: ({ link: { ifalias }, container: { name } }) => {
       if (ifalias) return;
-      throw new CniError(
-        code.internal,
+      throw internal(
         `failed to find original ifname for "${name}" (alias is not set)`,
         "DEL could not restore the device's name: ip link set dev NAME alias ORIGINAL",
       );

@@ -2,7 +2,7 @@
  * 127.0.0.1 of this host as a way to published ports: `route_localnet` switched on for the link that leads to a
  * container, and off again when nobody needs it any more.
  */
-import { CniError, code, toCniError } from "../../lib/cni/error.ts";
+import { internal, toCniError } from "../../lib/cni/error.ts";
 import type { Call, ContainerCall, NetworkCall } from "../../lib/cni/plugin.ts";
 import type { Link } from "../../lib/kernel/ip.ts";
 import { savedTable } from "../../lib/kernel/iptables.ts";
@@ -43,8 +43,7 @@ export async function letLocalhostOut(call: ContainerCall, dev: string): Promise
     }
     return noted ? undefined : dev;
   } catch (error) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `unable to enable route_localnet: ${toCniError(error).msg}`,
       `net.ipv4.conf.${dev}.route_localnet; "snat": false does without`,
     );

@@ -38,17 +38,8 @@ export const settingOf = (dev: string): string => `net/ipv4/conf/${dev}/route_lo
 
 /** Makes sure of the guard. Throws when the kernel cannot have it: then `route_localnet` must stay off. */
 export async function ensureGuard(host: Run, backend: LocalnetBackend): Promise<void> {
-  if (backend === "iptables") {
-    try {
-      await restore(host, 4, GUARD_CHECK);
-    } catch (error) {
-      if (!(error instanceof TableError) || error.refusal === "locked") throw error;
-      await restore(host, 4, transaction("raw", [`-I PREROUTING 1 ${GUARD}`]));
-    }
-    return;
-  }
-  const listing = await nftList(host, `chain ${NFT_TABLE} localnet`);
-  if (listing && listing.rules.some(({ expr }) => JSON.stringify(expr).includes("127.0.0.0"))) return;
+  if (await hasGuard(host, backend)) return;
+  if (backend === "iptables") return await restore(host, 4, transaction("raw", [`-I PREROUTING 1 ${GUARD}`]));
   await nft(
     host,
     [
@@ -62,18 +53,26 @@ export async function ensureGuard(host: Run, backend: LocalnetBackend): Promise<
 
 /** Does the guard stand, in either backend? */
 export async function isGuarded(host: Run): Promise<boolean> {
+  if (await hasGuard(host, "iptables")) return true;
+  try {
+    return await hasGuard(host, "nftables");
+  } catch (error) {
+    if (error instanceof NftError) return false;
+    throw error;
+  }
+}
+
+async function hasGuard(host: Run, backend: LocalnetBackend): Promise<boolean> {
+  if (backend === "nftables") {
+    const listing = await nftList(host, `chain ${NFT_TABLE} localnet`);
+    return listing !== undefined && listing.rules.some(({ expr }) => JSON.stringify(expr).includes("127.0.0.0"));
+  }
   try {
     await restore(host, 4, GUARD_CHECK);
     return true;
   } catch (error) {
     if (!(error instanceof TableError) || error.refusal === "locked") throw error;
-  }
-  try {
-    const listing = await nftList(host, `chain ${NFT_TABLE} localnet`);
-    return listing !== undefined && listing.rules.some(({ expr }) => JSON.stringify(expr).includes("127.0.0.0"));
-  } catch (error) {
-    if (error instanceof NftError) return false;
-    throw error;
+    return false;
   }
 }
 

@@ -7,11 +7,12 @@
  * network and container; CHECK looks at shared rules too; GC and STATUS do their work.
  */
 import { decode, decodeLeniently } from "../../lib/cni/decode.ts";
-import { all, CniError, code } from "../../lib/cni/error.ts";
+import { all, badConfig, internal } from "../../lib/cni/error.ts";
 import type { ContainerCall, NetworkCall, Plugin } from "../../lib/cni/plugin.ts";
 import { prevResultLeniently } from "../../lib/cni/prev_result.ts";
 import { type Result, since } from "../../lib/cni/types.ts";
 import { apply, step } from "../../lib/kernel/plan.ts";
+import { namesOf } from "../../lib/kernel/regular_file.ts";
 import { toolPath } from "../../lib/kernel/run.ts";
 import { formatAddress, type Prefix } from "../../lib/net/cidr.ts";
 import { type Backend, bothBackends, removeRules, together } from "../../lib/rules/backend.ts";
@@ -53,11 +54,7 @@ const upkeep = () => import("../../lib/rules/rule_upkeep.ts");
 async function add(call: ContainerCall): Promise<Result> {
   const { conf, previous, ports, backends, checkFor } = parsePrefixed(call);
   if (!previous) {
-    throw new CniError(
-      code.config,
-      "must be called as chained plugin",
-      "portmap needs the result of the plugin before it in the list",
-    );
+    throw badConfig("must be called as chained plugin", "portmap needs the result of the plugin before it in the list");
   }
   if (ports.mappings.length === 0) return previous;
   const targets = containerAddresses(previous, call.ifName);
@@ -80,7 +77,7 @@ async function del(call: ContainerCall): Promise<void> {
 
 async function check(call: ContainerCall): Promise<void> {
   const { previous, ports, backends } = parse(call);
-  if (!previous) throw new CniError(code.config, "Required prevResult missing", "CHECK needs the result of ADD");
+  if (!previous) throw badConfig("Required prevResult missing", "CHECK needs the result of ADD");
   if (ports.mappings.length === 0) return;
   const targets = containerAddresses(previous, call.ifName);
   const { checkRules } = await upkeep();
@@ -99,8 +96,7 @@ async function checkLocalhost(call: ContainerCall, target: Prefix): Promise<void
   if (dev === undefined || dev === "lo" || isLocalnetOn(dev)) return;
   // Where the kernel could not have the guard, ADD has left the setting off, and has said so.
   if (!(await isGuarded(call.host))) return;
-  throw new CniError(
-    code.internal,
+  throw internal(
     `route_localnet of ${dev} is off: 127.0.0.1 of this host does not reach the published ports`,
     `sysctl -w net.ipv4.conf.${dev.replaceAll(".", "/")}.route_localnet=1`,
   );
@@ -131,7 +127,8 @@ async function gc(call: NetworkCall): Promise<void> {
  * runtime on this host remembers for any network, and that does not answer.
  */
 async function collectNft(call: NetworkCall, valid: ReadonlySet<string>): Promise<void> {
-  const remembered = cachedResults();
+  // Names of the results that runtimes keep by the CNI library: `NETWORK-CONTAINER-INTERFACE`.
+  const remembered = namesOf("/var/lib/cni/results");
   for (const family of [4, 6] as const) {
     const suspects = new Map(
       (await nftPorts(call, family)).filter(({ comment }) =>
@@ -144,15 +141,6 @@ async function collectNft(call: NetworkCall, valid: ReadonlySet<string>): Promis
       if (await isLiving(call, other, family)) return;
       await removeNftHostPorts(call, rule.comment, { family });
     }));
-  }
-}
-
-/** Names of the results that runtimes keep by the CNI library: `NETWORK-CONTAINER-INTERFACE`. */
-function cachedResults(): string[] {
-  try {
-    return [...Deno.readDirSync("/var/lib/cni/results")].map(({ name }) => name);
-  } catch {
-    return [];
   }
 }
 

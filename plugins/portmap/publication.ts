@@ -3,7 +3,7 @@
  * do by themselves. Conflicting mappings are looked for when the own rules are set: of two that come at once, one is
  * earlier.
  */
-import { CniError, code, groupsFor } from "../../lib/cni/error.ts";
+import { badConfig, CniError, groupsFor } from "../../lib/cni/error.ts";
 import type { Call, ContainerCall } from "../../lib/cni/plugin.ts";
 import { MAX_LINE } from "../../lib/kernel/iptables.ts";
 import { apply, step } from "../../lib/kernel/plan.ts";
@@ -157,7 +157,7 @@ function checkedLines(text: string): string {
   const long = text.split("\n").find((line) => line.length > MAX_LINE);
   if (long === undefined) return text;
   const begins = `it begins ${long.slice(0, 120)}`;
-  throw new CniError(code.config, `a rule of ${long.length} characters is too long`, begins);
+  throw badConfig(`a rule of ${long.length} characters is too long`, begins);
 }
 
 /** Looks who else has the ports, now that the own rules are in their place. */

@@ -15,7 +15,7 @@ import {
   object,
   text,
 } from "../../lib/cni/decode.ts";
-import { CniError, code } from "../../lib/cni/error.ts";
+import { badConfig, CniError } from "../../lib/cni/error.ts";
 import type { Call, ContainerCall } from "../../lib/cni/plugin.ts";
 import { prevResult } from "../../lib/cni/prev_result.ts";
 import type { Result } from "../../lib/cni/types.ts";
@@ -76,18 +76,20 @@ export function parse(call: Call & { readonly containerId: string }): Parsed {
   const conf = decode(keys, call.config, "failed to parse network configuration");
   const previous = prevResult(call, "failed to parse network configuration");
   if (conf.externalSetMarkChain !== undefined && conf.markMasqBit !== undefined) {
-    throw invalid(
+    throw badConfig(
       "Cannot specify externalSetMarkChain and markMasqBit",
       "with a chain of somebody else the mark is its own affair: remove markMasqBit",
     );
   }
   const markBit = conf.markMasqBit ?? 13;
-  if (markBit < 0 || markBit > 31) throw invalid("MasqMarkBit must be between 0 and 31", `"markMasqBit" is ${markBit}`);
+  if (markBit < 0 || markBit > 31) {
+    throw badConfig("MasqMarkBit must be between 0 and 31", `"markMasqBit" is ${markBit}`);
+  }
   const backends = backendsOf(conf);
   const mappings = conf.runtimeConfig?.portMappings ?? [];
   for (const mapping of mappings) checkMapping(mapping);
   if (!["", "error", "warn"].includes(conf.portConflict)) {
-    throw invalid(`unknown portConflict "${conf.portConflict}"`, 'it is "error" or "warn"');
+    throw badConfig(`unknown portConflict "${conf.portConflict}"`, 'it is "error" or "warn"');
   }
   const ports = hostPortsOf(call, conf, mappings);
   if (mappings.length > 0) checkWords(conf, ports, backends[0]);
@@ -96,10 +98,6 @@ export function parse(call: Call & { readonly containerId: string }): Parsed {
     checkWords(conf, ports, backend);
   };
   return { conf, previous, ports, backends, checkFor };
-}
-
-function invalid(msg: string, details: string): CniError {
-  return new CniError(code.config, msg, details);
 }
 
 /** What the container is to publish. */
@@ -132,7 +130,7 @@ export function backendsOf(conf: Config): Backends {
   const backends = chosenBackends(configured);
   checkAgreement(conf, backends[0]);
   if (configured === undefined || configured === "iptables" || configured === "nftables") return backends;
-  throw invalid(`unrecognized backend "${configured}"`, '"backend" is "iptables" or "nftables"');
+  throw badConfig(`unrecognized backend "${configured}"`, '"backend" is "iptables" or "nftables"');
 }
 
 function checkAgreement(conf: Config, backend: string): void {
@@ -143,7 +141,7 @@ function checkAgreement(conf: Config, backend: string): void {
     ...(languageOf(conf.conditionsV6) === other ? ["conditionsV6"] : []),
   ];
   if (options.length === 0) return;
-  throw invalid(
+  throw badConfig(
     `${backend} backend was requested but configuration contains ${other}-specific options [${options.join(" ")}]`,
     `write ${options.join(" and ")} in the words of ${backend}, or set "backend": "${other}"`,
   );
@@ -151,16 +149,16 @@ function checkAgreement(conf: Config, backend: string): void {
 
 function checkMapping({ hostPort, containerPort, protocol, hostIP }: PortMapping): void {
   if (containerPort < 1 || containerPort > 65535) {
-    throw invalid(`Invalid container port number: ${containerPort}`, "ports are 1 to 65535");
+    throw badConfig(`Invalid container port number: ${containerPort}`, "ports are 1 to 65535");
   }
   if (hostPort < 1 || hostPort > 65535) {
-    throw invalid(`Invalid host port number: ${hostPort}`, "ports are 1 to 65535");
+    throw badConfig(`Invalid host port number: ${hostPort}`, "ports are 1 to 65535");
   }
   if (!["tcp", "udp", "sctp", "dccp"].includes(protocolName(protocol))) {
-    throw invalid(`Invalid protocol "${protocol}" of host port ${hostPort}`, "it is tcp, udp, sctp or dccp");
+    throw badConfig(`Invalid protocol "${protocol}" of host port ${hostPort}`, "it is tcp, udp, sctp or dccp");
   }
   if (hostIP !== "" && parseAddress(hostIP) === undefined) {
-    throw invalid(`Invalid host IP "${hostIP}" of host port ${hostPort}`, "it is one address of this host, or empty");
+    throw badConfig(`Invalid host IP "${hostIP}" of host port ${hostPort}`, "it is one address of this host, or empty");
   }
 }
 
@@ -172,19 +170,19 @@ function checkWords(conf: Config, ports: HostPorts, backend: Backend): void {
       // deno-lint-ignore no-control-regex
       const bad = backend === "iptables" ? /[\x00-\x1f]/ : /[\x00-\x1f;#\\]/;
       if (bad.test(word)) {
-        throw invalid(`${name}: no rule can hold ${JSON.stringify(word)}`, "write one word per element");
+        throw badConfig(`${name}: no rule can hold ${JSON.stringify(word)}`, "write one word per element");
       }
     }
   }
   const chain = conf.externalSetMarkChain;
   if (chain !== undefined && conf.snat && !/^[^\s"'\\!-][^\s"'\\]{0,27}$/.test(chain)) {
-    throw invalid(
+    throw badConfig(
       `unable to setup DNAT: Invalid target name "${chain}"`,
       '"externalSetMarkChain" is the name of a chain: up to 28 characters',
     );
   }
   if (backend === "nftables" && ports.owner.containerId.length > 128) {
-    throw invalid(
+    throw badConfig(
       "unable to set up nftables rules for port mappings: comment too long, 128 characters maximum allowed",
       `the container ID has ${ports.owner.containerId.length} characters`,
     );

@@ -7,7 +7,7 @@
  * end without the container; CHECK looks at the host's routes and rules; GC and STATUS do their work.
  */
 import { decode, integer } from "../../lib/cni/decode.ts";
-import { CniError, code } from "../../lib/cni/error.ts";
+import { internal } from "../../lib/cni/error.ts";
 import { openNetns } from "../../lib/cni/netns.ts";
 import type { ContainerCall, Plugin } from "../../lib/cni/plugin.ts";
 import { prevResultLeniently } from "../../lib/cni/prev_result.ts";
@@ -117,8 +117,7 @@ async function add(call: ContainerCall): Promise<Result> {
 
 function gatewayOf({ address, gateway }: IPConfig): string {
   if (gateway || address === undefined) return gateway ?? "";
-  throw new CniError(
-    code.internal,
+  throw internal(
     `failed to add route: no gateway for ${address}`,
     "the gateway's address goes on the host's end of the link: the IPAM plugin has to name one with each address",
   );
@@ -128,8 +127,7 @@ function gatewayOf({ address, gateway }: IPConfig): string {
 function checkMtu({ ifName }: ContainerCall, mtu: number, ips: readonly IPConfig[]): void {
   if (mtu < 68 || mtu >= 1280 || !ips.some((ip) => isSix(ip.address))) return;
   const file = `/proc/sys/net/ipv6/conf/${ifName}/keep_addr_on_down`;
-  throw new CniError(
-    code.internal,
+  throw internal(
     `failed to enable keep_addr_on_down for interface "${ifName}": open ${file}: no such file or directory`,
     `"mtu" is ${mtu}, and IPv6 needs 1280 at least`,
   );
@@ -197,8 +195,7 @@ async function checkHost(call: ContainerCall, { interfaces = [], ips = [] }: Res
   own.forEach(({ address }, index) => {
     const routes = (answers[index] ?? []) as RouteEntry[];
     if (routes.some((route) => route.dev === host.name && (route.table ?? "main") === "main")) return;
-    throw new CniError(
-      code.internal,
+    throw internal(
       `ptp: host has no route to ${plain(address)} through ${host.name}`,
       `ip route replace ${single(plain(address))} dev ${host.name}${isSix(address) ? "" : " scope host"}`,
     );

@@ -11,7 +11,7 @@ import { statusTools } from "../../lib/link/needs.ts";
 import { lockNetns } from "../../lib/link/netns_lock.ts";
 import { isFor, isMovable, leadsFrom, type Source, sourcesOf, type TabledSource, withTables } from "./source_routes.ts";
 import { decode, decodeLeniently, flag, list, maybeInteger, text } from "../../lib/cni/decode.ts";
-import { CniError, code, goQuote } from "../../lib/cni/error.ts";
+import { goQuote, internal } from "../../lib/cni/error.ts";
 import { openNetns } from "../../lib/cni/netns.ts";
 import { type Call, type ContainerCall, type NetworkCall, nothing, type Plugin } from "../../lib/cni/plugin.ts";
 import { prevResult, prevResultLeniently } from "../../lib/cni/prev_result.ts";
@@ -65,14 +65,10 @@ async function add(call: ContainerCall): Promise<Result> {
   const conf = settings(call);
   const previous = prevResult(call, "failed to parse network configuration");
   if (!previous) {
-    throw new CniError(
-      code.internal,
-      "This plugin must be called as chained plugin",
-      "sbr comes after a main plugin in a list",
-    );
+    throw internal("This plugin must be called as chained plugin", "sbr comes after a main plugin in a list");
   }
   if (!previous.ips?.length) {
-    throw new CniError(code.internal, `No IP addresses supplied on interface: ${call.ifName}`, "prevResult has no ips");
+    throw internal(`No IP addresses supplied on interface: ${call.ifName}`, "prevResult has no ips");
   }
   openNetns(call);
   const sources = sourcesOf(call, previous);
@@ -119,7 +115,7 @@ async function del(call: ContainerCall): Promise<void> {
       steps,
     );
     const left = stderr === "" ? [] : (await routingNow(call.pod)).rules.filter(isOwn);
-    if (left.length > 0) throw new CniError(code.internal, `Failed to delete rule ${ruleText(left[0])}`, stderr);
+    if (left.length > 0) throw internal(`Failed to delete rule ${ruleText(left[0])}`, stderr);
   } finally {
     lock.close();
   }
@@ -136,15 +132,14 @@ async function check(call: ContainerCall): Promise<void> {
     const rule = rules.find((one) => leadsFrom(one, address, table));
     if (!rule) {
       const to = table === undefined ? "a table of its own" : `table ${table}`;
-      throw new CniError(code.internal, `no rule leads from ${address} to ${to}`, `ip rule show in ${call.netns}`);
+      throw internal(`no rule leads from ${address} to ${to}`, `ip rule show in ${call.netns}`);
     }
     if (table !== undefined || !(gateways.get(family) ?? gateway)) continue;
     const found = routes.some((one) =>
       one.family === family && one.dst === "default" && tableOf(one) === tableOf(rule)
     );
     if (found) continue;
-    throw new CniError(
-      code.internal,
+    throw internal(
       `table ${rule.table} of ${address} has no default route`,
       `ip route show table ${rule.table} in ${call.netns}`,
     );
@@ -160,11 +155,7 @@ async function status(call: NetworkCall): Promise<void> {
 function settings(call: Call) {
   const { table, ...conf } = decode(keys, call.config, "failed to parse network configuration");
   if (table !== undefined && (table < 1 || table > 2 ** 32 - 1)) {
-    throw new CniError(
-      code.internal,
-      `table ${table} is not a routing table`,
-      'set "table" to 1 up to 4294967295, or leave it',
-    );
+    throw internal(`table ${table} is not a routing table`, 'set "table" to 1 up to 4294967295, or leave it');
   }
   return {
     table,
@@ -176,8 +167,7 @@ function settings(call: Call) {
 /** The configured gateways by family. */
 function staticGateways(given: readonly string[] = []): Map<Family, Address> {
   const found = new Map<Family, Address>();
-  const refuse = (msg: string) =>
-    new CniError(code.internal, msg, '"gateways" holds at most one IPv4 and one IPv6 address');
+  const refuse = (msg: string) => internal(msg, '"gateways" holds at most one IPv4 and one IPv6 address');
   if (given.length > 2) throw refuse("gateways list cannot contain more than 2 entries (one IPv4, one IPv6)");
   for (const item of given) {
     const address = parseAddress(item);
@@ -201,11 +191,7 @@ async function move(
   const { ifName } = call;
   const link = now.links.find((one) => one.ifname === ifName);
   if (!link) {
-    throw new CniError(
-      code.internal,
-      `Cannot find network interface ${ifName}: Link not found`,
-      `looked in ${call.netns}`,
-    );
+    throw internal(`Cannot find network interface ${ifName}: Link not found`, `looked in ${call.netns}`);
   }
   if (!link.flags.includes("UP")) call.warn(`${ifName} is down: the kernel has taken its routes from the main table`);
   // What needs no gateway comes first, so that gateways can be reached, and goes last.

@@ -2,7 +2,7 @@
  * The node's list of settings that a configuration may write: `/etc/cni/tuning/allowlist.conf`, one regular expression
  * a line. The expressions are those of the reference (RE2), unanchored; what means something else here is refused.
  */
-import { CniError, code } from "../../lib/cni/error.ts";
+import { internal } from "../../lib/cni/error.ts";
 import { readFileIfThere } from "../../lib/kernel/state_file.ts";
 
 /** Where the reference and we look for the list. */
@@ -15,7 +15,7 @@ export function readAllowList(path: string = ALLOW_LIST): readonly string[] | un
     text = readFileIfThere(path, { links: true });
   } catch (error) {
     const reason = error instanceof Deno.errors.PermissionDenied ? "permission denied" : (error as Error).message;
-    throw new CniError(code.internal, `open ${path}: ${reason}`, "the list of allowed settings cannot be read");
+    throw internal(`open ${path}: ${reason}`, "the list of allowed settings cannot be read");
   }
   return text?.split("\n").map((line) => line.trim()).filter((line) => line !== "");
 }
@@ -27,8 +27,7 @@ export function checkAllowed(settings: readonly string[], list: readonly string[
   for (const setting of settings) {
     const allowed = list.some((line, index) => (compiled[index] ??= fromRe2(line)).test(setting));
     if (allowed) continue;
-    throw new CniError(
-      code.internal,
+    throw internal(
       `Sysctl ${setting} is not allowed. Only the following sysctls are allowed: [${list.join(" ")}]`,
       `the list is ${ALLOW_LIST} on this node`,
     );
@@ -75,8 +74,7 @@ const POSIX: Readonly<Record<string, string>> = {
  */
 export function fromRe2(expression: string): RegExp {
   const bad = (what: string) =>
-    new CniError(
-      code.internal,
+    internal(
       `error parsing regexp: ${what}: \`${expression}\``,
       `a line of ${ALLOW_LIST} is not a regular expression that can be used here`,
     );

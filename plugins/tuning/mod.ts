@@ -22,7 +22,7 @@ import {
   text,
   textMap,
 } from "../../lib/cni/decode.ts";
-import { all, CniError, code, goQuote, toCniError } from "../../lib/cni/error.ts";
+import { all, CniError, code, goQuote, internal, needed } from "../../lib/cni/error.ts";
 import { openNetns } from "../../lib/cni/netns.ts";
 import type { Call, ContainerCall, NetworkCall, Plugin } from "../../lib/cni/plugin.ts";
 import { prevResult } from "../../lib/cni/prev_result.ts";
@@ -103,7 +103,7 @@ async function add(call: ContainerCall): Promise<Result> {
     if (plan.length > 0) await apply(plan, call);
   } catch (error) {
     if (!(error instanceof StepError) || error.step.tool !== "sysctl") throw error;
-    throw new CniError(code.internal, error.message, `the kernel did not take ${error.step.text} in ${call.netns}`);
+    throw internal(error.message, `the kernel did not take ${error.step.text} in ${call.netns}`);
   }
   return tuned(previous, call, wanted);
 }
@@ -136,15 +136,14 @@ async function check(call: ContainerCall): Promise<void> {
     if (now === undefined || value === "" || sameValue(value, now)) continue;
     throw differs(`value of /proc/sys/${path} is ${value}, current value is ${now}`, call);
   }
-  if (!link) throw new CniError(code.internal, `Cannot find container link ${call.ifName}`, `looked in ${call.netns}`);
+  if (!link) throw internal(`Cannot find container link ${call.ifName}`, `looked in ${call.netns}`);
   const { mac, promisc, mtu, allmulti, txQLen } = wanted;
   const promiscuous = (link.promiscuity ?? 0) > 0;
   if (mac !== "" && (parseMac(mac) ?? mac) !== link.address) {
     throw differs(`Ethernet of ${call.ifName} is ${mac}, current value is ${link.address}`, call);
   }
   if (promisc !== undefined && promiscuous !== promisc) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `Error: Tuning link ${call.ifName} configured promisc is ${promisc}, current value is ${link.promiscuity ?? 0}`,
       promisc ? "" : "the kernel counts who wants it: a packet capture that runs counts too",
     );
@@ -204,16 +203,10 @@ async function putBack(call: NetworkCall, { place, ...backup }: Backup): Promise
   }
 }
 
-// deno-lint-ignore require-await -- what it throws has to be a rejection
 async function status(call: NetworkCall): Promise<void> {
   const wanted = settings({ ...call, ifName: "eth0", args: "" });
   statusTools(plugin.needs);
-  try {
-    checkAllowed(wanted.settings.map(({ key }) => key), readAllowList());
-  } catch (error) {
-    const { msg, details } = toCniError(error);
-    throw new CniError(code.notAvailable, msg, details);
-  }
+  await needed(() => checkAllowed(wanted.settings.map(({ key }) => key), readAllowList()));
 }
 
 /** What the configuration asks for, all its sources merged. */
@@ -230,7 +223,7 @@ interface Wanted {
 function settings(call: Call & Pick<ContainerCall, "ifName" | "args">): Wanted {
   for (const [place, key, ...below] of call.repeated ?? []) {
     if (place?.toLowerCase() !== "sysctl" || key === undefined || below.length > 0) continue;
-    throw new CniError(code.internal, "duplicated sysctl keys are not allowed", `${goQuote(key)} is written twice`);
+    throw internal("duplicated sysctl keys are not allowed", `${goQuote(key)} is written twice`);
   }
   const conf = decode(keys, call.config, "failed to load netconf");
   const { MAC = "" } = parseArgs(call.args, ["MAC"]);
@@ -250,7 +243,7 @@ function settings(call: Call & Pick<ContainerCall, "ifName" | "args">): Wanted {
 function previousOf(call: ContainerCall): Result {
   const previous = prevResult(call);
   if (previous) return previous;
-  throw new CniError(code.internal, "Required prevResult missing", "tuning comes after a main plugin in a list");
+  throw internal("Required prevResult missing", "tuning comes after a main plugin in a list");
 }
 
 /** Is a link attribute to be changed? */
@@ -272,7 +265,7 @@ function changes(call: ContainerCall, wanted: Wanted, { link, values }: Now): { 
   if (Object.keys(before).length > 0) backup.sysctl = before;
   if (isLinkChanged(wanted)) {
     if (!link) {
-      throw new CniError(code.internal, `failed to get "${ifName}": Link not found`, `looked in ${call.netns}`);
+      throw internal(`failed to get "${ifName}": Link not found`, `looked in ${call.netns}`);
     }
     checkLinkValues(call, wanted, link);
     Object.assign(backup, attributesOf(link, wanted));
@@ -311,7 +304,7 @@ function isAllMulticast({ flags }: Link): boolean {
 
 /** What the kernel would refuse, in its words, with the reason that it does not give. */
 function checkLinkValues(call: ContainerCall, { mac, mtu, txQLen }: Wanted, link: Link): void {
-  const refuse = (msg: string, details: string) => new CniError(code.internal, msg, details);
+  const refuse = (msg: string, details: string) => internal(msg, details);
   if (mac !== "") {
     const parsed = parseMac(mac);
     const length = macLength(link.address ?? "");
@@ -374,5 +367,5 @@ async function restore(
 }
 
 function differs(what: string, { netns }: ContainerCall): CniError {
-  return new CniError(code.internal, `Error: Tuning configured ${what}`, `somebody changed it in ${netns}`);
+  return internal(`Error: Tuning configured ${what}`, `somebody changed it in ${netns}`);
 }

@@ -2,7 +2,7 @@
  * Settings of a container's network namespace by the names that a tuning configuration gives them: find, read, compare.
  * Reading costs one process, which tells of the interface too.
  */
-import { CniError, code, goQuote } from "../../lib/cni/error.ts";
+import { goQuote, internal } from "../../lib/cni/error.ts";
 import type { ContainerCall } from "../../lib/cni/plugin.ts";
 import { aloneArgv } from "../../lib/kernel/batch.ts";
 import { isNamed, type Link, linkShow } from "../../lib/kernel/ip.ts";
@@ -28,8 +28,7 @@ export function setting(key: string, value: string, ifName: string): Setting {
   const written = key.replaceAll(".", "/").replace("IFNAME", () => ifName);
   const path = written.split("/").filter((part) => part !== "").join("/");
   if (isSetting(path) && !value.includes("\0")) return { key, path, value };
-  throw new CniError(
-    code.internal,
+  throw internal(
     `invalid net sysctl key: ${goQuote(path)}`,
     `sysctl ${goQuote(key)}: only settings below net belong to a network namespace`,
   );
@@ -86,8 +85,7 @@ export function valueOf(path: string, values: Now["values"]): string | undefined
   if (typeof found === "string") return found;
   if (found.not === "readable") return undefined;
   const isFolder = found.not === "a file";
-  throw new CniError(
-    code.internal,
+  throw internal(
     `open /proc/sys/${path}: ${isFolder ? "is a directory" : "no such file or directory"}`,
     isFolder ? "name a setting in this folder" : "the container's namespace has no such setting",
   );

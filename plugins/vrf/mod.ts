@@ -9,7 +9,7 @@ import { statusTools } from "../../lib/link/needs.ts";
 import { lockNetns } from "../../lib/link/netns_lock.ts";
 import { planMove } from "./move.ts";
 import { decode, decodeLeniently, integer, text } from "../../lib/cni/decode.ts";
-import { CniError, code, toCniError } from "../../lib/cni/error.ts";
+import { CniError, internal, toCniError } from "../../lib/cni/error.ts";
 import { openNetns } from "../../lib/cni/netns.ts";
 import { type Call, type ContainerCall, type NetworkCall, nothing, type Plugin } from "../../lib/cni/plugin.ts";
 import { prevResult } from "../../lib/cni/prev_result.ts";
@@ -96,7 +96,7 @@ async function del(call: ContainerCall): Promise<void> {
     const left = await linksOf(call);
     const stays = left.some((one) => one.ifname === call.ifName && one.master === vrfname) ||
       left.some((one) => one.ifname === vrfname) && !left.some((one) => one.master === vrfname);
-    if (stays) throw new CniError(code.internal, `resetMaster: could reset master to ${call.ifName}`, stderr);
+    if (stays) throw internal(`resetMaster: could reset master to ${call.ifName}`, stderr);
   } finally {
     lock.close();
   }
@@ -108,24 +108,19 @@ async function check(call: ContainerCall): Promise<void> {
   openNetns(call);
   const links = await linksOf(call);
   const vrf = links.find((one) => isNamed(one, configured));
-  if (!vrf) throw new CniError(code.internal, "Link not found", `there is no VRF ${configured} in ${call.netns}`);
+  if (!vrf) throw internal("Link not found", `there is no VRF ${configured} in ${call.netns}`);
   const vrfname = vrf.ifname;
   checkVrf(vrf, table);
   const link = links.find((one) => one.ifname === call.ifName);
   if (link?.master !== vrfname) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `failed to find ${call.ifName} associated to vrf ${vrfname}`,
       link ? `its master is ${link.master ?? "none"}` : `there is no ${call.ifName} in ${call.netns}`,
     );
   }
   const [missing] = missingAddresses(call, previous, link);
   if (missing === undefined) return;
-  throw new CniError(
-    code.internal,
-    `Failed to match addr ${missing} on interface ${call.ifName}`,
-    "it is in prevResult",
-  );
+  throw internal(`Failed to match addr ${missing} on interface ${call.ifName}`, "it is in prevResult");
 }
 
 // deno-lint-ignore require-await -- what it throws has to be a rejection
@@ -137,31 +132,25 @@ async function status(call: NetworkCall): Promise<void> {
 function settings(call: Call): { vrfname: string; table: number } {
   const conf = decode(keys, call.config, "failed to load netconf");
   if (conf.table < 0 || conf.table > 2 ** 32 - 1) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `failed to load netconf: json: cannot unmarshal number ${conf.table} into Go struct field VRFNetConf.table of type uint32`,
       '"table" is 0 to 4294967295',
     );
   }
   if (conf.vrfname !== "") return conf;
-  throw new CniError(code.internal, "configuration is expected to have a valid vrf name", 'set "vrfname"');
+  throw internal("configuration is expected to have a valid vrf name", 'set "vrfname"');
 }
 
 function previousOf(call: Call): Result {
   const previous = prevResult(call);
   if (previous) return previous;
-  throw new CniError(
-    code.internal,
-    "missing prevResult from earlier plugin",
-    "vrf comes after a main plugin in a list",
-  );
+  throw internal("missing prevResult from earlier plugin", "vrf comes after a main plugin in a list");
 }
 
 function checkName(name: string): void {
   if (isLinkName(name)) return;
   const long = new TextEncoder().encode(name).length > 15;
-  throw new CniError(
-    code.internal,
+  throw internal(
     `could not add VRF ${name}: ${long ? "numerical result out of range" : "invalid argument"}`,
     long ? '"vrfname" has 15 bytes at most' : '"vrfname" is not a valid link name',
   );
@@ -175,15 +164,10 @@ function isVrf({ linkinfo }: Link): boolean {
 function checkVrf(vrf: Link, table: number): void {
   if (!isVrf(vrf)) {
     const kind = vrf.linkinfo?.info_kind ?? "physical";
-    throw new CniError(
-      code.internal,
-      `Netlink ${vrf.ifname} is not a VRF`,
-      `it is a ${kind} link: choose another "vrfname"`,
-    );
+    throw internal(`Netlink ${vrf.ifname} is not a VRF`, `it is a ${kind} link: choose another "vrfname"`);
   }
   if (table === 0 || tableOfVrf(vrf) === table) return;
-  throw new CniError(
-    code.internal,
+  throw internal(
     `VRF ${vrf.ifname} already exist with different routing table ${tableOfVrf(vrf)}`,
     `"table" is ${table}: leave it out to use the VRF as it is`,
   );
@@ -218,11 +202,10 @@ async function enslave(
   if (vrf) checkVrf(vrf, wanted);
   const link = now.links.find((one) => one.ifname === ifName);
   if (!link) {
-    throw new CniError(code.internal, `could not get link by name ${ifName}`, `Link not found in ${call.netns}`);
+    throw internal(`could not get link by name ${ifName}`, `Link not found in ${call.netns}`);
   }
   if (link.master !== undefined && link.master !== vrfname) {
-    throw new CniError(
-      code.internal,
+    throw internal(
       `interface ${ifName} has already a master set: ${link.master}`,
       `take it out of ${link.master}, or leave vrf out of the list`,
     );
@@ -278,8 +261,7 @@ async function settled(call: ContainerCall): Promise<void> {
     const addresses = (link?.addr_info ?? []).filter((one) => one.family === "inet6");
     const twin = addresses.find((one) => one.dadfailed);
     if (twin) {
-      throw new CniError(
-        code.internal,
+      throw internal(
         `could not restore address ${twin.local}/${twin.prefixlen}: it is in DADFAILED state`,
         "another host on this link has the address",
       );
@@ -287,7 +269,7 @@ async function settled(call: ContainerCall): Promise<void> {
     // A link that is down never gets there.
     if (!link?.flags.includes("LOWER_UP") || !addresses.some((one) => one.tentative)) return;
     if (performance.now() > deadline) {
-      throw new CniError(code.internal, `${call.ifName} has tentative addresses after ${SETTLE_MS / 1000} s`);
+      throw internal(`${call.ifName} has tentative addresses after ${SETTLE_MS / 1000} s`);
     }
     await new Promise((resolve) => setTimeout(resolve, 50));
   }

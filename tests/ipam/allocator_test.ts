@@ -500,7 +500,7 @@ Deno.test("collect keeps the valid, and what is no lease", () =>
     folder.write("10.0.0.6", "");
     folder.write("notes", "a\r\neth1");
     folder.write("last_reserved_ip.0", "10.0.0.6");
-    const valid = [{ containerId: "a", ifName: "eth0" }, { containerId: "b", ifName: "eth9" }];
+    const valid = [{ containerID: "a", ifname: "eth0" }, { containerID: "b", ifname: "eth9" }];
     assertEquals((await collect(folder.path, valid, folder.options)).map(({ ip }) => ip), [
       "10.0.0.3",
       "10.0.0.5",

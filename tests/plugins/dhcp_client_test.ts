@@ -1,4 +1,5 @@
 import { assertEquals, assertThrows } from "@std/assert";
+import { sameAttachment } from "../../lib/net/name.ts";
 import {
   leaseFolder,
   leaseFolders,
@@ -7,7 +8,6 @@ import {
   readLease,
   readLeaseEvent,
   readRecord,
-  sameOwner,
   stateFolder,
   writeRecord,
 } from "../../plugins/dhcp/client.ts";
@@ -46,7 +46,7 @@ Deno.test("dhcp state lies beside the socket, a folder for each client identifie
     leaseFolder("/s", { ...long, ifName: "eth1" }),
     "servers cannot tell them apart",
   );
-  assertEquals(sameOwner(long, { ...long, ifName: "eth1" }), false);
+  assertEquals(sameAttachment(long, { ...long, ifName: "eth1" }), false);
 });
 
 Deno.test("dhcp record is read as it was written, or not at all", () => {
