@@ -3,7 +3,7 @@ import { addNetwork, delNetwork, type NetworkResult } from "../cni/chain.ts";
 import { type Explainer, type Perform, type Plan, step } from "../kernel/plan.ts";
 import { type Command, type Output, type Run, systemRun } from "../kernel/run.ts";
 import { makeShadow, type Shadow } from "../kernel/shadow.ts";
-import { handlesOf, withOwnHandles } from "../kernel/rule_batch.ts";
+import { handlesOf, withOwnHandle } from "../kernel/rule_batch.ts";
 import { VirtualTables } from "../kernel/virtual_tables.ts";
 import { type Block, blockOfCommand, blocksOf, isQuestion, quotedWord, sameWhere } from "../kernel/shell.ts";
 import { goJson } from "../cni/version.ts";
@@ -61,10 +61,10 @@ class Recorder implements Explainer {
   private block({ where, lines }: Block): void {
     // The host's namespace as seen from the container's: ours, which is that of the shell that the script will run in.
     const home = `/proc/${Deno.pid}/ns/net`;
-    this.add({
-      kind: "block",
-      block: { where, lines: lines.map((line) => line.replaceAll(home, "/proc/$PPID/ns/net")) },
-    });
+    const shown = lines.map((line) =>
+      (withOwnHandle(line, this.handles) ?? line).replaceAll(home, "/proc/$PPID/ns/net")
+    );
+    this.add({ kind: "block", block: { where, lines: shown } });
   }
   plan(plan: Plan): void {
     for (const block of blocksOf(plan, this.netns, { questions: this.questions })) this.block(block);
@@ -113,8 +113,7 @@ class Recorder implements Explainer {
 
   private command(command: Command): void {
     if (command.input && textOf(command) === "") return;
-    const input = command.input && [withOwnHandles(textOf(command), this.handles)];
-    const { where, lines } = blockOfCommand({ ...command, ...(input && { input }) });
+    const { where, lines } = blockOfCommand(command);
     this.block({ where, lines: command.why ? [`# ${command.why}`, ...lines] : lines });
   }
 }

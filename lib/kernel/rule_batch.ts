@@ -136,23 +136,18 @@ export function mergedTables(texts: readonly string[]): string {
 export function mergedScript(texts: readonly string[], handles: ReadonlyMap<string, number>): string {
   const lines = texts.flatMap((text) => text.split("\n")).filter((line) => line !== "" && !line.startsWith("list "));
   return lines.map((line) => {
-    const [, front = "", chain = "", handle = ""] = /^(delete rule (\S+ \S+ \S+) handle )(\d+)$/.exec(line) ?? [];
-    if (front === "") return `${line}\n`;
-    const here = handles.get(`${chain} ${handle}`);
-    if (here === undefined) throw new NotOneTransaction(`a rule of ${chain} is to be made and moved`);
-    return `${front}${here}\n`;
+    const here = withOwnHandle(line, handles);
+    if (here === undefined) throw new NotOneTransaction(`a rule is to be made and moved: ${line}`);
+    return `${here}\n`;
   }).join("");
 }
 
-/** A script for the copy with the handles that the rules have here; those of rules that the script makes stay. */
-export function withOwnHandles(script: string, handles: ReadonlyMap<string, number>): string {
-  return script.replace(
-    /^(delete rule (\S+ \S+ \S+) handle )(\d+)$/gm,
-    (line, front: string, chain: string, handle: string) => {
-      const here = handles.get(`${chain} ${handle}`);
-      return here === undefined ? line : front + here;
-    },
-  );
+/** A line for the copy with the handle that its rule has here; undefined where the rule was made in the copy. */
+export function withOwnHandle(line: string, handles: ReadonlyMap<string, number>): string | undefined {
+  const [, front, chain = "", handle = ""] = /^(delete rule (\S+ \S+ \S+) handle )(\d+)$/.exec(line) ?? [];
+  if (front === undefined) return line;
+  const here = handles.get(`${chain} ${handle}`);
+  return here === undefined ? undefined : front + here;
 }
 
 /**
