@@ -175,8 +175,12 @@ async function prepare(draft: string, version: string): Promise<void> {
   Deno.copyFileSync(Deno.execPath(), draft);
   Deno.chmodSync(draft, 0o755);
   if (Deno.uid() === 0) Deno.chownSync(draft, 0, 0);
-  using file = Deno.openSync(draft, { read: true });
-  file.syncSync();
+  const file = Deno.openSync(draft, { read: true });
+  try {
+    file.syncSync();
+  } finally {
+    file.close();
+  }
   readWhole(draft);
   const { code, stdout, stderr } = await systemRun()({ argv: [draft, "--version"] });
   if (code !== 0 || !stdout.includes(version)) {

@@ -55,8 +55,12 @@ function linkIndex(name: string): number | undefined {
 /** Writes a setting in one piece; creates nothing. */
 export function writeKernelFile(path: string, text: string): void {
   // No `create`, no `truncate`: these are not files.
-  using file = Deno.openSync(path, { write: true });
-  file.writeSync(new TextEncoder().encode(text));
+  const file = Deno.openSync(path, { write: true });
+  try {
+    file.writeSync(new TextEncoder().encode(text));
+  } finally {
+    file.close();
+  }
 }
 
 /** Device and inode of what a path leads to: the identity of a namespace. For any path, also outside /proc. */

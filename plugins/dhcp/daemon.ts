@@ -49,10 +49,14 @@ export async function daemonMain(args: readonly string[]): Promise<number> {
     log(String(event.reason));
   });
   try {
-    await using daemon = await Daemon.start(flags);
-    log(`listening on ${flags.hostPrefix}${flags.socketPath}, ${daemon.size} leases taken over`);
-    await stopped;
-    return 0;
+    const daemon = await Daemon.start(flags);
+    try {
+      log(`listening on ${flags.hostPrefix}${flags.socketPath}, ${daemon.size} leases taken over`);
+      await stopped;
+      return 0;
+    } finally {
+      await daemon[Symbol.asyncDispose]();
+    }
   } catch (error) {
     log((error as Error).message);
     return 1;
