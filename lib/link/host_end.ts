@@ -4,13 +4,14 @@
  */
 import { type CniError, internal } from "../cni/error.ts";
 import type { Interface, IPConfig } from "../cni/types.ts";
-import { type Link, linkDel, linkShow } from "../kernel/ip.ts";
+import { type Link, linkDel } from "../kernel/ip.ts";
 import { type Applier, apply, type Step, step, StepError } from "../kernel/plan.ts";
 import { linkExists, linkFolder, readKernelFile } from "../kernel/proc.ts";
 import { isAbsent } from "../kernel/run.ts";
 import { macFromSeed } from "../net/mac.ts";
 import { type Attachment, vethName } from "../net/name.ts";
 import { sha512 } from "../net/sha512.ts";
+import { linkNow } from "./container_link.ts";
 
 /** Bytes that the kernel keeps of an alias. */
 const ALIAS_BYTES = 255;
@@ -67,22 +68,11 @@ export function isUnnamed({ ifalias, ifname, address }: Partial<Link>, network: 
   return !ifalias && ifname !== undefined && address === hostMac(network, ifname);
 }
 
-/** A link of the host by its name, or undefined. */
-export async function look(call: Applier, name: string): Promise<Link | undefined> {
-  try {
-    const [shown] = await apply([[step("host", "ip", linkShow(name), { read: true })]], call);
-    return shown?.[0] as Link | undefined;
-  } catch (error) {
-    if (isAbsent(error)) return undefined;
-    throw error;
-  }
-}
-
 /** Is the host's link of this name the attachment's? Without a process where sysfs is ours and shows an alias. */
 async function isOwn(call: Applier, name: string, owner: Attachment): Promise<boolean> {
   const alias = aliasInSysfs(name);
   if (alias !== "") return alias === portAlias(owner);
-  const link = await look(call, name);
+  const link = await linkNow(call, "host", name);
   return link !== undefined && isHostEnd(link, owner);
 }
 
@@ -175,7 +165,7 @@ function isExisting(error: unknown): boolean {
 }
 
 async function isTaken(call: Applier, name: string, owner: Attachment): Promise<boolean> {
-  const link = await look(call, name);
+  const link = await linkNow(call, "host", name);
   return link !== undefined && !isHostEnd(link, owner);
 }
 

@@ -3,9 +3,9 @@ import { goQuote, internal } from "../../lib/cni/error.ts";
 import type { ContainerCall } from "../../lib/cni/plugin.ts";
 import type { Result } from "../../lib/cni/types.ts";
 import { runLines } from "../../lib/kernel/batch.ts";
-import { isNamed, type Link, linkShow } from "../../lib/kernel/ip.ts";
-import { apply, step } from "../../lib/kernel/plan.ts";
-import { isAbsent, must, type Run } from "../../lib/kernel/run.ts";
+import { type Link, linkShow } from "../../lib/kernel/ip.ts";
+import { must, type Run } from "../../lib/kernel/run.ts";
+import { linkNow } from "../../lib/link/container_link.ts";
 import { isLinkName } from "../../lib/net/link_name.ts";
 
 /** Links of these names in one place, as far as they are there: one process. */
@@ -38,7 +38,10 @@ export async function hostVeth(call: ContainerCall, { interfaces = [] }: Result,
     throw internal("no interfaces provided", "prevResult names no interface");
   }
   const names = interfaces.filter((one) => !one.sandbox && isLinkName(one.name)).map((one) => one.name);
-  const [inside, links] = await Promise.all([podLink(call), linksNow(call.host, [...new Set([...others, ...names])])]);
+  const [inside, links] = await Promise.all([
+    linkNow(call, "pod", call.ifName),
+    linksNow(call.host, [...new Set([...others, ...names])]),
+  ]);
   const index = peerIndex(call, inside);
   const veth = names.map((name) => links.get(name)).find((one) =>
     one?.ifindex === index && one.linkinfo?.info_kind === "veth" &&
@@ -54,17 +57,6 @@ export async function hostVeth(call: ContainerCall, { interfaces = [] }: Result,
       ? `the other end of ${call.ifName} is ${there.ifname}, but prevResult knows ${names.join(", ") || "no host link"}`
       : `the other end of ${call.ifName} is in another network namespace`,
   );
-}
-
-async function podLink(call: ContainerCall): Promise<Link | undefined> {
-  try {
-    const [shown] = await apply([[step("pod", "ip", linkShow(call.ifName), { read: true })]], call);
-    const link = shown?.[0] as Link | undefined;
-    return link && isNamed(link, call.ifName) ? link : undefined;
-  } catch (error) {
-    if (isAbsent(error)) return undefined;
-    throw error;
-  }
 }
 
 function peerIndex({ ifName, netns }: ContainerCall, link: Link | undefined): number {

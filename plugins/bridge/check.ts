@@ -2,10 +2,9 @@
 import { internal } from "../../lib/cni/error.ts";
 import type { ContainerCall } from "../../lib/cni/plugin.ts";
 import type { Result } from "../../lib/cni/types.ts";
-import { isNamed, type Link, linkShow } from "../../lib/kernel/ip.ts";
-import { apply, step } from "../../lib/kernel/plan.ts";
+import { isNamed, type Link } from "../../lib/kernel/ip.ts";
+import { linkNow } from "../../lib/link/container_link.ts";
 import { linkFolder, readKernelFile } from "../../lib/kernel/proc.ts";
-import { isAbsent } from "../../lib/kernel/run.ts";
 import { isLinkName } from "../../lib/net/link_name.ts";
 import type { Seen } from "../../lib/link/verify.ts";
 
@@ -72,13 +71,7 @@ async function checkHostEnd(
   );
   for (const one of others) {
     if (!isLinkName(one.name)) continue;
-    let link: Link | undefined;
-    try {
-      const [shown] = await apply([[step("host", "ip", linkShow(one.name), { read: true })]], call);
-      link = shown?.[0] as Link | undefined;
-    } catch (error) {
-      if (!isAbsent(error)) throw error;
-    }
+    const link = await linkNow(call, "host", one.name);
     if (!link) throw internal(`Interface name ${one.name} not found`, "the host's end of the container's link is gone");
     if (one.sandbox) throw internal(`Interface ${one.name} should not be in sandbox`, one.sandbox);
     if (

@@ -2,11 +2,12 @@
 import { type CniError, internal } from "../../lib/cni/error.ts";
 import { netnsWord } from "../../lib/cni/netns.ts";
 import type { Call, ContainerCall } from "../../lib/cni/plugin.ts";
-import { isNamed, type Link, linkDown, linkShow, linkUp } from "../../lib/kernel/ip.ts";
+import { type Link, linkDown, linkUp } from "../../lib/kernel/ip.ts";
 import { apply, step, StepError } from "../../lib/kernel/plan.ts";
 import { linkNames, listKernelFolder, readKernelFile } from "../../lib/kernel/proc.ts";
 import { isAbsent, must, says } from "../../lib/kernel/run.ts";
-import { isAnyName, isLinkName } from "../../lib/net/link_name.ts";
+import { linkNow } from "../../lib/link/container_link.ts";
+import { isLinkName } from "../../lib/net/link_name.ts";
 import { parseMac } from "../../lib/net/mac.ts";
 import { similarNames } from "../../lib/net/similar.ts";
 
@@ -109,16 +110,8 @@ function isSame({ ifindex, address = "" }: Link, dir: string): boolean {
 }
 
 async function byName(call: ContainerCall, name: string, { key }: { key: string }): Promise<Link> {
-  // An alternative name may be longer than a name.
-  if (isAnyName(name)) {
-    try {
-      const [shown] = await apply([[step("host", "ip", linkShow(name), { read: true })]], call);
-      const link = shown?.[0] as Link | undefined;
-      if (link && isNamed(link, name)) return link;
-    } catch (error) {
-      if (!isAbsent(error)) throw error;
-    }
-  }
+  const link = await linkNow(call, "host", name);
+  if (link) return link;
   const names = [...linkNames() ?? []].filter((one) => one !== "lo");
   const similar = similarNames(name, names);
   throw internal(

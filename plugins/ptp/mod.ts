@@ -17,14 +17,13 @@ import type { RouteEntry } from "../../lib/kernel/ip.ts";
 import { apply, step } from "../../lib/kernel/plan.ts";
 import { linkExists } from "../../lib/kernel/proc.ts";
 import { isAbsent } from "../../lib/kernel/run.ts";
-import { allocate } from "../../lib/link/container_link.ts";
+import { allocate, linkNow } from "../../lib/link/container_link.ts";
 import { type Failure, readFailure, type Reading } from "../../lib/link/failure.ts";
 import {
   deleteHostEnd,
   deleteHostVeth,
   forwarding,
   hostEnd,
-  look,
   noRouterAdvertisements,
   ownerOf,
   pairExists,
@@ -160,7 +159,7 @@ async function deletePair(call: ContainerCall, previous: Result | undefined): Pr
   // The reference draws names; its result tells which, and the MAC whether that link is still the one.
   const drawn = previous?.interfaces?.find((one) => !one.sandbox && /^veth[0-9a-f]{8}$/.test(one.name));
   if (!drawn || linkExists(drawn.name) === false) return;
-  const link = await look(call, drawn.name);
+  const link = await linkNow(call, "host", drawn.name);
   if (link?.linkinfo?.info_kind === "veth" && link.address === drawn.mac && !link.ifalias) {
     await deleteHostVeth(call, drawn.name);
   }
