@@ -6,7 +6,7 @@ import type { Candidate } from "./range.ts";
 import type { Taking } from "./store.ts";
 
 /** Addresses as a result has them. */
-export function ipsOf(taken: readonly Candidate[]): IPConfig[] {
+function ipsOf(taken: readonly Candidate[]): IPConfig[] {
   return taken.map(({ address, range }) => ({
     address: `${formatAddress(address)}/${range.subnet.length}`,
     gateway: formatAddress(range.gateway),
