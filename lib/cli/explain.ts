@@ -173,20 +173,16 @@ type Work = (
 
 async function recorded(call: CommandCall, verb: string, targets: readonly Target[], work: Work): Promise<number> {
   const recorder = new Recorder(call.is("questions"));
-  const { runtime, close } = watchedRuntime(call, foldersOf(call), { explain: recorder });
+  using watched = watchedRuntime(call, foldersOf(call), { explain: recorder });
   const results: unknown[] = [];
   let shadow: Shadow | undefined;
-  try {
-    for (const target of targets) {
-      recorder.netns = target.attached.netns;
-      const watched = { ...runtime, before: (_: string, type: string) => recorder.begin(target.list.name, type) };
-      shadow ??= verb === "ADD" ? await shadowOf(target.attached.netns) : undefined;
-      recorder.tryIn(shadow?.host);
-      const answer = await work(target, watched);
-      if (answer) results.push(answer.printable);
-    }
-  } finally {
-    close();
+  for (const target of targets) {
+    recorder.netns = target.attached.netns;
+    const before = (_: string, type: string) => recorder.begin(target.list.name, type);
+    shadow ??= verb === "ADD" ? await shadowOf(target.attached.netns) : undefined;
+    recorder.tryIn(shadow?.host);
+    const answer = await work(target, { ...watched.runtime, before });
+    if (answer) results.push(answer.printable);
   }
   say(
     call.is("json")
