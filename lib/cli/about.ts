@@ -1,6 +1,6 @@
 /** `cnibox plugins` and `cnibox version`: what this program is. */
-import type { CommandCall } from "./command.ts";
-import { columns, jsonDocument, jsonText, painter, say } from "./terminal.ts";
+import { type CommandCall, tell } from "./command.ts";
+import { columns, jsonText, painter, say } from "./terminal.ts";
 
 /** `cnibox plugins` */
 export async function plugins(call: CommandCall): Promise<number> {
@@ -11,15 +11,11 @@ export async function plugins(call: CommandCall): Promise<number> {
   }
   const all = await Promise.all(names.map((name) => load(name)));
   const known = all.filter((plugin) => plugin !== undefined);
-  if (call.is("json")) {
-    say(jsonDocument({
-      plugins: known.map(({ name, kind, about, versions, needs }) => ({ name, kind, about, versions, needs })),
-    }));
-    return 0;
-  }
+  const plugins = known.map(({ name, kind, about, versions, needs }) => ({ name, kind, about, versions, needs }));
   const paint = painter();
   const span = (versions: readonly string[]) => `${versions[0]} to ${versions.at(-1)}`;
-  say(columns(known.map(({ name, kind, about, versions }) => [paint("bold", name), kind, about, span(versions)])));
+  const rows = plugins.map(({ name, kind, about, versions }) => [paint("bold", name), kind, about, span(versions)]);
+  tell(call, { plugins }, () => columns(rows));
   return 0;
 }
 

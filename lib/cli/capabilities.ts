@@ -34,14 +34,12 @@ export function requestedBy(
   const pairs = [...args];
   const ports = call.values("publish").flatMap(parsePublish);
   if (ports.length > 0) {
-    const hint = '{"type": "portmap", "capabilities": {"portMappings": true}}';
-    needCapability(list, "portMappings", `--publish: no plugin of this network publishes ports: add ${hint}`);
+    needCapability(list, ["portMappings", "portmap"], "--publish: no plugin of this network publishes ports");
     wanted["portMappings"] = ports;
   }
   const rates = call.value("bandwidth");
   if (rates !== undefined) {
-    const hint = '{"type": "bandwidth", "capabilities": {"bandwidth": true}}';
-    needCapability(list, "bandwidth", `--bandwidth: no plugin of this network limits rates: add ${hint}`);
+    needCapability(list, ["bandwidth", "bandwidth"], "--bandwidth: no plugin of this network limits rates");
     wanted["bandwidth"] = parseBandwidth(rates);
   }
   const ips = call.values("ip").flatMap((text) => text.split(",")).map(checkedIp);
@@ -60,10 +58,10 @@ function declares(list: NetworkList, capability: string): boolean {
   return list.plugins.some(({ capabilities }) => capabilities.includes(capability));
 }
 
-function needCapability(list: NetworkList, capability: string, complaint: string): void {
+function needCapability(list: NetworkList, [capability, type]: readonly [string, string], complaint: string): void {
   if (declares(list, capability)) return;
   const here = list.file === "" ? [] : [`the plugins of network "${list.name}" are in ${list.file}`];
-  throw usageError(complaint, ...here);
+  throw usageError(`${complaint}: add {"type": "${type}", "capabilities": {"${capability}": true}}`, ...here);
 }
 
 /** CAP_ARGS of the environment: a JSON object. */

@@ -4,7 +4,9 @@
  */
 // The runtime's own parser: it is strict, and unlike @std/cli's it never turns a name made of digits into a number.
 import { parseArgs } from "node:util";
-import { wrapped } from "./terminal.ts";
+import type { ConfigError } from "../cni/member.ts";
+import { distance } from "../net/similar.ts";
+import { jsonDocument, say, wrapped } from "./terminal.ts";
 import type { Invocation } from "./mod.ts";
 
 /** One flag. Without `value` it is a switch. */
@@ -133,6 +135,15 @@ export function usageError(message: string, ...advice: string[]): CliError {
   return new CliError(message, status.usage, advice);
 }
 
+/** What is wrong with a configuration, with its file. */
+export const brokenText = ({ file, message }: ConfigError) =>
+  file === "" || message.includes(file) ? message : `${file}: ${message}`;
+
+/** Prints what a command found: a document for scripts where `--json` asks for it, else text for people. */
+export function tell(call: CommandCall, document: Readonly<Record<string, unknown>>, text: () => string): void {
+  say(call.is("json") ? jsonDocument(document) : text());
+}
+
 /** Every command has these. */
 export const HELP: Flag = { name: "help", short: "h", about: "this text" };
 
@@ -241,8 +252,7 @@ function assigned(
   positional.forEach(({ name, oneOf }, index) => {
     const value = given[index];
     if (value === undefined || !oneOf || oneOf.includes(value)) return;
-    const near = nearest(value, oneOf);
-    throw usageError(`${name} "${value}" is none of ${oneOf.join(", ")}`, ...(near ? [`did you mean ${near}?`] : []));
+    throw usageError(`${name} "${value}" is none of ${oneOf.join(", ")}`, ...didYouMean(value, oneOf));
   });
   return Object.fromEntries(positional.map(({ name }, index) => [name, given[index]]));
 }
@@ -305,8 +315,8 @@ export function nearest(given: string, words: readonly string[]): string | undef
   let best: string | undefined;
   let least = Infinity;
   for (const word of words) {
-    const distance = editDistance(wanted, plain(word));
-    if (distance < least) [best, least] = [word, distance];
+    const far = distance(wanted, plain(word));
+    if (far < least) [best, least] = [word, far];
   }
   if (best === undefined) return undefined;
   if (least <= Math.max(1, Math.floor(Math.max(wanted.length, plain(best).length) / 3))) return best;
@@ -316,21 +326,8 @@ export function nearest(given: string, words: readonly string[]): string | undef
   return long.sort((a, b) => b.length - a.length)[0] ?? short.sort((a, b) => a.length - b.length)[0];
 }
 
-/** Insertions, removals, replacements and swaps of neighbours between two words. */
-export function editDistance(a: string, b: string): number {
-  let before: number[] = [];
-  let last: number[] = Array.from({ length: b.length + 1 }, (_, index) => index);
-  for (let i = 1; i <= a.length; i++) {
-    const row = [i];
-    for (let j = 1; j <= b.length; j++) {
-      const same = a[i - 1] === b[j - 1] ? 0 : 1;
-      let cost = Math.min((last[j] ?? 0) + 1, (row[j - 1] ?? 0) + 1, (last[j - 1] ?? 0) + same);
-      if (i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1]) {
-        cost = Math.min(cost, (before[j - 2] ?? 0) + 1);
-      }
-      row.push(cost);
-    }
-    [before, last] = [last, row];
-  }
-  return last[b.length] ?? 0;
+/** Advice for somebody who typed a word that is not there: which one was meant, where one is near. */
+export function didYouMean(given: string, words: readonly string[]): string[] {
+  const near = nearest(given, words);
+  return near ? [`did you mean ${near}?`] : [];
 }

@@ -2,24 +2,10 @@
 import type { Flag, OperatorCommand, Positional } from "./command.ts";
 
 const JSON_FLAG: Flag = { name: "json", about: "print JSON for scripts" };
-const ROOT: Flag = {
-  name: "root",
-  value: "DIR",
-  kind: "folder",
-  about: "look for configuration, cache, leases and plugins below this folder",
-};
-const CONF_DIR: Flag = {
-  name: "conf-dir",
-  value: "DIR",
-  kind: "folder",
-  about: "folder of network configurations; default $NETCONFPATH or /etc/cni/net.d",
-};
-const CACHE_DIR: Flag = {
-  name: "cache-dir",
-  value: "DIR",
-  kind: "folder",
-  about: "folder of attachments and their results; default /var/lib/cni/results",
-};
+const folder = (name: string, about: string): Flag => ({ name, value: "DIR", kind: "folder", about });
+const ROOT = folder("root", "look for configuration, cache, leases and plugins below this folder");
+const CONF_DIR = folder("conf-dir", "folder of network configurations; default $NETCONFPATH or /etc/cni/net.d");
+const CACHE_DIR = folder("cache-dir", "folder of attachments and their results; default /var/lib/cni/results");
 const CNI_PATH: Flag = {
   name: "cni-path",
   value: "DIRS",
@@ -32,25 +18,16 @@ const CONF: Flag = {
   about: "read the network from this file instead (list or single configuration, comments allowed, - is stdin)",
 };
 const PLACES = [CONF_DIR, CACHE_DIR, CNI_PATH, ROOT];
-const BIN_DIR: Flag = {
-  name: "bin-dir",
-  value: "DIR",
-  kind: "folder",
-  about: "the plugin folder; default /opt/cni/bin",
-};
-const PATH_DIR: Flag = {
-  name: "path-dir",
-  value: "DIR",
-  kind: "folder",
-  about: 'folder on the PATH for links to cnibox and cnitool, "" for none; default /usr/local/bin, none with --bin-dir',
-};
+const BIN_DIR = folder("bin-dir", "the plugin folder; default /opt/cni/bin");
+const PATH_DIR = folder(
+  "path-dir",
+  'folder on the PATH for links to cnibox and cnitool, "" for none; default /usr/local/bin, none with --bin-dir',
+);
 const PLUGINS: Flag = { name: "plugins", value: "A,B", about: "only these plugins" };
-const DATA_DIR: Flag = {
-  name: "data-dir",
-  value: "DIR",
-  kind: "folder",
-  about: "folder of host-local's leases where the configuration names none; default /var/lib/cni/networks",
-};
+const DATA_DIR = folder(
+  "data-dir",
+  "folder of host-local's leases where the configuration names none; default /var/lib/cni/networks",
+);
 const LEASE_PLACES = [CONF_DIR, CACHE_DIR, DATA_DIR, ROOT];
 const IFNAME: Flag = {
   name: "ifname",
@@ -91,6 +68,9 @@ const WATCH: readonly Flag[] = [
   ...TRACE,
 ];
 
+const YES: Flag = { name: "yes", short: "y", about: "do not ask" };
+const PREVIEW: Flag = { name: "dry-run", about: "show what would be done, as cnibox explain does" };
+
 const TABLE: readonly Flag[] = [
   { name: "no-headings", about: "without the line of titles" },
   { name: "no-trunc", about: "whole IDs, and cells that are not cut to the terminal's width" },
@@ -102,6 +82,9 @@ const NETWORK: Positional = {
   unless: "conf",
   about: "name of a network; several are separated by commas",
 };
+const ONLY_NETWORK: Positional = { name: "NETWORK", about: "only this network", optional: true, kind: "network" };
+const ONLY_POOL: Positional = { name: "POOL", about: "only this pool", optional: true };
+const LIST_FILE: Positional = { name: "FILE", kind: "file", about: "a configuration list; - is standard input" };
 const NETNS: Positional = {
   name: "NETNS",
   kind: "netns",
@@ -129,7 +112,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       { ...ID, about: "container ID; default: cnitool's, made of the namespace's path" },
       ...REQUESTS,
       { name: "create", about: "make the namespace first, if there is none of that name" },
-      { name: "dry-run", about: "show what would be done, as cnibox explain does" },
+      PREVIEW,
       ...WATCH,
       JSON_FLAG,
       ...PLACES,
@@ -166,7 +149,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       ID,
       ...REQUESTS,
       { name: "force", about: "go on past a plugin that fails" },
-      { name: "dry-run", about: "show what would be done, as cnibox explain does" },
+      PREVIEW,
       ...WATCH,
       JSON_FLAG,
       ...PLACES,
@@ -288,7 +271,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       "A runtime then starts one process for the whole list. Nothing else of the file changes, and what the plugins leave " +
       "on the node is the same, so that lists can be swapped while containers live. Reference plugins cannot run a chain.",
     ],
-    positional: [{ name: "FILE", kind: "file", about: "a configuration list; - is standard input" }],
+    positional: [LIST_FILE],
     flags: [],
     examples: [[
       "fold a network",
@@ -302,7 +285,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     group: "explain",
     summary: "print a network list with the members of its chain in the list itself",
     about: ["The reverse of cnibox fold: what it prints can be run by any set of plugins."],
-    positional: [{ name: "FILE", kind: "file", about: "a configuration list; - is standard input" }],
+    positional: [LIST_FILE],
     flags: [],
     examples: [["back to a list for the reference plugins", "cnibox unfold /etc/cni/net.d/10-pods.conflist"]],
     load: () => import("./fold.ts"),
@@ -380,7 +363,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     name: "cluster blocks",
     group: "show",
     summary: "which node holds which block of a pool, since when, and how full this node's own are",
-    positional: [{ name: "POOL", about: "only this pool", optional: true }],
+    positional: [ONLY_POOL],
     flags: [JSON_FLAG, CONF_DIR, ROOT],
     examples: [["one pool", "cnibox cluster blocks pods"]],
     load: cluster,
@@ -400,7 +383,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     name: "cluster check",
     group: "show",
     summary: "hold the store's records against this node's files, both ways",
-    positional: [{ name: "POOL", about: "only this pool", optional: true }],
+    positional: [ONLY_POOL],
     flags: [JSON_FLAG, CONF_DIR, ROOT],
     examples: [["after the store was restored from a backup", "cnibox cluster check"]],
     statuses: [[0, "records and files agree"], [1, "they do not, or could not be looked at"]],
@@ -411,7 +394,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     name: "cluster trim",
     group: "repair",
     summary: "return the blocks of which this node uses no address",
-    positional: [{ name: "POOL", about: "only this pool", optional: true }],
+    positional: [ONLY_POOL],
     flags: [JSON_FLAG, CONF_DIR, ROOT],
     examples: [["before a node is taken out of service", "cnibox cluster trim"]],
     load: cluster,
@@ -426,7 +409,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     ],
     positional: [{ name: "NODE", about: "the node's name" }],
     flags: [
-      { name: "yes", short: "y", about: "do not ask" },
+      YES,
       { name: "force", about: "also when it is this very node" },
       JSON_FLAG,
       CONF_DIR,
@@ -443,7 +426,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     about: [
       "Ranges of host-local and cluster, with what is taken and free; of a cluster's pool the part that is this node's. Leases, cached attachments and the kernel are looked at together; nothing is changed.",
     ],
-    positional: [{ name: "NETWORK", about: "only this network", optional: true, kind: "network" }],
+    positional: [ONLY_NETWORK],
     flags: [JSON_FLAG, ...LEASE_PLACES],
     examples: [["all networks", "cnibox ipam"]],
     load: () => import("./ipam.ts"),
@@ -453,7 +436,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     name: "ipam list",
     group: "show",
     summary: "every address that is taken, by whom, since when, and whether the owner lives",
-    positional: [{ name: "NETWORK", about: "only this network", optional: true, kind: "network" }],
+    positional: [ONLY_NETWORK],
     flags: [JSON_FLAG, ...LEASE_PLACES],
     examples: [["one network", "cnibox ipam list pods"]],
     load: () => import("./ipam.ts"),
@@ -473,7 +456,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     name: "ipam check",
     group: "show",
     summary: "addresses whose owner is gone, owners whose address is not recorded, duplicates, odd files",
-    positional: [{ name: "NETWORK", about: "only this network", optional: true, kind: "network" }],
+    positional: [ONLY_NETWORK],
     flags: [JSON_FLAG, ...LEASE_PLACES],
     examples: [["is anything wrong", "cnibox ipam check || cnibox ipam repair --dry-run"]],
     statuses: [[0, "nothing wrong"], [1, "something is wrong, or could not be looked at"]],
@@ -502,7 +485,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     about: [
       "Releases addresses whose container is provably gone and empty files, and writes down addresses that living containers use and no file names. Takes the plugins' lock. What was removed is kept in /var/lib/cnibox/removed-leases. What cannot be proved is left alone.",
     ],
-    positional: [{ name: "NETWORK", about: "only this network", optional: true, kind: "network" }],
+    positional: [ONLY_NETWORK],
     flags: [{ name: "dry-run", about: "only say what would be done" }, JSON_FLAG, ...LEASE_PLACES],
     examples: [["look first", "cnibox ipam repair --dry-run"], ["then do it", "cnibox ipam repair"]],
     load: () => import("./ipam.ts"),
@@ -519,7 +502,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     positional: [NETWORK],
     flags: [
       CONF,
-      { name: "yes", short: "y", about: "do not ask" },
+      YES,
       { name: "dry-run", about: "only say what would go" },
       JSON_FLAG,
       DATA_DIR,
@@ -546,10 +529,10 @@ export const COMMANDS: readonly OperatorCommand[] = [
       JSON_FLAG,
       ...PLACES,
     ],
-    examples: [["after firewall-cmd --reload", "cnibox restore --all"], [
-      "what is missing",
-      "cnibox restore --all --dry-run",
-    ]],
+    examples: [
+      ["after firewall-cmd --reload", "cnibox restore --all"],
+      ["what is missing", "cnibox restore --all --dry-run"],
+    ],
     load: () => import("./restore.ts"),
     entry: "restore",
   },
@@ -558,12 +541,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     group: "show",
     summary: "the networks of this node, one line each",
     positional: [],
-    flags: [
-      { name: "quiet", short: "q", about: "only the names" },
-      ...TABLE,
-      JSON_FLAG,
-      ...LEASE_PLACES,
-    ],
+    flags: [{ name: "quiet", short: "q", about: "only the names" }, ...TABLE, JSON_FLAG, ...LEASE_PLACES],
     examples: [["what can be attached to?", "cnibox networks"], ["for a loop", "cnibox networks -q"]],
     load: () => import("./networks.ts"),
     entry: "networks",
@@ -606,10 +584,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       },
       ...TABLE,
       JSON_FLAG,
-      CONF_DIR,
-      CACHE_DIR,
-      DATA_DIR,
-      ROOT,
+      ...LEASE_PLACES,
     ],
     examples: [
       ["the whole node", "cnibox show"],
@@ -627,7 +602,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     about: [
       "Known from the runtimes' cache, from leases and from the alias of the host's end, whichever runtime made the attachment.",
     ],
-    positional: [{ name: "NETWORK", kind: "network", optional: true, about: "only this network" }],
+    positional: [ONLY_NETWORK],
     flags: [
       { name: "count", short: "n", value: "NUMBER", about: "end after so many" },
       { ...JSON_FLAG, about: "an object a line instead" },
@@ -647,7 +622,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       "before you hand it on. Nothing is changed.",
     ],
     positional: [{ name: "FILE", kind: "file", optional: true, about: "the archive (tar); - is standard output" }],
-    flags: [CONF_DIR, CACHE_DIR, DATA_DIR, ROOT],
+    flags: LEASE_PLACES,
     examples: [["for a bug report", "cnibox report"], ["from afar", "ssh node cnibox report - >node.tar"]],
     load: () => import("./report.ts"),
     entry: "report",
@@ -665,10 +640,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
         oneOf: ["tree", "mermaid", "dot", "svg"],
         about: "how it is drawn; default tree",
       },
-      CONF_DIR,
-      CACHE_DIR,
-      DATA_DIR,
-      ROOT,
+      ...LEASE_PLACES,
     ],
     examples: [
       ["in the terminal", "cnibox graph"],
@@ -725,18 +697,12 @@ export const COMMANDS: readonly OperatorCommand[] = [
       BIN_DIR,
       PATH_DIR,
       PLUGINS,
-      {
-        name: "replace",
-        about: "move files that are not ours out of the way; uninstall puts them back",
-      },
-      {
-        name: "units",
-        value: "DIR",
-        kind: "folder",
-        about:
-          "put the systemd units there; without it into /etc/systemd/system where systemd runs and plugins go into " +
+      { name: "replace", about: "move files that are not ours out of the way; uninstall puts them back" },
+      folder(
+        "units",
+        "put the systemd units there; without it into /etc/systemd/system where systemd runs and plugins go into " +
           "/opt/cni/bin. None is enabled or started",
-      },
+      ),
       { name: "no-units", about: "install no systemd units" },
       JSON_FLAG,
     ],
@@ -854,12 +820,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     group: "install",
     summary: "manual pages: cnibox(8), and one for every plugin",
     positional: [{ name: "PAGE", kind: "plugin", optional: true, about: "cnibox, which is the default, or a plugin" }],
-    flags: [{
-      name: "dir",
-      value: "DIR",
-      kind: "folder",
-      about: "write all pages into man8 below this folder instead",
-    }],
+    flags: [folder("dir", "write all pages into man8 below this folder instead")],
     examples: [
       ["read one", "cnibox man bridge | man -l -"],
       ["for everybody on this machine", "cnibox man --dir /usr/local/share/man"],

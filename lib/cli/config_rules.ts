@@ -25,7 +25,7 @@ export interface MemberView {
   /** Capabilities that the member declares. */
   readonly capabilities: readonly string[];
   /** Subnets that addresses are given out of, for the comparison with other networks. */
-  readonly subnets: { readonly prefix: Prefix; readonly place: Node; readonly section: Section }[];
+  readonly subnets: { readonly prefix: Prefix; readonly place: Node }[];
 }
 
 /** Plugins that only change what another one made. */
@@ -116,12 +116,8 @@ function needs({ member, type }: MemberView, ...keys: readonly string[]): void {
 
 function needsIpam({ member, type }: MemberView): void {
   if (member.section("ipam")?.text("type")) return;
-  member.source.error(
-    "missing-key",
-    member.at("ipam"),
-    `${type} needs "ipam" with a "type"`,
-    '"ipam": {"type": "host-local", …}',
-  );
+  const hint = '"ipam": {"type": "host-local", …}';
+  member.source.error("missing-key", member.at("ipam"), `${type} needs "ipam" with a "type"`, hint);
 }
 
 function bridge({ member, types, members }: MemberView): void {
@@ -129,21 +125,11 @@ function bridge({ member, types, members }: MemberView): void {
   const name = member.text("bridge");
   if (name !== undefined) linkName(member, "bridge", name);
   const is = (key: string) => member.get(key) === true;
-  if (is("hairpinMode") && is("promiscMode")) {
-    source.error(
-      "conflict",
-      member.at("promiscMode"),
-      '"hairpinMode" and "promiscMode" exclude each other',
-      "remove one of them",
-    );
-  }
+  if (is("hairpinMode") && is("promiscMode")) conflict(member, "promiscMode", ["hairpinMode", "promiscMode"]);
   const ipam = member.section("ipam")?.text("type") ?? "";
   if (is("disableContainerInterface") && ipam !== "") {
-    source.error(
-      "conflict",
-      member.at("disableContainerInterface"),
-      '"disableContainerInterface" leaves no link for the addresses of "ipam"',
-    );
+    const text = '"disableContainerInterface" leaves no link for the addresses of "ipam"';
+    source.error("conflict", member.at("disableContainerInterface"), text);
   }
   for (const key of ["isGateway", "isDefaultGateway", "ipMasq"]) {
     if (is(key) && ipam === "") source.warn("no-effect", member.at(key), `"${key}" has no effect without "ipam"`);
@@ -175,28 +161,21 @@ function trunk(member: Section, node: Node, index: number): void {
 
 function linkName(member: Section, key: string, name: string): void {
   const length = new TextEncoder().encode(name).length;
-  if (name === "") member.source.error("link-name", member.valueAt(key), `"${key}" is empty`);
+  if (name === "") member.wrong("link-name", key, `"${key}" is empty`);
   else if (length > 15) {
-    member.source.error(
-      "link-name",
-      member.valueAt(key),
-      `"${key}" is "${name}": ${length} characters, an interface name has 15 at most`,
-      `shorten it: "${name.slice(0, 15)}"`,
-    );
-  } else if (!isLinkName(name)) {
-    member.source.error(
-      "link-name",
-      member.valueAt(key),
-      `"${key}" is ${shown(name)}, which no interface may be called`,
-    );
-  }
+    const text = `"${key}" is "${name}": ${length} characters, an interface name has 15 at most`;
+    member.wrong("link-name", key, text, `shorten it: "${name.slice(0, 15)}"`);
+  } else if (!isLinkName(name)) notAName(member, key, name);
+}
+
+function notAName(member: Section, key: string, name: string): void {
+  member.wrong("link-name", key, `"${key}" is ${shown(name)}, which no interface may be called`);
 }
 
 /** The name of a link that is there already; an alternative one will do. */
 function anyName({ member }: MemberView, key: string): void {
   const name = member.text(key);
-  if (!name || isAnyName(name)) return;
-  member.source.error("link-name", member.valueAt(key), `"${key}" is ${shown(name)}, which no interface may be called`);
+  if (name && !isAnyName(name)) notAName(member, key, name);
 }
 
 /** A rule that keeps a bridge apart has to name it. */
@@ -207,18 +186,18 @@ function firewall({ member, index, members }: MemberView): void {
   if (index === 0 || !["same-bridge", "isolated"].includes(policy) || bridge === "") return;
   const tool = member.text("backend") === "nftables" ? "nftables" : "iptables";
   if (canBeInRule(bridge, tool)) return;
-  member.source.error(
+  member.wrong(
     "link-name",
-    member.valueAt("ingressPolicy"),
+    "ingressPolicy",
     `"ingressPolicy": no rule of ${tool} can be about a bridge called ${shown(bridge)}`,
     'choose another name in "bridge"',
   );
 }
 
-function linkMac({ member }: MemberView): void {
+function linkMac({ member }: Pick<MemberView, "member">): void {
   const mac = member.text("mac");
   if (mac && parseMac(mac) === undefined) {
-    member.source.error("value", member.valueAt("mac"), `"mac" is "${mac}", which is not a valid hardware address`);
+    member.wrong("value", "mac", `"mac" is "${mac}", which is not a valid hardware address`);
   }
 }
 
@@ -235,21 +214,19 @@ function hostDevice(view: MemberView): void {
   }
 }
 
+function conflict(member: Section, at: string, [one, other]: readonly [string, string]): void {
+  member.source.error("conflict", member.at(at), `"${one}" and "${other}" exclude each other`, "remove one of them");
+}
+
 function portmap({ member }: MemberView): void {
-  const { source } = member;
   const chain = member.text("externalSetMarkChain");
   if (chain !== undefined && member.get("markMasqBit") !== undefined) {
-    source.error(
-      "conflict",
-      member.at("externalSetMarkChain"),
-      '"externalSetMarkChain" and "markMasqBit" exclude each other',
-      "remove one of them",
-    );
+    conflict(member, "externalSetMarkChain", ["externalSetMarkChain", "markMasqBit"]);
   }
   if (chain === "KUBE-MARK-MASQ") {
-    source.warn(
+    member.doubtful(
       "mark-chain",
-      member.valueAt("externalSetMarkChain"),
+      "externalSetMarkChain",
       '"externalSetMarkChain" is "KUBE-MARK-MASQ": newer kube-proxy no longer makes that chain',
       "remove the key: portmap then marks packets itself",
     );
@@ -267,73 +244,54 @@ function bandwidth({ member, capabilities }: MemberView): void {
     if (rate !== undefined && rate !== 0) any = true;
     if (typeof rate !== "number" && typeof burst !== "number") continue;
     if (!rate || !burst) {
-      const missing = rate ? "Burst" : "Rate";
-      source.error(
-        "missing-key",
-        member.at(`${way}${rate ? "Rate" : "Burst"}`),
-        `"${way}${missing}" is missing: rate and burst go together`,
-      );
+      const [there, missing] = rate ? ["Rate", "Burst"] : ["Burst", "Rate"];
+      const text = `"${way}${missing}" is missing: rate and burst go together`;
+      source.error("missing-key", member.at(`${way}${there}`), text);
     } else if (typeof rate === "number" && typeof burst === "number" && burst / rate > LONG_BURST_S) {
-      source.warn(
+      member.doubtful(
         "long-burst",
-        member.valueAt(`${way}Burst`),
+        `${way}Burst`,
         `"${way}Burst" is ${burst}: ${Math.round(burst / rate)} seconds pass before "${way}Rate" limits anything`,
         "both are in bits: some tenths of a second of the rate are usual",
       );
     }
   }
   if (!any && !capabilities.includes("bandwidth")) {
-    source.warn(
-      "no-effect",
-      member.node,
-      "this bandwidth limits nothing",
-      'write rates, or "capabilities": {"bandwidth": true}',
-    );
+    const hint = 'write rates, or "capabilities": {"bandwidth": true}';
+    source.warn("no-effect", member.node, "this bandwidth limits nothing", hint);
   }
 }
 
 function tuning({ member }: MemberView): void {
-  linkMac({ member } as MemberView);
+  linkMac({ member });
+  const { source } = member;
   const sysctl = member.section("sysctl");
   for (const property of sysctl?.properties ?? []) {
     const { key } = property;
     if (/(^|\/|\.)\.\.(\/|$)/.test(key) || key === "") {
-      member.source.error("sysctl", property, `"${key}" is not a setting`);
+      source.error("sysctl", property, `"${key}" is not a setting`);
     } else if (!/^net[./]/.test(key)) {
-      member.source.error(
-        "sysctl",
-        property,
-        `"${key}" is not a setting of a network namespace`,
-        'such settings begin with "net."',
-      );
+      const text = `"${key}" is not a setting of a network namespace`;
+      source.error("sysctl", property, text, 'such settings begin with "net."');
     }
   }
 }
 
 function hostLocal(view: MemberView, ipam: Section): void {
-  const { member, version, subnets, capabilities } = view;
-  const { source } = member;
+  const { member: { source }, version, capabilities } = view;
   const sets = ipam.property("ranges")?.value;
   const legacy = ["subnet", "rangeStart", "rangeEnd", "gateway"].filter((key) => ipam.get(key) !== undefined);
-  const nodes: Node[][] = (sets?.items ?? []).map((set) => [...set.items ?? []]);
+  const nodes = (sets?.items ?? []).map(({ items = [] }) => items);
   if (ipam.get("subnet") !== undefined) nodes.unshift([ipam.node]);
   else if (legacy.length > 0) {
-    source.warn(
-      "no-effect",
-      ipam.at(legacy[0] ?? ""),
-      `"${legacy[0]}" has no effect without "subnet" beside it`,
-      sets ? 'it belongs into an element of "ranges"' : undefined,
-    );
+    const hint = sets && 'it belongs into an element of "ranges"';
+    const text = `"${legacy[0]}" has no effect without "subnet" beside it`;
+    source.warn("no-effect", ipam.at(legacy[0] ?? ""), text, hint);
   }
   if (sets?.items?.some(({ kind }) => kind === "object")) {
     source.forget(sets);
-    source.error(
-      "value",
-      sets,
-      '"ipam.ranges" is a list of objects: it is a list of lists',
-      '"ranges": [[{"subnet": "…"}]]',
-    );
-    return;
+    const text = '"ipam.ranges" is a list of objects: it is a list of lists';
+    return source.error("value", sets, text, '"ranges": [[{"subnet": "…"}]]');
   }
   if (nodes.length === 0 && !capabilities.includes("ipRanges")) {
     source.error("missing-key", ipam.node, 'host-local needs "ranges"', '"ranges": [[{"subnet": "10.1.0.0/16"}]]');
@@ -343,7 +301,7 @@ function hostLocal(view: MemberView, ipam: Section): void {
     if (set.length === 0) {
       source.error("value", sets, `"ipam.ranges.${index}" is empty`, "a set holds at least one range");
     }
-    for (const node of set) range(view, new Section(source, node));
+    for (const node of set) range(new Section(source, node));
   });
   if (source.findings.some(({ severity }) => severity === "error")) return;
   const plain = nodes.map((set) =>
@@ -363,24 +321,26 @@ function hostLocal(view: MemberView, ipam: Section): void {
     if (!(error instanceof CniError)) throw error;
     source.error("range", sets ?? ipam.node, error.msg, error.details);
   }
-  for (const node of nodes.flat()) {
-    const section = new Section(source, node);
-    const prefix = parsePrefix(section.text("subnet") ?? "");
-    if (prefix) subnets.push({ prefix, place: section.property("subnet")?.value ?? node, section });
-  }
+  noteSubnets(view, nodes.flat());
   const folder = ipam.text("dataDir");
   if (folder && !folder.startsWith("/")) {
-    source.warn(
-      "relative-path",
-      ipam.valueAt("dataDir"),
-      `"dataDir" is "${folder}": relative to wherever the runtime was started`,
-      "write an absolute path",
-    );
+    const text = `"dataDir" is "${folder}": relative to wherever the runtime was started`;
+    ipam.doubtful("relative-path", "dataDir", text, "write an absolute path");
+  }
+}
+
+/** Keeps the subnets of ranges for the comparison with other networks. */
+function noteSubnets({ member: { source }, subnets }: MemberView, ranges: readonly Node[]): void {
+  for (const node of ranges) {
+    const subnet = new Section(source, node).property("subnet")?.value;
+    const prefix = typeof subnet?.value === "string" ? parsePrefix(subnet.value) : undefined;
+    if (subnet && prefix) subnets.push({ prefix, place: subnet });
   }
 }
 
 /** Whatever the plugin refuses without asking anybody, in its own words, where the key is that it names. */
-function clusterPool({ member, version, subnets }: MemberView, ipam: Section): void {
+function clusterPool(view: MemberView, ipam: Section): void {
+  const { member, version } = view;
   const { source } = member;
   if (source.findings.some(({ severity }) => severity === "error")) return;
   try {
@@ -396,21 +356,13 @@ function clusterPool({ member, version, subnets }: MemberView, ipam: Section): v
       [section, key] = [inner, next];
     }
     const isMissing = key !== undefined && section.get(key) === undefined;
-    source.error(
-      isMissing ? "missing-key" : "range",
-      key === undefined ? ipam.valueAt("ranges") : section.valueAt(key),
-      error.msg,
-      error.details,
-    );
+    const place = key === undefined ? ipam.valueAt("ranges") : section.valueAt(key);
+    source.error(isMissing ? "missing-key" : "range", place, error.msg, error.details);
     return;
   }
   // Networks of one pool have the same addresses on purpose: only others' are compared.
   if (ipam.get("pool") !== undefined || ipam.get("network_name") !== undefined) return;
-  for (const node of ipam.items("ranges").flatMap((set) => [...set.items ?? []])) {
-    const section = new Section(source, node);
-    const prefix = parsePrefix(section.text("subnet") ?? "");
-    if (prefix) subnets.push({ prefix, place: section.property("subnet")?.value ?? node, section });
-  }
+  noteSubnets(view, ipam.items("ranges").flatMap(({ items = [] }) => items));
 }
 
 /** What a section's `exclude` names; that each is an address or a prefix has been checked. */
@@ -428,11 +380,11 @@ function rangeOf(section: Section): RangeConf {
 }
 
 /** One range: each mistake at the key that makes it. */
-function range({ member: { source } }: MemberView, section: Section): void {
+function range(section: Section): void {
   const conf = rangeOf(section);
   if (conf.subnet === undefined || conf.subnet === "") {
     if (section.get("subnet") === undefined || conf.subnet === "") {
-      source.error("missing-key", section.at("subnet"), 'a range needs "subnet"');
+      section.source.error("missing-key", section.at("subnet"), 'a range needs "subnet"');
     }
     return;
   }
@@ -440,22 +392,14 @@ function range({ member: { source } }: MemberView, section: Section): void {
   if (!subnet) {
     const plain = parseAddress(conf.subnet);
     const length = plain?.family === 6 ? 64 : 24;
-    source.error(
-      "subnet",
-      section.valueAt("subnet"),
-      `"subnet" is "${conf.subnet}", which is not a valid subnet`,
-      plain && `add the prefix length: "${conf.subnet}/${length}"`,
-    );
+    const hint = plain && `add the prefix length: "${conf.subnet}/${length}"`;
+    section.wrong("subnet", "subnet", `"subnet" is "${conf.subnet}", which is not a valid subnet`, hint);
     return;
   }
   const network = networkPrefix(subnet);
   if (formatPrefix(network) !== formatPrefix(subnet)) {
-    source.error(
-      "subnet",
-      section.valueAt("subnet"),
-      `"subnet" is "${conf.subnet}", an address in a subnet`,
-      `the subnet itself is "${formatPrefix(network)}"`,
-    );
+    const hint = `the subnet itself is "${formatPrefix(network)}"`;
+    section.wrong("subnet", "subnet", `"subnet" is "${conf.subnet}", an address in a subnet`, hint);
     return;
   }
   let sound = true;
@@ -465,74 +409,63 @@ function range({ member: { source } }: MemberView, section: Section): void {
     const address = parseAddress(text);
     const says = (message: string, hint?: string) => {
       sound = false;
-      if (key === "gateway" && address) source.warn("range", section.valueAt(key), message, hint);
-      else source.error("range", section.valueAt(key), message, hint);
+      if (key === "gateway" && address) section.doubtful("range", key, message, hint);
+      else section.wrong("range", key, message, hint);
     };
     if (!address) {
-      says(
-        `"${key}" is "${text}", which is not a valid address`,
-        text.includes("/") ? "without a prefix length" : undefined,
-      );
+      const hint = text.includes("/") ? "without a prefix length" : undefined;
+      says(`"${key}" is "${text}", which is not a valid address`, hint);
     } else if (address.family !== subnet.address.family) {
       sound = false;
-      source.error("range", section.valueAt(key), `"${key}" ${text} is not of the family of "subnet" ${conf.subnet}`);
+      section.wrong("range", key, `"${key}" ${text} is not of the family of "subnet" ${conf.subnet}`);
     } else if (!prefixContains(subnet, address)) says(`"${key}" ${text} is outside of "subnet" ${conf.subnet}`);
   }
   if (!sound) return;
   const [start, end] = [parseAddress(conf.rangeStart ?? ""), parseAddress(conf.rangeEnd ?? "")];
   if (start && end && start.value > end.value) {
-    source.error(
-      "range",
-      section.valueAt("rangeStart"),
-      `"rangeStart" ${conf.rangeStart} comes after "rangeEnd" ${conf.rangeEnd}`,
-      "exchange them",
-    );
+    const text = `"rangeStart" ${conf.rangeStart} comes after "rangeEnd" ${conf.rangeEnd}`;
+    section.wrong("range", "rangeStart", text, "exchange them");
     return;
   }
   try {
     rangeSets([[conf]], { version: "1.0.0", atLeast030: true, warn: () => {} });
   } catch (error) {
     if (!(error instanceof CniError)) throw error;
-    source.error("range", section.valueAt("subnet"), error.msg.replace(/^invalid range set 0: /, ""), error.details);
+    section.wrong("range", "subnet", error.msg.replace(/^invalid range set 0: /, ""), error.details);
   }
 }
 
 function staticAddresses({ member: { source }, capabilities, subnets }: MemberView, ipam: Section): void {
   const items = ipam.items("addresses");
   if (items.length === 0 && !capabilities.includes("ips")) {
-    source.warn(
-      "no-effect",
-      ipam.node,
-      "static has no addresses to give",
-      'write "addresses", or "capabilities": {"ips": true}',
-    );
+    const hint = 'write "addresses", or "capabilities": {"ips": true}';
+    source.warn("no-effect", ipam.node, "static has no addresses to give", hint);
   }
-  const gateways = new Map<string, Node>();
+  const seen = new Set<string>();
   for (const node of items) {
     if (node.kind !== "object") continue;
     const section = new Section(source, node);
     const text = section.text("address") ?? "";
     const prefix = parsePrefix(text);
     if (!prefix) {
-      const hint = parseAddress(text)
-        ? `add the prefix length of its subnet: "${text}/${text.includes(":") ? 64 : 24}"`
-        : undefined;
-      source.error(
+      const hint = parseAddress(text) &&
+        `add the prefix length of its subnet: "${text}/${text.includes(":") ? 64 : 24}"`;
+      section.wrong(
         "address",
-        section.valueAt("address"),
+        "address",
         `"address" is "${text}", which is not a valid address with a prefix length`,
         hint,
       );
       continue;
     }
-    if (gateways.has(text)) source.warn("address", section.valueAt("address"), `${text} is there twice`);
-    gateways.set(text, node);
-    subnets.push({ prefix: networkPrefix(prefix), place: section.property("address")?.value ?? node, section });
+    if (seen.has(text)) section.doubtful("address", "address", `${text} is there twice`);
+    seen.add(text);
+    subnets.push({ prefix: networkPrefix(prefix), place: section.property("address")?.value ?? node });
     const gateway = parseAddress(section.text("gateway") ?? "");
     if (gateway && !prefixContains(networkPrefix(prefix), gateway)) {
-      source.warn(
+      section.doubtful(
         "address",
-        section.valueAt("gateway"),
+        "gateway",
         `"gateway" ${section.text("gateway")} is outside of the subnet of ${text}`,
       );
     }

@@ -146,6 +146,14 @@ export class Section {
   valueAt(name: string): Place {
     return this.property(name)?.value ?? this.node;
   }
+  /** An error in a key's value. */
+  wrong(rule: string, name: string, message: string, hint?: string): void {
+    this.source.error(rule, this.valueAt(name), message, hint);
+  }
+  /** A warning about a key's value. */
+  doubtful(rule: string, name: string, message: string, hint?: string): void {
+    this.source.warn(rule, this.valueAt(name), message, hint);
+  }
 }
 
 /** A value as messages show it. */

@@ -181,18 +181,14 @@ type Work = (
 
 async function recorded(call: CommandCall, verb: string, targets: readonly Target[], work: Work): Promise<number> {
   const recorder = new Recorder(call.is("questions"));
-  const { runtime, close } = watchedRuntime(call, foldersOf(call), { explain: recorder });
+  using watched = watchedRuntime(call, foldersOf(call), { explain: recorder });
   const results: unknown[] = [];
-  try {
-    for (const target of targets) {
-      recorder.netns = target.attached.netns;
-      const watched = { ...runtime, before: (_: string, type: string) => recorder.begin(target.list.name, type) };
-      if (verb === "ADD" && !recorder.shadow) await recorder.tryIn(await shadowOf(target.attached.netns));
-      const answer = await work(target, watched);
-      if (answer) results.push(answer.printable);
-    }
-  } finally {
-    close();
+  for (const target of targets) {
+    recorder.netns = target.attached.netns;
+    const before = (_: string, type: string) => recorder.begin(target.list.name, type);
+    if (verb === "ADD" && !recorder.shadow) await recorder.tryIn(await shadowOf(target.attached.netns));
+    const answer = await work(target, { ...watched.runtime, before });
+    if (answer) results.push(answer.printable);
   }
   say(
     call.is("json")

@@ -2,15 +2,15 @@
  * `cnibox fold` and `cnibox unfold`: a network list with its plugins as members of one `chain`, and back. Only the text
  * of `plugins` changes; comments, order and spelling of everything else stay.
  */
-import { parseList } from "../cni/conflist.ts";
+import { inFile, parseList } from "../cni/conflist.ts";
 import { isObject } from "../cni/decode.ts";
-import { CHAIN, ConfigError, type Member } from "../cni/member.ts";
+import { CHAIN, type Member } from "../cni/member.ts";
 import { atLeast } from "../cni/version.ts";
 import { CliError, type CommandCall, status } from "./command.ts";
 import { unreachable } from "./config_rules.ts";
 import { Section, Source } from "./config_source.ts";
-import { JsonError, type Node, parseJsonc, positionOf, valueOf } from "./jsonc.ts";
-import { readText } from "./setup.ts";
+import { type Node, valueOf } from "./jsonc.ts";
+import { parseText, readText } from "./setup.ts";
 import { complain, say } from "./terminal.ts";
 
 /** `cnibox fold` */
@@ -93,25 +93,15 @@ function membersText(source: string, chain: Section): string {
 
 /** A list that a runtime can read, and its array of plugins in the text. */
 function readList(file: string, text: string) {
-  let root: Node;
-  let list;
-  try {
-    ({ root } = parseJsonc(text));
-    const value = valueOf(root);
-    if (isObject(value) && !("plugins" in value) && "type" in value) {
-      throw new CliError(`${file}: a single plugin's configuration, not a list`, status.badData, [
-        'put it into "plugins": [ … ] of a .conflist file',
-      ]);
-    }
-    list = parseList(new TextEncoder().encode(JSON.stringify(value)), file === "-" ? "" : file);
-  } catch (error) {
-    if (error instanceof ConfigError && error.file === "") {
-      throw new ConfigError(error.message, file === "-" ? "" : file);
-    }
-    if (!(error instanceof JsonError)) throw error;
-    const { line, column } = positionOf(text, error.at);
-    throw new CliError(`${file}:${line}:${column}: ${error.message}`, status.badData, [error.advice]);
+  const { root } = parseText(file, text);
+  const value = valueOf(root);
+  if (isObject(value) && !("plugins" in value) && "type" in value) {
+    throw new CliError(`${file}: a single plugin's configuration, not a list`, status.badData, [
+      'put it into "plugins": [ … ] of a .conflist file',
+    ]);
   }
+  const named = file === "-" ? "" : file;
+  const list = inFile(named, () => parseList(new TextEncoder().encode(JSON.stringify(value)), named));
   const node = root.properties?.findLast(({ key }) => key === "plugins")?.value;
   if (!node || list.plugins.length === 0) {
     throw new CliError(`${file}: no plugins in the list itself`, status.badData, ['"plugins" of the file is folded']);

@@ -7,7 +7,16 @@ import { systemRun } from "../kernel/run.ts";
 import { CliError, type CommandCall, status } from "./command.ts";
 import { gather, GONE, judge, lifeOf, pools } from "./leases.ts";
 import { watchedRuntime } from "./runtime.ts";
-import { attachmentsOf, type Folders, foldersOf, needRoot, networkOrCached, networksOf, onlyOne } from "./setup.ts";
+import {
+  attachmentsOf,
+  confirm,
+  type Folders,
+  foldersOf,
+  needRoot,
+  networkOrCached,
+  networksOf,
+  onlyOne,
+} from "./setup.ts";
 import { linksIn, listOf, ownerByAlias } from "./survey.ts";
 import { jsonDocument, oneLine, say } from "./terminal.ts";
 
@@ -34,24 +43,20 @@ export async function gc(call: CommandCall): Promise<number> {
     if (call.is("json")) say(jsonDocument({ networks: plans.map(shown) }));
     return status.done;
   }
-  if (!call.is("yes") && plans.some(({ goes }) => goes.length > 0)) confirm(call);
-  const { runtime, close } = watchedRuntime(call, folders, { interruptible: true });
+  if (!call.is("yes") && plans.some(({ goes }) => goes.length > 0)) {
+    confirm("remove this?", `cnibox ${call.command.name} … --yes does it without asking`);
+  }
+  using watched = watchedRuntime(call, folders, { interruptible: true });
   const failures: string[] = [];
-  try {
-    for (const { list, valid } of plans) {
-      using _lock = await onlyOne(`gc-${list.name}`, `collection of network "${list.name}"`);
-      // Somebody may have taken time to answer: who came meanwhile stays, and so does who was to stay before.
-      const now = await planOf(list, folders);
-      await gcNetwork(list, runtime, [...valid, ...now.valid]).catch((error) =>
-        void failures.push(`${list.name}: ${toCniError(error).message.replaceAll("\n", "; ")}`)
-      );
-    }
-  } finally {
-    close();
+  for (const { list, valid } of plans) {
+    using _lock = await onlyOne(`gc-${list.name}`, `collection of network "${list.name}"`);
+    // Somebody may have taken time to answer: who came meanwhile stays, and so does who was to stay before.
+    const now = await planOf(list, folders);
+    await gcNetwork(list, watched.runtime, [...valid, ...now.valid]).catch((error) =>
+      void failures.push(`${list.name}: ${toCniError(error).message.replaceAll("\n", "; ")}`)
+    );
   }
-  if (call.is("json")) {
-    say(jsonDocument({ networks: plans.map(shown), failures }));
-  }
+  if (call.is("json")) say(jsonDocument({ networks: plans.map(shown), failures }));
   if (failures.length > 0) {
     throw new CliError(failures.join("; "), status.failed, [
       "what could be removed was; the next call tries the rest again",
@@ -131,19 +136,4 @@ function planText({ list: { name }, valid, goes, doubts }: Plan): string {
   const kept = doubts.map((line) => `  kept, not proved to be gone: ${oneLine(line)}\n`).join("");
   if (goes.length === 0) return `${head}nothing is known to go\n${kept}`;
   return `${head}${goes.length} to go\n${goes.map((line) => `  ${oneLine(line)}\n`).join("")}${kept}`;
-}
-
-/** Asks on a terminal; anywhere else `--yes` is needed. */
-function confirm(call: CommandCall): void {
-  if (!Deno.stdin.isTerminal()) {
-    throw new CliError("not a terminal; use --yes", status.usage, [
-      `cnibox ${call.command.name} … --yes does it without asking`,
-    ]);
-  }
-  say("remove this? [y/N] ");
-  const answer = new Uint8Array(16);
-  const count = Deno.stdin.readSync(answer) ?? 0;
-  if (!/^y(es)?\s*$/i.test(new TextDecoder().decode(answer.subarray(0, count)))) {
-    throw new CliError("not done", status.failed);
-  }
 }

@@ -6,19 +6,15 @@ import type { RouteEntry } from "../kernel/ip.ts";
 import { systemRun } from "../kernel/run.ts";
 import { type CommandCall, status } from "./command.ts";
 import { type Bridge, type Container, type Drawing, drawingOf, type Port } from "./drawing.ts";
-import { unknownNetwork } from "./owner_names.ts";
 import { agentStatus, peersOf } from "./peers.ts";
 import { foldersOf, note } from "./setup.ts";
-import { survey } from "./survey.ts";
+import { surveyOf } from "./survey.ts";
 import { oneLine, type Paint, painter, say } from "./terminal.ts";
 
 /** `cnibox graph` */
 export async function graph(call: CommandCall): Promise<number> {
   const [folders, network] = [foldersOf(call), call.arg("NETWORK")];
-  const seen = await survey(folders, { network });
-  if (network !== undefined && seen.networks.length === 0) {
-    throw unknownNetwork(network, (await survey(folders)).networks.map(({ name }) => name));
-  }
+  const seen = await surveyOf(folders, network);
   for (const text of seen.blind) note(text);
   const peers = network === undefined ? peersOf(agentStatus()) : [];
   for (const { node, devices } of peers) if (devices.length === 0) note(`no way leads to node ${node}`);
@@ -55,15 +51,12 @@ function portsTo(drawing: Drawing, to: string): { container: Container; port: Po
   );
 }
 
-const join = (...parts: readonly string[]) => parts.filter((part) => part !== "").join("  ");
+const filled = (parts: readonly string[]) => parts.filter((part) => part !== "");
+const join = (...parts: readonly string[]) => filled(parts).join("  ");
 
 /** For a terminal. */
 export function treeOf(drawing: Drawing, paint: Paint): string {
   const { host, uplinks, bridges } = drawing;
-  interface Branch {
-    readonly text: string;
-    readonly below: readonly string[];
-  }
   const leaf = ({ container, port }: { container: Container; port: Port }) => {
     const good = port.health === "ok";
     const end = port.veth === "" ? "" : `${port.veth} ── `;
@@ -77,7 +70,7 @@ export function treeOf(drawing: Drawing, paint: Paint): string {
       trouble,
     );
   };
-  const branches: Branch[] = [
+  const branches = [
     ...uplinks.map(({ name, kind, addresses, isDefault, up, peers }) => ({
       text: join(
         paint("bold", name),
@@ -134,103 +127,88 @@ function mermaidText(text: string): string {
   return oneLine(text).replace(/["<>#]/g, (character) => names[character] ?? "");
 }
 
-/** For Mermaid, which many viewers of Markdown draw. */
-export function mermaidOf(drawing: Drawing): string {
-  const { host, uplinks, bridges, containers } = drawing;
-  const quoted = (...lines: readonly string[]) =>
-    `"${lines.filter((line) => line !== "").map(mermaidText).join("<br/>")}"`;
-  const out = ["flowchart LR", `  subgraph host[${quoted(host)}]`];
-  for (const { name, addresses, isDefault, peers } of uplinks) {
-    out.push(
-      `    ${idOf("up", name)}[${quoted(name, ...addresses, isDefault ? "default route" : "", ...nodes(peers))}]`,
-    );
-  }
-  for (const bridge of bridges) {
-    out.push(`    ${idOf("br", bridge.name)}{{${quoted(bridge.name, ...bridge.addresses, networksText(bridge))}}}`);
-  }
-  out.push(`    host_stack((${quoted("host")}))`, "  end");
-  containers.forEach((container, index) => {
-    const bad = container.ports.some(({ health }) => health !== "ok");
-    const rows = container.ports.flatMap((
-      { name, addresses, published },
-    ) => [`${name} ${addresses.join(" ")}`, ...published]);
-    out.push(`  c${index}[${quoted(container.id, ...rows)}]${bad ? ":::broken" : ""}`);
-  });
-  const ends = endsOf(drawing);
-  containers.forEach((container, index) => {
-    for (const port of container.ports) {
-      const trouble = port.health === "ok" ? "" : port.problems[0] ?? port.health;
-      const front = [port.veth, ...directText(port)].filter((part) => part !== "").join(", ");
-      const label = [front, trouble].filter((part) => part !== "").join(": ");
-      const arrow = port.health === "ok" ? "---" : "-.-";
-      out.push(`  ${ends.get(port.to) ?? "host_stack"} ${arrow}${label === "" ? "" : `|${quoted(label)}|`} c${index}`);
-    }
-  });
-  for (const { name, masquerade } of bridges) {
-    if (!masquerade) continue;
-    for (const uplink of uplinks.filter(({ isDefault }) => isDefault)) {
-      out.push(`  ${idOf("br", name)} -. masquerade .-> ${idOf("up", uplink.name)}`);
-    }
-  }
-  out.push("  classDef broken stroke:#c0392b,stroke-width:2px");
-  return `${out.join("\n")}\n`;
-}
-
-/** Names of nodes by the name of the interface. */
-function endsOf({ uplinks, bridges }: Drawing): Map<string, string> {
-  return new Map([
+/** A drawing as boxes and lines, for the languages that have such. */
+function pictureOf({ uplinks, bridges, containers }: Drawing) {
+  const places = [
     ...uplinks.map(({ name }) => [name, idOf("up", name)] as const),
     ...bridges.map(({ name }) => [name, idOf("br", name)] as const),
-  ]);
+  ];
+  const ends = new Map(places);
+  const defaults = uplinks.filter(({ isDefault }) => isDefault);
+  return {
+    uplinks: uplinks.map(({ name, addresses, isDefault, peers }) => ({
+      id: idOf("up", name),
+      text: [name, ...addresses, isDefault ? "default route" : "", ...nodes(peers)],
+    })),
+    bridges: bridges.map((bridge) => ({
+      id: idOf("br", bridge.name),
+      text: [bridge.name, ...bridge.addresses, networksText(bridge)],
+    })),
+    containers: containers.map(({ id, ports }, index) => ({
+      id: `c${index}`,
+      text: [id, ...ports.flatMap((port) => [`${port.name} ${port.addresses.join(" ")}`, ...port.published])],
+      bad: ports.some(({ health }) => health !== "ok"),
+      lines: ports.map((port) => ({
+        from: ends.get(port.to) ?? "host_stack",
+        facts: [port.veth, ...directText(port)],
+        /** "" where there is none. */
+        trouble: port.health === "ok" ? "" : port.problems[0] ?? port.health,
+      })),
+    })),
+    masquerades: bridges.filter(({ masquerade }) => masquerade).flatMap(({ name }) =>
+      defaults.map((uplink) => ({ from: idOf("br", name), to: idOf("up", uplink.name) }))
+    ),
+  };
+}
+
+/** For Mermaid, which many viewers of Markdown draw. */
+export function mermaidOf(drawing: Drawing): string {
+  const { uplinks, bridges, containers, masquerades } = pictureOf(drawing);
+  const quoted = (...lines: readonly string[]) => `"${filled(lines).map(mermaidText).join("<br/>")}"`;
+  const out = [
+    "flowchart LR",
+    `  subgraph host[${quoted(drawing.host)}]`,
+    ...uplinks.map(({ id, text }) => `    ${id}[${quoted(...text)}]`),
+    ...bridges.map(({ id, text }) => `    ${id}{{${quoted(...text)}}}`),
+    `    host_stack((${quoted("host")}))`,
+    "  end",
+    ...containers.map(({ id, text, bad }) => `  ${id}[${quoted(...text)}]${bad ? ":::broken" : ""}`),
+    ...containers.flatMap(({ id, lines }) =>
+      lines.map(({ from, facts, trouble }) => {
+        const label = filled([filled(facts).join(", "), trouble]).join(": ");
+        return `  ${from} ${trouble === "" ? "---" : "-.-"}${label === "" ? "" : `|${quoted(label)}|`} ${id}`;
+      })
+    ),
+    ...masquerades.map(({ from, to }) => `  ${from} -. masquerade .-> ${to}`),
+    "  classDef broken stroke:#c0392b,stroke-width:2px",
+  ];
+  return `${out.join("\n")}\n`;
 }
 
 /** For Graphviz. */
 export function dotOf(drawing: Drawing): string {
-  const { host, uplinks, bridges, containers } = drawing;
+  const { uplinks, bridges, containers, masquerades } = pictureOf(drawing);
   const quoted = (...lines: readonly string[]) =>
-    `"${lines.filter((line) => line !== "").map((line) => oneLine(line).replace(/["\\]/g, "\\$&")).join("\\n")}"`;
+    `"${filled(lines).map((line) => oneLine(line).replace(/["\\]/g, "\\$&")).join("\\n")}"`;
   const out = [
     "graph cnibox {",
     "  rankdir=LR;",
     '  node [shape=box, style=rounded, fontname="Helvetica"];',
     '  edge [fontname="Helvetica", fontsize=10];',
-    `  subgraph cluster_host { label=${quoted(host)};`,
+    `  subgraph cluster_host { label=${quoted(drawing.host)};`,
     "    host_stack [label=host, shape=circle];",
+    ...uplinks.map(({ id, text }) => `    ${id} [label=${quoted(...text)}];`),
+    ...bridges.map(({ id, text }) => `    ${id} [label=${quoted(...text)}, shape=hexagon];`),
+    "  }",
+    ...containers.flatMap(({ id, text, bad, lines }) => [
+      `  ${id} [label=${quoted(...text)}${bad ? ", color=red" : ""}];`,
+      ...lines.map(({ from, facts, trouble }) => {
+        const look = trouble === "" ? "" : ", style=dashed, color=red";
+        return `  ${from} -- ${id} [label=${quoted(...facts, trouble)}${look}];`;
+      }),
+    ]),
+    ...masquerades.map(({ from, to }) => `  ${from} -- ${to} [label=masquerade, style=dotted, dir=forward];`),
+    "}",
   ];
-  for (const { name, addresses, isDefault, peers } of uplinks) {
-    const label = quoted(name, ...addresses, isDefault ? "default route" : "", ...nodes(peers));
-    out.push(`    ${idOf("up", name)} [label=${label}];`);
-  }
-  for (const bridge of bridges) {
-    out.push(
-      `    ${idOf("br", bridge.name)} [label=${
-        quoted(bridge.name, ...bridge.addresses, networksText(bridge))
-      }, shape=hexagon];`,
-    );
-  }
-  out.push("  }");
-  const ends = endsOf(drawing);
-  containers.forEach((container, index) => {
-    const bad = container.ports.some(({ health }) => health !== "ok");
-    const rows = container.ports.flatMap((
-      { name, addresses, published },
-    ) => [`${name} ${addresses.join(" ")}`, ...published]);
-    out.push(`  c${index} [label=${quoted(container.id, ...rows)}${bad ? ", color=red" : ""}];`);
-    for (const port of container.ports) {
-      const { to, veth, health, problems } = port;
-      const trouble = health === "ok" ? "" : problems[0] ?? health;
-      out.push(
-        `  ${ends.get(to) ?? "host_stack"} -- c${index} [label=${quoted(veth, ...directText(port), trouble)}${
-          health === "ok" ? "" : ", style=dashed, color=red"
-        }];`,
-      );
-    }
-  });
-  for (const { name, masquerade } of bridges) {
-    if (!masquerade) continue;
-    for (const uplink of uplinks.filter(({ isDefault }) => isDefault)) {
-      out.push(`  ${idOf("br", name)} -- ${idOf("up", uplink.name)} [label=masquerade, style=dotted, dir=forward];`);
-    }
-  }
-  return `${out.join("\n")}\n}\n`;
+  return `${out.join("\n")}\n`;
 }

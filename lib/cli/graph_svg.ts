@@ -3,7 +3,7 @@
  * every interface. Sizes are computed from the text, so nothing overlaps.
  */
 import type { Bridge, Container, Drawing, Port, Uplink } from "./drawing.ts";
-import { oneLine } from "./terminal.ts";
+import { counted, oneLine } from "./terminal.ts";
 
 const FONT = 13;
 /** Widths of characters in pixels, a little generous: viewers choose among fonts. */
@@ -147,9 +147,8 @@ const hueOf = (index: number) => HUES[index % HUES.length] ?? DIRECT;
 function summaryOf({ containers }: Drawing): string {
   const networks = new Set(containers.flatMap(({ ports }) => ports.map(({ network }) => network)));
   const bad = containers.filter(({ ports }) => ports.some(({ health }) => health !== "ok")).length;
-  const count = (number: number, word: string) => `${number} ${word}${number === 1 ? "" : "s"}`;
   const trouble = bad === 0 ? "" : `, ${bad} ${bad === 1 ? "needs" : "need"} attention`;
-  return `${count(containers.length, "container")} on ${count(networks.size, "network")}${trouble}`;
+  return `${counted(containers.length, "container")} on ${counted(networks.size, "network")}${trouble}`;
 }
 
 function uplinkCard({ name, kind, addresses, isDefault, up, peers }: Uplink): Card {
@@ -282,11 +281,11 @@ function drawn({ kind, hue, title, note, rows }: Card, box: Box | undefined): st
   ].filter((part) => part !== "").join("\n");
 }
 
-/** A badge from `x` on, at the height of a line. */
-function badge(text: string, x: number, y: number): string {
+/** A badge or a label from `x` on, at the height of a line. */
+function badge(text: string, x: number, y: number, [box, words] = ["badge", "badge-text"]): string {
   const wide = badgeWidth(text);
-  return `<rect class="badge" x="${round(x)}" y="${round(y - 10)}" width="${round(wide)}" height="20" rx="10"/>` +
-    `<text class="badge-text" x="${round(x + wide / 2)}" y="${round(y + 4)}" text-anchor="middle">${
+  return `<rect class="${box}" x="${round(x)}" y="${round(y - 10)}" width="${round(wide)}" height="20" rx="10"/>` +
+    `<text class="${words}" x="${round(x + wide / 2)}" y="${round(y + 4)}" text-anchor="middle">${
       escaped(text)
     }</text>`;
 }
@@ -315,7 +314,7 @@ interface WireOptions {
 /** What is written on the line of an interface. */
 const labelOf = ({ veth, kind, direct, network }: Port): string =>
   [direct ? network : "", veth || (kind === "veth" ? "" : kind)].filter((part) => part !== "").join(" · ");
-const labelWidth = (port: Port): number => labelOf(port) === "" ? 0 : labelOf(port).length * 7.3 + 18;
+const labelWidth = (port: Port): number => labelOf(port) === "" ? 0 : badgeWidth(labelOf(port));
 
 /** A line for every interface, from its row to where it leads, and what is written on it. */
 function wires({ ports }: Container, box: Box | undefined, options: WireOptions): { path: string; label: string }[] {
@@ -339,13 +338,7 @@ function wires({ ports }: Container, box: Box | undefined, options: WireOptions)
       round(to - bend)
     } ${round(end.y)} ${round(to)} ${round(end.y)} H${round(end.x)}`;
     const look = port.health === "ok" ? `class="wire" stroke="${hue ?? DIRECT}"` : `class="wire bad"`;
-    const at = end.x - wide - 20;
-    const words = wide === 0
-      ? ""
-      : `<rect class="label" x="${round(at)}" y="${round(end.y - 10)}" width="${round(wide)}" height="20" rx="10"/>` +
-        `<text class="mono label-text" x="${round(at + wide / 2)}" y="${round(end.y + 4)}" text-anchor="middle">${
-          escaped(labelOf(port))
-        }</text>`;
+    const words = wide === 0 ? "" : badge(labelOf(port), end.x - wide - 20, end.y, ["label", "mono label-text"]);
     const masquerade = port.masquerade && !place
       ? badge("masquerade", start.x - badgeWidth("masquerade"), start.y)
       : "";

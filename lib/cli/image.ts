@@ -5,9 +5,8 @@
  */
 import { createHash } from "node:crypto";
 import { gzipSync } from "node:zlib";
-import { CliError, type CommandCall, status } from "./command.ts";
+import { CliError, type CommandCall, status, tell, usageError } from "./command.ts";
 import { fileError } from "./setup.ts";
-import { jsonDocument, say } from "./terminal.ts";
 
 /** Name of the image, tag aside. */
 export const IMAGE = "localhost/cnibox";
@@ -29,9 +28,7 @@ export function image(call: CommandCall): number {
   const file = call.arg("FILE") ?? "";
   const name = call.value("name") ?? `${IMAGE}:${call.invocation.version}`;
   if (!/^[\w.:/-]+:[\w.-]+$/.test(name)) {
-    throw new CliError(`--name ${JSON.stringify(name)} is not an image's name`, status.usage, [
-      "NAME:TAG, as registry.example/cnibox:1",
-    ]);
+    throw usageError(`--name ${JSON.stringify(name)} is not an image's name`, "NAME:TAG, as registry.example/cnibox:1");
   }
   const { archive, digest } = ociArchive(Deno.readFileSync(Deno.execPath()), {
     name,
@@ -45,8 +42,8 @@ export function image(call: CommandCall): number {
   } catch (error) {
     throw fileError(file, error);
   }
-  if (call.is("json")) say(jsonDocument({ file, name, digest, bytes: archive.length }));
-  else say(`${file}: ${name}, ${(archive.length / 1e6).toFixed(1)} MB, ${digest}\n`);
+  const text = `${file}: ${name}, ${(archive.length / 1e6).toFixed(1)} MB, ${digest}\n`;
+  tell(call, { file, name, digest, bytes: archive.length }, () => text);
   return status.done;
 }
 

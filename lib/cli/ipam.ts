@@ -5,7 +5,7 @@ import { readFileIfThere, replaceFile } from "../kernel/state_file.ts";
 import { systemRun } from "../kernel/run.ts";
 import { unseenText } from "../kernel/all_netns.ts";
 import { canonicalAddress } from "../net/cidr.ts";
-import { CliError, type CommandCall, nearest, status } from "./command.ts";
+import { CliError, type CommandCall, didYouMean, nearest, status, tell, usageError } from "./command.ts";
 import {
   type Claim,
   gather,
@@ -14,42 +14,34 @@ import {
   judge,
   type Judged,
   type Judgement,
+  ownerText,
   type Pool,
   pools,
   type Unrecorded,
   useOf,
 } from "./leases.ts";
 import { containerIdOf } from "./owner_names.ts";
-import { attachmentsOf, type Folders, foldersOf, needRoot, note } from "./setup.ts";
-import { ageOf, columns, jsonDocument, oneLine, painter, say } from "./terminal.ts";
+import { attachmentsOf, entriesOf, type Folders, foldersOf, needRoot, note } from "./setup.ts";
+import { ageOf, columns, counted, jsonDocument, oneLine, type Paint, painter, say } from "./terminal.ts";
 
 /** `cnibox ipam [NETWORK]` */
 export async function usage(call: CommandCall): Promise<number> {
   const chosen = await poolsOf(call);
-  if (call.is("json")) {
-    say(jsonDocument({ pools: chosen.map(shownPool) }));
-    return status.done;
-  }
-  const paint = painter();
-  const rows: string[][] = [];
-  for (const pool of chosen) {
-    const uses = useOf(pool);
-    for (const { range, taken, total, blocks } of uses) {
-      const where = blocks === undefined ? "" : ` in ${blocks} ${blocks === 1 ? "block" : "blocks"} of this node`;
-      rows.push([
-        paint("bold", pool.network),
-        range,
-        bar(taken, total, paint),
-        `${taken} taken`,
-        `${freeOf(taken, total)} free${where}`,
-      ]);
-    }
-    if (uses.length === 0) {
-      rows.push([paint("bold", pool.network), "-", "", `${pool.leases.length} taken`, paint("yellow", pool.trouble)]);
-    }
-  }
-  say(rows.length > 0 ? columns(rows) : "no network of this node keeps addresses\n");
+  tell(call, { pools: chosen.map(shownPool) }, () => usageText(chosen));
   return status.done;
+}
+
+function usageText(chosen: readonly Pool[]): string {
+  const paint = painter();
+  const rows = chosen.flatMap((pool) => {
+    const [name, uses] = [paint("bold", pool.network), useOf(pool)];
+    if (uses.length === 0) return [[name, "-", "", `${pool.leases.length} taken`, paint("yellow", pool.trouble)]];
+    return uses.map(({ range, taken, total, blocks }) => {
+      const where = blocks === undefined ? "" : ` in ${counted(blocks, "block")} of this node`;
+      return [name, range, bar(taken, total, paint), `${taken} taken`, `${freeOf(taken, total)} free${where}`];
+    });
+  });
+  return rows.length > 0 ? columns(rows) : "no network of this node keeps addresses\n";
 }
 
 function shownPool(pool: Pool) {
@@ -72,7 +64,7 @@ function shownPool(pool: Pool) {
 const freeOf = (taken: number, total: bigint) => BigInt(taken) > total ? 0n : total - BigInt(taken);
 
 /** Ten cells, filled as the range is; the colour says how soon it is full. */
-function bar(taken: number, total: bigint, paint: ReturnType<typeof painter>): string {
+function bar(taken: number, total: bigint, paint: Paint): string {
   const share = total === 0n ? 1 : Number((BigInt(taken) * 1000n) / total) / 1000;
   const cells = taken === 0 ? 0 : Math.max(1, Math.round(share * 10));
   return paint(
@@ -101,9 +93,8 @@ export async function find(call: CommandCall): Promise<number> {
   const found = judged.filter(({ lease }) => isMeant(lease.ip, lease.containerId));
   const lost = unrecorded.filter(({ ip, attachment }) => isMeant(ip, attachment.containerId));
   if (found.length + lost.length === 0) {
-    const near = ip === undefined ? nearest(what, judged.map(({ lease }) => lease.containerId)) : undefined;
     throw new CliError(ip === undefined ? `"${what}" holds no address` : `nobody holds "${what}"`, status.unknown, [
-      ...(near ? [`did you mean ${near}?`] : []),
+      ...(ip === undefined ? didYouMean(what, judged.map(({ lease }) => lease.containerId)) : []),
       "cnibox ipam list shows every address",
     ]);
   }
@@ -112,55 +103,31 @@ export async function find(call: CommandCall): Promise<number> {
 }
 
 function print(call: CommandCall, judged: readonly Judged[], lost: readonly Unrecorded[] = []): void {
-  if (call.is("json")) {
-    say(jsonDocument({ addresses: [...judged.map(shown), ...lost.map(shownLost)] }));
-    return;
-  }
   const paint = painter();
-  say(columns([
-    ...judged.map(({ pool, lease, state, evidence }) => [
-      lease.ip,
-      pool.network,
-      lease.containerId || "-",
-      lease.ifName ?? "-",
-      ageOf(lease.written),
-      paint(state === "alive" ? "green" : "yellow", state),
-      state === "alive" ? "" : evidence,
-    ]),
-    ...lost.map(shownLost).map(({ address, network, containerId, ifName, state, evidence }) => [
-      address,
-      network,
-      containerId,
-      ifName,
-      "-",
-      paint("red", state),
-      evidence,
-    ]),
-  ]));
+  const rows = judged.map(({ pool, lease: { ip, containerId, ifName = "-", written }, state, evidence }) => {
+    const verdict = state === "alive" ? [paint("green", state), ""] : [paint("yellow", state), evidence];
+    return [ip, pool.network, containerId || "-", ifName, ageOf(written), ...verdict];
+  });
+  const more = lost.map(shownLost);
+  for (const { address, network, containerId, ifName = "-", state, evidence } of more) {
+    rows.push([address, network, containerId, ifName, "-", paint("red", state), evidence]);
+  }
+  tell(call, { addresses: [...judged.map(shown), ...more] }, () => columns(rows));
+}
+
+/** Whose an address is. */
+function holding(network: string, address: string, { containerId, ifName }: Pick<Lease, "containerId" | "ifName">) {
+  return { address, network, containerId, ifName };
 }
 
 /** What a living container uses and no file names. */
 function shownLost({ pool, ip, attachment }: Unrecorded) {
-  return {
-    address: ip,
-    network: pool.network,
-    containerId: attachment.containerId,
-    ifName: attachment.ifName,
-    state: "unrecorded",
-    evidence: `${attachment.netns} has it, and no file says so; cnibox ipam repair ${pool.network} records it`,
-  };
+  const evidence = `${attachment.netns} has it, and no file says so; cnibox ipam repair ${pool.network} records it`;
+  return { ...holding(pool.network, ip, attachment), state: "unrecorded", evidence };
 }
 
 function shown({ pool, lease, state, evidence }: Judged) {
-  return {
-    address: lease.ip,
-    network: pool.network,
-    containerId: lease.containerId,
-    ifName: lease.ifName,
-    since: lease.written.toISOString(),
-    state,
-    evidence,
-  };
+  return { ...holding(pool.network, lease.ip, lease), since: lease.written.toISOString(), state, evidence };
 }
 
 /** Looks at the node and judges; what could not be looked at is named on standard error. */
@@ -170,13 +137,12 @@ async function judgement(chosen: readonly Pool[], folders: Folders): Promise<Jud
   return judge(chosen, evidence);
 }
 
-function shownClaim({ pool, ip, containerId, ifName, recorded, evidence }: Claim) {
-  const state = recorded ? "alive" : "unrecorded";
-  return { address: ip, network: pool.network, containerId, ifName, state, evidence };
+function shownClaim(claim: Claim) {
+  const { network, ip, recorded, evidence } = claim;
+  return { ...holding(network, ip, claim), state: recorded ? "alive" : "unrecorded", evidence };
 }
 
-const claimText = ({ pool, ip, containerId, ifName }: Claim): string =>
-  `${ip} of ${containerId}${ifName ? ` (${ifName})` : ""} on ${pool.network}`;
+const claimText = (claim: Claim): string => `${claim.ip} of ${ownerText(claim)} on ${claim.network}`;
 
 /** What `check` found and `repair` can fix. */
 interface Findings {
@@ -201,33 +167,23 @@ async function findings(call: CommandCall, folders: Folders): Promise<Findings> 
 
 /** Files of a lease folder that are no leases and not its own. */
 function oddFiles({ folder }: Pool): string[] {
-  try {
-    return [...Deno.readDirSync(folder)].filter(({ name, isFile }) =>
-      name !== "lock" && !name.startsWith("last_reserved_ip.") && !name.startsWith(".cnibox-") &&
-      (!isFile || canonicalAddress(name) !== name)
-    ).map(({ name }) => `${folder}/${name}`);
-  } catch {
-    return [];
-  }
+  return entriesOf(folder).filter(({ name, isFile }) =>
+    name !== "lock" && !name.startsWith("last_reserved_ip.") && !name.startsWith(".cnibox-") &&
+    (!isFile || canonicalAddress(name) !== name)
+  ).map(({ name }) => `${folder}/${name}`);
 }
 
 /** `cnibox ipam check [NETWORK]` */
 export async function check(call: CommandCall): Promise<number> {
   const found = await findings(call, foldersOf(call));
-  if (call.is("json")) {
-    say(jsonDocument({
-      gone: found.gone.map(shown),
-      suspects: found.suspects.map(shown),
-      unrecorded: found.unrecorded.map(({ pool, ip, attachment }) => ({
-        address: ip,
-        network: pool.network,
-        containerId: attachment.containerId,
-        ifName: attachment.ifName,
-      })),
-      duplicates: found.duplicates.map((list) => list.map(shownClaim)),
-      odd: found.odd,
-    }));
-  } else say(report(found));
+  const document = {
+    gone: found.gone.map(shown),
+    suspects: found.suspects.map(shown),
+    unrecorded: found.unrecorded.map(({ pool, ip, attachment }) => holding(pool.network, ip, attachment)),
+    duplicates: found.duplicates.map((list) => list.map(shownClaim)),
+    odd: found.odd,
+  };
+  tell(call, document, () => report(found));
   return isClean(found) ? status.done : status.failed;
 }
 
@@ -239,16 +195,12 @@ function report(found: Findings): string {
   if (isClean(found)) return "every address has a living owner, and every living owner's address is recorded\n";
   const paint = painter();
   const lines: string[] = [];
-  const owner = ({ pool, lease }: Judged) =>
-    `${lease.ip} of ${lease.containerId || "nobody"}${lease.ifName ? ` (${lease.ifName})` : ""} on ${pool.network}`;
+  const owner = ({ pool, lease }: Judged) => `${lease.ip} of ${ownerText(lease)} on ${pool.network}`;
   for (const one of found.gone) lines.push(`${paint("red", "gone")}        ${owner(one)}: ${one.evidence}`);
   for (const one of found.suspects) lines.push(`${paint("yellow", "suspect")}     ${owner(one)}: ${one.evidence}`);
   for (const { pool, ip, attachment } of found.unrecorded) {
-    lines.push(
-      `${
-        paint("red", "unrecorded")
-      }  ${ip} is used by ${attachment.containerId} (${attachment.ifName}) on ${pool.network}, and no file says so: it can be given out twice`,
-    );
+    const use = `${ip} is used by ${ownerText(attachment)} on ${pool.network}`;
+    lines.push(`${paint("red", "unrecorded")}  ${use}, and no file says so: it can be given out twice`);
   }
   for (const list of found.duplicates) {
     lines.push(`${paint("red", "duplicate")}   ${list.map(claimText).join(" and ")}`);
@@ -275,7 +227,7 @@ export async function repair(call: CommandCall): Promise<number> {
     if (!dry) await releaseLease(folders, pool, lease);
   }
   for (const { pool, ip, attachment } of found.unrecorded) {
-    done.push(`record ${ip} for ${attachment.containerId} (${attachment.ifName}) on ${pool.network}`);
+    done.push(`record ${ip} for ${ownerText(attachment)} on ${pool.network}`);
     if (!dry) {
       await withStore(pool.folder, { create: true, warn: () => {} }, (store: Store) => {
         if (store.isBlank(ip)) store.discard(ip);
@@ -283,24 +235,17 @@ export async function repair(call: CommandCall): Promise<number> {
       });
     }
   }
-  if (call.is("json")) {
-    say(jsonDocument({
-      dryRun: dry,
-      done,
-      left: found.suspects.map(shown),
-      duplicates: found.duplicates.map((list) => list.map(shownClaim)),
-    }));
-  } else {
-    say(`${
-      [
-        ...done.map((line) => (dry ? "would " : "") + line),
-        ...found.suspects.map(({ lease, evidence }) => `left alone: ${lease.ip} of ${lease.containerId}: ${evidence}`),
-        ...found.duplicates.map((list) =>
-          `left alone: ${list.map(claimText).join(" and ")}: delete one of them and add it again`
-        ),
-      ].map(oneLine).join("\n") || "nothing to repair"
-    }\n`);
-  }
+  const duplicates = found.duplicates.map((list) => list.map(shownClaim));
+  tell(call, { dryRun: dry, done, left: found.suspects.map(shown), duplicates }, () => {
+    const lines = [
+      ...done.map((line) => (dry ? "would " : "") + line),
+      ...found.suspects.map(({ lease, evidence }) => `left alone: ${lease.ip} of ${lease.containerId}: ${evidence}`),
+      ...found.duplicates.map((list) =>
+        `left alone: ${list.map(claimText).join(" and ")}: delete one of them and add it again`
+      ),
+    ];
+    return `${lines.map(oneLine).join("\n") || "nothing to repair"}\n`;
+  });
   return status.done;
 }
 
@@ -336,20 +281,17 @@ export async function free(call: CommandCall): Promise<number> {
       throw new CliError(`nobody holds "${text}"`, status.unknown, ["cnibox ipam list shows every address"]);
     }
     if (found.length > 1) {
-      throw new CliError(
-        `${text} is held on several networks: ${found.map(({ pool }) => pool.network).join(", ")}`,
-        status.usage,
-        ["--network NETWORK says which"],
-      );
+      const where = found.map(({ pool }) => pool.network).join(", ");
+      throw usageError(`${text} is held on several networks: ${where}`, "--network NETWORK says which");
     }
     return found[0] as Judged;
   });
   const alive = wanted.filter(({ state }) => HELD.includes(state));
   if (alive.length > 0 && !call.is("force")) {
     throw new CliError(
-      alive[0]?.state === "not examined"
-        ? `${alive.map(({ lease }) => lease.ip).join(", ")} may be in use: ${alive[0].evidence}`
-        : `${alive.map(({ lease }) => lease.ip).join(", ")} is in use: ${alive[0]?.evidence}`,
+      `${alive.map(({ lease }) => lease.ip).join(", ")} ${
+        alive[0]?.state === "not examined" ? "may be" : "is"
+      } in use: ${alive[0]?.evidence}`,
       status.failed,
       ["cnibox del detaches the container; --force releases the address all the same"],
     );
@@ -363,16 +305,8 @@ export async function free(call: CommandCall): Promise<number> {
     } else await releaseLease(folders, pool, lease);
     if (!call.is("json")) say(`freed ${lease.ip} of ${oneLine(lease.containerId || "nobody")} on ${pool.network}\n`);
   }
-  if (call.is("json")) {
-    say(jsonDocument({
-      freed: wanted.map(({ pool, lease: { ip, containerId, ifName } }) => ({
-        address: ip,
-        network: pool.network,
-        containerId,
-        ifName,
-      })),
-    }));
-  }
+  const freed = wanted.map(({ pool, lease }) => holding(pool.network, lease.ip, lease));
+  if (call.is("json")) say(jsonDocument({ freed }));
   return status.done;
 }
 
@@ -383,9 +317,9 @@ async function poolsOf(call: CommandCall): Promise<Pool[]> {
   const chosen = all.filter(({ network }) => network === name);
   if (chosen.length > 0) return chosen;
   const near = call.command.name === "ipam" ? nearest(name, ["list", "find", "check", "free", "repair"]) : undefined;
-  const other = nearest(name, all.map(({ network }) => network));
+  const names = all.map(({ network }) => network);
   throw new CliError(`no network "${name}" keeps addresses here`, status.unknown, [
-    ...(near ? [`did you mean cnibox ipam ${near}?`] : other ? [`did you mean ${other}?`] : []),
-    `networks that do: ${all.map(({ network }) => network).join(", ") || "none"}`,
+    ...(near ? [`did you mean cnibox ipam ${near}?`] : didYouMean(name, names)),
+    `networks that do: ${names.join(", ") || "none"}`,
   ]);
 }

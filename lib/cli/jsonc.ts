@@ -4,13 +4,6 @@
  */
 import { parse, type ParseOptions, type ValueNode } from "@humanwhocodes/momoa";
 
-/** A place in a text: offset from 0 in UTF-16 units, line and column (in characters) from 1. */
-export interface Position {
-  readonly offset: number;
-  readonly line: number;
-  readonly column: number;
-}
-
 /** One key of an object and its value. */
 export interface Property {
   readonly key: string;
@@ -46,12 +39,12 @@ export class JsonError extends Error {
   }
 }
 
-/** Line and column of an offset. */
-export function positionOf(text: string, offset: number): Position {
+/** Line and column (in characters) of an offset (in UTF-16 units), both from 1. */
+export function positionOf(text: string, offset: number): { line: number; column: number } {
   const before = text.slice(0, offset);
   const line = before.split("\n").length;
   const column = [...before.slice(before.lastIndexOf("\n") + 1)].length + 1;
-  return { offset, line, column };
+  return { line, column };
 }
 
 const MAX_DEPTH = 200;
@@ -116,19 +109,8 @@ function nodeOf(value: ValueNode, depth: number): Node {
 
 /** The plain value of a node; of a key that repeats, the last value counts. */
 export function valueOf(node: Node): unknown {
-  if (node.properties) {
-    const result: Record<string, unknown> = {};
-    for (const { key, value } of node.properties) {
-      // `__proto__` has to stay a key like any other.
-      Object.defineProperty(result, key, {
-        value: valueOf(value),
-        enumerable: true,
-        configurable: true,
-        writable: true,
-      });
-    }
-    return result;
-  }
+  // `__proto__` stays a key like any other.
+  if (node.properties) return Object.fromEntries(node.properties.map(({ key, value }) => [key, valueOf(value)]));
   return node.items ? node.items.map(valueOf) : node.value;
 }
 

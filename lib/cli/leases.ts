@@ -21,9 +21,10 @@ import { addressesInUse, type Unseen, unseenText } from "../kernel/all_netns.ts"
 import { netnsState } from "../kernel/netns.ts";
 import { fileIdentity } from "../kernel/proc.ts";
 import type { Run } from "../kernel/run.ts";
-import { canonicalAddress, parseAddress, type Prefix } from "../net/cidr.ts";
+import { canonicalAddress, formatPrefix, parseAddress, type Prefix, prefixContains } from "../net/cidr.ts";
 import { CliError, status } from "./command.ts";
-import { type Folders, note } from "./setup.ts";
+import type { Owner } from "./owner_names.ts";
+import { entriesOf, type Folders, ipamType, note } from "./setup.ts";
 
 /** A network whose addresses are kept in files of this node: by host-local, or by cluster. */
 export interface Pool {
@@ -86,37 +87,25 @@ export interface Unrecorded {
 /** Every pool of the node: networks of the configuration folder, and lease folders that nothing configures any more. */
 export async function pools(folders: Folders): Promise<Pool[]> {
   const found = new Map<string, Pool>();
-  for (const list of configured(folders)) {
-    for (const member of list.plugins) {
-      const ipam = lookup(member.config, "ipam");
-      if (!isObject(ipam)) continue;
-      const type = lookup(ipam, "type");
+  for (const list of loadAll(folders.conf).lists) {
+    for (const { config } of list.plugins) {
+      const type = ipamType(config);
       if (type !== "host-local" && type !== "cluster") continue;
+      const ipam = lookup(config, "ipam") as JsonObject;
       const given = lookup(ipam, "dataDir");
       const data = typeof given === "string" && given !== "" ? `${folders.root}${given}` : folders.data;
       const folder = `${data}/${list.name}`;
-      const known = type === "cluster"
-        ? shareOf(member.config, { list, root: folders.root })
-        : setsOf(ipam, list.version);
+      const known = type === "cluster" ? shareOf(config, { list, root: folders.root }) : setsOf(ipam, list.version);
       found.set(folder, { network: list.name, folder, ...known, leases: await read(folder) });
     }
   }
-  for (const network of foldersIn(folders.data)) {
+  for (const { name: network, isDirectory } of entriesOf(folders.data)) {
     const folder = `${folders.data}/${network}`;
-    if (found.has(folder)) continue;
-    found.set(folder, {
-      network,
-      folder,
-      sets: [],
-      trouble: "no configuration names this network",
-      leases: await read(folder),
-    });
+    if (!isDirectory || found.has(folder)) continue;
+    const trouble = "no configuration names this network";
+    found.set(folder, { network, folder, sets: [], trouble, leases: await read(folder) });
   }
   return [...found.values()].sort((a, b) => a.network < b.network ? -1 : 1);
-}
-
-function configured(folders: Folders): NetworkList[] {
-  return [...loadAll(folders.conf).lists];
 }
 
 async function read(folder: string): Promise<Lease[]> {
@@ -125,14 +114,6 @@ async function read(folder: string): Promise<Lease[]> {
   } catch (error) {
     if (Deno.uid() === 0) throw error;
     throw new CliError(toCniError(error).msg, status.noRights, ["run this command as root"]);
-  }
-}
-
-function foldersIn(folder: string): string[] {
-  try {
-    return [...Deno.readDirSync(folder)].filter(({ isDirectory }) => isDirectory).map(({ name }) => name);
-  } catch {
-    return [];
   }
 }
 
@@ -237,7 +218,7 @@ export function lifeOf(attachment: Cached, { inUse, doubt, boot }: Evidence): Li
 
 /** One of several that hold the same address. */
 export interface Claim {
-  readonly pool: Pool;
+  readonly network: string;
   readonly ip: string;
   readonly containerId: string;
   readonly ifName: string | undefined;
@@ -311,11 +292,15 @@ function judgeOne(pool: Pool, lease: Lease, known: Evidence): Judged {
  */
 function holderOf({ network }: Pool, lease: Lease, known: Evidence): { attachment?: Cached; life?: Life } {
   if (lease.containerId === "") return {};
-  const holders = known.attachments.filter((one) =>
-    one.network === network && one.containerId === lease.containerId &&
-    (lease.ifName === undefined || one.ifName === lease.ifName)
-  ).map((attachment) => ({ attachment, life: lifeOf(attachment, known) }));
+  const owner = { ...lease, network };
+  const holders = known.attachments.filter((one) => isHolder(owner, one))
+    .map((attachment) => ({ attachment, life: lifeOf(attachment, known) }));
   return ["alive", "unknown", "gone"].flatMap((state) => holders.filter(({ life }) => life.state === state))[0] ?? {};
+}
+
+/** Is a lease or a claim this attachment's? One that names no interface is for all of the container. */
+export function isHolder({ network, containerId, ifName }: Owner, of: Owner): boolean {
+  return network === of.network && containerId === of.containerId && (ifName === undefined || ifName === of.ifName);
 }
 
 /** Were the addresses in this namespace looked at? */
@@ -346,20 +331,16 @@ function duplicatesOf(judged: readonly Judged[], used: readonly Unrecorded[]): C
   const claims = new Map<string, Claim[]>();
   const claim = (one: Claim) => {
     const others = claims.get(one.ip) ?? [];
-    const known = others.some(({ pool, containerId, ifName }) =>
-      pool.network === one.pool.network && containerId === one.containerId &&
-      (ifName === undefined || ifName === one.ifName)
-    );
-    if (!known) claims.set(one.ip, [...others, one]);
+    if (!others.some((other) => isHolder(other, one))) claims.set(one.ip, [...others, one]);
   };
-  for (const { pool, lease: { ip, containerId, ifName }, state, evidence } of judged) {
+  for (const { pool: { network }, lease: { ip, containerId, ifName }, state, evidence } of judged) {
     // Of those that are not known to live, only one whose address a living container of the same network has.
     const contests = !GONE.includes(state) && containerId !== "" &&
-      used.some((one) => one.ip === ip && one.pool.network === pool.network);
-    if (state === "alive" || contests) claim({ pool, ip, containerId, ifName, recorded: true, evidence });
+      used.some((one) => one.ip === ip && one.pool.network === network);
+    if (state === "alive" || contests) claim({ network, ip, containerId, ifName, recorded: true, evidence });
   }
-  for (const { pool, ip, attachment: { containerId, ifName, netns } } of used) {
-    claim({ pool, ip, containerId, ifName, recorded: false, evidence: `namespace ${netns}` });
+  for (const { pool: { network }, ip, attachment: { containerId, ifName, netns } } of used) {
+    claim({ network, ip, containerId, ifName, recorded: false, evidence: `namespace ${netns}` });
   }
   return [...claims.values()].filter((list) => list.length > 1);
 }
@@ -372,6 +353,23 @@ export interface Use {
   readonly total: bigint;
   /** How many blocks of the set are this node's, where it is a cluster's: more can be taken when they are full. */
   readonly blocks?: number;
+}
+
+/** `4f1c2a (eth0)` */
+export function ownerText({ containerId, ifName }: Pick<Lease, "containerId" | "ifName">): string {
+  return `${containerId || "nobody"}${ifName ? ` (${ifName})` : ""}`;
+}
+
+/** Nobody runs out of the addresses of an IPv6 network. */
+export const shareText = (taken: number, total: bigint) => total < 1n << 32n ? `${taken} of ${total}` : `${taken}`;
+
+export const subnetsOf = (sets: readonly RangeSet[]) =>
+  sets.flatMap((set) => set.map(({ subnet }) => formatPrefix(subnet)));
+
+/** Does the address lie in the block? */
+export function isIn(block: Prefix, ip: string): boolean {
+  const address = parseAddress(ip);
+  return address !== undefined && prefixContains(block, address);
 }
 
 /** Use of every set of a pool. */

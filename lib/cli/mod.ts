@@ -3,7 +3,7 @@ import { ConfigError } from "../cni/member.ts";
 import { CniError, code } from "../cni/error.ts";
 import type { Plugin } from "../cni/plugin.ts";
 import { aboutText, errorText, pluginMain } from "../cni/skel.ts";
-import { CliError, type CommandCall, GROUPS, helpText, nearest, parseCall, status } from "./command.ts";
+import { brokenText, CliError, type CommandCall, GROUPS, helpText, nearest, parseCall, status } from "./command.ts";
 import { COMMANDS, findCommand } from "./commands.ts";
 import { columns, complain, oneLine, painter, say } from "./terminal.ts";
 
@@ -81,24 +81,16 @@ function failure(name: string, error: unknown, json: boolean): number {
 function described(error: unknown): { number: number; message: string; advice: readonly string[] } {
   if (error instanceof CliError) return { number: error.status, message: error.message, advice: error.advice };
   if (error instanceof ConfigError) {
-    const { file, message } = error;
-    const advice = file === "" ? [] : [`cnibox validate ${file} shows where`];
-    return {
-      number: status.badData,
-      message: file === "" || message.includes(file) ? message : `${file}: ${message}`,
-      advice,
-    };
+    const advice = error.file === "" ? [] : [`cnibox validate ${error.file} shows where`];
+    return { number: status.badData, message: brokenText(error), advice };
   }
   if (error instanceof CniError) {
     const number = error.code === code.tryAgain ? status.tryAgain : status.failed;
     return { number, message: error.msg, advice: error.details.split(/\n|; /).filter((line) => line !== "") };
   }
   if (error instanceof Deno.errors.PermissionDenied) {
-    return {
-      number: status.noRights,
-      message: error.message,
-      advice: Deno.uid() === 0 ? [] : ["run this command as root"],
-    };
+    const advice = Deno.uid() === 0 ? [] : ["run this command as root"];
+    return { number: status.noRights, message: error.message, advice };
   }
   return { number: status.failed, message: error instanceof Error ? error.message : String(error), advice: [] };
 }

@@ -9,13 +9,13 @@ import {
 } from "../cni/chain.ts";
 import type { NetworkList } from "../cni/conflist.ts";
 import { netnsState } from "../kernel/netns.ts";
-import { must, systemRun } from "../kernel/run.ts";
+import { must, type Run, systemRun } from "../kernel/run.ts";
 import { type Attached, type Cached, cachePath, readCache } from "../cni/result_cache.ts";
 import { rounded } from "../cni/log.ts";
 import { atLeast, goJson } from "../cni/version.ts";
 import { REQUEST_FLAGS, type Requested, requestedBy } from "./capabilities.ts";
-import { CliError, type CommandCall, nearest, status, usageError } from "./command.ts";
-import { containerIdOf, podOf } from "./owner_names.ts";
+import { CliError, type CommandCall, didYouMean, status, tell, usageError } from "./command.ts";
+import { containerIdOf, delCommand, podOf } from "./owner_names.ts";
 import { watchedRuntime } from "./runtime.ts";
 import {
   argsOf,
@@ -119,19 +119,24 @@ export async function add(call: CommandCall): Promise<number> {
   }
 }
 
-/** A namespace as `ip netns add` makes it, with its `lo` up. */
+/** Makes a namespace as `ip netns add` does, with its `lo` up. */
+export async function makeNetns(host: Run, name: string): Promise<void> {
+  await must(host, { argv: ["ip", "netns", "add", name] });
+  await must(host, { argv: ["ip", "-n", name, "link", "set", "dev", "lo", "up"] });
+}
+
 async function createNetns(name: string): Promise<void> {
   if (name.includes("/") || name.startsWith("pid:")) {
     throw usageError(`--create makes a namespace by its name below ${NETNS_FOLDER}, not "${name}"`);
   }
-  await must(systemRun(), { argv: ["ip", "netns", "add", name] });
-  await must(systemRun(), { argv: ["ip", "-n", name, "link", "set", "dev", "lo", "up"] });
+  await makeNetns(systemRun(), name);
   note(`made network namespace ${NETNS_FOLDER}/${name}`);
 }
 
 async function addAll(call: CommandCall, folders: Folders, targets: readonly Target[]): Promise<number> {
   for (const { attached } of targets) refuseTwice(attached, folders);
-  const { runtime, calls, close } = watchedRuntime(call, folders, { interruptible: true });
+  using watched = watchedRuntime(call, folders, { interruptible: true });
+  const { runtime, calls } = watched;
   const done: { target: Target; answer: NetworkResult; calls: MemberCall[] }[] = [];
   try {
     for (const target of targets) {
@@ -146,8 +151,6 @@ async function addAll(call: CommandCall, folders: Folders, targets: readonly Tar
       note(`undone: network "${list.name}"`);
     }
     throw error;
-  } finally {
-    close();
   }
   if (call.is("json") || !Deno.stdout.isTerminal()) {
     const results = done.map(({ answer }) => answer.printable);
@@ -164,7 +167,7 @@ function refuseTwice(attached: Attached, folders: Folders): void {
   const gone = netnsState(known.netns) !== "netns";
   throw new CliError(`${containerId} is already attached to network "${network}" with ${ifName}`, status.failed, [
     gone ? `its namespace ${known.netns} is gone` : `in ${known.netns}`,
-    `cnibox del ${network} --id ${containerId} --ifname ${ifName} detaches it`,
+    `${delCommand(attached)} detaches it`,
     "--ifname NAME attaches it a second time, with another interface",
   ]);
 }
@@ -230,24 +233,21 @@ export async function del(call: CommandCall): Promise<number> {
   const folders = foldersOf(call);
   const targets = targetsOfDel(call, folders);
   needRoot(call, "it removes links, addresses and rules");
-  const { runtime, calls, close } = watchedRuntime(call, folders);
+  using watched = watchedRuntime(call, folders);
+  const { runtime, calls } = watched;
   const failures: unknown[] = [];
-  try {
-    for (const { list, attached, known } of targets.reverse()) {
-      if (netnsState(attached.netns) === "own") {
-        throw new CliError(`${attached.netns} is the host's own network namespace; nothing was changed`, status.usage);
-      }
-      calls.length = 0;
-      try {
-        await delNetwork(list, attached, runtime, { force: call.is("force") });
-        if (!known) note(`${notAttached(call, list.name, folders).message}: DEL was run all the same`);
-        report(call, { list, attached }, calls, "detached");
-      } catch (error) {
-        failures.push(error);
-      }
+  for (const { list, attached, known } of targets.reverse()) {
+    if (netnsState(attached.netns) === "own") {
+      throw usageError(`${attached.netns} is the host's own network namespace; nothing was changed`);
     }
-  } finally {
-    close();
+    calls.length = 0;
+    try {
+      await delNetwork(list, attached, runtime, { force: call.is("force") });
+      if (!known) note(`${notAttached(call, list.name, folders).message}: DEL was run all the same`);
+      report(call, { list, attached }, calls, "detached");
+    } catch (error) {
+      failures.push(error);
+    }
   }
   if (failures.length > 0) throw failures[0];
   return status.done;
@@ -265,11 +265,11 @@ export function targetsOfDel(call: CommandCall, folders: Folders): Target[] {
   const names = words?.split(",") ?? [networksOf(call, undefined, folders)[0]?.name ?? ""];
   return names.map((name, index) => {
     const known = knownAttachment(call, name, { netns, index }, folders);
-    const list = listForDel(call, name, known, folders);
+    const given = call.value("conf") === undefined ? [] : networksOf(call, name, folders);
+    const list = given[0] ?? networkOrCached(name, known, folders);
     const containerId = known?.containerId ?? id ?? idOfNetns(netns ?? "");
     const ifName = known?.ifName ?? ifNames(ifNameOf(call), names.length)[index] ?? "";
-    const args = argsOf(call);
-    const given = requestedBy(call, list, args);
+    const { args, capabilityArgs } = requestedBy(call, list, argsOf(call));
     return {
       list,
       known: known !== undefined,
@@ -279,10 +279,8 @@ export function targetsOfDel(call: CommandCall, folders: Folders): Target[] {
         ifName,
         // The path that the attachment was made with: plugins compare it with their results.
         netns: known && (netns === undefined || sameNetns(known.netns, netns)) ? known.netns : netns ?? "",
-        args: given.args.length > 0 ? given.args : known?.args ?? [],
-        capabilityArgs: Object.keys(given.capabilityArgs).length > 0
-          ? given.capabilityArgs
-          : known?.capabilityArgs ?? {},
+        args: args.length > 0 ? args : known?.args ?? [],
+        capabilityArgs: Object.keys(capabilityArgs).length > 0 ? capabilityArgs : known?.capabilityArgs ?? {},
       },
     };
   });
@@ -313,29 +311,19 @@ function knownAttachment(
     one.ifName === ifNameOf(call) && one.containerId === (id ?? idOfNetns(netns ?? ""))
   );
   if (usual) return usual;
-  throw new CliError(`several attachments to network "${network}" match`, status.usage, [
-    ...matching.map((one) => `--id ${one.containerId} --ifname ${one.ifName}`),
-  ]);
-}
-
-/** The network's configuration, or what it was when the attachment was made. */
-function listForDel(call: CommandCall, name: string, known: Cached | undefined, folders: Folders): NetworkList {
-  if (call.value("conf") !== undefined) return networksOf(call, name, folders)[0] as NetworkList;
-  return networkOrCached(name, known, folders);
+  const ways = matching.map((one) => `--id ${one.containerId} --ifname ${one.ifName}`);
+  throw usageError(`several attachments to network "${network}" match`, ...ways);
 }
 
 function report(call: CommandCall, { list, attached }: Target, calls: readonly MemberCall[], word: string): void {
   const { containerId, ifName, netns } = attached;
-  if (call.is("json")) {
-    const plugins = calls.map(({ type, ms, inProcess }) => ({ type, ms: rounded(ms), inProcess }));
-    say(jsonDocument({ network: list.name, containerId, ifName, netns, [word]: true, plugins }));
-    return;
-  }
+  const plugins = calls.map(({ type, ms, inProcess }) => ({ type, ms: rounded(ms), inProcess }));
   const paint = painter();
+  const head = `${paint("green", word)} ${paint("bold", ifName)} of ${containerId}, network ${
+    paint("bold", list.name)
+  }`;
   const times = calls.length > 0 ? `\n  plugins    ${timesText(calls)}` : "";
-  say(
-    `${paint("green", word)} ${paint("bold", ifName)} of ${containerId}, network ${paint("bold", list.name)}${times}\n`,
-  );
+  tell(call, { network: list.name, containerId, ifName, netns, [word]: true, plugins }, () => `${head}${times}\n`);
 }
 
 /** Nothing on disk says that what the arguments name is attached. */
@@ -343,9 +331,8 @@ function notAttached(call: CommandCall, network: string, folders: Folders): CliE
   const [id, word] = [call.value("id"), call.arg("NETNS")];
   const who = id === undefined ? netnsPath(word ?? "") : `${id.includes("/") ? "pod" : "container"} "${id}"`;
   const others = attachmentsOf(folders).filter((one) => one.network === network);
-  const near = id === undefined ? undefined : nearest(id, others.flatMap((one) => podOf(one) ?? one.containerId));
   return new CliError(`${who} is not attached to network "${network}", as far as is known`, status.unknown, [
-    ...(near ? [`did you mean ${near}?`] : []),
+    ...(id === undefined ? [] : didYouMean(id, others.flatMap((one) => podOf(one) ?? one.containerId))),
     `looked in ${folders.cache}`,
     ...(others.length > 0 ? [`attached there: ${others.map(({ containerId }) => containerId).join(", ")}`] : []),
   ]);
@@ -356,21 +343,18 @@ export async function check(call: CommandCall): Promise<number> {
   const folders = foldersOf(call);
   const targets = targetsOfDel(call, folders);
   needRoot(call, "it looks into the container's namespace and at the rules");
-  const { runtime, calls, close } = watchedRuntime(call, folders);
-  try {
-    for (const target of targets) {
-      const { list, attached } = target;
-      const word = call.arg("NETNS");
-      if (word !== undefined) needNetns(word, attached.netns);
-      if (!target.known) throw notAttached(call, list.name, folders);
-      needNetns(attached.netns, attached.netns);
-      calls.length = 0;
-      await checkNetwork(list, attached, runtime);
-      if (list.disableCheck) note(`network "${list.name}" has disableCheck: nothing was looked at`);
-      report(call, target, calls, "healthy");
-    }
-  } finally {
-    close();
+  using watched = watchedRuntime(call, folders);
+  const { runtime, calls } = watched;
+  for (const target of targets) {
+    const { list, attached } = target;
+    const word = call.arg("NETNS");
+    if (word !== undefined) needNetns(word, attached.netns);
+    if (!target.known) throw notAttached(call, list.name, folders);
+    needNetns(attached.netns, attached.netns);
+    calls.length = 0;
+    await checkNetwork(list, attached, runtime);
+    if (list.disableCheck) note(`network "${list.name}" has disableCheck: nothing was looked at`);
+    report(call, target, calls, "healthy");
   }
   return status.done;
 }
@@ -383,27 +367,19 @@ export async function networkStatus(call: CommandCall): Promise<number> {
   const folders = foldersOf(call);
   const lists = networksOf(call, call.arg("NETWORK"), folders);
   needRoot(call, "plugins look at the kernel and at their folders");
-  const { runtime, calls, close } = watchedRuntime(call, folders);
-  try {
-    for (const list of lists) {
-      calls.length = 0;
-      await statusNetwork(list, runtime);
-      const asked = atLeast(list.version, "1.1.0");
-      if (!asked) {
-        note(
-          `network "${list.name}" is of version ${list.version || "0.1.0"}: STATUS came with 1.1.0, nobody was asked`,
-        );
-      }
-      if (call.is("json")) {
-        const plugins = calls.map(({ type, ms }) => ({ type, ms: rounded(ms) }));
-        say(jsonDocument({ network: list.name, asked, ready: true, plugins }));
-      } else if (asked) {
-        const paint = painter();
-        say(`${paint("green", "ready")} network ${paint("bold", list.name)}: ${timesText(calls)}\n`);
-      }
+  using watched = watchedRuntime(call, folders);
+  const { runtime, calls } = watched;
+  const paint = painter();
+  for (const list of lists) {
+    calls.length = 0;
+    await statusNetwork(list, runtime);
+    const asked = atLeast(list.version, "1.1.0");
+    if (!asked) {
+      note(`network "${list.name}" is of version ${list.version || "0.1.0"}: STATUS came with 1.1.0, nobody was asked`);
     }
-  } finally {
-    close();
+    const plugins = calls.map(({ type, ms }) => ({ type, ms: rounded(ms) }));
+    const text = `${paint("green", "ready")} network ${paint("bold", list.name)}: ${timesText(calls)}\n`;
+    tell(call, { network: list.name, asked, ready: true, plugins }, () => asked ? text : "");
   }
   return status.done;
 }

@@ -4,16 +4,15 @@
  */
 import { loadAll, type NetworkList } from "../cni/conflist.ts";
 import { isObject, lookup } from "../cni/decode.ts";
-import type { ConfigError } from "../cni/member.ts";
 import type { Cached } from "../cni/result_cache.ts";
 import type { JsonObject } from "../cni/types.ts";
-import { formatAddress, formatPrefix } from "../net/cidr.ts";
-import { type CommandCall, status } from "./command.ts";
-import { type Pool, pools, useOf } from "./leases.ts";
+import { formatAddress } from "../net/cidr.ts";
+import { brokenText, type CommandCall, status, tell } from "./command.ts";
+import { type Pool, pools, shareText, subnetsOf, useOf } from "./leases.ts";
 import { podOf, shortId, unknownNetwork } from "./owner_names.ts";
-import { attachmentsOf, type Folders, foldersOf, note } from "./setup.ts";
-import { listOf } from "./survey.ts";
-import { columns, jsonDocument, natural, oneLine, painter, say, table, terminalWidth } from "./terminal.ts";
+import { attachmentsOf, type Folders, foldersOf, ifAllowed, note } from "./setup.ts";
+import { knownLists } from "./survey.ts";
+import { columns, natural, oneLine, painter, say, sections, table, terminalWidth } from "./terminal.ts";
 
 /** A network, with what the files of this node say of it. */
 interface Known {
@@ -30,36 +29,15 @@ interface Known {
 async function knownNetworks(folders: Folders): Promise<Known[]> {
   const { lists, broken } = loadAll(folders.conf);
   for (const error of broken) note(`not readable: ${brokenText(error)}`);
-  const attachments = await orNothing("attachments", () => attachmentsOf(folders));
-  const all = await orNothing("leases", () => pools(folders));
-  const names = new Set([
-    ...lists.map(({ name }) => name),
-    ...attachments.map(({ network }) => network),
-    ...all.map(({ network }) => network),
-  ]);
-  return [...names].sort(natural).map((name) => {
-    const own = attachments.filter(({ network }) => network === name);
-    const configured = lists.find((list) => list.name === name);
-    return {
-      name,
-      list: configured ?? own.map(listOf).find((list) => list !== undefined),
-      configured: configured !== undefined,
-      attachments: own,
-      pools: all.filter(({ network }) => network === name),
-    };
-  });
-}
-
-const brokenText = ({ file, message }: ConfigError) => message.includes(file) ? message : `${file}: ${message}`;
-
-async function orNothing<T>(what: string, read: () => T[] | Promise<T[]>): Promise<T[]> {
-  try {
-    return await read();
-  } catch (error) {
-    if (Deno.uid() === 0) throw error;
-    note(`${what} cannot be read without root`);
-    return [];
-  }
+  const attachments = await ifAllowed("attachments", () => attachmentsOf(folders), note) ?? [];
+  const all = await ifAllowed("leases", () => pools(folders), note) ?? [];
+  return knownLists(lists, attachments, all).sort(([a], [b]) => natural(a, b)).map(([name, list]) => ({
+    name,
+    list,
+    configured: lists.some((one) => one.name === name),
+    attachments: attachments.filter(({ network }) => network === name),
+    pools: all.filter(({ network }) => network === name),
+  }));
 }
 
 /** `cnibox networks` */
@@ -69,38 +47,30 @@ export async function networks(call: CommandCall): Promise<number> {
     say(all.map(({ name }) => `${oneLine(name)}\n`).join(""));
     return status.done;
   }
-  if (call.is("json")) {
-    say(jsonDocument({ networks: all.map(summaryOf) }));
-    return status.done;
-  }
-  if (all.length === 0) {
-    say("no networks: nothing is configured, and nothing is attached\n");
-    return status.done;
-  }
+  tell(call, { networks: all.map(summaryOf) }, () => tableOf(call, all));
+  return status.done;
+}
+
+function tableOf(call: CommandCall, all: readonly Known[]): string {
+  if (all.length === 0) return "no networks: nothing is configured, and nothing is attached\n";
   const titles = call.is("no-headings") ? [] : ["NETWORK", "PLUGINS", "SUBNETS", "ADDRESSES", "ATTACHED", "FILE"];
   const paint = painter();
   const rows = all.map((one) => [
     paint("bold", one.name),
     one.list?.plugins.map(({ type }) => type).join(", ") ?? "-",
-    subnetsOf(one).join(" ") || "-",
+    subnetsOf(setsOf(one)).join(" ") || "-",
     usesOf(one).map(({ taken, total }) => shareText(taken, total)).join(", ") || "-",
     `${one.attachments.length}`,
     one.configured
       ? one.list?.file.slice(one.list.file.lastIndexOf("/") + 1) ?? "-"
       : paint("yellow", "not configured"),
   ]);
-  say(table(titles, rows, { width: call.is("no-trunc") ? undefined : terminalWidth() }));
-  return status.done;
+  return table(titles, rows, { width: call.is("no-trunc") ? undefined : terminalWidth() });
 }
 
 const usesOf = (one: Known) => one.pools.flatMap(useOf);
 
-/** Nobody runs out of the addresses of an IPv6 network. */
-const shareText = (taken: number, total: bigint) => total < 1n << 32n ? `${taken} of ${total}` : `${taken}`;
-
-function subnetsOf({ pools }: Known): string[] {
-  return pools.flatMap(({ sets }) => sets.flatMap((set) => set.map(({ subnet }) => formatPrefix(subnet))));
-}
+const setsOf = ({ pools }: Known) => pools.flatMap(({ sets }) => sets);
 
 function summaryOf(one: Known) {
   const { name, list, configured, attachments } = one;
@@ -112,7 +82,7 @@ function summaryOf(one: Known) {
       cniVersion: list.version === "" ? "0.1.0" : list.version,
       plugins: list.plugins.map(({ type }) => type),
     }),
-    subnets: subnetsOf(one),
+    subnets: subnetsOf(setsOf(one)),
     ranges: usesOf(one).map(({ range, taken, total, blocks }) => ({
       range,
       taken,
@@ -129,7 +99,7 @@ export async function inspect(call: CommandCall): Promise<number> {
   const all = await knownNetworks(foldersOf(call));
   const found = all.find(({ name }) => name === wanted);
   if (!found) throw unknownNetwork(wanted, all.map(({ name }) => name));
-  say(call.is("json") ? jsonDocument(detailsOf(found)) : inspectText(found));
+  tell(call, detailsOf(found), () => inspectText(found));
   return status.done;
 }
 
@@ -156,34 +126,34 @@ function detailsOf(one: Known) {
   };
 }
 
-function gatewaysOf({ pools }: Known): string[] {
-  return [
-    ...new Set(pools.flatMap(({ sets }) => sets.flatMap((set) => set.map(({ gateway }) => formatAddress(gateway))))),
-  ];
+function gatewaysOf(one: Known): string[] {
+  return [...new Set(setsOf(one).flat().map(({ gateway }) => formatAddress(gateway)))];
 }
 
 function inspectText(one: Known): string {
   const { name, list, configured, attachments, pools } = one;
   const paint = painter();
-  const rows: string[][] = [];
-  const row = (title: string, ...text: string[]) => rows.push([paint("dim", title), ...text]);
-  if (configured && list) row("file", list.file);
-  else row("file", paint("yellow", list ? "none any more: known by its attachments" : "none: known by its leases"));
-  if (list) row("version", list.version === "" ? "0.1.0" : list.version);
-  for (const [at, { type, config, capabilities }] of (list?.plugins ?? []).entries()) {
-    row(at === 0 ? "plugins" : "", [type, ...settingsOf(config, capabilities)].join("  "));
-  }
-  for (const [at, { range, taken, total }] of usesOf(one).entries()) {
-    row(at === 0 ? "ranges" : "", `${range}  ${shareText(taken, total)} taken`);
-  }
-  for (const { trouble } of pools) if (trouble !== "" && configured) row("ranges", paint("yellow", trouble));
+  const { section, rows } = sections(paint);
+  const unknown = list ? "none any more: known by its attachments" : "none: known by its leases";
+  section("file", [configured && list ? list.file : paint("yellow", unknown)]);
+  if (list) section("version", [list.version === "" ? "0.1.0" : list.version]);
+  section(
+    "plugins",
+    (list?.plugins ?? []).map(({ type, config, capabilities }) =>
+      [type, ...settingsOf(config, capabilities)].join("  ")
+    ),
+  );
+  section("ranges", usesOf(one).map(({ range, taken, total }) => `${range}  ${shareText(taken, total)} taken`));
+  for (const { trouble } of pools) if (trouble !== "" && configured) section("ranges", [paint("yellow", trouble)]);
   const gateways = gatewaysOf(one);
-  if (gateways.length > 0) row("gateway", gateways.join(" "));
-  for (const { folder } of pools) row("leases", folder);
-  row("attached", attachments.length === 0 ? "nothing" : `${attachments.length}`);
-  for (const attached of attachments.toSorted((a, b) => natural(nameOf(a), nameOf(b)))) {
-    row("", `${nameOf(attached)}  ${attached.ifName}  ${attached.netns || "-"}`);
-  }
+  if (gateways.length > 0) section("gateway", [gateways.join(" ")]);
+  for (const { folder } of pools) section("leases", [folder]);
+  section("attached", [
+    attachments.length === 0 ? "nothing" : `${attachments.length}`,
+    ...attachments.toSorted((a, b) => natural(nameOf(a), nameOf(b))).map((attached) =>
+      `${nameOf(attached)}  ${attached.ifName}  ${attached.netns || "-"}`
+    ),
+  ]);
   return `${paint("bold", oneLine(name))}\n${columns(rows, "  ")}`;
 }
 

@@ -1,13 +1,13 @@
 /** `cnibox status` without a network: the health of the whole node on one screen. */
 import { lookUp } from "../cni/delegate.ts";
 import { loadAll } from "../cni/conflist.ts";
-import { type CommandCall, status } from "./command.ts";
-import { pools, useOf } from "./leases.ts";
+import { brokenText, type CommandCall, status, tell } from "./command.ts";
+import { pools, shareText, useOf } from "./leases.ts";
 import { groupOrphans, groupProblems, type ProblemGroup } from "./problem_groups.ts";
-import { type Folders, foldersOf } from "./setup.ts";
+import { type Folders, foldersOf, ifAllowed } from "./setup.ts";
 import { healthOf, real } from "./show.ts";
 import { type Survey, survey } from "./survey.ts";
-import { columns, jsonDocument, natural, oneLine, painter, say } from "./terminal.ts";
+import { columns, counted, natural, oneLine, painter, sections } from "./terminal.ts";
 
 /** Everything that the screen tells. */
 interface Overview {
@@ -28,7 +28,7 @@ interface Overview {
 export async function nodeOverview(call: CommandCall): Promise<number> {
   const overview = await look(call, foldersOf(call));
   const healthy = isHealthy(overview);
-  say(call.is("json") ? jsonDocument(jsonOf(overview, healthy)) : textOf(overview, healthy));
+  tell(call, jsonOf(overview, healthy), () => textOf(overview, healthy));
   return healthy ? status.done : status.failed;
 }
 
@@ -45,21 +45,17 @@ async function look(call: CommandCall, folders: Folders): Promise<Overview> {
     addresses: await addressesOf(folders),
     problems: groupProblems(seen.views, ({ problems }) => real(problems)),
     orphans: seen.orphans,
-    broken: broken.map(({ file, message }) => message.includes(file) ? message : `${file}: ${message}`),
+    broken: broken.map(brokenText),
     blind: seen.blind,
   };
 }
 
-/** Without root, the survey has said already that leases cannot be read. */
 async function addressesOf(folders: Folders): Promise<Overview["addresses"]> {
-  try {
-    return (await pools(folders)).flatMap((pool) =>
-      useOf(pool).map(({ range, taken, total }) => ({ network: pool.network, range, taken, total }))
-    );
-  } catch (error) {
-    if (Deno.uid() === 0) throw error;
-    return [];
-  }
+  // The survey has said already what cannot be read.
+  const all = await ifAllowed("leases", () => pools(folders), () => {}) ?? [];
+  return all.flatMap((pool) =>
+    useOf(pool).map(({ range, taken, total }) => ({ network: pool.network, range, taken, total }))
+  );
 }
 
 /** Which plugins are this program: the others are somebody else's, or another version. */
@@ -101,13 +97,11 @@ function textOf(overview: Overview, healthy: boolean): string {
   const { version, plugins, networks, attachments, addresses, broken, blind } = overview;
   const problems = [...overview.problems, ...groupOrphans(overview.orphans)];
   const paint = painter();
-  const rows: string[][] = [];
-  const section = (title: string, lines: readonly string[]) =>
-    lines.forEach((line, at) => rows.push([paint("dim", at === 0 ? title : ""), line]));
-  const count = problems.length + broken.length;
-  section("node", [
-    healthy ? paint("green", "healthy") : paint("red", `${count} ${count === 1 ? "problem" : "problems"}`),
-  ]);
+  const { section, rows } = sections(paint);
+  const verdict = healthy
+    ? paint("green", "healthy")
+    : paint("red", counted(problems.length + broken.length, "problem"));
+  section("node", [verdict]);
   const foreign = plugins.foreign.length === 0 ? "" : `; not this program: ${plugins.foreign.join(", ")}`;
   section("cnibox", [`${version}, ${plugins.ours} plugins in ${plugins.folder}${foreign}`]);
   section("networks", [networks.length === 0 ? "none" : `${networks.length}: ${networks.join(", ")}`]);
@@ -117,7 +111,8 @@ function textOf(overview: Overview, healthy: boolean): string {
   );
   section("attachments", [all === 0 ? "none" : `${all}: ${states.join(", ")}`]);
   // A line for each range, in columns of their own.
-  section("addresses", columns(addresses.map(addressRow)).split("\n").slice(0, -1));
+  const shares = addresses.map((one) => [one.network, one.range, `${shareText(one.taken, one.total)} taken`]);
+  section("addresses", columns(shares).split("\n").slice(0, -1));
   section("problems", [
     ...problems.map(({ text, fix }) => problemText(text, fix)),
     ...broken.map((text) => problemText(text, "cnibox validate")),
@@ -128,8 +123,4 @@ function textOf(overview: Overview, healthy: boolean): string {
   function problemText(text: string, fix: string): string {
     return `${paint("red", "!")} ${oneLine(text)}${fix === "" ? "" : `  ${paint("dim", oneLine(fix))}`}`;
   }
-}
-
-function addressRow({ network, range, taken, total }: Overview["addresses"][number]): string[] {
-  return [network, range, total < 1n << 32n ? `${taken} of ${total} taken` : `${taken} taken`];
 }

@@ -3,8 +3,11 @@
  * means.
  */
 import type { Attached } from "../cni/result_cache.ts";
-import { CliError, nearest, status } from "./command.ts";
+import { CliError, didYouMean, status, usageError } from "./command.ts";
 import { attachmentsOf, type Folders } from "./setup.ts";
+
+/** Network, container and interface: whose something is. One that names no interface is all of the container's. */
+export type Owner = Pick<Attached, "network" | "containerId"> & Partial<Pick<Attached, "ifName">>;
 
 type Named = Pick<Attached, "containerId" | "args">;
 
@@ -31,9 +34,12 @@ export function containerIdOf(word: string, folders: Folders): string {
   const [id] = ids;
   if (id === undefined) throw unknownContainer(word, all, { advice: [`looked in ${folders.cache}`] });
   if (ids.length === 1) return id;
-  throw new CliError(`pod "${word}" has ${ids.length} sandboxes on this node`, status.usage, [
-    ...ids.map((one) => `--id ${one}`),
-  ]);
+  throw usageError(`pod "${word}" has ${ids.length} sandboxes on this node`, ...ids.map((one) => `--id ${one}`));
+}
+
+/** The command that detaches it. */
+export function delCommand({ network, containerId, ifName }: Owner): string {
+  return `cnibox del ${network} --id ${containerId}${ifName ? ` --ifname ${ifName}` : ""}`;
 }
 
 /** Nobody of that name is attached; says which name is like it. */
@@ -42,19 +48,17 @@ export function unknownContainer(
   known: readonly Named[],
   { advice = [], isPod = word.includes("/") }: { advice?: readonly string[]; isPod?: boolean } = {},
 ): CliError {
-  const near = nearest(word, known.flatMap((one) => [one.containerId, podOf(one) ?? []].flat()));
   const what = isPod ? "pod" : "container";
   return new CliError(`no attachment of ${what} "${word}" is known`, status.unknown, [
-    ...(near ? [`did you mean ${near}?`] : []),
+    ...didYouMean(word, known.flatMap((one) => [one.containerId, podOf(one) ?? []].flat())),
     ...advice,
   ]);
 }
 
 /** No network of that name is on this node; names those that are. */
 export function unknownNetwork(word: string, known: readonly string[]): CliError {
-  const near = nearest(word, known);
   return new CliError(`there is no network "${word}" on this node`, status.unknown, [
-    ...(near ? [`did you mean ${near}?`] : []),
+    ...didYouMean(word, known),
     known.length > 0 ? `networks there: ${known.join(", ")}` : "no network is configured, attached to, or has leases",
   ]);
 }

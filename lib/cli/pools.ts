@@ -2,7 +2,6 @@
  * `cnibox cluster`: who holds which part of a pool that nodes share, and whether records and this node's files agree.
  */
 import { loadAll, type NetworkList } from "../cni/conflist.ts";
-import { isObject, lookup } from "../cni/decode.ts";
 import { toCniError } from "../cni/error.ts";
 import { blocksFile, confirmBlocks, type Pool, POOLS, returnSpare } from "../ipam/block_owner.ts";
 import { readBlocks } from "../ipam/block_state.ts";
@@ -11,11 +10,12 @@ import { type ClusterConf, clusterConf } from "../ipam/cluster_conf.ts";
 import { leases } from "../ipam/lease_upkeep.ts";
 import type { Lease } from "../ipam/store.ts";
 import { systemRun } from "../kernel/run.ts";
-import { formatPrefix, parseAddress, type Prefix, prefixContains } from "../net/cidr.ts";
+import { type Address, formatPrefix, hostPrefix, parseAddress, type Prefix, prefixContains } from "../net/cidr.ts";
 import { StoreError, type StoreRecord } from "../store/store.ts";
-import { CliError, type CommandCall, nearest, status } from "./command.ts";
-import { type Folders, foldersOf, needRoot, note } from "./setup.ts";
-import { ageOf, columns, jsonDocument, painter, say } from "./terminal.ts";
+import { CliError, type CommandCall, didYouMean, status, tell, usageError } from "./command.ts";
+import { isIn } from "./leases.ts";
+import { confirm, type Folders, foldersOf, ipamType, needRoot, note } from "./setup.ts";
+import { ageOf, columns, painter, say } from "./terminal.ts";
 
 /** A network of this node with its pool. */
 interface Configured {
@@ -37,67 +37,57 @@ function shared(all: readonly Configured[]): Shared[] {
   return [...groups.values()].map((networks) => ({ pool: networks[0]!.pool, networks }));
 }
 
+/** Rows in columns, below their titles; or what is said where there are none. */
+function listed(none: string, rows: readonly string[][], titles?: readonly string[]): string {
+  return rows.length === 0 ? none : columns(titles ? [titles, ...rows] : rows);
+}
+
 /** `cnibox cluster pools` */
 export async function listPools(call: CommandCall): Promise<number> {
   return await withPools(call, async (all) => {
-    const rows = [];
-    for (const { pool, networks } of shared(all)) {
-      const records = await recordsOf(pool);
-      const total = pool.sets.reduce((sum, set) => sum + blockCount(set), 0n);
-      rows.push({
-        pool: pool.name,
-        networks: networks.map(({ network }) => network),
-        store: pool.store().name,
-        ranges: pool.sets.flatMap(({ ranges }) => ranges.map(({ subnet }) => formatPrefix(subnet))),
-        blockSizes: pool.sets.map(({ blockSize }) => blockSize),
-        blocks: { taken: records.length, total: String(total) },
-        nodes: new Set(records.map(({ value }) => readOwner(value)?.node ?? "unknown")).size,
-      });
-    }
-    if (call.is("json")) say(jsonDocument({ pools: rows }));
-    else {
-      const paint = painter();
-      say(
-        rows.length === 0 ? "no network of this node uses a cluster's pool\n" : columns([
-          ["POOL", "NETWORKS", "RANGES", "BLOCKS", "NODES", "STORE"],
-          ...rows.map((one) => [
-            paint("bold", one.pool),
-            one.networks.join(", "),
-            one.ranges.join(", "),
-            `${one.blocks.taken} of ${one.blocks.total} taken`,
-            `${one.nodes}`,
-            one.store,
-          ]),
-        ]),
-      );
-    }
+    const pools = await Array.fromAsync(shared(all), poolRow);
+    const paint = painter();
+    const rows = pools.map(({ pool, networks, ranges, blocks: { taken, total }, nodes, store }) => {
+      const share = `${taken} of ${total} taken`;
+      return [paint("bold", pool), networks.join(", "), ranges.join(", "), share, `${nodes}`, store];
+    });
+    const titles = ["POOL", "NETWORKS", "RANGES", "BLOCKS", "NODES", "STORE"];
+    tell(call, { pools }, () => listed("no network of this node uses a cluster's pool\n", rows, titles));
     return status.done;
   });
+}
+
+async function poolRow({ pool, networks }: Shared) {
+  const records = await recordsOf(pool);
+  const total = pool.sets.reduce((sum, set) => sum + blockCount(set), 0n);
+  return {
+    pool: pool.name,
+    networks: networks.map(({ network }) => network),
+    store: pool.store().name,
+    ranges: pool.sets.flatMap(({ ranges }) => ranges.map(({ subnet }) => formatPrefix(subnet))),
+    blockSizes: pool.sets.map(({ blockSize }) => blockSize),
+    blocks: { taken: records.length, total: String(total) },
+    nodes: new Set(records.map(({ value }) => readOwner(value)?.node ?? "unknown")).size,
+  };
 }
 
 /** `cnibox cluster blocks [POOL]` */
 export async function listBlocks(call: CommandCall): Promise<number> {
   return await withPools(call, async (all) => {
-    const rows = [];
+    const blocks: ReturnType<typeof blockRow>[] = [];
     for (const { pool, networks } of shared(all)) {
       const mine = await allLeases(networks);
-      for (const record of (await recordsOf(pool)).sort(byBlock)) rows.push(blockRow(pool, record, mine));
+      for (const record of (await recordsOf(pool)).sort(byBlock)) blocks.push(blockRow(pool, record, mine));
     }
-    if (call.is("json")) say(jsonDocument({ blocks: rows }));
-    else {
-      say(
-        rows.length === 0 ? "no blocks are taken\n" : columns([
-          ["POOL", "BLOCK", "NODE", "SINCE", "TAKEN HERE"],
-          ...rows.map(({ pool, block, node, taken, used, usable }) => [
-            pool,
-            block,
-            node,
-            taken === "" ? "-" : ageOf(new Date(taken)),
-            used === undefined ? "-" : `${used} of ${usable}`,
-          ]),
-        ]),
-      );
-    }
+    const rows = blocks.map(({ pool, block, node, taken, used, usable }) => {
+      const since = taken === "" ? "-" : ageOf(new Date(taken));
+      return [pool, block, node, since, used === undefined ? "-" : `${used} of ${usable}`];
+    });
+    tell(
+      call,
+      { blocks },
+      () => listed("no blocks are taken\n", rows, ["POOL", "BLOCK", "NODE", "SINCE", "TAKEN HERE"]),
+    );
     return status.done;
   });
 }
@@ -124,49 +114,39 @@ function blockRow(pool: Pool, { key, value }: StoreRecord, mine: readonly Lease[
   };
 }
 
-function isIn(block: Prefix, ip: string): boolean {
-  const address = parseAddress(ip);
-  return address !== undefined && prefixContains(block, address);
-}
-
 /** `cnibox cluster find ADDRESS` */
 export async function find(call: CommandCall): Promise<number> {
   const word = call.arg("ADDRESS") ?? "";
   const address = parseAddress(word.split("/")[0] ?? "");
-  if (address === undefined) throw new CliError(`"${word}" is not a valid address`, status.usage);
+  if (address === undefined) throw usageError(`"${word}" is not a valid address`);
   return await withPools(call, async (all) => {
-    const rows = [];
-    for (const { pool, networks } of shared(all)) {
-      if (!pool.sets.some(({ ranges }) => ranges.some(({ subnet }) => prefixContains(subnet, address)))) continue;
-      const record = (await recordsOf(pool)).find(({ key }) => {
-        const block = blockOfKey(key);
-        return block !== undefined && prefixContains(block, address);
-      });
-      const lease = (await allLeases(networks)).find(({ ip }) => parseAddress(ip)?.value === address.value);
-      rows.push({
-        pool: pool.name,
-        block: record && blockOfKey(record.key) ? formatPrefix(blockOfKey(record.key)!) : undefined,
-        node: record ? readOwner(record.value)?.node ?? "unknown" : undefined,
-        containerId: lease?.containerId,
-        ifName: lease?.ifName,
-      });
-    }
-    if (rows.length === 0) throw new CliError(`no pool of this node has ${word}`, status.unknown);
-    if (call.is("json")) say(jsonDocument({ address: word, found: rows }));
-    else {
-      for (const { pool, block, node, containerId, ifName } of rows) {
-        const holder = containerId === undefined
-          ? ""
-          : `, given to container ${containerId}, interface ${ifName ?? "unknown"}`;
-        say(
-          block === undefined
-            ? `${pool}: in no node's block\n`
-            : `${pool}: in block ${block} of node ${node}${holder}\n`,
-        );
-      }
-    }
+    const having = shared(all).filter(({ pool }) =>
+      pool.sets.some(({ ranges }) => ranges.some(({ subnet }) => prefixContains(subnet, address)))
+    );
+    if (having.length === 0) throw new CliError(`no pool of this node has ${word}`, status.unknown);
+    const found = await Array.fromAsync(having, (one) => placeOf(address, one));
+    const lines = found.map(({ pool, block, node, containerId, ifName = "unknown" }) => {
+      if (block === undefined) return `${pool}: in no node's block\n`;
+      const holder = containerId === undefined ? "" : `, given to container ${containerId}, interface ${ifName}`;
+      return `${pool}: in block ${block} of node ${node}${holder}\n`;
+    });
+    tell(call, { address: word, found }, () => lines.join(""));
     return status.done;
   });
+}
+
+/** Where in a pool an address is, and who has it. */
+async function placeOf(address: Address, { pool, networks }: Shared) {
+  const records = (await recordsOf(pool)).map((record) => ({ ...record, block: blockOfKey(record.key) }));
+  const record = records.find(({ block }) => block && prefixContains(block, address));
+  const lease = (await allLeases(networks)).find(({ ip }) => parseAddress(ip)?.value === address.value);
+  return {
+    pool: pool.name,
+    block: record?.block && formatPrefix(record.block),
+    node: record && (readOwner(record.value)?.node ?? "unknown"),
+    containerId: lease?.containerId,
+    ifName: lease?.ifName,
+  };
 }
 
 /** `cnibox cluster check [POOL]` */
@@ -186,26 +166,18 @@ export async function check(call: CommandCall): Promise<number> {
       const own = readBlocks(blocksFile(pool)).blocks;
       for (const { ip, containerId } of living) {
         if (own.some(({ block }) => isIn(block, ip))) continue;
-        const address = parseAddress(ip)!;
-        add(
-          { address, length: address.family === 4 ? 32 : 128 },
-          `given to container ${containerId} here, in no block of this node`,
-        );
+        add(hostPrefix(parseAddress(ip)!), `given to container ${containerId} here, in no block of this node`);
       }
       for (const { key, value } of records) {
         const block = blockOfKey(key);
         if (block === undefined || readOwner(value) === undefined) {
-          findings.push({
-            pool: pool.name,
-            block: key,
-            finding: "the record is not readable; its block is given to nobody",
-          });
+          const finding = "the record is not readable; its block is given to nobody";
+          findings.push({ pool: pool.name, block: key, finding });
         }
       }
     }
-    if (call.is("json")) say(jsonDocument({ findings }));
-    else if (findings.length === 0) say(`records and files agree\n`);
-    else say(columns(findings.map(({ pool, block, finding }) => [pool, block, finding])));
+    const rows = findings.map(({ pool, block, finding }) => [pool, block, finding]);
+    tell(call, { findings }, () => listed("records and files agree\n", rows));
     return findings.length === 0 ? status.done : status.failed;
   });
 }
@@ -220,12 +192,8 @@ export async function trim(call: CommandCall): Promise<number> {
       for (const block of blocks) returned.push({ pool: pool.name, block: formatPrefix(block) });
       await removeEmptyPool(pool);
     }
-    if (call.is("json")) say(jsonDocument({ returned }));
-    else {say(
-        returned.length === 0
-          ? "no block is spare\n"
-          : columns(returned.map(({ pool, block }) => [pool, `${block} returned`])),
-      );}
+    const rows = returned.map(({ pool, block }) => [pool, `${block} returned`]);
+    tell(call, { returned }, () => listed("no block is spare\n", rows));
     return status.done;
   });
 }
@@ -253,9 +221,8 @@ export async function forget(call: CommandCall): Promise<number> {
       }
     }
     if (found.length === 0) {
-      const near = nearest(node, [...names]);
       throw new CliError(`no block belongs to a node "${node}"`, status.unknown, [
-        ...(near ? [`did you mean ${near}?`] : []),
+        ...didYouMean(node, [...names]),
         ...(names.size > 0 ? [`nodes with blocks: ${[...names].sort().join(", ")}`] : []),
       ]);
     }
@@ -269,29 +236,16 @@ export async function forget(call: CommandCall): Promise<number> {
     const list = found.map(({ pool, record }) => `${pool.name} ${formatPrefix(blockOfKey(record.key)!)}`);
     if (!call.is("yes")) {
       say(`${list.length} blocks of node ${node} would be free for others: ${list.join(", ")}\n`);
-      confirm(call, node);
+      const why = `containers of node ${node} that still live would share their addresses with others`;
+      confirm(`${why}. Free them?`, why, `cnibox ${call.command.name} ${node} --yes`);
     }
     let removed = 0;
     for (const { pool, record } of found) {
       if (await asked(pool, () => pool.store().removeIfRevision(record.key, record.revision))) removed++;
     }
-    if (call.is("json")) say(jsonDocument({ node, removed, blocks: list }));
-    else say(`${removed} blocks of node ${node} are free\n`);
+    tell(call, { node, removed, blocks: list }, () => `${removed} blocks of node ${node} are free\n`);
     return status.done;
   });
-}
-
-function confirm(call: CommandCall, node: string): void {
-  const why = `containers of node ${node} that still live would share their addresses with others`;
-  if (!Deno.stdin.isTerminal()) {
-    throw new CliError("not a terminal; use --yes", status.usage, [why, `cnibox ${call.command.name} ${node} --yes`]);
-  }
-  say(`${why}. Free them? [y/N] `);
-  const answer = new Uint8Array(16);
-  const count = Deno.stdin.readSync(answer) ?? 0;
-  if (!/^y(es)?\s*$/i.test(new TextDecoder().decode(answer.subarray(0, count)))) {
-    throw new CliError("not done", status.failed);
-  }
 }
 
 async function recordsOf(pool: Pool): Promise<StoreRecord[]> {
@@ -330,9 +284,8 @@ async function withPools(call: CommandCall, work: (pools: readonly Configured[])
     const chosen = wanted === undefined ? all : all.filter(({ pool }) => pool.name === wanted);
     if (wanted !== undefined && chosen.length === 0) {
       const names = all.map(({ pool }) => pool.name);
-      const near = nearest(wanted, names);
       throw new CliError(`no network of this node uses a pool "${wanted}"`, status.unknown, [
-        ...(near ? [`did you mean ${near}?`] : []),
+        ...didYouMean(wanted, names),
         ...(names.length > 0 ? [`pools: ${names.join(", ")}`] : []),
       ]);
     }
@@ -365,9 +318,6 @@ function* clusterMembers(folders: Folders): Generator<{ list: NetworkList; confi
   const { lists, broken } = loadAll(folders.conf);
   for (const error of broken) note(`skipped ${error.file}: ${error.message}`);
   for (const list of lists) {
-    for (const { config } of list.plugins) {
-      const ipam = lookup(config, "ipam");
-      if (isObject(ipam) && lookup(ipam, "type") === "cluster") yield { list, config };
-    }
+    for (const { config } of list.plugins) if (ipamType(config) === "cluster") yield { list, config };
   }
 }

@@ -136,7 +136,7 @@ function configurations(folders: Folders): [string, string][] {
 }
 
 function configurationText(file: string): string {
-  const text = textOf(file, true);
+  const text = textOf(file);
   if (text === undefined) return "[not readable]\n";
   try {
     return jsonText(redacted(valueOf(parseJsonc(text).root)));
@@ -178,9 +178,9 @@ function logs(): [string, string][] {
   return text === undefined ? [] : [["cnibox.log", withoutSecrets(text.slice(-LOG_LIMIT))]];
 }
 
-function textOf(file: string, links = true): string | undefined {
+function textOf(file: string): string | undefined {
   try {
-    return readRegularText(file, { links });
+    return readRegularText(file, { links: true });
   } catch {
     return undefined;
   }

@@ -12,7 +12,6 @@ import { lookup } from "../cni/decode.ts";
 import { CniError, toCniError } from "../cni/error.ts";
 import { type Cached, cachedResult } from "../cni/result_cache.ts";
 import { callPlugin } from "../cni/skel.ts";
-import type { JsonObject } from "../cni/types.ts";
 import { parseResult } from "../cni/version.ts";
 import { askingOnce } from "../kernel/asked_once.ts";
 import { netnsState } from "../kernel/netns.ts";
@@ -23,11 +22,11 @@ import { apply } from "../kernel/plan.ts";
 import { NotOneTransaction, RuleBatch } from "../kernel/rule_batch.ts";
 import { CommandError, inNetns, type Run, type RunHooks, systemRun } from "../kernel/run.ts";
 import { type Address, parsePrefix } from "../net/cidr.ts";
-import { CliError, type CommandCall, status, usageError } from "./command.ts";
+import { CliError, type CommandCall, status, tell, usageError } from "./command.ts";
 import { containerIdOf, unknownContainer } from "./owner_names.ts";
 import { watchedRuntime } from "./runtime.ts";
-import { attachmentsOf, type Folders, foldersOf, needRoot, onlyOne } from "./setup.ts";
-import { columns, complain, jsonDocument, painter, say } from "./terminal.ts";
+import { attachmentsOf, each, type Folders, foldersOf, needRoot, onlyOne } from "./setup.ts";
+import { columns, complain, painter } from "./terminal.ts";
 
 /** What came of one attachment's rules of one kind. */
 interface Outcome {
@@ -62,14 +61,11 @@ export async function restore(call: CommandCall): Promise<number> {
   }
   using _lock = dry ? undefined : await onlyOne("restore", "cnibox restore");
   const living = cached.filter(isLiving);
-  const { runtime, close } = watchedRuntime(call, folders);
-  try {
-    const outcomes = await restored(living, { call, folders, dry, hooks: runtime.hooks ?? {} });
-    show(call, outcomes, cached.length - living.length);
-    return outcomes.some(({ state }) => state === "failed") ? status.failed : status.done;
-  } finally {
-    close();
-  }
+  using watched = watchedRuntime(call, folders);
+  const outcomes = await restored(living, { call, folders, dry, hooks: watched.runtime.hooks ?? {} });
+  const dead = cached.length - living.length;
+  tell(call, { rules: outcomes, deadAttachments: dead }, () => textOf(outcomes, dead));
+  return outcomes.some(({ state }) => state === "failed") ? status.failed : status.done;
 }
 
 /** Its namespace is there, and nobody has deleted it. */
@@ -118,19 +114,15 @@ async function restored(living: readonly Cached[], work: Work): Promise<Outcome[
 
 async function missingOf(parts: readonly Part[]): Promise<Part[]> {
   const missing = new Set<Part>();
-  const queue = [...parts];
   const once = askingOnce();
-  const worker = async () => {
-    for (let part = queue.shift(); part !== undefined; part = queue.shift()) {
-      try {
-        await part.check(once);
-      } catch (error) {
-        if (!(error instanceof CniError || error instanceof CommandError)) throw error;
-        missing.add(part);
-      }
+  await each(parts, AT_ONCE, async (part) => {
+    try {
+      await part.check(once);
+    } catch (error) {
+      if (!(error instanceof CniError || error instanceof CommandError)) throw error;
+      missing.add(part);
     }
-  };
-  await Promise.all(Array.from({ length: AT_ONCE }, worker));
+  });
   // In their own order: of two that want one port, the first has it.
   return parts.filter((part) => missing.has(part));
 }
@@ -195,17 +187,12 @@ function aboutOf({ network, containerId, ifName }: Cached, what: string): Part["
   return { network, containerId, ifName, what };
 }
 
-/** The final result of an attachment in its list's version; undefined when the cache holds none. */
-function resultOf(one: Cached, list: NetworkList, folders: Folders): JsonObject | undefined {
-  return cachedResult(folders.cache, one, list.version);
-}
-
 /** Masquerading that bridge or ptp made. */
 function masqueradeParts(one: Cached, list: NetworkList, { folders, hooks }: Work): Part[] {
   const member = list.plugins.find(({ type, config }) =>
     ["bridge", "ptp"].includes(type) && lookup(config, "ipMasq") === true
   );
-  const result = member && resultOf(one, list, folders);
+  const result = member && cachedResult(folders.cache, one, list.version);
   if (!member || !result) return [];
   const owner = { network: one.network, containerId: one.containerId, ifName: one.ifName };
   const configured = lookup(member.config, "ipMasqBackend");
@@ -242,7 +229,7 @@ function chainedParts(one: Cached, list: NetworkList, work: Work): Part[] {
 }
 
 function addressesOf(one: Cached, list: NetworkList, { folders }: Work): Address[] {
-  const result = resultOf(one, list, folders);
+  const result = cachedResult(folders.cache, one, list.version);
   const ips = (result && parseResult(result, list.version).ips) ?? [];
   return ips.flatMap(({ address }) => parsePrefix(address)?.address ?? []);
 }
@@ -263,7 +250,7 @@ async function run(
   const plugin = await call.invocation.load(member.type);
   if (!plugin) throw new CliError(`there is no plugin ${member.type}`, status.failed);
   const stdin = requestOf(list, member, {
-    prevResult: resultOf(one, list, folders),
+    prevResult: cachedResult(folders.cache, one, list.version),
     capabilityArgs: one.capabilityArgs,
   });
   const env = {
@@ -286,32 +273,13 @@ async function run(
   });
 }
 
-function show(call: CommandCall, outcomes: readonly Outcome[], dead: number): void {
-  if (call.is("json")) {
-    say(jsonDocument({ rules: outcomes, deadAttachments: dead }));
-    return;
-  }
+function textOf(outcomes: readonly Outcome[], dead: number): string {
   const paint = painter();
   const colours = { there: "green", restored: "green", missing: "yellow", failed: "red" } as const;
-  say(
-    columns(
-      outcomes.map((
-        one,
-      ) => [
-        one.containerId,
-        one.ifName,
-        one.network,
-        one.what,
-        paint(colours[one.state], one.state),
-        one.reason ?? "",
-      ]),
-    ),
-  );
-  const restored = outcomes.filter(({ state }) => state === "restored").length;
-  const there = outcomes.filter(({ state }) => state === "there").length;
-  say(
-    `${restored} restored, ${there} were there${
-      dead > 0 ? `, ${dead} attachments of dead containers left alone` : ""
-    }\n`,
-  );
+  const rows = outcomes.map(({ containerId, ifName, network, what, state, reason = "" }) => {
+    return [containerId, ifName, network, what, paint(colours[state], state), reason];
+  });
+  const count = (wanted: Outcome["state"]) => outcomes.filter(({ state }) => state === wanted).length;
+  const left = dead > 0 ? `, ${dead} attachments of dead containers left alone` : "";
+  return `${columns(rows)}${count("restored")} restored, ${count("there")} were there${left}\n`;
 }

@@ -2,9 +2,10 @@
 import { addNetwork, delNetwork } from "../cni/chain.ts";
 import { toCniError } from "../cni/error.ts";
 import { foreground } from "../kernel/foreground.ts";
-import { must, systemRun } from "../kernel/run.ts";
+import { systemRun } from "../kernel/run.ts";
 import { CliError, type CommandCall } from "./command.ts";
-import { type Target, targetsOfAdd } from "./network.ts";
+import { makeNetns, type Target, targetsOfAdd } from "./network.ts";
+import { delCommand } from "./owner_names.ts";
 import { watchedRuntime } from "./runtime.ts";
 import { foldersOf, needRoot, NETNS_FOLDER, note } from "./setup.ts";
 
@@ -18,13 +19,13 @@ export async function run(call: CommandCall): Promise<number> {
   const netns = `${NETNS_FOLDER}/${name}`;
   const targets = targetsOfAdd(call, folders, netns);
   needRoot(call, "it makes a network namespace");
-  const { runtime, close } = watchedRuntime(call, folders, { interruptible: true });
+  using watched = watchedRuntime(call, folders, { interruptible: true });
+  const { runtime } = watched;
   const host = systemRun(runtime.hooks ?? {});
   const attached: Target[] = [];
   let started = false;
   try {
-    await must(host, { argv: ["ip", "netns", "add", name] });
-    await must(host, { argv: ["ip", "-n", name, "link", "set", "dev", "lo", "up"] });
+    await makeNetns(host, name);
     for (const target of targets) {
       await addNetwork(target.list, target.attached, runtime);
       attached.push(target);
@@ -46,11 +47,10 @@ export async function run(call: CommandCall): Promise<number> {
         await delNetwork(list, one, runtime, { force: true });
       } catch (error) {
         note(`cleaning up: ${toCniError(error).message}`);
-        note(`cnibox del ${list.name} --id ${one.containerId} --ifname ${one.ifName} tries again`);
+        note(`${delCommand(one)} tries again`);
       }
     }
     const { code, stderr } = await host({ argv: ["ip", "netns", "delete", name] });
     if (code !== 0) note(`cleaning up: ip netns delete ${name}: ${stderr.trim()}`);
-    close();
   }
 }

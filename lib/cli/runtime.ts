@@ -8,13 +8,11 @@ import { type CommandCall, usageError } from "./command.ts";
 import { type Folders, timeoutMs } from "./setup.ts";
 import { complain } from "./terminal.ts";
 
-/** A runtime, and what its plugins were seen to do. */
-export interface Watched {
+/** A runtime, and what its plugins were seen to do; disposing of it ends timers and the trace's file. */
+export interface Watched extends Disposable {
   readonly runtime: Runtime;
   /** Every call of a plugin so far. */
   readonly calls: MemberCall[];
-  /** Ends the watch: timers and the trace's file. */
-  close(): void;
 }
 
 /** What commands may want of it. */
@@ -80,7 +78,7 @@ export function watchedRuntime(call: CommandCall, folders: Folders, options: Wat
   return {
     runtime,
     calls,
-    close: () => {
+    [Symbol.dispose]: () => {
       clearTimeout(timer);
       trace?.close();
     },

@@ -12,31 +12,21 @@ export const PACKAGES: readonly { readonly name: string; readonly version: strin
 /** The document. Same executable, same bytes: no date, no random serial number. */
 export function sbom(version: string): unknown {
   const plain = version.replace(/^v/, "");
-  const runtime = [
-    {
-      name: "deno",
-      version: Deno.version.deno,
-      licenses: [{ license: { id: "MIT" } }],
-      purl: `pkg:cargo/deno@${Deno.version.deno}`,
-    },
-    {
-      name: "v8",
-      version: Deno.version.v8,
-      licenses: [{ license: { id: "BSD-3-Clause" } }],
-      purl: `pkg:generic/v8@${Deno.version.v8}`,
-    },
+  const { deno, v8 } = Deno.version;
+  const parts = [
+    { type: "platform", name: "deno", version: deno, license: "MIT", purl: `pkg:cargo/deno@${deno}` },
+    { type: "platform", name: "v8", version: v8, license: "BSD-3-Clause", purl: `pkg:generic/v8@${v8}` },
+    ...PACKAGES.map((one) => ({
+      type: "library",
+      ...one,
+      purl: `pkg:npm/${one.name.replace("@", "%40")}@${one.version}`,
+    })),
   ];
-  const packages = PACKAGES.map(({ name, version, license }) => ({
-    name,
-    version,
-    licenses: [{ license: { id: license } }],
-    purl: `pkg:npm/${name.replace("@", "%40")}@${version}`,
-  }));
   const root = `pkg:generic/cnibox@${plain}`;
-  const components = [...runtime, ...packages].map((one) => ({
-    type: one.name === "deno" || one.name === "v8" ? "platform" : "library",
-    "bom-ref": one.purl,
-    ...one,
+  const components = parts.map(({ type, name, version, license, purl }) => ({
+    ...{ type, "bom-ref": purl, name, version },
+    licenses: [{ license: { id: license } }],
+    purl,
   }));
   return {
     bomFormat: "CycloneDX",

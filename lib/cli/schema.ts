@@ -1,9 +1,9 @@
 /** `cnibox schema`: JSON Schema for editors, made from the tables that the plugins read with. */
-import { type Schema, schemaOf } from "../cni/decode.ts";
+import { type Keys, type Schema, schemaOf } from "../cni/decode.ts";
 import { CHAIN } from "../cni/member.ts";
 import type { Plugin } from "../cni/plugin.ts";
 import { VERSIONS } from "../cni/types.ts";
-import { CliError, type CommandCall, nearest, status } from "./command.ts";
+import { CliError, type CommandCall, didYouMean, status } from "./command.ts";
 import { jsonText, say } from "./terminal.ts";
 
 const DRAFT = "https://json-schema.org/draft/2020-12/schema";
@@ -20,9 +20,8 @@ export async function schema(call: CommandCall): Promise<number> {
   }
   const plugin = all.find(({ name }) => name === wanted);
   if (!plugin) {
-    const near = nearest(wanted, ["conflist", ...names]);
     throw new CliError(`there is no plugin "${wanted}"`, status.unknown, [
-      ...(near ? [`did you mean ${near}?`] : []),
+      ...didYouMean(wanted, ["conflist", ...names]),
       `conflist, or one of ${names.join(", ")}`,
     ]);
   }
@@ -87,7 +86,7 @@ export function pluginSchema(plugin: Plugin, plugins: readonly Plugin[], alone: 
   const capabilities = Object.keys((runtimeConfig?.["properties"] ?? {}) as Schema);
   const ipams = plugin.kind === "ipam" ? [plugin] : plugins.filter(({ kind }) => kind === "ipam");
   const takesIpam = ipam !== undefined;
-  const offered = takesIpam ? [...capabilities, ...ipams.flatMap((one) => capabilitiesOf(one))] : capabilities;
+  const offered = takesIpam ? [...capabilities, ...ipams.flatMap(capabilitiesOf)] : capabilities;
   return {
     type,
     ...(alone && plugin.kind !== "ipam" && { required: ["type"] }),
@@ -123,10 +122,14 @@ function chainSchema(plain: Schema | undefined, plugins: readonly Plugin[]): Sch
   };
 }
 
-function capabilitiesOf(plugin: Plugin): string[] {
-  const below = plugin.keys["runtimeConfig"]?.below;
-  return below && "keys" in below ? Object.keys(below.keys) : [];
+/** The table of the object below one of a plugin's keys; undefined where there is none. */
+export function keysBelow(plugin: Plugin, key: string): Keys | undefined {
+  const below = plugin.keys[key]?.below;
+  return below && "keys" in below ? below.keys : undefined;
 }
+
+/** Capabilities that a plugin reads. */
+export const capabilitiesOf = (plugin: Plugin) => Object.keys(keysBelow(plugin, "runtimeConfig") ?? {});
 
 function ipamSchema(ipams: readonly Plugin[], ipam: Schema): Schema {
   return {

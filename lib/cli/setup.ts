@@ -17,10 +17,11 @@ import { openRegular, readRegularText, systemWords, UnusableFile } from "../kern
 import { netnsState } from "../kernel/netns.ts";
 import { isOwnFolder, notAlone, RUN_FOLDER } from "../kernel/run_folder.ts";
 import { sha512 } from "../net/sha512.ts";
-import { isObject } from "../cni/decode.ts";
-import { CliError, type CommandCall, nearest, status, usageError } from "./command.ts";
+import { isObject, lookup } from "../cni/decode.ts";
+import type { JsonObject } from "../cni/types.ts";
+import { CliError, type CommandCall, didYouMean, status, usageError } from "./command.ts";
 import { JsonError, parseJsonc, positionOf, valueOf } from "./jsonc.ts";
-import { complain, oneLine } from "./terminal.ts";
+import { complain, oneLine, say } from "./terminal.ts";
 
 /** Where things are on the node; `--root` puts all of them below a folder. */
 export interface Folders {
@@ -80,9 +81,8 @@ export function networkNamed(name: string, folders: Folders): NetworkList {
     return list;
   } catch (error) {
     if (!(error instanceof UnknownNetwork)) throw error;
-    const near = nearest(name, error.known);
     throw new CliError(error.message, status.unknown, [
-      ...(near ? [`did you mean ${near}?`] : []),
+      ...didYouMean(name, error.known),
       ...(error.known.length > 0 ? [`networks there: ${error.known.join(", ")}`] : []),
       ...broken.map((one) => `not readable: ${one.file}: ${one.message}`),
       ...(error.known.length + broken.length === 0
@@ -108,23 +108,25 @@ export function networkOrCached(name: string, known: Cached | undefined, folders
 /** Reads a file of `--conf`: a list or a single configuration, comments allowed, whatever its name. */
 export function networkOfFile(file: string): NetworkList {
   const text = readText(file);
-  let source: unknown;
-  let plain = text;
-  try {
-    const { root, extras } = parseJsonc(text);
-    source = valueOf(root);
-    if (extras.length > 0) plain = JSON.stringify(source);
-  } catch (error) {
-    if (!(error instanceof JsonError)) throw error;
-    const { line, column } = positionOf(text, error.at);
-    throw new CliError(`${file}:${line}:${column}: ${error.message}`, status.badData, [error.advice]);
-  }
-  const bytes = new TextEncoder().encode(plain);
+  const { root, extras } = parseText(file, text);
+  const source = valueOf(root);
+  const bytes = new TextEncoder().encode(extras.length > 0 ? JSON.stringify(source) : text);
   const isList = isObject(source) &&
     ("plugins" in source || (!("type" in source) && extensionOf(file) === ".conflist"));
   const list = isList ? parseList(bytes, file) : listOfSingle(bytes, file);
   if (list.plugins.length === 0) throw new CliError(`${file}: no plugin configs found`, status.badData);
   return list;
+}
+
+/** Reads a file's text as JSON with comments; a mistake is told with its place in the file. */
+export function parseText(file: string, text: string): ReturnType<typeof parseJsonc> {
+  try {
+    return parseJsonc(text);
+  } catch (error) {
+    if (!(error instanceof JsonError)) throw error;
+    const { line, column } = positionOf(text, error.at);
+    throw new CliError(`${file}:${line}:${column}: ${error.message}`, status.badData, [error.advice]);
+  }
 }
 
 /** Text of a file that was found in a folder. */
@@ -139,26 +141,19 @@ export function readFound(file: string): string {
 /** Text of a file that a person named, which may be a pipe; `-` is standard input. */
 export function readText(file: string): string {
   try {
-    if (file === "-") return new TextDecoder().decode(readAll(Deno.stdin));
-    return Deno.readTextFileSync(file);
+    return file === "-" ? inputText() : Deno.readTextFileSync(file);
   } catch (error) {
     throw fileError(file, error);
   }
 }
 
-function readAll(stream: { readSync(buffer: Uint8Array): number | null }): Uint8Array {
-  const parts: Uint8Array[] = [];
-  const buffer = new Uint8Array(64 * 1024);
-  for (let count = stream.readSync(buffer); count !== null; count = stream.readSync(buffer)) {
-    parts.push(buffer.slice(0, count));
+function inputText(): string {
+  const [decoder, buffer] = [new TextDecoder(), new Uint8Array(64 * 1024)];
+  let text = "";
+  for (let count = Deno.stdin.readSync(buffer); count !== null; count = Deno.stdin.readSync(buffer)) {
+    text += decoder.decode(buffer.subarray(0, count), { stream: true });
   }
-  const whole = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    whole.set(part, at);
-    at += part.length;
-  }
-  return whole;
+  return text + decoder.decode();
 }
 
 /** What went wrong with a file, as an error for people. */
@@ -185,6 +180,13 @@ export function networksOf(call: CommandCall, words: string | undefined, folders
   return [list];
 }
 
+/** Type of a member's IPAM plugin; "" when it has none. */
+export function ipamType(config: JsonObject): string {
+  const ipam = lookup(config, "ipam");
+  const type = isObject(ipam) ? lookup(ipam, "type") : undefined;
+  return typeof type === "string" ? type : "";
+}
+
 /** Refuses to go on without root; `why` says what for. */
 export function needRoot(call: CommandCall, why: string): void {
   if (Deno.uid() === 0) return;
@@ -192,6 +194,17 @@ export function needRoot(call: CommandCall, why: string): void {
     `sudo cnibox ${call.command.name} …`,
     "or, to try things out: unshare -Urnm, which makes you root of namespaces of your own",
   ]);
+}
+
+/** Asks on a terminal; anywhere else `--yes` is needed. */
+export function confirm(question: string, ...advice: string[]): void {
+  if (!Deno.stdin.isTerminal()) throw usageError("not a terminal; use --yes", ...advice);
+  say(`${question} [y/N] `);
+  const answer = new Uint8Array(16);
+  const count = Deno.stdin.readSync(answer) ?? 0;
+  if (!/^y(es)?\s*$/i.test(new TextDecoder().decode(answer.subarray(0, count)))) {
+    throw new CliError("not done", status.failed);
+  }
 }
 
 /** Folder in which `ip netns` keeps its namespaces. */
@@ -219,13 +232,18 @@ export function cleaned(path: string): string {
   return `/${parts.join("/")}`;
 }
 
-/** Names below /run/netns. */
-export function netnsNames(): string[] {
+/** What is in a folder; nothing where it cannot be read. */
+export function entriesOf(folder: string): Deno.DirEntry[] {
   try {
-    return [...Deno.readDirSync(NETNS_FOLDER)].map(({ name }) => name).sort();
+    return [...Deno.readDirSync(folder)];
   } catch {
     return [];
   }
+}
+
+/** Names below /run/netns. */
+export function netnsNames(): string[] {
+  return entriesOf(NETNS_FOLDER).map(({ name }) => name).sort();
 }
 
 /** Makes sure that a namespace is there and is not this machine's own. */
@@ -233,22 +251,19 @@ export function needNetns(word: string, path: string): void {
   const state = netnsState(path);
   if (state === "netns") return;
   if (state === "own") {
-    throw new CliError(`${word} is the host's own network namespace; nothing was changed`, status.usage, [
-      "name the container's namespace: a path, a name below /run/netns, or pid:N",
-    ]);
+    const advice = "name the container's namespace: a path, a name below /run/netns, or pid:N";
+    throw usageError(`${word} is the host's own network namespace; nothing was changed`, advice);
   }
   const names = netnsNames();
-  const near = word.includes("/") ? undefined : nearest(word, names);
   if (state === "missing") {
     throw new CliError(`no network namespace at ${path}`, status.unknown, [
-      ...(near ? [`did you mean ${near}?`] : []),
+      ...(word.includes("/") ? [] : didYouMean(word, names)),
       ...(word.startsWith("pid:") ? ["there is no such process"] : []),
       names.length > 0 ? `namespaces in ${NETNS_FOLDER}: ${names.join(", ")}` : "ip netns add NAME makes one",
     ]);
   }
-  throw new CliError(`${path} is not a network namespace`, status.usage, [
-    "a namespace is a file such as /run/netns/NAME or /proc/PID/ns/net",
-  ]);
+  const advice = "a namespace is a file such as /run/netns/NAME or /proc/PID/ns/net";
+  throw usageError(`${path} is not a network namespace`, advice);
 }
 
 /** Are two paths the same namespace? */
@@ -312,6 +327,28 @@ export function attachmentsOf(folders: Folders, containerId?: string): Cached[] 
   } catch (error) {
     throw fileError(folders.cache, error);
   }
+}
+
+/** What `read` gives; where a user other than root may not read it undefined, and `blind` is told. */
+export async function ifAllowed<T>(
+  what: string,
+  read: () => T[] | Promise<T[]>,
+  blind: (text: string) => void,
+): Promise<T[] | undefined> {
+  try {
+    return await read();
+  } catch (error) {
+    if (Deno.uid() === 0) throw error;
+    blind(`${what} cannot be read without root`);
+  }
+}
+
+/** Does the same for each of several things, so many at a time. */
+export async function each<T>(all: readonly T[], atOnce: number, work: (one: T) => Promise<void>): Promise<void> {
+  const left = all.values();
+  await Promise.all(Array.from({ length: atOnce }, async () => {
+    for (const one of left) await work(one);
+  }));
 }
 
 /** Waits until nobody else on this node does the same; closing the file lets others go on. */

@@ -2,13 +2,14 @@
 import { isObject } from "../cni/decode.ts";
 import { size } from "../ipam/range.ts";
 import type { Status } from "../node/state.ts";
-import { canonicalAddress, formatPrefix } from "../net/cidr.ts";
-import { CliError, type CommandCall, nearest, status, usageError } from "./command.ts";
+import { canonicalAddress } from "../net/cidr.ts";
+import { CliError, type CommandCall, didYouMean, status, usageError } from "./command.ts";
+import { shareText, subnetsOf } from "./leases.ts";
 import { portText } from "./network.ts";
-import { podOf, shortId, unknownContainer, unknownNetwork } from "./owner_names.ts";
+import { podOf, shortId, unknownContainer } from "./owner_names.ts";
 import { type Folders, foldersOf, note } from "./setup.ts";
 import { agentStatus, peersOf } from "./peers.ts";
-import { type NetworkView, type Problem, type Survey, survey, type View } from "./survey.ts";
+import { type NetworkView, type Problem, type Survey, survey, surveyOf, type View } from "./survey.ts";
 import {
   ageOf,
   CLEAR,
@@ -46,10 +47,7 @@ async function once(call: CommandCall, folders: Folders): Promise<string> {
     const seen = await survey(folders, { network: what });
     if (seen.networks.length > 0) return listed(call, seen);
   }
-  const seen = await survey(folders, { network });
-  if (network !== undefined && seen.networks.length === 0) {
-    throw unknownNetwork(network, (await survey(folders)).networks.map(({ name }) => name));
-  }
+  const seen = await surveyOf(folders, network);
   // Other nodes are no part of one network of this one, nor of a selection.
   const whole = network === undefined && !call.is("problems") && call.value("pod") === undefined;
   if (what === undefined) return listed(call, seen, whole ? agentStatus() : undefined);
@@ -76,9 +74,8 @@ function unknownThing(word: string, { networks, views }: Survey): CliError {
     ...views.map(nameOf),
     ...views.flatMap(({ addresses }) => addresses),
   ];
-  const near = nearest(word, names);
   return new CliError(`there is no network, container, pod or address "${word}" on this node`, status.unknown, [
-    ...(near ? [`did you mean ${near}?`] : []),
+    ...didYouMean(word, names),
     "cnibox show lists those that there are",
   ]);
 }
@@ -149,7 +146,7 @@ export function jsonOf({ networks, views, orphans, blind }: Survey, nodes?: Stat
       network: name,
       ...(list && { cniVersion: list.version, plugins: list.plugins.map(({ type }) => type), file: list.file }),
       ...(bridge !== "" && { bridge }),
-      subnets: subnetsOf({ sets }),
+      subnets: subnetsOf(sets),
       attachments: views.filter((view) => view.network === name).map(viewJson),
     })),
     orphans,
@@ -169,22 +166,8 @@ const KEYS = [
 /** An attachment for scripts. */
 export function viewJson(view: View): Readonly<Record<string, unknown>> {
   const pod = podOfView(view);
-  const {
-    network,
-    containerId,
-    ifName,
-    netns,
-    state,
-    inside,
-    outside,
-    bridge,
-    addresses,
-    leases,
-    ports,
-    since,
-    problems,
-    cached,
-  } = view;
+  const { network, containerId, ifName, netns } = view;
+  const { state, inside, outside, bridge, addresses, leases, ports, since, problems, cached } = view;
   return {
     network,
     containerId,
@@ -216,10 +199,6 @@ export function healthOf({ state, problems }: View): "ok" | "broken" | "gone" | 
 /** Problems that somebody should do something about. */
 export function real(problems: readonly Problem[]): readonly Problem[] {
   return problems.filter(({ code }) => code !== "not-cached" && code !== "not-examined");
-}
-
-function subnetsOf({ sets }: Pick<NetworkView, "sets">): string[] {
-  return sets.flatMap((set) => set.map(({ subnet }) => formatPrefix(subnet)));
 }
 
 function textOf(call: CommandCall, seen: Survey, nodes: Status | undefined): string {
@@ -264,9 +243,8 @@ function networkText(call: CommandCall, network: NetworkView, { seen, paint }: {
   const facts = [
     list ? list.plugins.map(({ type }) => type).join(", ") : "not configured any more",
     ...(bridge === "" ? [] : [`bridge ${bridge}`]),
-    ...subnetsOf({ sets }),
-    // Nobody runs out of the addresses of an IPv6 network.
-    ...(total > 0n ? [total < 1n << 32n ? `${taken} of ${total} addresses taken` : `${taken} addresses taken`] : []),
+    ...subnetsOf(sets),
+    ...(total > 0n ? [`${shareText(taken, total)} addresses taken`] : []),
   ];
   const head = `${paint("bold", oneLine(name))}  ${paint("dim", oneLine(facts.join(" · ")))}\n`;
   if (own.length === 0) return `${head}  nothing attached\n`;

@@ -11,7 +11,7 @@ import type { CommandCall } from "./command.ts";
 import { portText } from "./network.ts";
 import { healthOf, podOfView, viewJson } from "./show.ts";
 import { listOf, type Rules, type Survey, type View } from "./survey.ts";
-import { ageOf, columns, jsonDocument, oneLine, painter } from "./terminal.ts";
+import { ageOf, columns, jsonDocument, oneLine, painter, sections } from "./terminal.ts";
 
 /** What went through one end of a link. */
 interface Counters {
@@ -131,9 +131,7 @@ function detailText({ view, inside, outside, rules, limits }: Details): string {
   const paint = painter();
   const { network, containerId, ifName, netns, addresses, leases, ports, since, problems, bridge } = view;
   const health = healthOf(view);
-  const rows: string[][] = [];
-  const section = (title: string, lines: readonly string[]) =>
-    lines.forEach((line, at) => rows.push([paint("dim", at === 0 ? title : ""), line]));
+  const { section, rows } = sections(paint);
   const pod = podOfView(view);
   section("container", [containerId]);
   section("pod", pod === undefined ? [] : [pod]);

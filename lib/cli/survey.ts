@@ -4,7 +4,7 @@
  */
 import { loadAll, type NetworkList, parseList } from "../cni/conflist.ts";
 import { byBytes } from "../cni/member.ts";
-import { isObject, lookup } from "../cni/decode.ts";
+import { lookup } from "../cni/decode.ts";
 import type { Cached } from "../cni/result_cache.ts";
 import type { Result } from "../cni/types.ts";
 import { parseResult } from "../cni/version.ts";
@@ -25,10 +25,10 @@ import { parseListing } from "../kernel/nft.ts";
 import { inNetns, must, type Run, systemRun, toolPath } from "../kernel/run.ts";
 import { type Family, parsePrefix } from "../net/cidr.ts";
 import {
-  type Claim,
   type Evidence,
   gather,
   GONE,
+  isHolder,
   judge,
   type Judged,
   type Judgement,
@@ -36,7 +36,8 @@ import {
   type Pool,
   pools,
 } from "./leases.ts";
-import { attachmentsOf, type Folders } from "./setup.ts";
+import { delCommand, type Owner, unknownNetwork } from "./owner_names.ts";
+import { attachmentsOf, each, type Folders, ifAllowed, ipamType } from "./setup.ts";
 
 /** What is wrong with an attachment. */
 export type ProblemCode =
@@ -144,21 +145,14 @@ export interface SurveyOptions {
 export async function survey(folders: Folders, { network, partial = false }: SurveyOptions = {}): Promise<Survey> {
   const host = systemRun();
   const blind: string[] = [];
-  const readable = async <T>(what: string, read: () => T[] | Promise<T[]>): Promise<T[] | undefined> => {
-    try {
-      return await read();
-    } catch (error) {
-      if (!partial || Deno.uid() === 0) throw error;
-      blind.push(`${what} cannot be read without root`);
-    }
-  };
+  const readable = async <T>(what: string, read: () => T[] | Promise<T[]>) =>
+    partial ? await ifAllowed(what, read, (text) => blind.push(text)) : await read();
+  const isMeant = (one: { readonly network: string }) => network === undefined || one.network === network;
   const { lists } = loadAll(folders.conf);
   const attachments = await readable("attachments", () => attachmentsOf(folders));
-  const cached = (attachments ?? []).filter((one) => network === undefined || one.network === network);
-  const all = (await readable("leases", () => pools(folders)) ?? []).filter((pool) =>
-    network === undefined || pool.network === network
-  );
-  const networks = networkViews(lists, cached, all).filter(({ name }) => network === undefined || name === network);
+  const cached = (attachments ?? []).filter(isMeant);
+  const all = (await readable("leases", () => pools(folders)) ?? []).filter(isMeant);
+  const networks = networkViews(lists, cached, all).filter(({ name }) => isMeant({ network: name }));
   const paths = [
     ...new Set(cached.map(({ netns }) => netns).filter((path) => path !== "" && netnsState(path) === "netns")),
   ];
@@ -195,12 +189,16 @@ export async function survey(folders: Folders, { network, partial = false }: Sur
     rules,
     blind,
     // Whoever may not read the attachments knows of none that it belongs to nobody.
-    orphans: attachments === undefined
-      ? []
-      : [...orphanLinks(views, links), ...orphanChains(views, rules)].filter((one) =>
-        network === undefined || one.network === network
-      ).map((one) => ({ ...one, fix: fixOfOrphan(one, networks) })),
+    orphans: attachments === undefined ? [] : [...orphanLinks(views, links), ...orphanChains(views, rules)]
+      .filter(isMeant).map((one) => ({ ...one, fix: fixOfOrphan(one, networks) })),
   };
+}
+
+/** Looks at a network, which has to be on this node, or at everything. */
+export async function surveyOf(folders: Folders, network: string | undefined): Promise<Survey> {
+  const seen = await survey(folders, { network });
+  if (network === undefined || seen.networks.length > 0) return seen;
+  throw unknownNetwork(network, (await survey(folders)).networks.map(({ name }) => name));
 }
 
 /** Links of a namespace, with their addresses and details. Throws when they cannot be listed. */
@@ -211,18 +209,14 @@ export async function linksIn(run: Run): Promise<Link[]> {
 
 async function podLinks(host: Run, paths: readonly string[]): Promise<Map<string, readonly Link[]>> {
   const found = new Map<string, readonly Link[]>();
-  const pending = [...paths];
-  const worker = async () => {
-    for (let path = pending.shift(); path !== undefined; path = pending.shift()) {
-      try {
-        const links = await linksIn(inNetns(host, path));
-        if (links.length > 0) found.set(path, links);
-      } catch {
-        // It went meanwhile, or may not be entered.
-      }
+  await each(paths, AT_ONCE, async (path) => {
+    try {
+      const links = await linksIn(inNetns(host, path));
+      if (links.length > 0) found.set(path, links);
+    } catch {
+      // It went meanwhile, or may not be entered.
     }
-  };
-  await Promise.all(Array.from({ length: AT_ONCE }, worker));
+  });
   return found;
 }
 
@@ -249,13 +243,21 @@ async function rulesNow(host: Run): Promise<Rules> {
   };
 }
 
-/** Every network that is configured, attached to, or has leases. */
-function networkViews(lists: readonly NetworkList[], cached: readonly Cached[], all: readonly Pool[]): NetworkView[] {
+/** Every network that is configured, attached to, or has leases; with what configured it, as far as that is known. */
+export function knownLists(
+  lists: readonly NetworkList[],
+  cached: readonly Cached[],
+  all: readonly Pool[],
+): [name: string, list: NetworkList | undefined][] {
   const known = new Map<string, NetworkList | undefined>();
   for (const list of lists) if (!known.has(list.name)) known.set(list.name, list);
   for (const one of cached) if (!known.get(one.network)) known.set(one.network, listOf(one));
   for (const { network } of all) if (!known.has(network)) known.set(network, undefined);
-  return [...known].sort(([a], [b]) => byBytes(a, b)).map(([name, list]) => {
+  return [...known];
+}
+
+function networkViews(lists: readonly NetworkList[], cached: readonly Cached[], all: readonly Pool[]): NetworkView[] {
+  return knownLists(lists, cached, all).sort(([a], [b]) => byBytes(a, b)).map(([name, list]) => {
     const bridge = list?.plugins.find(({ type }) => type === "bridge");
     const own = all.filter(({ network }) => network === name);
     return {
@@ -292,8 +294,7 @@ interface Around {
 
 /** What is known of an attachment that is on disk. */
 function viewOf(cached: Cached, around: Around): View {
-  const { network, containerId, ifName } = cached;
-  const { netns } = cached;
+  const { network, containerId, ifName, netns } = cached;
   const { state, evidence } = lifeOf(cached, around.evidence);
   const result = resultOf(cached);
   const pod = around.pods.get(netns);
@@ -345,24 +346,9 @@ function peerOf(inside: Link, links: readonly Link[]): Link | undefined {
   );
 }
 
-function isHolder(
-  lease: LeaseView,
-  { network, containerId, ifName }: Pick<View, "network" | "containerId" | "ifName">,
-): boolean {
-  return lease.network === network && lease.containerId === containerId &&
-    (lease.ifName === undefined || lease.ifName === ifName);
-}
-
-interface Facts {
-  readonly network: string;
-  readonly containerId: string;
-  readonly ifName: string;
-  readonly netns: string;
-  readonly state: View["state"];
+interface Facts extends Pick<View, "network" | "containerId" | "ifName" | "netns" | "state" | "addresses" | "ports"> {
   /** What the state is known by. */
   readonly evidence: string;
-  readonly addresses: readonly string[];
-  readonly ports: readonly unknown[];
   readonly inside: Link | undefined;
   readonly outside: Link | undefined;
   /** All links in the container; undefined when it cannot be entered. */
@@ -373,39 +359,24 @@ interface Facts {
 }
 
 function problemsOf(facts: Facts, around: Around): Problem[] {
-  const { network, containerId, ifName, netns, state, evidence, pod, inside, outside, addresses, result } = facts;
-  const del = `cnibox del ${network} --id ${containerId} --ifname ${ifName}`;
+  const { network, ifName, netns, state, evidence, pod, inside, outside, addresses, result } = facts;
   if (state === "gone") {
     const text = netns === "" ? evidence : `its namespace ${netns} is gone`;
     return [{ code: "netns-gone", text, fix: `cnibox gc ${network}` }];
   }
   const problems: Problem[] = [];
   if (state === "unknown") problems.push({ code: "not-examined", text: evidence, fix: "" });
-  if (pod && !inside) {
-    problems.push({
-      code: "interface-missing",
-      text: `there is no ${ifName} in ${netns}`,
-      fix: `${del}, then add it again`,
-    });
-  } else if (inside) {
+  const fix = `${delCommand(facts)}, then add it again`;
+  if (pod && !inside) problems.push({ code: "interface-missing", text: `there is no ${ifName} in ${netns}`, fix });
+  else if (inside) {
     const there = new Set((inside.addr_info ?? []).map(({ local }) => local));
     for (const cidr of addresses) {
-      const ip = cidr.split("/")[0] ?? "";
-      if (!there.has(ip)) {
-        problems.push({
-          code: "address-missing",
-          text: `${ifName} does not have ${cidr}`,
-          fix: `${del}, then add it again`,
-        });
-      }
+      if (there.has(cidr.split("/")[0] ?? "")) continue;
+      problems.push({ code: "address-missing", text: `${ifName} does not have ${cidr}`, fix });
     }
     const pair = inside.linkinfo?.info_kind === "veth" && (result?.interfaces ?? []).some(({ sandbox }) => !sandbox);
     if (pair && !outside && around.seesLinks) {
-      problems.push({
-        code: "host-link-missing",
-        text: `the host's end of ${ifName} is gone`,
-        fix: `${del}, then add it again`,
-      });
+      problems.push({ code: "host-link-missing", text: `the host's end of ${ifName} is gone`, fix });
     }
   }
   problems.push(...leaseProblems(facts, around));
@@ -414,27 +385,19 @@ function problemsOf(facts: Facts, around: Around): Problem[] {
 }
 
 /** Addresses of host-local and cluster that no lease names, or that others have as well. */
-function leaseProblems({ network, containerId, ifName, addresses, own, list }: Facts, around: Around): Problem[] {
-  const ipam = list?.plugins.map(({ config }) => lookup(config, "ipam")).find((one) =>
-    isObject(one) && lookup(one, "type") !== undefined
-  );
-  const isKept = isObject(ipam) && ["host-local", "cluster"].includes(String(lookup(ipam, "type")));
+function leaseProblems(facts: Facts, around: Around): Problem[] {
+  const { network, addresses, own, list } = facts;
+  const ipam = list?.plugins.map(({ config }) => ipamType(config)).find((type) => type !== "") ?? "";
+  const isKept = ["host-local", "cluster"].includes(ipam);
   return addresses.flatMap((cidr): Problem[] => {
     const ip = cidr.split("/")[0] ?? "";
     const claims = around.judgement.duplicates.find((list) => list[0]?.ip === ip) ?? [];
-    const isOwn = (one: Claim) =>
-      one.pool.network === network && one.containerId === containerId &&
-      (one.ifName === undefined || one.ifName === ifName);
-    if (claims.some(isOwn)) {
-      const others = claims.filter((one) => !isOwn(one)).map((one) =>
-        `${one.containerId} ${one.ifName ?? ""}`.trim() +
-        (one.pool.network === network ? "" : ` on ${one.pool.network}`)
+    if (claims.some((one) => isHolder(one, facts))) {
+      const others = claims.filter((one) => !isHolder(one, facts)).map((one) =>
+        `${one.containerId} ${one.ifName ?? ""}`.trim() + (one.network === network ? "" : ` on ${one.network}`)
       );
-      return [{
-        code: "address-shared",
-        text: `${ip} is also that of ${others.join(" and ")}`,
-        fix: `cnibox del ${network} --id ${containerId} --ifname ${ifName}, then add it again`,
-      }];
+      const text = `${ip} is also that of ${others.join(" and ")}`;
+      return [{ code: "address-shared", text, fix: `${delCommand(facts)}, then add it again` }];
     }
     if (!isKept || own.some((lease) => lease.ip === ip)) return [];
     const other = around.leases.find((lease) => lease.ip === ip && lease.network === network);
@@ -512,13 +475,11 @@ function uncachedProblem({ network, ip, state, evidence }: LeaseView, of: View["
 }
 
 /** Whose a host's end is by its alias, and whether the other end is in another namespace: then that one lives. */
-export function ownerByAlias({ ifalias, link_netnsid }: Link): (Owner & { lives: boolean }) | undefined {
+export function ownerByAlias({ ifalias, link_netnsid }: Link): (Required<Owner> & { lives: boolean }) | undefined {
   const [, network, containerId, ifName] = /^cni:([^:]+):([^:]+):(.+)$/s.exec(ifalias ?? "") ?? [];
   if (network === undefined || containerId === undefined || ifName === undefined) return undefined;
   return { network, containerId, ifName, lives: link_netnsid !== undefined };
 }
-
-type Owner = Pick<View, "network" | "containerId" | "ifName">;
 
 /** Host ends of pairs whose alias names nobody. */
 function orphanLinks(views: readonly View[], links: readonly Link[]): Orphan[] {
@@ -526,17 +487,14 @@ function orphanLinks(views: readonly View[], links: readonly Link[]): Orphan[] {
     const owner = ownerByAlias(link);
     if (!owner) return [];
     const { network: name, containerId, ifName, lives } = owner;
-    const isKnown = views.some((view) =>
-      view.network === name && view.containerId === containerId && view.ifName === ifName
-    );
-    if (isKnown) return [];
+    if (views.some((view) => isHolder(owner, view))) return [];
     return [{
       what: "link" as const,
       name: link.ifname,
       network: name,
       text: `link of container ${containerId} (${ifName}), which nobody knows` +
         (lives ? ", and whose namespace lives" : ""),
-      fix: lives ? `cnibox del ${name} --id ${containerId} --ifname ${ifName}` : `cnibox gc ${name}`,
+      fix: lives ? delCommand(owner) : `cnibox gc ${name}`,
     }];
   });
 }

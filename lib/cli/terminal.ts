@@ -145,6 +145,17 @@ function shortened(cell: string, width: number): string {
   return `${before}${[...escaped(text)].slice(0, width - 1).join("")}…${after}`;
 }
 
+/** `1 rule`, `2 rules` */
+export const counted = (number: number, word: string) => `${number} ${word}${number === 1 ? "" : "s"}`;
+
+/** Lines below titles: the first line of each stands beside its dim title. */
+export function sections(paint: Paint): { section(title: string, lines: readonly string[]): void; rows: string[][] } {
+  const rows: string[][] = [];
+  const section = (title: string, lines: readonly string[]) =>
+    lines.forEach((line, at) => rows.push([paint("dim", at === 0 ? title : ""), line]));
+  return { section, rows };
+}
+
 /** Breaks text into lines of at most `width` columns. */
 export function wrapped(text: string, width: number): string[] {
   const lines: string[] = [];

@@ -4,21 +4,21 @@ import { extensionOf } from "../cni/conflist.ts";
 import { byBytes, CHAIN } from "../cni/member.ts";
 import { findPlugin } from "../cni/delegate.ts";
 import { toCniError } from "../cni/error.ts";
-import type { Keys } from "../cni/decode.ts";
 import type { Plugin } from "../cni/plugin.ts";
 import { isName } from "../cni/skel.ts";
 import { VERSIONS } from "../cni/types.ts";
 import { isKnownVersion, versionParts } from "../cni/version.ts";
 import { exists } from "../kernel/regular_file.ts";
 import { formatPrefix, type Prefix, prefixesOverlap } from "../net/cidr.ts";
-import { type CommandCall, nearest } from "./command.ts";
+import { type CommandCall, nearest, tell } from "./command.ts";
 import { checkDuplicates, checkKeys } from "./config_keys.ts";
 import { IPAM_RULES, type MemberView, NEEDS_OTHERS, RULES } from "./config_rules.ts";
 import { type Finding, Section, type Severity, shown, Source } from "./config_source.ts";
 import { type Node, valueOf } from "./jsonc.ts";
+import { capabilitiesOf, keysBelow } from "./schema.ts";
 import { watchedRuntime } from "./runtime.ts";
-import { fileError, type Folders, foldersOf, readFound, readText } from "./setup.ts";
-import { jsonDocument, oneLine, painter, say } from "./terminal.ts";
+import { entriesOf, fileError, type Folders, foldersOf, readFound, readText } from "./setup.ts";
+import { counted, oneLine, painter } from "./terminal.ts";
 
 /** Exit statuses of `validate`. */
 const RESULT = { clean: 0, warnings: 1, errors: 2 } as const;
@@ -26,23 +26,12 @@ const RESULT = { clean: 0, warnings: 1, errors: 2 } as const;
 /** `cnibox validate` */
 export async function validate(call: CommandCall): Promise<number> {
   const folders = foldersOf(call);
-  const { runtime, close } = watchedRuntime(call, folders);
-  try {
-    const report = await examine(call.args.length > 0 ? call.args : [folders.conf], {
-      runtime,
-      folders,
-      names: call.invocation.names,
-    });
-    say(call.is("json") ? jsonDocument({ ...report }) : textOf(report));
-    const worst = report.findings.some(({ severity }) => severity === "error")
-      ? RESULT.errors
-      : report.findings.some(({ severity }) => severity === "warning")
-      ? RESULT.warnings
-      : RESULT.clean;
-    return worst;
-  } finally {
-    close();
-  }
+  using watched = watchedRuntime(call, folders);
+  const known = { runtime: watched.runtime, folders, names: call.invocation.names };
+  const report = await examine(call.args.length > 0 ? call.args : [folders.conf], known);
+  tell(call, { ...report }, () => textOf(report));
+  const has = (wanted: Severity) => report.findings.some(({ severity }) => severity === wanted);
+  return has("error") ? RESULT.errors : has("warning") ? RESULT.warnings : RESULT.clean;
 }
 
 /** What was found in some files. */
@@ -84,7 +73,7 @@ const READ = [".conflist", ".conf", ".json"];
 export async function examine(paths: readonly string[], known: Known): Promise<Report> {
   const networks: Network[] = [];
   const extra: Finding[] = [];
-  const picked: { folder: string; file: string; network: string; usable: boolean }[] = [];
+  const picked: Report["picked"][number][] = [];
   for (const path of paths) {
     if (isFolder(path)) {
       const folder = path.length > 1 ? path.replace(/\/+$/, "") : path;
@@ -129,14 +118,8 @@ async function folderNetworks(folder: string, known: Known, extra: Finding[]): P
     }
     // Whoever left these behind may wonder why they do nothing, or be glad.
     if (/\.(conflist|conf|json)\W?\w*$/.test(name)) {
-      extra.push({
-        file,
-        line: 0,
-        column: 0,
-        severity: "note",
-        rule: "not-read",
-        message: `not read by runtimes: the name does not end in ${READ.join(", ")}`,
-      });
+      const message = `not read by runtimes: the name does not end in ${READ.join(", ")}`;
+      extra.push({ file, line: 0, column: 0, severity: "note", rule: "not-read", message });
     }
   }
   return networks;
@@ -196,15 +179,8 @@ async function fileNetwork(file: string, known: Known, read = readText): Promise
 
 const nameOf = (file: string) => file.slice(file.lastIndexOf("/") + 1);
 
-const LIST_KEYS = [
-  "cniVersion",
-  "cniVersions",
-  "name",
-  "disableCheck",
-  "disableGC",
-  "loadOnlyInlinedPlugins",
-  "plugins",
-];
+const FLAGS = ["disableCheck", "disableGC", "loadOnlyInlinedPlugins"];
+const LIST_KEYS = ["cniVersion", "cniVersions", "name", ...FLAGS, "plugins"];
 
 async function list(section: Section, network: Network, known: Known): Promise<void> {
   const { source } = section;
@@ -224,7 +200,7 @@ async function list(section: Section, network: Network, known: Known): Promise<v
   }
   checkName(section, network);
   const version = checkVersion(section);
-  for (const key of ["disableCheck", "disableGC", "loadOnlyInlinedPlugins"]) checkFlag(section, key);
+  for (const key of FLAGS) checkFlag(section, key);
   const property = section.exactly("plugins");
   const folder = `${
     network.file.includes("/") ? network.file.slice(0, network.file.lastIndexOf("/")) : "."
@@ -247,14 +223,14 @@ async function list(section: Section, network: Network, known: Known): Promise<v
     return;
   }
   const members: Section[] = [];
-  nodes.forEach((node, index) => {
+  for (const [index, node] of nodes.entries()) {
     if (node.kind === "object") members.push(new Section(source, node));
     else {source.error(
         "plugins",
         node,
         `"plugins.${index}" is ${shown(valueOf(node))}: an object in braces belongs here`,
       );}
-  });
+  }
   for (const file of siblings) {
     const inner = sourceOf(file, readFound);
     const root = inner.findings.length > 0 ? undefined : inner.parse();
@@ -267,46 +243,34 @@ async function list(section: Section, network: Network, known: Known): Promise<v
 }
 
 function siblingsOf(folder: string): string[] {
-  try {
-    return [...Deno.readDirSync(folder)].filter(({ name, isDirectory }) =>
-      !isDirectory && extensionOf(name) === ".conf"
-    )
-      .map(({ name }) => `${folder}/${name}`).sort(byBytes);
-  } catch {
-    return [];
-  }
+  return entriesOf(folder).filter(({ name, isDirectory }) => !isDirectory && extensionOf(name) === ".conf")
+    .map(({ name }) => `${folder}/${name}`).sort(byBytes);
 }
 
 async function single(section: Section, network: Network, known: Known): Promise<void> {
   checkName(section, network);
   const version = checkVersion(section);
-  for (const key of ["disableCheck", "disableGC", "loadOnlyInlinedPlugins", "cniVersions"]) {
-    if (section.get(key) !== undefined) {
-      section.source.warn(
-        "no-effect",
-        section.at(key),
-        `"${key}" has no effect in a single configuration`,
-        "make it a .conflist",
-      );
-    }
+  for (const key of [...FLAGS, "cniVersions"]) {
+    if (section.get(key) === undefined) continue;
+    const text = `"${key}" has no effect in a single configuration`;
+    section.source.warn("no-effect", section.at(key), text, "make it a .conflist");
   }
   await checkMembers([section], network, { known, version });
 }
 
 function checkName(section: Section, network: Network): void {
-  const { source } = section;
   const property = section.property("name");
   if (!property || property.value.kind === "null") {
-    source.error("name", section.node, 'the network has no "name"', '"name": "mynet"');
+    section.source.error("name", section.node, 'the network has no "name"', '"name": "mynet"');
     return;
   }
   const name = valueOf(property.value);
-  if (typeof name !== "string") source.error("name", property.value, `"name" is ${shown(name)}: write a string`);
-  else if (name === "") source.error("name", property.value, '"name" is empty');
+  if (typeof name !== "string") section.wrong("name", "name", `"name" is ${shown(name)}: write a string`);
+  else if (name === "") section.wrong("name", "name", '"name" is empty');
   else if (!isName(name)) {
-    source.error(
+    section.wrong(
       "name",
-      property.value,
+      "name",
       `"name" is ${shown(name)}: letters, digits, "_", "." and "-" are allowed, the first a letter or digit`,
     );
   } else {
@@ -336,14 +300,10 @@ function checkVersion(section: Section): string {
       source.warn("version", section.node, 'there is no "cniVersion": that means 0.1.0', 'add "cniVersion": "1.0.0"');
     }
   } else if (typeof value !== "string") {
-    source.error("version", property.value, `"cniVersion" is ${shown(value)}: write a string such as "1.0.0"`);
+    section.wrong("version", "cniVersion", `"cniVersion" is ${shown(value)}: write a string such as "1.0.0"`);
   } else if (value !== "" && !isKnownVersion(value)) {
-    source.error(
-      "version",
-      property.value,
-      `"cniVersion" is "${value}", which no plugin speaks`,
-      `there are ${VERSIONS.join(", ")}`,
-    );
+    const text = `"cniVersion" is "${value}", which no plugin speaks`;
+    section.wrong("version", "cniVersion", text, `there are ${VERSIONS.join(", ")}`);
   } else candidates.push(value);
   return candidates.sort((a, b) => VERSIONS.indexOf(a as never) - VERSIONS.indexOf(b as never)).at(-1) ?? "";
 }
@@ -420,87 +380,50 @@ function declared(member: Section): string[] {
 
 async function checkMember(view: MemberView, known: Known): Promise<void> {
   const { member, type, index, types, version } = view;
-  const { source } = member;
   const property = member.property("type");
   if (!property || type === "") {
-    const value = property && valueOf(property.value);
-    source.error(
-      "type",
-      property?.value ?? member.node,
-      value === undefined || value === "" || value === null
-        ? 'plugin without "type"'
-        : `"type" is ${shown(value)}: write a string`,
-      `one of ${known.names.join(", ")}`,
-    );
+    const value = member.get("type") ?? "";
+    const text = value === "" ? 'plugin without "type"' : `"type" is ${shown(value)}: write a string`;
+    member.wrong("type", "type", text, `one of ${known.names.join(", ")}`);
     return;
   }
   if (type.includes("/") || type === "." || type === "..") {
-    source.error("type", property.value, `"type" is ${shown(type)}: a plain file name, without a slash`);
+    member.wrong("type", "type", `"type" is ${shown(type)}: a plain file name, without a slash`);
     return;
   }
   const plugin = await pluginOf(type, property.value, view, known);
   if (plugin?.kind === "ipam") {
-    source.error(
-      "type",
-      property.value,
-      `${type} gives out addresses: it is not a plugin of a list`,
-      `write "ipam": {"type": "${type}", …} in a plugin such as bridge`,
-    );
+    const hint = `write "ipam": {"type": "${type}", …} in a plugin such as bridge`;
+    member.wrong("type", "type", `${type} gives out addresses: it is not a plugin of a list`, hint);
     return;
   }
   if (plugin && index === 0 && NEEDS_OTHERS.includes(type) && !(type === "tuning" && types.length === 1)) {
-    source.error(
-      "order",
-      property.value,
-      `${type} comes first: it changes what another plugin has made`,
-      "put it behind a plugin such as bridge",
-    );
+    const text = `${type} comes first: it changes what another plugin has made`;
+    member.wrong("order", "type", text, "put it behind a plugin such as bridge");
   }
   if (plugin && index > 0 && plugin.kind === "main" && type !== "loopback" && types.slice(0, index).includes(type)) {
-    source.warn("order", property.value, `${type} is there twice: both make the same interface`);
+    member.doubtful("order", "type", `${type} is there twice: both make the same interface`);
   }
   const ipam = await ipamOf(view, known);
   if (plugin) {
     checkKeys(member, plugin.keys, {
       of: type,
-      elsewhere: ipam ? [['in "ipam"', ipamKeys(ipam.plugin)]] : [],
-      besides: ["disableCheck", "disableGC", "loadOnlyInlinedPlugins", "cniVersions"],
+      elsewhere: ipam ? [['in "ipam"', Object.keys(keysBelow(ipam.plugin, "ipam") ?? {})]] : [],
+      besides: [...FLAGS, "cniVersions"],
     });
     checkCapabilities(view, plugin, ipam?.plugin);
     if (version !== "" && !plugin.versions.includes(version) && isKnownVersion(version)) {
-      source.error(
-        "version",
-        property.value,
-        `${type} does not speak version ${version}`,
-        `it speaks ${plugin.versions.join(", ")}`,
-      );
+      const hint = `it speaks ${plugin.versions.join(", ")}`;
+      member.wrong("version", "type", `${type} does not speak version ${version}`, hint);
     }
   }
   if (ipam) {
-    const keys = ipam.plugin.keys["ipam"]?.below;
-    const above = plugin ? Object.keys(plugin.keys) : [];
-    if (!plugin && keys && "keys" in keys) {
-      checkKeys(ipam.section, keys.keys, {
-        of: ipam.plugin.name,
-        elsewhere: [["one level up", above]],
-        besides: ["type"],
-      });
-    } else if (keys && "keys" in keys) {
-      checkKeys(ipam.section, keys.keys, {
-        of: ipam.plugin.name,
-        elsewhere: [[`one level up, in ${type}`, above]],
-        besides: ["type"],
-      });
-    }
+    const keys = keysBelow(ipam.plugin, "ipam");
+    const above = plugin ? [[`one level up, in ${type}`, Object.keys(plugin.keys)] as const] : [];
+    if (keys) checkKeys(ipam.section, keys, { of: ipam.plugin.name, elsewhere: above, besides: ["type"] });
     IPAM_RULES[ipam.plugin.name]?.(view, ipam.section);
   }
   RULES[type]?.(view);
-}
-
-/** Keys of an IPAM plugin's own section. */
-function ipamKeys(plugin: Plugin): string[] {
-  const below = plugin.keys["ipam"]?.below;
-  return below && "keys" in below ? Object.keys(below.keys as Keys) : [];
 }
 
 /** The plugin of a type, when it is ours; says when it cannot be found or does not fit. */
@@ -520,7 +443,8 @@ async function pluginOf(
   }
   const where = path.join(":");
   if (file === "" && !(own && !pathGiven && !exists(path[0] ?? "", { links: true }))) {
-    const near = own ? undefined : nearest(type, [...known.names, ...installed(path)]);
+    const installed = path.flatMap(entriesOf).map(({ name }) => name);
+    const near = own ? undefined : nearest(type, [...known.names, ...installed]);
     const hint = near
       ? `did you mean "${near}"?`
       : own
@@ -532,16 +456,6 @@ async function pluginOf(
   return own;
 }
 
-function installed(path: readonly string[]): string[] {
-  return path.flatMap((folder) => {
-    try {
-      return [...Deno.readDirSync(folder)].map(({ name }) => name);
-    } catch {
-      return [];
-    }
-  });
-}
-
 async function checkForeign(
   type: string,
   node: Node,
@@ -551,12 +465,8 @@ async function checkForeign(
     const versions = await probeVersions(type, { ...known.runtime, limitMs: known.runtime.limitMs ?? 3_000 });
     const wanted = version || "0.1.0";
     if (!versions.includes(wanted)) {
-      member.source.error(
-        "version",
-        node,
-        `${type} does not speak version ${wanted}`,
-        `it speaks ${versions.join(", ")}`,
-      );
+      const hint = `it speaks ${versions.join(", ")}`;
+      member.source.error("version", node, `${type} does not speak version ${wanted}`, hint);
     }
   } catch (error) {
     member.source.warn("version", node, `${type} does not say which versions it speaks: ${toCniError(error).msg}`);
@@ -569,12 +479,8 @@ async function ipamOf(view: MemberView, known: Known): Promise<{ section: Sectio
   const property = member.property("ipam");
   if (!property || property.value.kind === "null") return undefined;
   if (property.value.kind !== "object") {
-    member.source.error(
-      "value",
-      property.value,
-      `"ipam" is ${shown(valueOf(property.value))}: an object in braces belongs here`,
-      '"ipam": {"type": "host-local", …}',
-    );
+    const text = `"ipam" is ${shown(valueOf(property.value))}: an object in braces belongs here`;
+    member.wrong("value", "ipam", text, '"ipam": {"type": "host-local", …}');
     return undefined;
   }
   const section = new Section(member.source, property.value);
@@ -582,12 +488,8 @@ async function ipamOf(view: MemberView, known: Known): Promise<{ section: Sectio
   const type = node && valueOf(node);
   if (node === undefined || type === "" || type === null) {
     if (section.properties.length > 0) {
-      member.source.error(
-        "type",
-        node ?? property,
-        '"ipam" without "type": nobody gives addresses',
-        '"type": "host-local"',
-      );
+      const text = '"ipam" without "type": nobody gives addresses';
+      member.source.error("type", node ?? property, text, '"type": "host-local"');
     }
     return undefined;
   }
@@ -602,41 +504,18 @@ async function ipamOf(view: MemberView, known: Known): Promise<{ section: Sectio
   const plugin = await pluginOf(type, node, view, known);
   if (!plugin) return undefined;
   if (plugin.kind !== "ipam") {
-    const names = await Promise.all(
-      known.names.map(async (name) => (await known.runtime.registry(name))?.kind === "ipam" ? name : ""),
-    );
-    member.source.error(
-      "type",
-      node,
-      `${type} gives out no addresses`,
-      `one of ${names.filter((name) => name !== "").join(", ")}`,
-    );
+    const all = await Promise.all(known.names.map((name) => known.runtime.registry(name)));
+    const names = all.filter((one) => one?.kind === "ipam").map((one) => one?.name);
+    member.source.error("type", node, `${type} gives out no addresses`, `one of ${names.join(", ")}`);
     return undefined;
   }
   return { section, plugin };
 }
 
 const CAPABILITIES = [
-  ...[
-    "portMappings",
-    "ipRanges",
-    "bandwidth",
-    "dns",
-    "ips",
-    "mac",
-    "infinibandGUID",
-    "deviceID",
-    "aliases",
-    "cgroupPath",
-  ],
-  "io.kubernetes.cri.pod-annotations",
+  ...["portMappings", "ipRanges", "bandwidth", "dns", "ips", "mac", "infinibandGUID", "deviceID", "aliases"],
+  ...["cgroupPath", "io.kubernetes.cri.pod-annotations"],
 ];
-
-/** Capabilities that a plugin reads: the keys of its `runtimeConfig`. */
-function capabilitiesOf(plugin: Plugin): string[] {
-  const below = plugin.keys["runtimeConfig"]?.below;
-  return below && "keys" in below ? Object.keys(below.keys) : [];
-}
 
 function checkCapabilities(
   { member, type, capabilities, types, members }: MemberView,
@@ -663,14 +542,12 @@ function checkCapabilities(
       : undefined;
     source.warn("capability", property, `${type} does not read the capability "${key}"`, hint);
   }
-  const own: Readonly<Record<string, string>> = { portmap: "portMappings" };
-  const needed = own[type];
-  if (needed !== undefined && !capabilities.includes(needed)) {
+  if (type === "portmap" && !capabilities.includes("portMappings")) {
     source.warn(
       "capability",
       section?.node ?? member.node,
-      `${type} never hears of ports: it does not declare "${needed}"`,
-      `add "capabilities": {"${needed}": true}`,
+      'portmap never hears of ports: it does not declare "portMappings"',
+      'add "capabilities": {"portMappings": true}',
     );
   }
 }
@@ -684,7 +561,6 @@ const OWNERS: Readonly<Record<string, readonly string[]>> = {
 
 /** What only shows when several files are seen together. */
 function acrossFiles(networks: readonly Network[]): void {
-  const at = (source: Source, node: Node) => new Section(source, node);
   networks.forEach((one, index) => {
     for (const other of networks.slice(0, index)) {
       if (one.name !== undefined && one.name === other.name && one.nameAt) {
@@ -701,7 +577,7 @@ function acrossFiles(networks: readonly Network[]): void {
       for (const subnet of one.subnets) {
         const clash = other.subnets.find(({ prefix }) => prefixesOverlap(prefix, subnet.prefix));
         if (!clash) continue;
-        at(one.source, subnet.place).source.warn(
+        one.source.warn(
           "overlap",
           subnet.place,
           `${formatPrefix(subnet.prefix)} overlaps ${formatPrefix(clash.prefix)} of network "${other.name}" in ${
@@ -757,7 +633,6 @@ function textOf({ files, findings, picked }: Report): string {
     }`;
   });
   const count = (severity: Severity) => findings.filter((one) => one.severity === severity).length;
-  const plural = (number: number, word: string) => `${number} ${word}${number === 1 ? "" : "s"}`;
   if (lines.length > 0) lines.push("");
   for (const { folder, file, network, usable } of picked) {
     lines.push(
@@ -773,7 +648,7 @@ function textOf({ files, findings, picked }: Report): string {
   const [errors, warnings] = [count("error"), count("warning")];
   const verdict = errors + warnings === 0
     ? paint("green", "nothing wrong")
-    : `${plural(errors, "error")}, ${plural(warnings, "warning")}`;
-  lines.push(`${plural(files.length, "file")}: ${verdict}`);
+    : `${counted(errors, "error")}, ${counted(warnings, "warning")}`;
+  lines.push(`${counted(files.length, "file")}: ${verdict}`);
   return `${lines.join("\n")}\n`;
 }

@@ -202,7 +202,8 @@ export function withSiblings(list: NetworkList, file: string): NetworkList {
   return { ...list, plugins };
 }
 
-function inFile<T>(file: string, work: () => T): T {
+/** Does what may find a mistake in a file's text: the error then names the file. */
+export function inFile<T>(file: string, work: () => T): T {
   try {
     return work();
   } catch (error) {

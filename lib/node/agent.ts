@@ -21,7 +21,15 @@ import { StoreError } from "../store/store.ts";
 import type { NodeConf } from "./conf.ts";
 import { conflistText, MARK, type Shares, subnetEnv } from "./files.ts";
 import { dropMasquerade, type Firewall, firewallOf, keepMasquerade } from "./masquerade.ts";
-import { derivedMac, familiesOf, type NetworkConf, type NodeRecord, ofFamily, parseNetworkConf } from "./records.ts";
+import {
+  derivedMac,
+  familiesOf,
+  invalid,
+  type NetworkConf,
+  type NodeRecord,
+  ofFamily,
+  parseNetworkConf,
+} from "./records.ts";
 import { applyRepair, concerns, kernelState, type Repair, repair, withdrawal } from "./reconcile.ts";
 import type { Snapshot, Source, SourceEvent } from "./source.ts";
 import {
@@ -175,7 +183,7 @@ export class Agent {
       await this.#finish(round, problems);
     }
     const status = this.#status(round, problems);
-    this.#remember();
+    keepFile(this.world.places.memory, memoryText(this.#memory));
     keepFile(this.world.places.status, `${JSON.stringify(status)}\n`, 0o644);
     this.#sayNew(problems);
     return status;
@@ -211,11 +219,7 @@ export class Agent {
     const text = conf.network ? JSON.stringify(conf.network) : this.#memory.network;
     try {
       if (text === undefined) {
-        throw new CniError(
-          code.config,
-          `${this.world.source.name} has no network configuration`,
-          'name it under "network"',
-        );
+        throw invalid(`${this.world.source.name} has no network configuration`, 'name it under "network"');
       }
       const network = parseNetworkConf(text, conf.network ? '"network"' : this.world.source.name);
       const names = network.backend.type === "vxlan"
@@ -250,7 +254,7 @@ export class Agent {
           conf: network,
           previous: own,
         });
-        if (own && !sameSubnets(own.record, claimed.record)) {
+        if (own && shown(own.record) !== shown(claimed.record)) {
           this.world.say(`this node's subnets were ${shown(own.record)} and are ${shown(claimed.record)} now`);
         }
         this.#claimed = true;
@@ -262,10 +266,8 @@ export class Agent {
       }
     }
     if (own === undefined) {
-      throw new CniError(
-        code.tryAgain,
-        `node "${conf.node}" has no subnet yet: ${this.#store.error ?? "it is being asked for"}`,
-      );
+      const why = this.#store.error ?? "it is being asked for";
+      throw new CniError(code.tryAgain, `node "${conf.node}" has no subnet yet: ${why}`);
     }
     return own.record;
   }
@@ -275,11 +277,7 @@ export class Agent {
     const { source, conf } = this.world;
     const record = this.#memory.records.get(conf.node);
     if (record === undefined) {
-      throw new CniError(
-        code.config,
-        `${source.name} has no node "${conf.node}"`,
-        'see "node", or NODENAME of the environment',
-      );
+      throw invalid(`${source.name} has no node "${conf.node}"`, 'see "node", or NODENAME of the environment');
     }
     for (const { network: { address: { family } } } of rules) {
       if (ofFamily(record.subnets, family)) continue;
@@ -373,18 +371,11 @@ export class Agent {
     const before = readFileIfThere(path);
     const mine = before === undefined || before === text || isOurs(before) || before === this.#memory.files[path];
     if (!mine && !this.world.takeOver) {
-      throw new CniError(
-        code.io,
-        `${path} is there and was not written by this program`,
-        "remove it, or use --take-over",
-      );
+      const text = `${path} is there and was not written by this program`;
+      throw new CniError(code.io, text, "remove it, or use --take-over");
     }
     keepFile(path, text, 0o644);
     this.#memory = { ...this.#memory, files: { ...this.#memory.files, [path]: text } };
-  }
-
-  #remember(): void {
-    keepFile(this.world.places.memory, memoryText(this.#memory));
   }
 
   #status(round: Round | undefined, problems: readonly Problem[]): Status {
@@ -442,10 +433,6 @@ function overlaps(record: NodeRecord, others: Iterable<NodeRecord>): boolean {
 
 function shown({ subnets }: NodeRecord): string {
   return subnets.map(formatPrefix).join(", ");
-}
-
-function sameSubnets(one: NodeRecord, other: NodeRecord): boolean {
-  return shown(one) === shown(other);
 }
 
 /** Do both say the same, subnets aside? */

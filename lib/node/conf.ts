@@ -17,6 +17,7 @@ import type { JsonObject } from "../cni/types.ts";
 import { etcdKeys, keyPrefix, kubernetesKeys } from "../ipam/cluster_conf.ts";
 import { type Address, parseAddress } from "../net/cidr.ts";
 import { isLinkName } from "../net/link_name.ts";
+import { invalid } from "./records.ts";
 
 /** Where the file is unless another is named. */
 export const CONF_FILE = "/etc/cnibox/node.json";
@@ -79,25 +80,19 @@ export function parseNodeConf(text: string, where: string): NodeConf {
   const known = Object.keys(nodeKeys);
   const other = Object.keys(source).find((key) => !known.some((one) => one.toLowerCase() === key.toLowerCase()));
   if (other !== undefined) {
-    throw new CniError(
-      code.config,
-      `${where}: unknown key ${JSON.stringify(other)}`,
-      `known keys: ${known.join(", ")}`,
-    );
+    throw invalid(`${where}: unknown key ${JSON.stringify(other)}`, `known keys: ${known.join(", ")}`);
   }
   try {
     const { publicIPs, node, ...rest } = readKeys(source);
     const { etcd, kubernetes } = rest.store ?? {};
     if ((etcd === undefined) === (kubernetes === undefined)) {
-      throw new CniError(
-        code.config,
+      throw invalid(
         `${where}: "store" names ${etcd === undefined ? "neither etcd nor kubernetes" : "both etcd and kubernetes"}`,
         'write "store": {"etcd": {"endpoints": ["http://10.0.0.1:2379"]}} or {"kubernetes": {}}',
       );
     }
     if (kubernetes && rest.network === undefined) {
-      throw new CniError(
-        code.config,
+      throw invalid(
         `${where}: "network" is missing`,
         'write "network": {"Network": "10.42.0.0/16", "Backend": {"Type": "vxlan"}}, the cluster\'s pod network',
       );
@@ -105,7 +100,7 @@ export function parseNodeConf(text: string, where: string): NodeConf {
     return { ...rest, node: node ?? (Deno.env.get("NODENAME") || Deno.hostname()), publicIps: publicIPs ?? [] };
   } catch (error) {
     if (!(error instanceof FieldError)) throw error;
-    throw new CniError(code.config, `${where}: ${error.msg}`, error.advice);
+    throw invalid(`${where}: ${error.msg}`, error.advice);
   }
 }
 

@@ -112,7 +112,7 @@ export function repair(wanted: Wanted, now: KernelState, { takeOver }: { readonl
   for (const device of wanted.devices) {
     const found = now.links.find(({ ifname }) => ifname === device.name);
     const { lines, problem, made } = deviceLines(device, found, takeOver);
-    links.push(...lines);
+    links.push(...lines.map(own));
     if (made) fresh.add(device.name);
     if (problem === undefined) continue;
     blocked.add(device.name);
@@ -144,18 +144,16 @@ function deviceLines(
   device: WantedDevice,
   found: Link | undefined,
   takeOver: boolean,
-): { lines: PlannedLine[]; problem?: string; made?: boolean } {
+): { lines: string[]; problem?: string; made?: boolean } {
   const { name, vni, port, local, link, mac, mtu, address } = device;
   const add = [
-    own(
-      `link add name ${name} address ${mac} mtu ${mtu} group ${GROUP} type vxlan id ${vni} local ${local} dev ${link} dstport ${port} nolearning`,
-    ),
-    own(`addr add ${address} dev ${name}`),
-    own(`link set dev ${name} up`),
+    `link add name ${name} address ${mac} mtu ${mtu} group ${GROUP} type vxlan id ${vni} local ${local} dev ${link} dstport ${port} nolearning`,
+    `addr add ${address} dev ${name}`,
+    `link set dev ${name} up`,
   ];
   if (found === undefined) return { lines: add, made: true };
   const differs = difference(device, found);
-  if (isOurs(found) && differs) return { lines: [own(`link del dev ${name}`), ...add], made: true };
+  if (isOurs(found) && differs) return { lines: [`link del dev ${name}`, ...add], made: true };
   if (!isOurs(found) && (differs || !takeOver)) {
     const why = differs ? ` and has ${differs}` : "";
     return {
@@ -164,19 +162,19 @@ function deviceLines(
         `a link ${name} is there that is not ours${why}: end the program that made it, then use --take-over or remove the link`,
     };
   }
-  const lines: PlannedLine[] = [];
-  if (!isOurs(found)) lines.push(own(`link set dev ${name} group ${GROUP}`));
-  if (found.address !== mac) lines.push(own(`link set dev ${name} address ${mac}`));
-  if (found.mtu !== mtu) lines.push(own(`link set dev ${name} mtu ${mtu}`));
+  const lines: string[] = [];
+  if (!isOurs(found)) lines.push(`link set dev ${name} group ${GROUP}`);
+  if (found.address !== mac) lines.push(`link set dev ${name} address ${mac}`);
+  if (found.mtu !== mtu) lines.push(`link set dev ${name} mtu ${mtu}`);
   let isThere = false;
   for (const { local, prefixlen, scope } of found.addr_info ?? []) {
     const text = `${local}/${prefixlen}`;
     if (text === address) isThere = true;
     // 253: the address of the link itself, which the kernel made.
-    else if (scope !== "253" && scope !== "link") lines.push(own(`addr del ${text} dev ${name}`));
+    else if (scope !== "253" && scope !== "link") lines.push(`addr del ${text} dev ${name}`);
   }
-  if (!isThere) lines.push(own(`addr add ${address} dev ${name}`));
-  if (!found.flags.includes("UP")) lines.push(own(`link set dev ${name} up`));
+  if (!isThere) lines.push(`addr add ${address} dev ${name}`);
+  if (!found.flags.includes("UP")) lines.push(`link set dev ${name} up`);
   return { lines };
 }
 

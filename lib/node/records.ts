@@ -21,6 +21,8 @@ import {
   prefixContains,
 } from "../net/cidr.ts";
 import { sha512 } from "../net/sha512.ts";
+import type { NodeObject } from "../store/kubernetes_nodes.ts";
+import { jsonObject, word } from "../store/store.ts";
 
 /** How packets get to other nodes. */
 export type BackendType = "host-gw" | "vxlan" | "none";
@@ -81,7 +83,8 @@ export function isInside({ address, length }: Prefix, { rules }: NetworkConf): b
   return rules.some(({ network }) => network.length <= length && prefixContains(network, address));
 }
 
-function invalid(msg: string, details: string): CniError {
+/** A configuration that cannot work. */
+export function invalid(msg: string, details: string): CniError {
   return new CniError(code.config, msg, details);
 }
 
@@ -195,14 +198,8 @@ export function subnetKey(subnets: readonly Prefix[]): string {
 
 /** Reads a subnet record of flannel's; undefined when it is not one. */
 export function parseSubnetRecord(key: string, text: string): NodeRecord | undefined {
-  const subnets = parseSubnetKey(key);
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch {
-    return undefined;
-  }
-  if (subnets === undefined || !isObject(value)) return undefined;
+  const [subnets, value] = [parseSubnetKey(key), jsonObject(text)];
+  if (subnets === undefined || value === undefined) return undefined;
   const publicIps = [value["PublicIP"], value["PublicIPv6"]].flatMap((one) => {
     const address = typeof one === "string" ? parseAddress(one) : undefined;
     return address && address.value !== 0n ? [address] : [];
@@ -249,10 +246,6 @@ function isMac(text: string): boolean {
   return /^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/i.test(text);
 }
 
-function word(value: unknown): string | undefined {
-  return typeof value === "string" && value !== "" ? value : undefined;
-}
-
 /**
  * Hardware address of a node's vxlan device where no record says one: the same for everybody who knows the node's name.
  */
@@ -262,16 +255,6 @@ export function derivedMac(node: string, family: Family, vni: number): string {
   return ["02", ...[0, 2, 4, 6, 8].map((at) => hash.slice(at, at + 2))].join(":");
 }
 
-/** A Node object of Kubernetes, as far as it is used. */
-export interface KubernetesNode {
-  readonly metadata: {
-    readonly name: string;
-    readonly annotations?: Readonly<Record<string, string>>;
-  };
-  readonly spec?: { readonly podCIDR?: string; readonly podCIDRs?: readonly string[] };
-  readonly status?: { readonly addresses?: readonly { readonly type: string; readonly address: string }[] };
-}
-
 const FLANNEL = "flannel.alpha.coreos.com";
 
 /**
@@ -279,7 +262,7 @@ const FLANNEL = "flannel.alpha.coreos.com";
  * addresses, which flanneld on other nodes still uses; for others they are made of the node's name, so nothing has to
  * be written.
  */
-export function recordOfNode({ metadata, spec, status }: KubernetesNode, { vni, type }: Backend): NodeRecord {
+export function recordOfNode({ metadata, spec, status }: NodeObject, { vni, type }: Backend): NodeRecord {
   const { name, annotations = {} } = metadata;
   const cidrs = spec?.podCIDRs ?? (spec?.podCIDR ? [spec.podCIDR] : []);
   const subnets = firstOfFamily(cidrs.flatMap((text) => parsePrefix(text) ?? []).map(networkPrefix));
@@ -292,18 +275,10 @@ export function recordOfNode({ metadata, spec, status }: KubernetesNode, { vni, 
   const vteps: { [family in Family]?: string } = {};
   for (const [family, key] of [[4, "backend-data"], [6, "backend-v6-data"]] as const) {
     if (backend === "vxlan") {
-      vteps[family] = annotatedMac(annotations[`${FLANNEL}/${key}`]) ?? derivedMac(name, family, vni);
+      vteps[family] = vtepOf(jsonObject(annotations[`${FLANNEL}/${key}`] ?? "")).mac ?? derivedMac(name, family, vni);
     }
   }
   return { name, subnets, publicIps, backend, vni, vteps, machineId: "" };
-}
-
-function annotatedMac(text: string | undefined): string | undefined {
-  try {
-    return text === undefined ? undefined : vtepOf(JSON.parse(text)).mac;
-  } catch {
-    return undefined;
-  }
 }
 
 function firstOfFamily<T extends Address | Prefix>(all: readonly T[]): T[] {

@@ -1,11 +1,11 @@
 /** Where nodes tell each other about themselves: an etcd in flannel's layout, or the Node objects of Kubernetes. */
 import { CniError, code } from "../cni/error.ts";
 import { formatAddress, type Prefix, prefixesOverlap, sameAddress } from "../net/cidr.ts";
-import type { NodeObjects } from "../store/kubernetes_nodes.ts";
+import type { NodeObject, NodeObjects } from "../store/kubernetes_nodes.ts";
 import type { Store, StoreRecord } from "../store/store.ts";
 import {
+  invalid,
   isInside,
-  type KubernetesNode,
   type NetworkConf,
   type NodeRecord,
   parseSubnetRecord,
@@ -143,8 +143,7 @@ class Etcd implements Source {
         continue;
       }
       if (record.machineId !== "" && record.machineId !== self.machineId) {
-        throw new CniError(
-          code.config,
+        throw invalid(
           `node "${record.name}" says that it has this node's address ${formatAddress(address)}`,
           `it is another machine; if it is gone for good, remove ${one.key} from ${this.name}`,
         );
@@ -208,9 +207,9 @@ function isSameNode(one: NodeRecord, other: NodeRecord): boolean {
 
 /** The Node objects of a cluster; nothing is written, since Kubernetes itself gives each node its subnets. */
 export function kubernetesSource(nodes: NodeObjects, conf: NetworkConf): Source {
-  const read = (node: unknown) => recordOfNode(node as KubernetesNode, conf.backend);
+  const read = (node: NodeObject) => recordOfNode(node, conf.backend);
   return {
-    name: nodes.name,
+    name: nodes.api.name,
     list: async () => {
       const { nodes: all, revision } = await nodes.list();
       const records = new Map(all.map((one) => [one.metadata.name, read(one)]));

@@ -1,6 +1,7 @@
 /** What `cnibox node` remembers: on disk over a reboot, and below /run for whoever asks how it is. */
 import { isObject } from "../cni/decode.ts";
 import { readFileIfThere, replaceFile } from "../kernel/state_file.ts";
+import { jsonObject } from "../store/store.ts";
 import { type NodeRecord, parseSubnetRecord, subnetKey, subnetRecord } from "./records.ts";
 import type { Claim } from "./source.ts";
 import type { Problem } from "./wanted.ts";
@@ -61,15 +62,10 @@ export function memoryText({ own, records, ...rest }: Memory): string {
   }\n`;
 }
 
-/** Reads a memory; what is not readable is not remembered. */
-export function parseMemory(text: string): Memory {
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch {
-    return NOTHING;
-  }
-  if (!isObject(value) || value["version"] !== 1) return NOTHING;
+/** What was remembered at a path; what is not readable is not. */
+export function readMemory(path: string): Memory {
+  const value = jsonObject(readFileIfThere(path) ?? "");
+  if (value?.["version"] !== 1) return NOTHING;
   const { source, revision, network, own, records, unconfirmed, files } = value;
   const record = (pair: unknown): NodeRecord | undefined =>
     Array.isArray(pair) ? parseSubnetRecord(String(pair[0]), String(pair[1])) : undefined;
@@ -88,12 +84,6 @@ export function parseMemory(text: string): Memory {
     unconfirmed: Array.isArray(unconfirmed) ? unconfirmed.map(String) : [],
     files: isObject(files) ? Object.fromEntries(Object.entries(files).map(([path, text]) => [path, String(text)])) : {},
   };
-}
-
-/** What was remembered at a path. */
-export function readMemory(path: string): Memory {
-  const text = readFileIfThere(path);
-  return text === undefined ? NOTHING : parseMemory(text);
 }
 
 /** How the node is, for people and probes. */

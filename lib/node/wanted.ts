@@ -2,6 +2,7 @@
 import type { Link } from "../kernel/ip.ts";
 import {
   type Address,
+  canonicalAddress,
   type Family,
   familyBits,
   formatAddress,
@@ -91,12 +92,8 @@ export function deviceName(family: Family, vni: number): string {
 
 /** The link with this address. */
 export function linkWith(links: readonly Link[], address: Address): Link | undefined {
-  return links.find(({ addr_info = [] }) =>
-    addr_info.some(({ local }) => {
-      const one = parseAddress(local);
-      return one !== undefined && sameAddress(one, address);
-    })
-  );
+  const text = formatAddress(address);
+  return links.find(({ addr_info = [] }) => addr_info.some(({ local }) => canonicalAddress(local) === text));
 }
 
 /** Works out everything from this node's record, the others' and the links. */

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { streamLines } from "../kernel/lines.ts";
 import { CommandError, missingTool, type Run, says, toolPath } from "../kernel/run.ts";
 
 /** Where a server is and how it is spoken to: what is the same for all its requests. */
@@ -77,6 +78,20 @@ export async function request(run: Run, endpoint: Endpoint, wanted: HttpRequest)
   const again = isClosed ? await send(run, endpoint, { ...wanted, mostTls: "1.2" }) : answer;
   if (!(again instanceof Error)) return again;
   throw again.outcome === "unsent" ? answer : again;
+}
+
+/**
+ * Sends a request whose answer has no end, and hands over its lines as they come, until `signal` aborts. Resolves with
+ * how it ended.
+ */
+export async function follow(
+  endpoint: Endpoint,
+  wanted: Omit<HttpRequest, "limitMs">,
+  signal: AbortSignal,
+  line: (text: string) => void,
+): Promise<string> {
+  const input = [curlConfig(endpoint, { ...wanted, limitMs: 24 * 3600_000 })];
+  return await streamLines({ argv: ["curl", "-q", "-N", "-K", "-"], input, signal }, line);
 }
 
 async function send(run: Run, endpoint: Endpoint, wanted: HttpRequest): Promise<HttpResponse | NoAnswer> {

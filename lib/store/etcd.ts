@@ -6,11 +6,13 @@
  */
 import { decodeBase64, encodeBase64 } from "@std/encoding/base64";
 import type { Run } from "../kernel/run.ts";
-import { streamLines } from "../kernel/lines.ts";
-import { curlConfig, type Endpoint, NoAnswer, request } from "./curl.ts";
+import { type Endpoint, follow, NoAnswer, request } from "./curl.ts";
 import {
+  afterRemoval,
+  afterWrite,
   Compacted,
-  readAfter,
+  jsonObject,
+  readAnswer,
   type Store,
   StoreError,
   type StoreFailure,
@@ -85,10 +87,7 @@ class Etcd implements Store {
     try {
       return (await this.#ask("/v3/kv/txn", body)).succeeded === true;
     } catch (error) {
-      const now = await readAfter(error, () => this.#read(key));
-      if (now === undefined) return true;
-      if (now.revision === revision) throw error;
-      return false;
+      return await afterRemoval(error, revision, () => this.#read(key));
     }
   }
 
@@ -97,29 +96,20 @@ class Etcd implements Store {
     const { key, range_end } = this.#range(prefix);
     const start = { create_request: { key, range_end, start_revision: String(BigInt(since) + 1n) } };
     let failure: Error | undefined;
+    const asked = { method: "POST", path: "/v3/watch", headers: this.#headers(), body: JSON.stringify(start) } as const;
     for (const url of this.conf.endpoints) {
-      const config = curlConfig({ ...this.conf, url }, {
-        method: "POST",
-        path: "/v3/watch",
-        headers: this.#headers(),
-        body: JSON.stringify(start),
-        limitMs: 24 * 3600_000,
-      });
       let answered = false;
-      const end = await streamLines(
-        { argv: ["curl", "-q", "-N", "-K", "-"], input: [config], signal },
-        (line) => {
-          const { result, error } = readAnswer(line) as { result?: WatchResult; error?: { message?: string } };
-          if (error) failure = new StoreError("refused", `etcd ${url}: ${error.message}`);
-          if (result?.compact_revision) failure = new Compacted(`etcd ${url} forgot revision ${since}`);
-          if (!result) return;
-          answered = true;
-          for (const { type, kv } of result.events ?? []) {
-            const { key, value, revision } = this.#record(kv);
-            event({ key, value: type === "DELETE" ? undefined : value, revision });
-          }
-        },
-      );
+      const end = await follow({ ...this.conf, url }, asked, signal, (line) => {
+        const { result, error } = (jsonObject(line) ?? {}) as { result?: WatchResult; error?: { message?: string } };
+        if (error) failure = new StoreError("refused", `etcd ${url}: ${error.message}`);
+        if (result?.compact_revision) failure = new Compacted(`etcd ${url} forgot revision ${since}`);
+        if (!result) return;
+        answered = true;
+        for (const { type, kv } of result.events ?? []) {
+          const { key, value, revision } = this.#record(kv);
+          event({ key, value: type === "DELETE" ? undefined : value, revision });
+        }
+      });
       if (signal.aborted) return;
       if (failure) throw failure;
       if (answered) throw new StoreError("unreachable", `etcd ${url} ended the watch: ${end}`);
@@ -137,9 +127,7 @@ class Etcd implements Store {
       const { succeeded, header } = await this.#ask("/v3/kv/txn", body);
       return succeeded === true ? { key, value, revision: header?.revision ?? "0" } : undefined;
     } catch (error) {
-      const now = await readAfter(error, () => this.#read(key));
-      if (now === undefined) throw error;
-      return now.value === value ? now : undefined;
+      return await afterWrite(error, value, () => this.#read(key));
     }
   }
 
@@ -180,7 +168,7 @@ class Etcd implements Store {
           body: JSON.stringify(body),
           limitMs: timeLeft(this.options, this.name),
         });
-        return { status, answer: readAnswer(text), url };
+        return { status, answer: readAnswer(text, "an empty answer"), url };
       } catch (error) {
         if (!(error instanceof NoAnswer)) throw error;
         if (error.outcome === "sent") throw new StoreError("unknown", `etcd ${error.message}`);
@@ -230,17 +218,6 @@ interface WatchResult {
 }
 
 const noGateway = (path: string) => `no ${path}: etcd 3.4 or later with --enable-grpc-gateway is needed`;
-
-/** Plain text, as of a proxy's error page, is kept as the message. */
-function readAnswer(body: string): Answer {
-  try {
-    const answer = JSON.parse(body);
-    if (typeof answer === "object" && answer !== null) return answer;
-  } catch {
-    // Below.
-  }
-  return { message: body.trim().split("\n")[0]?.slice(0, 200) || "an empty answer" };
-}
 
 const base64 = (value: string) => encodeBase64(new TextEncoder().encode(value));
 const text = (value: string) => new TextDecoder().decode(decodeBase64(value));

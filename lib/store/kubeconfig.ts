@@ -2,6 +2,7 @@
 import { parse } from "@std/yaml";
 import { systemWords } from "../kernel/regular_file.ts";
 import type { Endpoint } from "./curl.ts";
+import { word } from "./store.ts";
 
 /** An API server and the credentials for it. Files are read when they are used: tokens are renewed. */
 export interface Access {
@@ -99,10 +100,6 @@ export function fromKubeconfig(path: string): Access {
       }
     },
   };
-}
-
-function word(value: unknown): string | undefined {
-  return typeof value === "string" && value !== "" ? value : undefined;
 }
 
 function readLine(path: string): string {

@@ -5,18 +5,18 @@
  * @module
  */
 import type { Run } from "../kernel/run.ts";
-import { streamLines } from "../kernel/lines.ts";
 import { sha512 } from "../net/sha512.ts";
-import { curlConfig, NoAnswer, request } from "./curl.ts";
+import { NoAnswer } from "./curl.ts";
 import type { Access } from "./kubeconfig.ts";
+import { type Asked, KubernetesApi } from "./kubernetes_api.ts";
 import {
-  Compacted,
-  readAfter,
+  afterRemoval,
+  afterWrite,
+  readAnswer,
   type Store,
   StoreError,
   type StoreOptions,
   type StoreRecord,
-  timeLeft,
 } from "./store.ts";
 
 /** Which cluster and namespace, and who holds what this process makes. */
@@ -30,7 +30,6 @@ export interface KubernetesConf {
 
 /** A Lease, as far as it is used. */
 interface Lease {
-  readonly kind?: string;
   readonly metadata: {
     readonly name: string;
     readonly uid?: string;
@@ -39,14 +38,6 @@ interface Lease {
     readonly annotations?: Readonly<Record<string, string>>;
     readonly ownerReferences?: readonly unknown[];
   };
-}
-
-/** What the API answers when it does not do what it is asked. */
-interface Status {
-  readonly kind?: string;
-  readonly message?: string;
-  readonly reason?: string;
-  readonly code?: number;
 }
 
 const KEY = "cnibox.dev/key";
@@ -61,27 +52,28 @@ export function kubernetesStore(run: Run, conf: KubernetesConf, options: StoreOp
 
 class Kubernetes implements Store {
   readonly name: string;
+  readonly #api: KubernetesApi;
   readonly #leases: string;
   #owner: object | undefined;
 
-  constructor(readonly run: Run, readonly conf: KubernetesConf, readonly options: StoreOptions) {
-    this.name = `Kubernetes API ${conf.access.endpoint.url}`;
+  constructor(run: Run, readonly conf: KubernetesConf, options: StoreOptions) {
+    this.#api = new KubernetesApi(run, conf.access, options);
+    this.name = this.#api.name;
     this.#leases = `/apis/coordination.k8s.io/v1/namespaces/${encodeURIComponent(conf.namespace)}/leases`;
   }
 
   async list(prefix: string): Promise<{ records: StoreRecord[]; revision: string }> {
     const path = `${this.#leases}?labelSelector=${encodeURIComponent(selector(prefix))}`;
-    const answer = await this.#expect({ method: "GET", path }) as {
-      metadata?: { resourceVersion?: string };
-      items?: readonly Lease[];
-    };
-    const records = (answer.items ?? []).map(record).filter(({ key }) => key.startsWith(prefix));
-    return { records, revision: answer.metadata?.resourceVersion ?? "0" };
+    const { status, answer } = await this.#ask({ method: "GET", path });
+    this.#check(status, answer);
+    const { items = [], metadata } = answer as { metadata?: { resourceVersion?: string }; items?: readonly Lease[] };
+    const records = items.map(record).filter(({ key }) => key.startsWith(prefix));
+    return { records, revision: metadata?.resourceVersion ?? "0" };
   }
 
   async createIfAbsent(key: string, value: string): Promise<StoreRecord | undefined> {
     const body = await this.#object(key, value);
-    return await this.#write({ key, value, request: { method: "POST", path: this.#leases, body } });
+    return await this.#write(key, value, { method: "POST", path: this.#leases, body });
   }
 
   async replaceIfRevision(key: string, value: string, revision: string): Promise<StoreRecord | undefined> {
@@ -89,7 +81,7 @@ class Kubernetes implements Store {
     const { uid, resourceVersion } = (await this.#get(key))?.metadata ?? {};
     if (uid === undefined || resourceVersion !== revision) return undefined;
     const body = await this.#object(key, value, { uid, resourceVersion });
-    return await this.#write({ key, value, request: { method: "PUT", path: this.#path(key), body } });
+    return await this.#write(key, value, { method: "PUT", path: this.#path(key), body });
   }
 
   async removeIfRevision(key: string, revision: string): Promise<boolean> {
@@ -100,52 +92,33 @@ class Kubernetes implements Store {
       this.#check(status, answer);
       return true;
     } catch (error) {
-      const now = await readAfter(error, () => this.#read(key));
-      if (now === undefined) return true;
-      if (now.revision === revision) throw error;
-      return false;
+      return await afterRemoval(error, revision, () => this.#read(key));
     }
   }
 
   async watch(prefix: string, since: string, { event, signal }: Parameters<Store["watch"]>[2]): Promise<void> {
     const query = `watch=1&resourceVersion=${since}&labelSelector=${encodeURIComponent(selector(prefix))}`;
-    const config = curlConfig(this.conf.access.endpoint, {
-      method: "GET",
+    await this.#api.watch({
       path: `${this.#leases}?${query}`,
-      headers: this.#headers(),
-      limitMs: 24 * 3600_000,
+      since,
+      signal,
+      event: (type, object) => {
+        if (object["metadata"] === undefined) return;
+        const { key, value, revision } = record(object as unknown as Lease);
+        if (key.startsWith(prefix)) event({ key, value: type === "DELETED" ? undefined : value, revision });
+      },
     });
-    let failure: Error | undefined;
-    const end = await streamLines({ argv: ["curl", "-q", "-N", "-K", "-"], input: [config], signal }, (line) => {
-      const { type, object } = (readObject(line) ?? {}) as { type?: string; object?: Lease & Status };
-      if (object === undefined) return;
-      if (type === "ERROR" || object.kind === "Status") {
-        const gone = object.code === 410;
-        failure = gone
-          ? new Compacted(`${this.name} forgot revision ${since}`)
-          : new StoreError("refused", `${this.name}: ${object.message}`);
-        return;
-      }
-      if (type === "BOOKMARK" || object.metadata === undefined) return;
-      const { key, value, revision } = record(object);
-      if (key.startsWith(prefix)) event({ key, value: type === "DELETED" ? undefined : value, revision });
-    });
-    if (signal.aborted) return;
-    throw failure ?? new StoreError("unreachable", `${this.name} ended the watch: ${end}`);
   }
 
-  async #write({ key, value, request }: { key: string; value: string; request: Asked }): Promise<
-    StoreRecord | undefined
-  > {
+  /** Makes or replaces a record. */
+  async #write(key: string, value: string, asked: Asked): Promise<StoreRecord | undefined> {
     try {
-      const { status, answer } = await this.#ask(request);
+      const { status, answer } = await this.#ask(asked);
       if (status === 409) return undefined;
       this.#check(status, answer);
       return record(answer as Lease);
     } catch (error) {
-      const now = await readAfter(error, () => this.#read(key));
-      if (now === undefined) throw error;
-      return now.value === value ? now : undefined;
+      return await afterWrite(error, value, () => this.#read(key));
     }
   }
 
@@ -161,32 +134,18 @@ class Kubernetes implements Store {
     return lease && record(lease);
   }
 
-  async #expect(asked: Asked): Promise<unknown> {
-    const { status, answer } = await this.#ask(asked);
-    this.#check(status, answer);
-    return answer;
-  }
-
   #check(status: number, answer: unknown): void {
     if (status >= 200 && status < 300) return;
-    const { message = `HTTP status ${status}` } = (answer ?? {}) as Status;
+    const { message = `HTTP status ${status}` } = answer as { message?: string };
     // The server says "Unauthorized", and no more, to a token that has expired.
     const why = status === 401 ? ": the token or certificate has expired, or is not of this cluster" : "";
     throw new StoreError(status >= 500 ? "unknown" : "refused", `${this.name}: ${message}${why}`);
   }
 
-  async #ask({ method, path, body }: Asked): Promise<{ status: number; answer: unknown }> {
-    const { endpoint } = this.conf.access;
+  async #ask(asked: Asked): Promise<{ status: number; answer: unknown }> {
     try {
-      const { status, body: text } = await request(this.run, endpoint, {
-        method,
-        path,
-        headers: this.#headers(),
-        ...(body && { body: JSON.stringify(body) }),
-        limitMs: timeLeft(this.options, this.name),
-      });
-      const answer = readObject(text) ??
-        { message: text.trim().split("\n")[0]?.slice(0, 200) || `HTTP status ${status}` };
+      const { status, body } = await this.#api.ask(asked);
+      const answer = readAnswer(body, `HTTP status ${status}`);
       if (status >= 500) this.#check(status, answer);
       return { status, answer };
     } catch (error) {
@@ -194,13 +153,6 @@ class Kubernetes implements Store {
       const failure = { unsent: "unreachable", sent: "unknown", distrusted: "refused" } as const;
       throw new StoreError(failure[error.outcome], `Kubernetes API ${error.message}`);
     }
-  }
-
-  #headers(): string[] {
-    const token = this.conf.access.token();
-    return ["Accept: application/json", "Content-Type: application/json"].concat(
-      token === undefined ? [] : [`Authorization: Bearer ${token}`],
-    );
   }
 
   async #object(
@@ -243,12 +195,6 @@ class Kubernetes implements Store {
   }
 }
 
-interface Asked {
-  readonly method: "GET" | "POST" | "PUT" | "DELETE";
-  readonly path: string;
-  readonly body?: object;
-}
-
 function record({ metadata }: Lease): StoreRecord {
   const { annotations = {}, resourceVersion } = metadata;
   // A record whose annotations were removed by hand still stands for its name.
@@ -281,13 +227,4 @@ export function leaseName(key: string): string {
   if (isPlain) return plain;
   const clean = plain.toLowerCase().replace(/[^a-z0-9]+/g, "-").slice(0, 150);
   return `${clean}.${sha512(key).slice(0, 16)}`;
-}
-
-function readObject(text: string): unknown {
-  try {
-    const value = JSON.parse(text);
-    return typeof value === "object" ? value : undefined;
-  } catch {
-    return undefined;
-  }
 }

@@ -1,14 +1,18 @@
 /** Node objects of the Kubernetes API: listed and watched, never written. */
-import { streamLines } from "../kernel/lines.ts";
-import type { Run } from "../kernel/run.ts";
-import { curlConfig, NoAnswer, request } from "./curl.ts";
-import type { Access } from "./kubeconfig.ts";
-import { Compacted, StoreError, type StoreOptions, timeLeft } from "./store.ts";
+import { NoAnswer } from "./curl.ts";
+import type { KubernetesApi } from "./kubernetes_api.ts";
+import { jsonObject, StoreError } from "./store.ts";
 
-/** A Node object, unread. */
-export type NodeObject = Readonly<Record<string, unknown>> & {
-  readonly metadata: { readonly name: string; readonly resourceVersion?: string };
-};
+/** A Node object, as far as it is used. */
+export interface NodeObject {
+  readonly metadata: {
+    readonly name: string;
+    readonly resourceVersion?: string;
+    readonly annotations?: Readonly<Record<string, string>>;
+  };
+  readonly spec?: { readonly podCIDR?: string; readonly podCIDRs?: readonly string[] };
+  readonly status?: { readonly addresses?: readonly { readonly type: string; readonly address: string }[] };
+}
 
 /** A Node that came, changed, or went (`gone`). */
 export interface NodeEvent {
@@ -21,38 +25,23 @@ const PATH = "/api/v1/nodes";
 
 /** All Node objects of a cluster. */
 export class NodeObjects {
-  readonly name: string;
-
-  constructor(readonly run: Run, readonly access: Access, readonly options: StoreOptions) {
-    this.name = `Kubernetes API ${access.endpoint.url}`;
-  }
+  constructor(readonly api: KubernetesApi) {}
 
   /** All of them; with `most`, no more than so many. Throws {@linkcode StoreError}. */
   async list(most?: number): Promise<{ nodes: readonly NodeObject[]; revision: string }> {
     const path = most === undefined ? PATH : `${PATH}?limit=${most}`;
-    let answer: { status: number; body: string };
-    try {
-      const limitMs = timeLeft(this.options, this.name);
-      answer = await request(this.run, this.access.endpoint, {
-        method: "GET",
-        path,
-        headers: this.#headers(),
-        limitMs,
-      });
-    } catch (error) {
-      if (!(error instanceof NoAnswer)) throw error;
-      throw new StoreError("unreachable", `Kubernetes API ${error.message}`);
-    }
-    const list = read(answer.body) as {
+    const { status, body } = await this.api.ask({ method: "GET", path }).catch((error) => {
+      throw error instanceof NoAnswer ? new StoreError("unreachable", `Kubernetes API ${error.message}`) : error;
+    });
+    const { items, metadata, message = `HTTP status ${status}` } = (jsonObject(body) ?? {}) as {
       items?: readonly NodeObject[];
       metadata?: { resourceVersion?: string };
       message?: string;
     };
-    if (answer.status !== 200 || !Array.isArray(list.items)) {
-      const why = list.message ?? `HTTP status ${answer.status}`;
-      throw new StoreError(answer.status >= 500 ? "unreachable" : "refused", `${this.name}: ${why}`);
+    if (status !== 200 || !Array.isArray(items)) {
+      throw new StoreError(status >= 500 ? "unreachable" : "refused", `${this.api.name}: ${message}`);
     }
-    return { nodes: list.items, revision: list.metadata?.resourceVersion ?? "0" };
+    return { nodes: items, revision: metadata?.resourceVersion ?? "0" };
   }
 
   /** Hears of every change until `signal` aborts. Throws {@linkcode Compacted} when the API forgot that revision. */
@@ -60,44 +49,16 @@ export class NodeObjects {
     since: string,
     { event, signal }: { readonly event: (event: NodeEvent) => void; readonly signal: AbortSignal },
   ): Promise<void> {
-    const config = curlConfig(this.access.endpoint, {
-      method: "GET",
-      path: `${PATH}?watch=1&allowWatchBookmarks=true&resourceVersion=${encodeURIComponent(since)}`,
-      headers: this.#headers(),
-      limitMs: 24 * 3600_000,
+    const path = `${PATH}?watch=1&allowWatchBookmarks=true&resourceVersion=${encodeURIComponent(since)}`;
+    await this.api.watch({
+      path,
+      since,
+      signal,
+      event: (type, object) => {
+        const node = object as unknown as NodeObject;
+        const revision = node.metadata?.resourceVersion;
+        if (revision !== undefined) event({ node, gone: type === "DELETED", revision });
+      },
     });
-    let failure: Error | undefined;
-    const end = await streamLines({ argv: ["curl", "-q", "-N", "-K", "-"], input: [config], signal }, (line) => {
-      const { type, object } = read(line) as {
-        type?: string;
-        object?: NodeObject & { code?: number; message?: string };
-      };
-      if (object === undefined) return;
-      if (type === "ERROR" || object["kind"] === "Status") {
-        failure = object.code === 410
-          ? new Compacted(`${this.name} forgot revision ${since}`)
-          : new StoreError("refused", `${this.name}: ${object.message}`);
-        return;
-      }
-      const revision = object.metadata?.resourceVersion;
-      if (revision === undefined || type === "BOOKMARK") return;
-      event({ node: object, gone: type === "DELETED", revision });
-    });
-    if (signal.aborted) return;
-    throw failure ?? new StoreError("unreachable", `${this.name} ended the watch: ${end}`);
-  }
-
-  #headers(): string[] {
-    const token = this.access.token();
-    return ["Accept: application/json", ...(token === undefined ? [] : [`Authorization: Bearer ${token}`])];
-  }
-}
-
-function read(text: string): Record<string, unknown> {
-  try {
-    const value = JSON.parse(text);
-    return typeof value === "object" && value !== null ? value : {};
-  } catch {
-    return {};
   }
 }

@@ -2,6 +2,7 @@
 import { CniError, code } from "../cni/error.ts";
 import type { Run } from "../kernel/run.ts";
 import { type Access, fromKubeconfig, inCluster } from "./kubeconfig.ts";
+import { KubernetesApi } from "./kubernetes_api.ts";
 import { kubernetesStore } from "./kubernetes.ts";
 import { NodeObjects } from "./kubernetes_nodes.ts";
 import type { Store } from "./store.ts";
@@ -44,7 +45,7 @@ export function openNodes(
   deadline: () => number,
 ): { nodes: NodeObjects; close: () => void } {
   const access = open(kubeconfig, 'see "store.kubernetes"');
-  return { nodes: new NodeObjects(run, access, { deadline }), close: access.close };
+  return { nodes: new NodeObjects(new KubernetesApi(run, access, { deadline })), close: access.close };
 }
 
 function open(kubeconfig: string | undefined, advice: string): Access {

@@ -4,6 +4,8 @@
  *
  * @module
  */
+import { isObject } from "../cni/decode.ts";
+import type { JsonObject } from "../cni/types.ts";
 
 /** One record. */
 export interface StoreRecord {
@@ -87,11 +89,48 @@ export const REQUEST_LIMIT_MS = 8_000;
  * What became of a write whose outcome is unknown: only the key itself can tell. Where it cannot be read, or there is
  * no time left to read it, the outcome stays unknown: `error` is thrown, as it is when it was another failure.
  */
-export async function readAfter<T>(error: unknown, read: () => Promise<T>): Promise<T> {
+async function readAfter<T>(error: unknown, read: () => Promise<T>): Promise<T> {
   if (!(error instanceof StoreError) || error.failure !== "unknown") throw error;
   return await read().catch(() => {
     throw error;
   });
+}
+
+/** What {@linkcode Store.removeIfRevision} gives after a request that failed. */
+export async function afterRemoval(error: unknown, revision: string, read: Read): Promise<boolean> {
+  const now = await readAfter(error, read);
+  if (now?.revision === revision) throw error;
+  return now === undefined;
+}
+
+/** What the writing verbs give after a request that failed. */
+export async function afterWrite(error: unknown, value: string, read: Read): Promise<StoreRecord | undefined> {
+  const now = await readAfter(error, read);
+  if (now === undefined) throw error;
+  return now.value === value ? now : undefined;
+}
+
+/** Reads the record that the request was about. */
+type Read = () => Promise<StoreRecord | undefined>;
+
+/** The JSON object that a text is; undefined when it is none. */
+export function jsonObject(text: string): JsonObject | undefined {
+  try {
+    const value: unknown = JSON.parse(text);
+    return isObject(value) ? value : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** A text that says something; undefined for anything else. */
+export function word(value: unknown): string | undefined {
+  return typeof value === "string" && value !== "" ? value : undefined;
+}
+
+/** A server's answer. Plain text, as of a proxy's error page, is kept as its message; `empty` stands for none. */
+export function readAnswer(body: string, empty: string): JsonObject {
+  return jsonObject(body) ?? { message: body.trim().split("\n")[0]?.slice(0, 200) || empty };
 }
 
 /** Time for the next request; throws when there is none left. */

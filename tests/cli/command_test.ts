@@ -1,7 +1,6 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import {
   CliError,
-  editDistance,
   helpText,
   nearest,
   type OperatorCommand,
@@ -10,6 +9,7 @@ import {
   usageLine,
 } from "../../lib/cli/command.ts";
 import { COMMANDS, findCommand } from "../../lib/cli/commands.ts";
+import { distance } from "../../lib/net/similar.ts";
 import type { Invocation } from "../../lib/cli/mod.ts";
 
 const invocation: Invocation = { called: "cnibox", args: [], version: "0", names: [], load: () => undefined };
@@ -94,7 +94,7 @@ Deno.test("distances count insertions, removals, replacements and swaps", () => 
   assertEquals(
     [["", "abc"], ["abc", "abc"], ["abc", "acb"], ["ipMasquerade", "ipMasq"], ["kitten", "sitting"]].map((
       [a = "", b = ""],
-    ) => editDistance(a, b)),
+    ) => distance(a, b)),
     [3, 0, 1, 6, 3],
   );
 });

@@ -7,6 +7,7 @@ import { serve } from "../../lib/node/serve.ts";
 import { kubernetesSource } from "../../lib/node/source.ts";
 import { readMemory } from "../../lib/node/state.ts";
 import { systemRun } from "../../lib/kernel/run.ts";
+import { KubernetesApi } from "../../lib/store/kubernetes_api.ts";
 import { NodeObjects } from "../../lib/store/kubernetes_nodes.ts";
 import { RoutingKernel } from "../fakes/routing_kernel.ts";
 
@@ -113,7 +114,7 @@ Deno.test("node follows the Node objects of a cluster, and writes nothing to its
   const kernel = new RoutingKernel();
   kernel.link("eth0", ["10.99.0.1/24"]);
   const access = { endpoint: { url: api.url }, token: () => "secret", namespace: undefined, close: () => {} };
-  const nodes = new NodeObjects(systemRun(), access, { deadline: () => Date.now() + 8000 });
+  const nodes = new NodeObjects(new KubernetesApi(systemRun(), access, { deadline: () => Date.now() + 8000 }));
   const text = JSON.stringify({
     node: "n1",
     store: { kubernetes: {} },
@@ -170,7 +171,7 @@ Deno.test("node follows the Node objects of a cluster, and writes nothing to its
 Deno.test("node that the API refuses names the API and its reason", async () => {
   await using api = new Api();
   const access = { endpoint: { url: api.url }, token: () => "wrong", namespace: undefined, close: () => {} };
-  const nodes = new NodeObjects(systemRun(), access, { deadline: () => Date.now() + 8000 });
+  const nodes = new NodeObjects(new KubernetesApi(systemRun(), access, { deadline: () => Date.now() + 8000 }));
   const message = await nodes.list().then(() => "", ({ message }) => message);
   assertEquals(message, `Kubernetes API ${api.url}: Unauthorized`);
 });

@@ -1,11 +1,24 @@
 /** `doctor` on addresses: full pools, blocks of other nodes, and leases that do not agree with what is in use. */
 import { unseenText } from "../../kernel/all_netns.ts";
-import { formatPrefix, parseAddress, prefixContains } from "../../net/cidr.ts";
-import { gather, GONE, judge, type Judged, type Judgement, type Pool, pools, type State, useOf } from "../leases.ts";
+import { formatPrefix } from "../../net/cidr.ts";
+import {
+  gather,
+  GONE,
+  isIn,
+  judge,
+  type Judged,
+  type Judgement,
+  ownerText,
+  type Pool,
+  pools,
+  type State,
+  useOf,
+} from "../leases.ts";
+import { delCommand } from "../owner_names.ts";
 import { attachmentsOf } from "../setup.ts";
-import { type Case, type Line, type Node, ofKind, ok } from "./finding.ts";
+import { type Case, findings, type Line, type Node, ofKind } from "./finding.ts";
 
-const AREA = "addresses";
+const { ok, warning, failure } = findings("addresses");
 
 /**
  * Blocks of a cluster's pool that another node has by now: the store was restored from a backup, or somebody forgot
@@ -15,19 +28,11 @@ function lostBlocks(all: readonly Pool[]): Line[] {
   const lost = all.flatMap(({ network, leases, share }) =>
     (share?.lost ?? []).map(({ block, holder }) => ({ network, leases, block, holder }))
   );
-  const used = lost.flatMap(({ leases, block }) =>
-    leases.map(({ ip }) => ip).filter((ip) => {
-      const address = parseAddress(ip);
-      return address !== undefined && prefixContains(block, address);
-    })
-  );
+  const used = lost.flatMap(({ leases, block }) => leases.map(({ ip }) => ip).filter((ip) => isIn(block, ip)));
   return ofKind(
-    {
-      area: AREA,
-      grade: "warning",
-      text: `${lost.length} blocks belong to other nodes now`,
+    warning(`${lost.length} blocks belong to other nodes now`, {
       breaks: used.length === 0 ? "" : `${used.join(", ")} may be given to others as well`,
-    },
+    }),
     lost.map(({ network, block, holder }) => ({
       text: `network ${network}: block ${formatPrefix(block)} belongs to ${holder ?? "another node"} now`,
       fix: "cnibox cluster check says whose it is; add the containers that have such an address again",
@@ -42,13 +47,10 @@ function fullRanges(all: readonly Pool[]): Line[] {
   return uses.filter(({ taken, total, blocks }) => blocks === undefined && BigInt(taken) * 10n >= total * 9n).map(
     ({ network, range, taken, total }) => {
       const isFull = BigInt(taken) >= total;
-      return {
-        area: AREA,
-        grade: isFull ? "failure" : "warning",
-        text: `network ${network}: ${taken} of ${total} addresses of ${range} are taken`,
+      return (isFull ? failure : warning)(`network ${network}: ${taken} of ${total} addresses of ${range} are taken`, {
         breaks: isFull ? "no IP addresses available in range set" : "soon no container can be attached",
         fix: "cnibox ipam check finds those that nobody uses; else a larger subnet",
-      };
+      });
     },
   );
 }
@@ -64,28 +66,26 @@ const LEASES: Readonly<Record<Leak, string>> = {
   "empty": "files of addresses are empty",
 };
 
-const ownerText = (id: string, ifName: string | undefined) => `${id || "nobody"}${ifName ? ` (${ifName})` : ""}`;
-
 /** Leases without a living owner who has the address. */
 function leaks(judged: readonly Judged[]): Line[] {
   return (Object.keys(LEASES) as Leak[]).flatMap((state) => {
     const own = judged.filter((one) => one.state === state);
-    return ofKind({
-      area: AREA,
-      grade: "warning",
-      text: `${own.length} ${LEASES[state]}`,
-      breaks: state === "idle" ? "containers have no network" : "fewer addresses for other containers",
-      ...(GONE.includes(state) && { run: repair(own) }),
-    }, own.map(caseOf));
+    return ofKind(
+      warning(`${own.length} ${LEASES[state]}`, {
+        breaks: state === "idle" ? "containers have no network" : "fewer addresses for other containers",
+        ...(GONE.includes(state) && { run: repair(own) }),
+      }),
+      own.map(caseOf),
+    );
   });
 }
 
-function caseOf({ pool: { network }, lease: { ip, containerId, ifName }, state, evidence }: Judged): Case {
-  const del = `cnibox del ${network} --id ${containerId}${ifName ? ` --ifname ${ifName}` : ""}, then add it again`;
+function caseOf({ pool: { network }, lease, state, evidence }: Judged): Case {
+  const { ip, containerId, ifName } = lease;
   return {
-    text: `${ip} of ${ownerText(containerId, ifName)} on ${network}: ${evidence}`,
+    text: `${ip} of ${ownerText(lease)} on ${network}: ${evidence}`,
     fix: state === "idle"
-      ? del
+      ? `${delCommand({ network, containerId, ifName })}, then add it again`
       : state === "unknown"
       ? `cnibox ipam free ${ip} --network ${network}`
       : `cnibox ipam repair ${network}`,
@@ -106,15 +106,12 @@ function repair(of: readonly { readonly pool: Pool }[]): string[] {
 function conflicts({ unrecorded, duplicates }: Judgement): Line[] {
   return [
     ...ofKind(
-      {
-        area: AREA,
-        grade: "failure",
-        text: `${unrecorded.length} addresses are used by containers, and no file says so`,
+      failure(`${unrecorded.length} addresses are used by containers, and no file says so`, {
         breaks: "they can be given to a second container",
         run: repair(unrecorded),
-      },
+      }),
       unrecorded.map(({ pool: { network }, ip, attachment: { containerId, ifName } }) => ({
-        text: `${ip} is used by ${ownerText(containerId, ifName)} on ${network}, and no file says so`,
+        text: `${ip} is used by ${ownerText({ containerId, ifName })} on ${network}, and no file says so`,
         fix: `cnibox ipam repair ${network}`,
         network,
         containerId,
@@ -123,15 +120,12 @@ function conflicts({ unrecorded, duplicates }: Judgement): Line[] {
       })),
     ),
     ...ofKind(
-      {
-        area: AREA,
-        grade: "failure",
-        text: `${duplicates.length} addresses are held by several containers each`,
+      failure(`${duplicates.length} addresses are held by several containers each`, {
         breaks: "all of them answer to it",
-      },
+      }),
       duplicates.map((list) => ({
         text: `${list[0]?.ip} is held by ${
-          list.map(({ containerId, pool }) => `${containerId} on ${pool.network}`).join(" and ")
+          list.map(({ containerId, network }) => `${containerId} on ${network}`).join(" and ")
         }`,
         fix: "delete and add one of them again",
         ...(list[0] && { address: list[0].ip }),
@@ -148,16 +142,16 @@ export async function addresses({ folders, host, root }: Node): Promise<Line[]> 
   const lines = [
     ...fullRanges(all),
     ...lostBlocks(all),
-    ...ofKind({
-      area: AREA,
-      grade: "warning",
-      text: `${evidence.unseen.length} namespaces could not be looked at`,
-      breaks: "an address that is not found elsewhere counts as alive, so less is released than could be",
-    }, evidence.unseen.map((one) => ({ text: unseenText([one]) }))),
+    ...ofKind(
+      warning(`${evidence.unseen.length} namespaces could not be looked at`, {
+        breaks: "an address that is not found elsewhere counts as alive, so less is released than could be",
+      }),
+      evidence.unseen.map((one) => ({ text: unseenText([one]) })),
+    ),
     ...leaks(judgement.judged),
     ...conflicts(judgement),
   ];
   const { length } = judgement.judged;
   if (lines.length > 0 || all.length === 0) return lines;
-  return [ok(AREA, `${length} ${length === 1 ? "address" : "addresses"} taken, every one with a living owner`)];
+  return [ok(`${length} ${length === 1 ? "address" : "addresses"} taken, every one with a living owner`)];
 }

@@ -2,9 +2,9 @@
 import { groupOrphans, groupProblems, type ProblemGroup } from "../problem_groups.ts";
 import { real } from "../show.ts";
 import type { ProblemCode } from "../survey.ts";
-import { type Line, type Node, ofKind, ok } from "./finding.ts";
+import { findings, type Line, type Node, ofKind } from "./finding.ts";
 
-const AREA = "attachments";
+const { ok, warning, failure } = findings("attachments");
 /** Problems that `doctor` reports with the addresses. */
 const OF_ADDRESSES: readonly ProblemCode[] = ["lease-missing", "no-container", "address-shared"];
 /** Problems that `cnibox restore` fixes. */
@@ -19,7 +19,7 @@ export function attachments({ seen, root }: Pick<Node, "seen" | "root">): Line[]
   const lines = [...groups.flatMap(ofAttachments), ...groupOrphans(seen.orphans).flatMap(ofOrphans)];
   const count = seen.views.filter(({ cached }) => cached).length;
   if (lines.length === 0 && root && count > 0) {
-    lines.push(ok(AREA, `${count} ${count === 1 ? "attachment" : "attachments"}, each whole`));
+    lines.push(ok(`${count} ${count === 1 ? "attachment" : "attachments"}, each whole`));
   }
   return lines;
 }
@@ -29,17 +29,14 @@ function ofAttachments({ code, text, cases }: ProblemGroup): Line[] {
   const isOfRules = OF_RULES.includes(code);
   const [id = "", ...others] = new Set(cases.map(({ view }) => view.containerId));
   return ofKind(
-    {
-      area: AREA,
-      grade: isGone ? "warning" : "failure",
-      text,
+    (isGone ? warning : failure)(text, {
       breaks: isGone
         ? "what is left takes up room"
         : isOfRules
         ? "traffic that needs these rules"
         : "containers have no network",
       ...(isOfRules && { run: ["cnibox", "restore", ...(others.length === 0 ? ["--id", id] : ["--all"])] }),
-    },
+    }),
     cases.flatMap(({ view: { network, containerId, ifName }, problems }) =>
       problems.map(({ text, fix }) => ({
         text: `${containerId} (${ifName}) on ${network}: ${text}`,
@@ -54,7 +51,7 @@ function ofAttachments({ code, text, cases }: ProblemGroup): Line[] {
 
 function ofOrphans({ text, orphans }: ReturnType<typeof groupOrphans>[number]): Line[] {
   return ofKind(
-    { area: AREA, grade: "warning", text, breaks: "what is left is in the way of others" },
+    warning(text, { breaks: "what is left is in the way of others" }),
     orphans.map(({ name, network, text, fix }) => ({ text: `${name}: ${text}`, fix, network })),
   );
 }

@@ -2,35 +2,29 @@
 import { exists } from "../../kernel/regular_file.ts";
 import { readKernelFile } from "../../kernel/proc.ts";
 import type { Run } from "../../kernel/run.ts";
-import { type Line, type Node, ok, output } from "./finding.ts";
+import { findings, type Line, type Node, output } from "./finding.ts";
 
 export async function disk({ folders, host, root }: Node): Promise<Line[]> {
-  const area = "disk";
+  const { ok, warning, failure } = findings("disk");
   const lines: Line[] = [];
   for (const wanted of [folders.data, folders.cache]) {
     const path = nearestExisting(wanted);
     const [space, inodes] = await Promise.all([usedPercent(host, path, "-Pk"), usedPercent(host, path, "-Pi")]);
     const worst = Math.max(space, inodes);
     if (worst >= 95) {
-      lines.push({
-        area,
-        grade: worst >= 99 ? "failure" : "warning",
-        text: `${path} is ${worst} % full${inodes >= space ? " (inodes)" : ""}`,
+      lines.push((worst >= 99 ? failure : warning)(`${path} is ${worst} % full${inodes >= space ? " (inodes)" : ""}`, {
         breaks: "leases and results cannot be written: ADD fails",
         fix: `make room below ${path}`,
-      });
+      }));
     }
     if (root && (await host({ argv: ["test", "-w", path] })).code !== 0) {
-      lines.push({
-        area,
-        grade: "failure",
-        text: `${path} cannot be written (read-only?)`,
+      lines.push(failure(`${path} cannot be written (read-only?)`, {
         breaks: "ADD fails",
         fix: `mount -o remount,rw the file system of ${path}`,
-      });
+      }));
     }
   }
-  return lines.length > 0 ? lines : [ok(area, `${folders.data} and ${folders.cache} can be written, with room left`)];
+  return lines.length > 0 ? lines : [ok(`${folders.data} and ${folders.cache} can be written, with room left`)];
 }
 
 function nearestExisting(path: string): string {
@@ -46,7 +40,7 @@ async function usedPercent(host: Run, path: string, option: string): Promise<num
 
 /** SELinux: a plugin without the right label may not be started by confined runtimes. */
 export async function labels({ folders, host }: Node): Promise<Line[]> {
-  const area = "SELinux";
+  const { ok, warning } = findings("SELinux");
   let enforcing = "";
   try {
     enforcing = readKernelFile("/sys/fs/selinux/enforce").trim();
@@ -57,13 +51,10 @@ export async function labels({ folders, host }: Node): Promise<Line[]> {
   if (!file) return [];
   const label = (await output(host, ["stat", "-c", "%C", "--", file])).trim();
   if (/bin_t|container_runtime_exec_t/.test(label) || enforcing !== "1") {
-    return [ok(area, `${file} is ${label || "without a label"}`)];
+    return [ok(`${file} is ${label || "without a label"}`)];
   }
-  return [{
-    area,
-    grade: "warning",
-    text: `${file} is ${label}`,
+  return [warning(`${file} is ${label}`, {
     breaks: "confined runtimes may not start it",
     fix: `restorecon -v ${file}`,
-  }];
+  })];
 }

@@ -5,17 +5,17 @@ import { loadAll } from "../../cni/conflist.ts";
 import { toCniError } from "../../cni/error.ts";
 import { foreground } from "../../kernel/foreground.ts";
 import { systemRun } from "../../kernel/run.ts";
-import type { CommandCall } from "../command.ts";
+import { type CommandCall, tell } from "../command.ts";
 import { watchedRuntime } from "../runtime.ts";
 import { foldersOf } from "../setup.ts";
 import { survey } from "../survey.ts";
-import { complain, jsonDocument, oneLine, painter, say } from "../terminal.ts";
+import { complain, counted, oneLine, painter } from "../terminal.ts";
 import { addresses } from "./addresses.ts";
 import { attachments } from "./attachments.ts";
 import { configuration } from "./configuration.ts";
 import { daemons } from "./dhcp.ts";
 import { disk, labels } from "./disk.ts";
-import { type Case, type Check, counted, type Grade, type Line, type Node, VERBOSE } from "./finding.ts";
+import { type Case, type Check, findings, type Grade, type Line, type Node, VERBOSE } from "./finding.ts";
 import { firewallBackends, forwardPolicy } from "./firewall.ts";
 import { bridgeFilter, forwarding } from "./forwarding.ts";
 import { kernelFeatures } from "./kernel.ts";
@@ -53,8 +53,7 @@ const CHECKS: readonly Check[] = [
 /** `cnibox doctor` */
 export async function doctor(call: CommandCall): Promise<number> {
   const lines = await diagnosis(call);
-  if (call.is("json")) say(jsonDocument({ findings: lines }));
-  else say(textOf(lines, { verbose: call.is("verbose") }));
+  tell(call, { findings: lines }, () => textOf(lines, { verbose: call.is("verbose") }));
   if (call.is("fix")) await applyFixes(lines);
   if (lines.some(({ grade }) => grade === "failure")) return RESULT.failures;
   return lines.some(({ grade }) => grade === "warning") ? RESULT.warnings : RESULT.healthy;
@@ -62,42 +61,30 @@ export async function doctor(call: CommandCall): Promise<number> {
 
 async function diagnosis(call: CommandCall): Promise<Line[]> {
   const folders = foldersOf(call);
-  const { runtime, close } = watchedRuntime(call, folders);
-  try {
-    const { lists } = loadAll(folders.conf);
-    const node: Node = {
-      folders,
-      host: systemRun(),
-      runtime,
-      names: call.invocation.names,
-      lists,
-      seen: await survey(folders, { partial: true }),
-      root: Deno.uid() === 0,
-    };
-    const found = await Promise.all(CHECKS.map(async (check) => {
-      try {
-        return await check(node);
-      } catch (error) {
-        return [{
-          area: check.name,
-          grade: "warning" as const,
-          text: `could not be looked at: ${toCniError(error).message}`,
-        }];
-      }
-    }));
-    const lines = found.flat();
-    if (!node.root) {
-      lines.push({
-        area: "doctor",
-        grade: "warning",
-        text: "not run as root: rules, namespaces and leases could not be looked at",
-        fix: "sudo cnibox doctor",
-      });
+  using watched = watchedRuntime(call, folders);
+  const { lists } = loadAll(folders.conf);
+  const node: Node = {
+    folders,
+    host: systemRun(),
+    runtime: watched.runtime,
+    names: call.invocation.names,
+    lists,
+    seen: await survey(folders, { partial: true }),
+    root: Deno.uid() === 0,
+  };
+  const found = await Promise.all(CHECKS.map(async (check) => {
+    try {
+      return await check(node);
+    } catch (error) {
+      return [findings(check.name).warning(`could not be looked at: ${toCniError(error).message}`)];
     }
-    return lines;
-  } finally {
-    close();
+  }));
+  const lines = found.flat();
+  if (!node.root) {
+    const text = "not run as root: rules, namespaces and leases could not be looked at";
+    lines.push(findings("doctor").warning(text, { fix: "sudo cnibox doctor" }));
   }
+  return lines;
 }
 
 /** What people read: a finding each, its cases below where they are wanted. */

@@ -1,10 +1,9 @@
 /** What every check of `cnibox doctor` is given, and what it says. */
 import type { Runtime } from "../../cni/chain.ts";
 import type { NetworkList } from "../../cni/conflist.ts";
-import { isObject, lookup } from "../../cni/decode.ts";
 import type { Run } from "../../kernel/run.ts";
 import { fixOfAll } from "../problem_groups.ts";
-import type { Folders } from "../setup.ts";
+import { type Folders, ipamType } from "../setup.ts";
 import type { Survey } from "../survey.ts";
 
 /**
@@ -50,7 +49,12 @@ export interface Node {
 
 export type Check = (node: Node) => Line[] | Promise<Line[]>;
 
-export const ok = (area: string, text: string): Line => ({ area, grade: "ok", text });
+/** Makes the findings of an area, by their grade. */
+export function findings(area: string) {
+  type More = Omit<Line, "area" | "grade" | "text">;
+  const of = (grade: Grade) => (text: string, more: More = {}): Line => ({ area, grade, text, ...more });
+  return { ok: of("ok"), warning: of("warning"), failure: of("failure") };
+}
 
 /** Lists the cases of every finding, each with its fix. */
 export const VERBOSE = "cnibox doctor --verbose";
@@ -66,17 +70,13 @@ export function ofKind(line: Line, cases: readonly Case[]): Line[] {
   return [{ ...line, text: others.length === 0 ? first.text : line.text, ...(fix !== "" && { fix }), cases }];
 }
 
-export const counted = (number: number, word: string) => `${number} ${word}${number === 1 ? "" : "s"}`;
-
 /** Types that the node's networks use, IPAM plugins too; runtimes bring loopback along. */
 export function typesInUse(lists: readonly NetworkList[]): string[] {
   const types = new Set<string>(["loopback"]);
   for (const { plugins } of lists) {
     for (const { type, config } of plugins) {
       types.add(type);
-      const ipam = lookup(config, "ipam");
-      const own = isObject(ipam) ? lookup(ipam, "type") : undefined;
-      if (typeof own === "string" && own !== "") types.add(own);
+      if (ipamType(config) !== "") types.add(ipamType(config));
     }
   }
   return [...types];

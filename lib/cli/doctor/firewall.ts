@@ -2,10 +2,12 @@
 import type { NetworkList } from "../../cni/conflist.ts";
 import { iptablesTool, ruleTarget, ruleWords } from "../../kernel/iptables.ts";
 import { toolPath } from "../../kernel/run.ts";
-import { counted, type Line, type Node, ok, output } from "./finding.ts";
+import { counted } from "../terminal.ts";
+import { findings, type Line, type Node, output } from "./finding.ts";
+
+const { ok, warning, failure } = findings("firewall");
 
 export async function firewallBackends({ host, lists, seen, root }: Node): Promise<Line[]> {
-  const area = "firewall";
   const lines: Line[] = [];
   if (!root) return lines;
   const variant = toolPath("iptables") === ""
@@ -19,38 +21,28 @@ export async function firewallBackends({ host, lists, seen, root }: Node): Promi
   }));
   const [legacy = 0, nft = 0] = counts;
   if (legacy > 0 && variant === "nf_tables" && nft === 0) {
-    lines.push({
-      area,
-      grade: "warning",
-      text: `iptables is the nf_tables kind, and ${counted(legacy, "rule")} of the legacy kind ${
-        legacy === 1 ? "is" : "are"
-      } there beside it`,
+    const text = `${counted(legacy, "rule")} of the legacy kind ${legacy === 1 ? "is" : "are"} there beside it`;
+    lines.push(warning(`iptables is the nf_tables kind, and ${text}`, {
       breaks: "iptables does not show them, and they are applied all the same",
       fix: "iptables-legacy-save shows them; iptables-legacy -F and -X, with -t for every table, removes them",
-    });
+    }));
   } else if (legacy > 0 && nft > 0) {
-    lines.push({
-      area,
-      grade: "warning",
-      text: `rules of both kinds of iptables: ${legacy} legacy, ${nft} nf_tables`,
+    lines.push(warning(`rules of both kinds of iptables: ${legacy} legacy, ${nft} nf_tables`, {
       breaks: "both are applied, and neither tool shows the other's: traffic is dropped for no visible reason",
       fix: `update-alternatives --config iptables on every program's side, then flush the other with iptables-${
         variant === "legacy" ? "nft" : "legacy"
       } -F`,
-    });
-  } else if (variant !== "") lines.push(ok(area, `iptables is the ${variant} kind, and all rules are of it`));
+    }));
+  } else if (variant !== "") lines.push(ok(`iptables is the ${variant} kind, and all rules are of it`));
   if (seen.rules.nft.chains.some(({ table }) => table === "firewalld")) {
-    const told = lists.every(hasFirewall);
-    lines.push({
-      area,
-      grade: told ? "ok" : "warning",
-      text: "firewalld runs",
-      ...(!told && {
+    if (lists.every(hasFirewall)) lines.push(ok("firewalld runs"));
+    else {
+      lines.push(warning("firewalld runs", {
         breaks:
           "it rejects what containers send beyond the host, unless their addresses are in a trusted zone, and a reload removes published ports of iptables",
         fix: 'add {"type": "firewall"} to the networks; systemctl enable cnibox-restore.service',
-      }),
-    });
+      }));
+    }
   }
   return lines;
 }
@@ -58,7 +50,6 @@ export async function firewallBackends({ host, lists, seen, root }: Node): Promi
 const hasFirewall = ({ plugins }: NetworkList) => plugins.some(({ type }) => type === "firewall");
 
 export function forwardPolicy({ seen, lists, root }: Node): Line[] {
-  const area = "firewall";
   if (!root || lists.length === 0) return [];
   const lines: Line[] = [];
   const open = lists.filter((list) =>
@@ -81,27 +72,22 @@ export function forwardPolicy({ seen, lists, root }: Node): Line[] {
       })
     );
     if (open.length === 0 || (bridges.length > 0 && allowed)) continue;
-    lines.push({
-      area,
-      grade: tool === "iptables" ? "failure" : "warning",
-      text: `${tool} drops forwarded packets (FORWARD policy DROP${docker ? ", set by Docker" : ""})`,
+    const text = `${tool} drops forwarded packets (FORWARD policy DROP${docker ? ", set by Docker" : ""})`;
+    lines.push((family === 4 ? failure : warning)(text, {
       breaks: `containers of ${open.map(({ name }) => name).join(", ")} reach nothing beyond their bridge`,
       fix: `add {"type": "firewall"} to the network, or ${tool} -I ${
         docker ? "DOCKER-USER" : "FORWARD"
       } -i BRIDGE -j ACCEPT, and with -o`,
-    });
+    }));
   }
   const dropping = nft.chains.filter(({ hook, policy }) => hook === "forward" && policy === "drop")
     .map(({ family, table }) => `${family} ${table}`)
     .filter((name) => !["ip filter", "ip6 filter"].includes(name));
   if (dropping.length > 0 && open.length > 0) {
-    lines.push({
-      area,
-      grade: "warning",
-      text: `nftables drops forwarded packets in ${dropping.join(", ")}`,
+    lines.push(warning(`nftables drops forwarded packets in ${dropping.join(", ")}`, {
       breaks: `containers of ${open.map(({ name }) => name).join(", ")} may reach nothing beyond their bridge`,
       fix: "accept what comes from and goes to the bridges there",
-    });
+    }));
   }
-  return lines.length > 0 ? lines : [ok(area, "forwarded packets are not dropped by a policy")];
+  return lines.length > 0 ? lines : [ok("forwarded packets are not dropped by a policy")];
 }

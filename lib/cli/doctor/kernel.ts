@@ -1,6 +1,6 @@
 /** `doctor` on the kernel: can it make the kinds of links that networks use? */
 import { says } from "../../kernel/run.ts";
-import { type Line, type Node, ok, typesInUse } from "./finding.ts";
+import { findings, type Line, type Node, typesInUse } from "./finding.ts";
 
 /** Kinds of links by the plugins that make them, and the kernel's option for them. */
 const KINDS: Readonly<Record<string, readonly [kind: string, option: string]>> = {
@@ -16,7 +16,7 @@ const KINDS: Readonly<Record<string, readonly [kind: string, option: string]>> =
 
 /** Tries link types out in namespaces that nobody sees. */
 export async function kernelFeatures({ host, lists, root }: Node): Promise<Line[]> {
-  const area = "kernel";
+  const { ok, failure } = findings("kernel");
   if (!root) return [];
   const kinds = new Map<string, string>();
   for (const type of typesInUse(lists)) {
@@ -37,15 +37,12 @@ export async function kernelFeatures({ host, lists, root }: Node): Promise<Line[
     const output = await host({ argv });
     const unknown = says(output, "kindUnknown");
     if (output.code === 0 || !unknown) return kind;
-    return {
-      area,
-      grade: "failure",
-      text: `the kernel has no ${kind} links`,
+    return failure(`the kernel has no ${kind} links`, {
       breaks: "operation not supported",
       fix: `modprobe ${kind === "vlan" ? "8021q" : kind}, or a kernel with ${option}`,
-    };
+    });
   }));
   const good = tried.filter((one) => typeof one === "string");
   const lines = tried.filter((one) => typeof one !== "string");
-  return good.length > 0 ? [ok(area, `links of kind ${good.join(", ")}`), ...lines] : lines;
+  return good.length > 0 ? [ok(`links of kind ${good.join(", ")}`), ...lines] : lines;
 }

@@ -8,48 +8,34 @@ import {
   prefixContains,
   prefixesOverlap,
 } from "../../net/cidr.ts";
+import { entriesOf } from "../setup.ts";
 import type { NetworkView, Survey } from "../survey.ts";
-import { type Line, type Node, ok } from "./finding.ts";
+import { findings, type Line, type Node } from "./finding.ts";
 
 /** Programs that take interfaces for theirs. */
 export function managers({ folders }: Node): Line[] {
-  const area = "managers";
-  const lines: Line[] = [];
-  if (exists("/run/NetworkManager", { links: true })) {
-    const told = configTexts([
-      `${folders.root}/etc/NetworkManager/conf.d`,
-      `${folders.root}/usr/lib/NetworkManager/conf.d`,
-    ])
-      .some((text) => /unmanaged-devices/.test(text) && /veth|cni/.test(text));
-    if (told) lines.push(ok(area, "NetworkManager leaves container interfaces alone"));
-    else {
-      lines.push({
-        area,
-        grade: "warning",
-        text: "NetworkManager runs, and nothing tells it to leave veth links and bridges alone",
-        breaks: "it may remove their addresses or start DHCP on them",
-        fix:
-          "in /etc/NetworkManager/conf.d/cni.conf: [keyfile] unmanaged-devices=interface-name:veth*;interface-name:cni*",
-      });
-    }
+  const { ok, warning } = findings("managers");
+  if (!exists("/run/NetworkManager", { links: true })) return [];
+  const texts = ["etc", "usr/lib"].flatMap((folder) => textsIn(`${folders.root}/${folder}/NetworkManager/conf.d`));
+  if (texts.some((text) => /unmanaged-devices/.test(text) && /veth|cni/.test(text))) {
+    return [ok("NetworkManager leaves container interfaces alone")];
   }
-  return lines;
+  return [warning("NetworkManager runs, and nothing tells it to leave veth links and bridges alone", {
+    breaks: "it may remove their addresses or start DHCP on them",
+    fix: "in /etc/NetworkManager/conf.d/cni.conf: [keyfile] unmanaged-devices=interface-name:veth*;interface-name:cni*",
+  })];
 }
 
-function configTexts(folders: readonly string[]): string[] {
-  return folders.flatMap((folder) => {
-    try {
-      return [...Deno.readDirSync(folder)].filter(({ isFile }) => isFile).map(({ name }) =>
-        readRegularText(`${folder}/${name}`)
-      );
-    } catch {
-      return [];
-    }
-  });
+function textsIn(folder: string): string[] {
+  try {
+    return entriesOf(folder).filter(({ isFile }) => isFile).map(({ name }) => readRegularText(`${folder}/${name}`));
+  } catch {
+    return [];
+  }
 }
 
 export async function mtu({ host, seen }: Node): Promise<Line[]> {
-  const area = "MTU";
+  const { ok, warning } = findings("MTU");
   const { code, stdout } = await host({ argv: ["ip", "-j", "route", "show", "default"] });
   const dev = code === 0 ? (JSON.parse(stdout || "[]") as { dev?: string }[])[0]?.dev : undefined;
   const uplink = seen.links.find(({ ifname }) => ifname === dev);
@@ -59,26 +45,24 @@ export async function mtu({ host, seen }: Node): Promise<Line[]> {
     mtu > uplink.mtu && seen.networks.some(({ bridge }) => bridge === ifname)
   );
   if (larger.length + bridges.length === 0) {
-    return [ok(area, `${uplink.ifname} has ${uplink.mtu}, and nothing behind it more`)];
+    return [ok(`${uplink.ifname} has ${uplink.mtu}, and nothing behind it more`)];
   }
   const names = [
     ...bridges.map(({ ifname, mtu }) => `${ifname} ${mtu}`),
     ...larger.slice(0, 3).map(({ containerId, inside }) => `${containerId} ${inside?.mtu}`),
   ];
-  return [{
-    area,
-    grade: "warning",
-    text: `the way out (${uplink.ifname}) takes ${uplink.mtu}, but ${names.join(", ")}`,
+  return [warning(`the way out (${uplink.ifname}) takes ${uplink.mtu}, but ${names.join(", ")}`, {
     breaks: "large packets vanish where ICMP is filtered: connections stall after the first bytes",
     fix: `"mtu": ${uplink.mtu} in the network`,
-  }];
+  })];
 }
 
 /** Ports that the kernel gives a bridge at most. */
 const MAX_PORTS = 1023;
 
+const { warning, failure } = findings("bridges");
+
 export function bridges({ seen }: Node): Line[] {
-  const area = "bridges";
   const lines: Line[] = [];
   for (const network of seen.networks) {
     const { bridge, name } = network;
@@ -86,24 +70,17 @@ export function bridges({ seen }: Node): Line[] {
     const link = seen.links.find(({ ifname }) => ifname === bridge);
     if (!link) continue;
     if (link.linkinfo?.info_kind !== "bridge") {
-      lines.push({
-        area,
-        grade: "failure",
-        text: `network ${name}: ${bridge} is not a bridge but ${link.linkinfo?.info_kind ?? "a device"}`,
+      lines.push(failure(`network ${name}: ${bridge} is not a bridge but ${link.linkinfo?.info_kind ?? "a device"}`, {
         breaks: `"${bridge}" already exists but is not a bridge`,
         fix: 'give the network another "bridge"',
-      });
+      }));
       continue;
     }
     const ports = seen.links.filter(({ master }) => master === bridge).length;
     if (ports * 10 >= MAX_PORTS * 9) {
-      lines.push({
-        area,
-        grade: ports >= MAX_PORTS ? "failure" : "warning",
-        text: `bridge ${bridge} has ${ports} ports, the kernel's limit is ${MAX_PORTS}`,
-        breaks: "exchange full",
-        fix: "spread containers over more networks",
-      });
+      const text = `bridge ${bridge} has ${ports} ports, the kernel's limit is ${MAX_PORTS}`;
+      const fix = "spread containers over more networks";
+      lines.push((ports >= MAX_PORTS ? failure : warning)(text, { breaks: "exchange full", fix }));
     }
   }
   return lines;
@@ -129,14 +106,14 @@ function clashing({ name, bridge, list, sets }: NetworkView, { links }: Survey):
   );
   return clashes.map(({ ifname, subnet, prefix }): Line => {
     const wider = prefix.length < subnet.length && !prefixContains(subnet, prefix.address);
-    return {
-      area: "bridges",
-      grade: wider ? "warning" : "failure",
-      text: `network ${name}: ${formatPrefix(subnet)} overlaps ${formatPrefix(networkPrefix(prefix))} of ${ifname}`,
+    const text = `network ${name}: ${formatPrefix(subnet)} overlaps ${
+      formatPrefix(networkPrefix(prefix))
+    } of ${ifname}`;
+    return (wider ? warning : failure)(text, {
       breaks: wider
         ? `machines of ${formatPrefix(subnet)} behind ${ifname} cannot be reached`
         : "packets to the containers leave by the wrong interface",
       fix: "another subnet for the network",
-    };
+    });
   });
 }

@@ -3,25 +3,22 @@ import { isObject, lookup } from "../../cni/decode.ts";
 import { ruleTarget, ruleWords } from "../../kernel/iptables.ts";
 import { readSysctl } from "../../kernel/sysctl.ts";
 import type { Rules } from "../survey.ts";
-import { type Line, type Node, ok } from "./finding.ts";
+import { findings, type Line, type Node } from "./finding.ts";
 
 /** `route_localnet`: what lets 127.0.0.1 of this host reach published ports, and what it opens without a guard. */
 export function localhost({ seen, root }: Node): Line[] {
-  const area = "localhost";
+  const { ok, warning, failure } = findings("localhost");
   if (!root) return [];
   const isOn = (name: string) => readSysctl(`net/ipv4/conf/${name}/route_localnet`) === "1";
   const on = ["all", ...seen.links.map(({ ifname }) => ifname).filter((name) => name !== "lo")].filter(isOn);
   const guarded = isGuarded(seen.rules);
   if (on.length > 0 && !guarded) {
-    return [{
-      area,
-      grade: "failure",
-      text: `route_localnet is on for ${on.join(", ")}, and no rule guards 127.0.0.0/8`,
+    return [failure(`route_localnet is on for ${on.join(", ")}, and no rule guards 127.0.0.0/8`, {
       breaks: "containers reach what listens on 127.0.0.1 of this host alone",
       fix: seen.views.some(({ ports }) => ports.length > 0)
         ? "cnibox restore --all"
         : `sysctl -w ${on.map((name) => `net.ipv4.conf.${name.replaceAll(".", "/")}.route_localnet=0`).join(" ")}`,
-    }];
+    })];
   }
   const published = seen.views.filter(({ network, state, ports, addresses }) => {
     const portmap = seen.networks.find(({ name }) => name === network)?.list?.plugins.find(({ type }) =>
@@ -34,17 +31,13 @@ export function localhost({ seen, root }: Node): Line[] {
   const ways = new Set(published.map(({ bridge, outside }) => bridge || (outside?.ifname ?? "")));
   const off = [...ways].filter((name) => readSysctl(`net/ipv4/conf/${name}/route_localnet`) === "0" && !isOn("all"));
   if (off.length > 0 && guarded) {
-    return [{
-      area,
-      grade: "warning",
-      text: `route_localnet is off for ${off.join(", ")}`,
+    return [warning(`route_localnet is off for ${off.join(", ")}`, {
       breaks: "127.0.0.1 of this host does not reach published ports; its other addresses do",
       fix: `sysctl -w ${off.map((name) => `net.ipv4.conf.${name.replaceAll(".", "/")}.route_localnet=1`).join(" ")}`,
-    }];
+    })];
   }
   return [
     ok(
-      area,
       on.length > 0
         ? "127.0.0.1 of this host reaches published ports and nobody else's; [::1] does not: the kernel has no route_localnet for IPv6"
         : "127.0.0.1 of this host does not reach published ports: the kernel could not have the guard; its other addresses do",

@@ -6,9 +6,9 @@ import { type Run, toolPath } from "../../kernel/run.ts";
 import { isHeld } from "../../node/lock.ts";
 import { PLACES, type Status } from "../../node/state.ts";
 import { agentStatus } from "../peers.ts";
-import { type Line, ofKind } from "./finding.ts";
+import { findings, type Line, ofKind } from "./finding.ts";
 
-const AREA = "nodes";
+const { ok, warning, failure } = findings("nodes");
 /** Bytes of the IP and ICMP headers of an echo request. */
 const HEADERS = { 4: 28, 6: 48 } as const;
 /** How many nodes are probed at once. */
@@ -31,21 +31,16 @@ export async function otherNodes({ host }: { readonly host: Run }): Promise<Line
   if (now === undefined) return [];
   const lines: Line[] = [];
   if (!await isHeld(PLACES.lock)) {
-    lines.push({
-      area: AREA,
-      grade: "failure",
-      text: `cnibox node does not run; it last looked at ${now.reconciled}`,
+    lines.push(failure(`cnibox node does not run; it last looked at ${now.reconciled}`, {
       breaks: "ways to other nodes that are lost are not restored, and new nodes are not reached",
       fix: "systemctl enable --now cnibox-node.service",
-    });
+    }));
   }
   if (now.store.state === "away") {
-    lines.push({
-      area: AREA,
-      grade: "warning",
-      text: `${now.store.name} has not answered since ${now.store.since}: ${now.store.error ?? "no reason known"}`,
+    const { name, since, error = "no reason known" } = now.store;
+    lines.push(warning(`${name} has not answered since ${since}: ${error}`, {
       breaks: "new nodes are not reached until it does; everything else stays as it is",
-    });
+    }));
   }
   return [...lines, ...ofAgent(now), ...await probed(host, now)];
 }
@@ -54,24 +49,19 @@ export async function otherNodes({ host }: { readonly host: Run }): Promise<Line
 function ofAgent({ problems }: Pick<Status, "problems">): Line[] {
   const [own, others] = [problems.filter(({ node }) => node === ""), problems.filter(({ node }) => node !== "")];
   return [
-    ...own.map(({ text }): Line => ({
-      area: AREA,
-      grade: "failure",
-      text,
-      breaks: "this node is not part of the network",
-    })),
-    ...ofKind({
-      area: AREA,
-      grade: "warning",
-      text: `${others.length} problems with other nodes`,
-      breaks: "pods here and pods of such a node do not reach each other",
-    }, others.map(({ node, text }) => ({ text: `${node}: ${text}` }))),
+    ...own.map(({ text }) => failure(text, { breaks: "this node is not part of the network" })),
+    ...ofKind(
+      warning(`${others.length} problems with other nodes`, {
+        breaks: "pods here and pods of such a node do not reach each other",
+      }),
+      others.map(({ node, text }) => ({ text: `${node}: ${text}` })),
+    ),
   ];
 }
 
 async function probed(host: Run, { nodes, mtu }: Status): Promise<Line[]> {
   if (toolPath("ping") === "") {
-    return [{ area: AREA, grade: "warning", text: "ways to other nodes were not tried: no ping here" }];
+    return [warning("ways to other nodes were not tried: no ping here")];
   }
   const ways: Way[] = nodes.flatMap(({ node, ways }) =>
     ways.flatMap((way) => {
@@ -85,7 +75,7 @@ async function probed(host: Run, { nodes, mtu }: Status): Promise<Line[]> {
     tried.push(...await Promise.all(some.map(async (way) => ({ ...way, carries: await carried(host, way, mtu) }))));
   }
   if (ways.length === 0 || tried.some(({ carries }) => carries !== "all")) return ofWays(tried, mtu);
-  return [{ area: AREA, grade: "ok", text: `${ways.length} ways to ${nodes.length} other nodes carry ${mtu} bytes` }];
+  return [ok(`${ways.length} ways to ${nodes.length} other nodes carry ${mtu} bytes`)];
 }
 
 async function carried(host: Run, { gateway }: Way, mtu: number): Promise<Tried["carries"]> {
@@ -101,24 +91,18 @@ function ofWays(tried: readonly Tried[], mtu: number): Line[] {
   const silent = tried.filter(({ carries }) => carries === "none");
   return [
     ...ofKind(
-      {
-        area: AREA,
-        grade: "warning",
-        text: `${narrow.length} ways to other nodes do not carry packets of ${mtu} bytes`,
+      warning(`${narrow.length} ways to other nodes do not carry packets of ${mtu} bytes`, {
         breaks: "connections to pods there stall after the first bytes",
-      },
+      }),
       narrow.map(({ node, gateway }) => ({
         text: `${node}: ${gateway} answers, but not to packets of ${mtu} bytes`,
         fix: 'a smaller "mtu" in /etc/cnibox/node.json, or a larger one between the nodes',
       })),
     ),
     ...ofKind(
-      {
-        area: AREA,
-        grade: "warning",
-        text: `${silent.length} ways to other nodes do not answer`,
+      warning(`${silent.length} ways to other nodes do not answer`, {
         breaks: "pods there are not reached, unless only ICMP is filtered",
-      },
+      }),
       silent.map(({ node, gateway }) => ({
         text: `${node}: ${gateway} does not answer`,
         fix: "cnibox node --explain; is the node up, and its cnibox node? vxlan needs its UDP port open between nodes",
