@@ -1,6 +1,7 @@
 /** Every operator command, declared. Help, completion and docs/commands/ are made from this. */
 import type { Flag, OperatorCommand, Positional } from "./command.ts";
 
+const YES: Flag = { name: "yes", short: "y", about: "do not ask" };
 const JSON_FLAG: Flag = { name: "json", about: "print JSON for scripts" };
 const ROOT: Flag = {
   name: "root",
@@ -426,7 +427,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     ],
     positional: [{ name: "NODE", about: "the node's name" }],
     flags: [
-      { name: "yes", short: "y", about: "do not ask" },
+      YES,
       { name: "force", about: "also when it is this very node" },
       JSON_FLAG,
       CONF_DIR,
@@ -487,6 +488,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     positional: [{ name: "ADDRESS", about: "the address", many: true }],
     flags: [
       { name: "network", value: "NAME", kind: "network", about: "where, when several networks have the address" },
+      YES,
       { name: "force", about: "also when it is in use" },
       JSON_FLAG,
       ...LEASE_PLACES,
@@ -500,11 +502,17 @@ export const COMMANDS: readonly OperatorCommand[] = [
     group: "repair",
     summary: "release what belongs to nobody, record what is used",
     about: [
-      "Releases addresses whose container is provably gone and empty files, and writes down addresses that living containers use and no file names. Takes the plugins' lock. What was removed is kept in /var/lib/cnibox/removed-leases. What cannot be proved is left alone.",
+      "Releases addresses whose container is provably gone and empty files, and writes down addresses that living containers use and no file names. Takes the plugins' lock. What was removed is kept in /var/lib/cnibox/removed-leases. What cannot be proved is left alone. Shows what it would do and asks first.",
     ],
     positional: [{ name: "NETWORK", about: "only this network", optional: true, kind: "network" }],
-    flags: [{ name: "dry-run", about: "only say what would be done" }, JSON_FLAG, ...LEASE_PLACES],
-    examples: [["look first", "cnibox ipam repair --dry-run"], ["then do it", "cnibox ipam repair"]],
+    flags: [
+      { name: "all", about: "every network that keeps addresses" },
+      YES,
+      { name: "dry-run", about: "only say what would be done" },
+      JSON_FLAG,
+      ...LEASE_PLACES,
+    ],
+    examples: [["look first", "cnibox ipam repair --dry-run"], ["then do it", "cnibox ipam repair pods"]],
     load: () => import("./ipam.ts"),
     entry: "repair",
   },
@@ -516,10 +524,11 @@ export const COMMANDS: readonly OperatorCommand[] = [
       "Valid are the attachments whose namespace lives and the owners of addresses that are in use. DEL is called for every other attachment in the cache, then GC of every plugin with the list of the valid ones. Shows what would go and asks first.",
       "The configuration of a network that is not configured any more is the one that its attachments were made with.",
     ],
-    positional: [NETWORK],
+    positional: [{ ...NETWORK, optional: true }],
     flags: [
       CONF,
-      { name: "yes", short: "y", about: "do not ask" },
+      { name: "all", about: "every network that is configured or attached to" },
+      YES,
       { name: "dry-run", about: "only say what would go" },
       JSON_FLAG,
       DATA_DIR,

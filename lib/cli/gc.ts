@@ -4,11 +4,13 @@ import { loadAll, type NetworkList } from "../cni/conflist.ts";
 import { toCniError } from "../cni/error.ts";
 import type { ValidAttachment } from "../cni/types.ts";
 import { systemRun } from "../kernel/run.ts";
-import { CliError, type CommandCall, status } from "./command.ts";
-import { gather, GONE, judge, lifeOf, pools } from "./leases.ts";
+import { CliError, type CommandCall, status, usageError } from "./command.ts";
+import { confirm } from "./confirm.ts";
+import { gather, GONE, judge, type Judged, lifeOf, linksIn, pools } from "./leases.ts";
+import { nameOf, shortId } from "./owner_names.ts";
 import { watchedRuntime } from "./runtime.ts";
 import { attachmentsOf, type Folders, foldersOf, needRoot, networkOrCached, networksOf, onlyOne } from "./setup.ts";
-import { linksIn, listOf, ownerByAlias } from "./survey.ts";
+import { listOf, ownerByAlias } from "./survey.ts";
 import { jsonDocument, oneLine, say } from "./terminal.ts";
 
 /** What is to go from one network, and what stays. */
@@ -34,7 +36,7 @@ export async function gc(call: CommandCall): Promise<number> {
     if (call.is("json")) say(jsonDocument({ networks: plans.map(shown) }));
     return status.done;
   }
-  if (!call.is("yes") && plans.some(({ goes }) => goes.length > 0)) confirm(call);
+  if (plans.some(({ goes }) => goes.length > 0)) confirm(call, "remove this?");
   const { runtime, close } = watchedRuntime(call, folders, { interruptible: true });
   const failures: string[] = [];
   try {
@@ -66,12 +68,13 @@ export async function gc(call: CommandCall): Promise<number> {
  */
 function networksToCollect(call: CommandCall, folders: Folders): NetworkList[] {
   const words = call.arg("NETWORK");
-  if (words === undefined || call.value("conf") !== undefined) return networksOf(call, words, folders);
-  const isCertain = loadAll(folders.conf).broken.length === 0;
-  const attached = isCertain ? attachmentsOf(folders).filter((one) => listOf(one) !== undefined) : [];
-  return words.split(",").map((name) =>
-    networkOrCached(name, attached.find(({ network }) => network === name), folders)
-  );
+  if (call.value("conf") !== undefined) return networksOf(call, words, folders);
+  if ((words === undefined) !== call.is("all")) throw usageError("say which: NETWORK, or --all");
+  const { lists, broken } = loadAll(folders.conf);
+  const attached = broken.length === 0 ? attachmentsOf(folders).filter((one) => listOf(one) !== undefined) : [];
+  const names = words?.split(",") ??
+    new Set([...lists.map(({ name }) => name), ...attached.map(({ network }) => network)]);
+  return [...names].map((name) => networkOrCached(name, attached.find(({ network }) => network === name), folders));
 }
 
 /**
@@ -82,19 +85,19 @@ async function planOf(list: NetworkList, folders: Folders): Promise<Plan> {
   const host = systemRun();
   const evidence = await gather(attachmentsOf(folders), host);
   const known = evidence.attachments.filter(({ network }) => network === list.name);
-  const { judged } = judge((await pools(folders)).filter(({ network }) => network === list.name), evidence);
+  const { judged } = judge(pools(folders).filter(({ network }) => network === list.name), evidence);
   const valid = new Map<string, ValidAttachment>();
   const doubts: string[] = [];
   const keep = (containerID: string, ifname: string) => valid.set(`${containerID}/${ifname}`, { containerID, ifname });
   for (const { containerId, ifName, life } of known.map((one) => ({ ...one, life: lifeOf(one, evidence) }))) {
     if (life.state !== "gone") keep(containerId, ifName);
-    if (life.state === "unknown") doubts.push(`attachment ${containerId} (${ifName}): ${life.evidence}`);
+    if (life.state === "unknown") doubts.push(`attachment ${shortId(containerId)} (${ifName}): ${life.evidence}`);
   }
-  for (const { lease, state, evidence, attachment } of judged) {
+  for (const one of judged) {
+    const { lease, state, attachment } = one;
     if (GONE.includes(state)) continue;
     if (lease.containerId !== "") keep(lease.containerId, lease.ifName ?? "eth0");
-    if (attachment || state === "alive") continue;
-    doubts.push(`address ${lease.ip} of ${lease.containerId || "nobody"}: ${evidence}`);
+    if (!attachment && state !== "alive") doubts.push(addressText(one));
   }
   for (const owner of (await linksIn(host)).map(ownerByAlias)) {
     if (owner?.network === list.name && owner.lives) keep(owner.containerId, owner.ifName);
@@ -107,12 +110,15 @@ async function planOf(list: NetworkList, folders: Folders): Promise<Plan> {
     list,
     valid: [...valid.values()],
     goes: [
-      ...stale.map((one) => `attachment ${one.containerId} (${one.ifName}): ${lifeOf(one, evidence).evidence}`),
-      ...leases.map(({ lease, evidence }) => `address ${lease.ip} of ${lease.containerId || "nobody"}: ${evidence}`),
+      ...stale.map((one) => `attachment ${nameOf(one)} (${one.ifName}): ${lifeOf(one, evidence).evidence}`),
+      ...leases.map(addressText),
     ],
     doubts,
   };
 }
+
+const addressText = ({ lease: { ip, containerId }, attachment, evidence }: Judged): string =>
+  `address ${ip} of ${nameOf({ ...attachment, containerId }) || "nobody"}: ${evidence}`;
 
 /** What `--json` prints of a plan. */
 function shown({ list, valid, goes, doubts }: Plan) {
@@ -131,19 +137,4 @@ function planText({ list: { name }, valid, goes, doubts }: Plan): string {
   const kept = doubts.map((line) => `  kept, not proved to be gone: ${oneLine(line)}\n`).join("");
   if (goes.length === 0) return `${head}nothing is known to go\n${kept}`;
   return `${head}${goes.length} to go\n${goes.map((line) => `  ${oneLine(line)}\n`).join("")}${kept}`;
-}
-
-/** Asks on a terminal; anywhere else `--yes` is needed. */
-function confirm(call: CommandCall): void {
-  if (!Deno.stdin.isTerminal()) {
-    throw new CliError("not a terminal; use --yes", status.usage, [
-      `cnibox ${call.command.name} … --yes does it without asking`,
-    ]);
-  }
-  say("remove this? [y/N] ");
-  const answer = new Uint8Array(16);
-  const count = Deno.stdin.readSync(answer) ?? 0;
-  if (!/^y(es)?\s*$/i.test(new TextDecoder().decode(answer.subarray(0, count)))) {
-    throw new CliError("not done", status.failed);
-  }
 }

@@ -9,16 +9,15 @@ import { type Bridge, type Container, type Drawing, drawingOf, type Port } from 
 import { unknownNetwork } from "./owner_names.ts";
 import { agentStatus, peersOf } from "./peers.ts";
 import { foldersOf, note } from "./setup.ts";
-import { survey } from "./survey.ts";
-import { oneLine, type Paint, painter, say } from "./terminal.ts";
+import { ofNetwork, survey } from "./survey.ts";
+import { cut, oneLine, type Paint, painter, say, terminalWidth, widthOf } from "./terminal.ts";
 
 /** `cnibox graph` */
 export async function graph(call: CommandCall): Promise<number> {
   const [folders, network] = [foldersOf(call), call.arg("NETWORK")];
-  const seen = await survey(folders, { network });
-  if (network !== undefined && seen.networks.length === 0) {
-    throw unknownNetwork(network, (await survey(folders)).networks.map(({ name }) => name));
-  }
+  const all = await survey(folders);
+  const seen = network === undefined ? all : ofNetwork(all, network);
+  if (!seen) throw unknownNetwork(network ?? "", all.networks.map(({ name }) => name));
   for (const text of seen.blind) note(text);
   const peers = network === undefined ? peersOf(agentStatus()) : [];
   for (const { node, devices } of peers) if (devices.length === 0) note(`no way leads to node ${node}`);
@@ -57,6 +56,9 @@ function portsTo(drawing: Drawing, to: string): { container: Container; port: Po
 
 const join = (...parts: readonly string[]) => parts.filter((part) => part !== "").join("  ");
 
+/** What stands in front of a container. */
+const BRANCH = "│  ├─ ";
+
 /** For a terminal. */
 export function treeOf(drawing: Drawing, paint: Paint): string {
   const { host, uplinks, bridges } = drawing;
@@ -64,18 +66,22 @@ export function treeOf(drawing: Drawing, paint: Paint): string {
     readonly text: string;
     readonly below: readonly string[];
   }
+  const room = (terminalWidth() ?? Infinity) - BRANCH.length;
   const leaf = ({ container, port }: { container: Container; port: Port }) => {
     const good = port.health === "ok";
-    const end = port.veth === "" ? "" : `${port.veth} ── `;
-    const trouble = good ? "" : paint("red", `! ${port.problems[0] ?? port.health}`);
+    const trouble = good ? "" : paint("red", port.problems[0] ?? port.health);
     const published = port.published.map((text) => paint("magenta", text)).join(" ");
-    return join(
-      `${end}${paint("bold", port.name)} of ${paint(good ? "green" : "red", container.id)}`,
+    const parts = [
+      `${paint("bold", port.name)} of ${paint(good ? "green" : "red", container.id)}`,
       port.addresses.join(" "),
       ...directText(port),
       published,
       trouble,
-    );
+    ];
+    const mark = good ? "" : paint("red", "! ");
+    const whole = `${mark}${port.veth === "" ? "" : `${port.veth} ── `}${join(...parts)}`;
+    // The rest says more than the end on the host does.
+    return widthOf(whole) > room ? `${mark}${join(...parts)}` : whole;
   };
   const branches: Branch[] = [
     ...uplinks.map(({ name, kind, addresses, isDefault, up, peers }) => ({
@@ -107,7 +113,7 @@ export function treeOf(drawing: Drawing, paint: Paint): string {
     lines.push(`${last ? "└─" : "├─"} ${text}`);
     below.forEach((line, at) => lines.push(`${last ? "  " : "│ "} ${at === below.length - 1 ? "└─" : "├─"} ${line}`));
   });
-  return `${lines.map(oneLine).join("\n")}\n`;
+  return `${lines.map((line) => cut(oneLine(line))).join("\n")}\n`;
 }
 
 /** What a bridge says of all that hang on it. */

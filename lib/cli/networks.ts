@@ -10,10 +10,10 @@ import type { JsonObject } from "../cni/types.ts";
 import { formatAddress, formatPrefix } from "../net/cidr.ts";
 import { type CommandCall, status } from "./command.ts";
 import { type Pool, pools, useOf } from "./leases.ts";
-import { podOf, shortId, unknownNetwork } from "./owner_names.ts";
+import { byName, nameOf, podOf, unknownNetwork } from "./owner_names.ts";
 import { attachmentsOf, type Folders, foldersOf, note } from "./setup.ts";
 import { listOf } from "./survey.ts";
-import { columns, jsonDocument, natural, oneLine, painter, say, table, terminalWidth } from "./terminal.ts";
+import { columns, jsonDocument, natural, oneLine, painter, say, sections, table, terminalWidth } from "./terminal.ts";
 
 /** A network, with what the files of this node say of it. */
 interface Known {
@@ -27,11 +27,19 @@ interface Known {
 }
 
 /** Everything that files tell of networks; what may not be read, or cannot be, is named on standard error. */
-async function knownNetworks(folders: Folders): Promise<Known[]> {
+function knownNetworks(folders: Folders): Known[] {
   const { lists, broken } = loadAll(folders.conf);
   for (const error of broken) note(`not readable: ${brokenText(error)}`);
-  const attachments = await orNothing("attachments", () => attachmentsOf(folders));
-  const all = await orNothing("leases", () => pools(folders));
+  const attachments = orNothing("attachments", () => attachmentsOf(folders));
+  return knownOf(lists, attachments, orNothing("leases", () => pools(folders)));
+}
+
+/** What these say of networks, by name. */
+export function knownOf(
+  lists: readonly NetworkList[],
+  attachments: readonly Cached[],
+  all: readonly Pool[],
+): Known[] {
   const names = new Set([
     ...lists.map(({ name }) => name),
     ...attachments.map(({ network }) => network),
@@ -52,9 +60,9 @@ async function knownNetworks(folders: Folders): Promise<Known[]> {
 
 const brokenText = ({ file, message }: ConfigError) => message.includes(file) ? message : `${file}: ${message}`;
 
-async function orNothing<T>(what: string, read: () => T[] | Promise<T[]>): Promise<T[]> {
+function orNothing<T>(what: string, read: () => T[]): T[] {
   try {
-    return await read();
+    return read();
   } catch (error) {
     if (Deno.uid() === 0) throw error;
     note(`${what} cannot be read without root`);
@@ -63,8 +71,8 @@ async function orNothing<T>(what: string, read: () => T[] | Promise<T[]>): Promi
 }
 
 /** `cnibox networks` */
-export async function networks(call: CommandCall): Promise<number> {
-  const all = await knownNetworks(foldersOf(call));
+export function networks(call: CommandCall): number {
+  const all = knownNetworks(foldersOf(call));
   if (call.is("quiet")) {
     say(all.map(({ name }) => `${oneLine(name)}\n`).join(""));
     return status.done;
@@ -73,11 +81,15 @@ export async function networks(call: CommandCall): Promise<number> {
     say(jsonDocument({ networks: all.map(summaryOf) }));
     return status.done;
   }
-  if (all.length === 0) {
-    say("no networks: nothing is configured, and nothing is attached\n");
-    return status.done;
-  }
-  const titles = call.is("no-headings") ? [] : ["NETWORK", "PLUGINS", "SUBNETS", "ADDRESSES", "ATTACHED", "FILE"];
+  say(networksText(all, { headings: !call.is("no-headings"), whole: call.is("no-trunc") }));
+  return status.done;
+}
+
+const TITLES = ["NETWORK", "PLUGINS", "SUBNETS", "ADDRESSES", "ATTACHED", "FILE"];
+
+/** A line for each network. */
+export function networksText(all: readonly Known[], { headings = true, whole = false } = {}): string {
+  if (all.length === 0) return "no networks: nothing is configured, and nothing is attached\n";
   const paint = painter();
   const rows = all.map((one) => [
     paint("bold", one.name),
@@ -89,8 +101,7 @@ export async function networks(call: CommandCall): Promise<number> {
       ? one.list?.file.slice(one.list.file.lastIndexOf("/") + 1) ?? "-"
       : paint("yellow", "not configured"),
   ]);
-  say(table(titles, rows, { width: call.is("no-trunc") ? undefined : terminalWidth() }));
-  return status.done;
+  return table(TITLES, rows, { width: whole ? undefined : terminalWidth(), headings, dispensable: ["FILE"] });
 }
 
 const usesOf = (one: Known) => one.pools.flatMap(useOf);
@@ -124,9 +135,9 @@ function summaryOf(one: Known) {
 }
 
 /** `cnibox inspect NETWORK` */
-export async function inspect(call: CommandCall): Promise<number> {
+export function inspect(call: CommandCall): number {
   const wanted = call.arg("NETWORK") ?? "";
-  const all = await knownNetworks(foldersOf(call));
+  const all = knownNetworks(foldersOf(call));
   const found = all.find(({ name }) => name === wanted);
   if (!found) throw unknownNetwork(wanted, all.map(({ name }) => name));
   say(call.is("json") ? jsonDocument(detailsOf(found)) : inspectText(found));
@@ -165,29 +176,33 @@ function gatewaysOf({ pools }: Known): string[] {
 function inspectText(one: Known): string {
   const { name, list, configured, attachments, pools } = one;
   const paint = painter();
-  const rows: string[][] = [];
-  const row = (title: string, ...text: string[]) => rows.push([paint("dim", title), ...text]);
-  if (configured && list) row("file", list.file);
-  else row("file", paint("yellow", list ? "none any more: known by its attachments" : "none: known by its leases"));
-  if (list) row("version", list.version === "" ? "0.1.0" : list.version);
-  for (const [at, { type, config, capabilities }] of (list?.plugins ?? []).entries()) {
-    row(at === 0 ? "plugins" : "", [type, ...settingsOf(config, capabilities)].join("  "));
-  }
-  for (const [at, { range, taken, total }] of usesOf(one).entries()) {
-    row(at === 0 ? "ranges" : "", `${range}  ${shareText(taken, total)} taken`);
-  }
-  for (const { trouble } of pools) if (trouble !== "" && configured) row("ranges", paint("yellow", trouble));
+  const unconfigured = list ? "none any more: known by its attachments" : "none: known by its leases";
   const gateways = gatewaysOf(one);
-  if (gateways.length > 0) row("gateway", gateways.join(" "));
-  for (const { folder } of pools) row("leases", folder);
-  row("attached", attachments.length === 0 ? "nothing" : `${attachments.length}`);
-  for (const attached of attachments.toSorted((a, b) => natural(nameOf(a), nameOf(b)))) {
-    row("", `${nameOf(attached)}  ${attached.ifName}  ${attached.netns || "-"}`);
-  }
-  return `${paint("bold", oneLine(name))}\n${columns(rows, "  ")}`;
+  const attached = attachments.toSorted((a, b) => byName(nameOf(a), nameOf(b))).map((
+    each,
+  ) => [nameOf(each), each.ifName, each.netns || "-"]);
+  const text = sections([
+    ["file", [configured && list ? list.file : paint("yellow", unconfigured)]],
+    ["version", list ? [list.version === "" ? "0.1.0" : list.version] : []],
+    [
+      "plugins",
+      (list?.plugins ?? []).map(({ type, config, capabilities }) =>
+        [type, ...settingsOf(config, capabilities)].join("  ")
+      ),
+    ],
+    ["ranges", [
+      ...usesOf(one).map(({ range, taken, total }) => `${range}  ${shareText(taken, total)} taken`),
+      ...(configured ? pools.flatMap(({ trouble }) => trouble === "" ? [] : [paint("yellow", trouble)]) : []),
+    ]],
+    ["gateway", gateways.length === 0 ? [] : [gateways.join(" ")]],
+    ["leases", pools.map(({ folder }) => folder)],
+    ["attached", [
+      attachments.length === 0 ? "nothing" : `${attachments.length}`,
+      ...columns(attached).split("\n").slice(0, -1),
+    ]],
+  ], "  ");
+  return `${paint("bold", oneLine(name))}\n${text}`;
 }
-
-const nameOf = (one: Cached) => podOf(one) ?? shortId(one.containerId);
 
 /** Keys of a member that are its own, as `key=value`; what holds more than a value is only named. */
 function settingsOf(config: JsonObject, capabilities: readonly string[]): string[] {

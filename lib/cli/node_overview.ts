@@ -1,16 +1,16 @@
 /** `cnibox status` without a network: the health of the whole node on one screen. */
 import { lookUp } from "../cni/delegate.ts";
-import { loadAll } from "../cni/conflist.ts";
 import { type CommandCall, status } from "./command.ts";
-import { pools, useOf } from "./leases.ts";
+import { counted } from "./doctor/finding.ts";
+import { useOf } from "./leases.ts";
 import { groupOrphans, groupProblems, type ProblemGroup } from "./problem_groups.ts";
 import { type Folders, foldersOf } from "./setup.ts";
 import { healthOf, real } from "./show.ts";
 import { type Survey, survey } from "./survey.ts";
-import { columns, jsonDocument, natural, oneLine, painter, say } from "./terminal.ts";
+import { columns, jsonDocument, natural, oneLine, painter, say, sections, terminalWidth, widthOf } from "./terminal.ts";
 
 /** Everything that the screen tells. */
-interface Overview {
+export interface Overview {
   readonly version: string;
   readonly plugins: { readonly folder: string; readonly ours: number; readonly foreign: readonly string[] };
   readonly networks: readonly string[];
@@ -26,40 +26,31 @@ interface Overview {
 
 /** `cnibox status` */
 export async function nodeOverview(call: CommandCall): Promise<number> {
-  const overview = await look(call, foldersOf(call));
+  const folders = foldersOf(call);
+  const { version, names } = call.invocation;
+  const overview = overviewOf(await survey(folders), { version, plugins: pluginsIn(folders, names) });
   const healthy = isHealthy(overview);
-  say(call.is("json") ? jsonDocument(jsonOf(overview, healthy)) : textOf(overview, healthy));
+  say(call.is("json") ? jsonDocument(jsonOf(overview, healthy)) : overviewText(overview));
   return healthy ? status.done : status.failed;
 }
 
-async function look(call: CommandCall, folders: Folders): Promise<Overview> {
-  const seen = await survey(folders, { partial: true });
-  const { broken } = loadAll(folders.conf);
+/** What the screen tells of a survey and of this program. */
+export function overviewOf(seen: Survey, program: Pick<Overview, "version" | "plugins">): Overview {
   const attachments = { ok: 0, broken: 0, gone: 0, unknown: 0 };
   for (const view of seen.views) attachments[healthOf(view)]++;
+  const { networks, pools, orphans, broken, blind } = seen;
   return {
-    version: call.invocation.version,
-    plugins: pluginsIn(folders, call.invocation.names),
-    networks: seen.networks.map(({ name }) => name).sort(natural),
+    ...program,
+    networks: networks.map(({ name }) => name).sort(natural),
     attachments,
-    addresses: await addressesOf(folders),
-    problems: groupProblems(seen.views, ({ problems }) => real(problems)),
-    orphans: seen.orphans,
-    broken: broken.map(({ file, message }) => message.includes(file) ? message : `${file}: ${message}`),
-    blind: seen.blind,
-  };
-}
-
-/** Without root, the survey has said already that leases cannot be read. */
-async function addressesOf(folders: Folders): Promise<Overview["addresses"]> {
-  try {
-    return (await pools(folders)).flatMap((pool) =>
+    addresses: pools.flatMap((pool) =>
       useOf(pool).map(({ range, taken, total }) => ({ network: pool.network, range, taken, total }))
-    );
-  } catch (error) {
-    if (Deno.uid() === 0) throw error;
-    return [];
-  }
+    ),
+    problems: groupProblems(seen.views, ({ problems }) => real(problems)),
+    orphans,
+    broken,
+    blind,
+  };
 }
 
 /** Which plugins are this program: the others are somebody else's, or another version. */
@@ -97,36 +88,38 @@ function jsonOf({ version, addresses, problems, ...rest }: Overview, healthy: bo
   };
 }
 
-function textOf(overview: Overview, healthy: boolean): string {
+/** The screen. */
+export function overviewText(overview: Overview): string {
   const { version, plugins, networks, attachments, addresses, broken, blind } = overview;
-  const problems = [...overview.problems, ...groupOrphans(overview.orphans)];
   const paint = painter();
-  const rows: string[][] = [];
-  const section = (title: string, lines: readonly string[]) =>
-    lines.forEach((line, at) => rows.push([paint("dim", at === 0 ? title : ""), line]));
-  const count = problems.length + broken.length;
-  section("node", [
-    healthy ? paint("green", "healthy") : paint("red", `${count} ${count === 1 ? "problem" : "problems"}`),
-  ]);
+  const problems = [
+    ...[...overview.problems, ...groupOrphans(overview.orphans)].flatMap(({ text, fix }) => problemLines(text, fix)),
+    ...broken.flatMap((text) => problemLines(text, "cnibox validate")),
+  ];
+  const count = overview.problems.length + groupOrphans(overview.orphans).length + broken.length;
   const foreign = plugins.foreign.length === 0 ? "" : `; not this program: ${plugins.foreign.join(", ")}`;
-  section("cnibox", [`${version}, ${plugins.ours} plugins in ${plugins.folder}${foreign}`]);
-  section("networks", [networks.length === 0 ? "none" : `${networks.length}: ${networks.join(", ")}`]);
   const all = Object.values(attachments).reduce((sum, one) => sum + one, 0);
   const states = Object.entries(attachments).filter(([, number]) => number > 0).map(([state, number]) =>
     `${number} ${state}`
   );
-  section("attachments", [all === 0 ? "none" : `${all}: ${states.join(", ")}`]);
-  // A line for each range, in columns of their own.
-  section("addresses", columns(addresses.map(addressRow)).split("\n").slice(0, -1));
-  section("problems", [
-    ...problems.map(({ text, fix }) => problemText(text, fix)),
-    ...broken.map((text) => problemText(text, "cnibox validate")),
+  return sections([
+    ["node", [count === 0 ? paint("green", "healthy") : paint("red", counted(count, "problem"))]],
+    ["cnibox", [`${version}, ${plugins.ours} plugins in ${plugins.folder}${foreign}`]],
+    ["networks", [networks.length === 0 ? "none" : `${networks.length}: ${networks.join(", ")}`]],
+    ["attachments", [all === 0 ? "none" : `${all}: ${states.join(", ")}`]],
+    ["addresses", columns(addresses.map(addressRow)).split("\n").slice(0, -1)],
+    ["problems", problems],
+    ["not seen", blind],
   ]);
-  section("not seen", blind);
-  return columns(rows);
 
-  function problemText(text: string, fix: string): string {
-    return `${paint("red", "!")} ${oneLine(text)}${fix === "" ? "" : `  ${paint("dim", oneLine(fix))}`}`;
+  /** Problem and command on one line, or on two where that is too long. */
+  function problemLines(text: string, fix: string): string[] {
+    const line = `${paint("red", "!")} ${oneLine(text)}`;
+    if (fix === "") return [line];
+    const width = terminalWidth();
+    const both = `${line}  ${paint("dim", oneLine(fix))}`;
+    const fits = width === undefined || widthOf(both) <= width - "attachments  ".length;
+    return fits ? [both] : [line, `  ${paint("dim", oneLine(fix))}`];
   }
 }
 

@@ -14,6 +14,7 @@ import { systemRun } from "../kernel/run.ts";
 import { formatPrefix, parseAddress, type Prefix, prefixContains } from "../net/cidr.ts";
 import { StoreError, type StoreRecord } from "../store/store.ts";
 import { CliError, type CommandCall, nearest, status } from "./command.ts";
+import { confirm } from "./confirm.ts";
 import { type Folders, foldersOf, needRoot, note } from "./setup.ts";
 import { ageOf, columns, jsonDocument, painter, say } from "./terminal.ts";
 
@@ -267,10 +268,8 @@ export async function forget(call: CommandCall): Promise<number> {
       ]);
     }
     const list = found.map(({ pool, record }) => `${pool.name} ${formatPrefix(blockOfKey(record.key)!)}`);
-    if (!call.is("yes")) {
-      say(`${list.length} blocks of node ${node} would be free for others: ${list.join(", ")}\n`);
-      confirm(call, node);
-    }
+    if (!call.is("json")) say(`${list.length} blocks of node ${node} to free: ${list.join(", ")}\n`);
+    confirm(call, "free them?", [`containers of node ${node} that still live would share their addresses with others`]);
     let removed = 0;
     for (const { pool, record } of found) {
       if (await asked(pool, () => pool.store().removeIfRevision(record.key, record.revision))) removed++;
@@ -279,19 +278,6 @@ export async function forget(call: CommandCall): Promise<number> {
     else say(`${removed} blocks of node ${node} are free\n`);
     return status.done;
   });
-}
-
-function confirm(call: CommandCall, node: string): void {
-  const why = `containers of node ${node} that still live would share their addresses with others`;
-  if (!Deno.stdin.isTerminal()) {
-    throw new CliError("not a terminal; use --yes", status.usage, [why, `cnibox ${call.command.name} ${node} --yes`]);
-  }
-  say(`${why}. Free them? [y/N] `);
-  const answer = new Uint8Array(16);
-  const count = Deno.stdin.readSync(answer) ?? 0;
-  if (!/^y(es)?\s*$/i.test(new TextDecoder().decode(answer.subarray(0, count)))) {
-    throw new CliError("not done", status.failed);
-  }
 }
 
 async function recordsOf(pool: Pool): Promise<StoreRecord[]> {
@@ -329,7 +315,7 @@ async function withPools(call: CommandCall, work: (pools: readonly Configured[])
   try {
     const chosen = wanted === undefined ? all : all.filter(({ pool }) => pool.name === wanted);
     if (wanted !== undefined && chosen.length === 0) {
-      const names = all.map(({ pool }) => pool.name);
+      const names = [...new Set(all.map(({ pool }) => pool.name))];
       const near = nearest(wanted, names);
       throw new CliError(`no network of this node uses a pool "${wanted}"`, status.unknown, [
         ...(near ? [`did you mean ${near}?`] : []),

@@ -24,15 +24,16 @@ import { NotOneTransaction, RuleBatch } from "../kernel/rule_batch.ts";
 import { CommandError, inNetns, type Run, type RunHooks, systemRun } from "../kernel/run.ts";
 import { type Address, parsePrefix } from "../net/cidr.ts";
 import { CliError, type CommandCall, status, usageError } from "./command.ts";
-import { containerIdOf, unknownContainer } from "./owner_names.ts";
+import { containerIdOf, podOf, shortId, unknownContainer } from "./owner_names.ts";
 import { watchedRuntime } from "./runtime.ts";
 import { attachmentsOf, type Folders, foldersOf, needRoot, onlyOne } from "./setup.ts";
-import { columns, complain, jsonDocument, painter, say } from "./terminal.ts";
+import { complain, jsonDocument, painter, say, table, terminalWidth } from "./terminal.ts";
 
 /** What came of one attachment's rules of one kind. */
 interface Outcome {
   readonly network: string;
   readonly containerId: string;
+  readonly pod?: string;
   readonly ifName: string;
   readonly what: string;
   readonly state: "there" | "restored" | "missing" | "failed";
@@ -191,8 +192,10 @@ async function makeEach(
   }
 }
 
-function aboutOf({ network, containerId, ifName }: Cached, what: string): Part["about"] {
-  return { network, containerId, ifName, what };
+function aboutOf(one: Cached, what: string): Part["about"] {
+  const { network, containerId, ifName } = one;
+  const pod = podOf(one);
+  return { network, containerId, ...(pod !== undefined && { pod }), ifName, what };
 }
 
 /** The final result of an attachment in its list's version; undefined when the cache holds none. */
@@ -286,6 +289,9 @@ async function run(
   });
 }
 
+/** More rules with one outcome than this are told in one line. */
+const MANY = 12;
+
 function show(call: CommandCall, outcomes: readonly Outcome[], dead: number): void {
   if (call.is("json")) {
     say(jsonDocument({ rules: outcomes, deadAttachments: dead }));
@@ -293,20 +299,13 @@ function show(call: CommandCall, outcomes: readonly Outcome[], dead: number): vo
   }
   const paint = painter();
   const colours = { there: "green", restored: "green", missing: "yellow", failed: "red" } as const;
-  say(
-    columns(
-      outcomes.map((
-        one,
-      ) => [
-        one.containerId,
-        one.ifName,
-        one.network,
-        one.what,
-        paint(colours[one.state], one.state),
-        one.reason ?? "",
-      ]),
-    ),
-  );
+  const alike = Map.groupBy(outcomes, ({ what, state, reason = "" }) => `${what} ${state} ${reason}`);
+  const rows = [...alike.values()].flatMap((all) => {
+    const shown = ({ what, state, reason = "" }: Outcome) => [what, paint(colours[state], state), reason];
+    if (all.length > MANY && all[0]) return [[`${all.length} attachments`, "", "", ...shown(all[0])]];
+    return all.map((one) => [one.pod ?? shortId(one.containerId), one.ifName, one.network, ...shown(one)]);
+  });
+  say(table([], rows, { width: terminalWidth() }));
   const restored = outcomes.filter(({ state }) => state === "restored").length;
   const there = outcomes.filter(({ state }) => state === "there").length;
   say(

@@ -14,7 +14,7 @@ import {
   type Holder,
   type Lease,
   openStore,
-  type Store,
+  Store,
   type StoreOptions,
   type Taking,
   takingFrom,
@@ -314,7 +314,7 @@ async function explained({ during, ip, lease }: Duplicate, holder: Holder, { hos
   return new CniError(
     code.internal,
     `${during}: ${ip} has been allocated to ${holder.containerId}, duplicate allocation is not allowed`,
-    `${held}${where}; DEL of this container and interface releases it, \`cnibox ipam repair\` what crashes left`,
+    `${held}${where}; DEL of this container and interface releases it, \`cnibox ipam repair --all\` what crashes left`,
   );
 }
 
@@ -411,6 +411,11 @@ export async function collect(
 /** Every lease of the network, in ascending order of addresses. */
 export async function leases(folder: string, options: Omit<StoreOptions, "create">): Promise<Lease[]> {
   return await withStore(folder, options, (store) => store.leases()) ?? [];
+}
+
+/** The same without the lock, for those who only look: whoever changes a lease looks again under it. */
+export function leasesSeen(folder: string, warn: (note: string) => void): Lease[] {
+  return new Store(folder, { warn }).leases();
 }
 
 /** What {@linkcode repair} did, and what it left because it could not be sure. */

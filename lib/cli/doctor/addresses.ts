@@ -1,8 +1,8 @@
 /** `doctor` on addresses: full pools, blocks of other nodes, and leases that do not agree with what is in use. */
 import { unseenText } from "../../kernel/all_netns.ts";
 import { formatPrefix, parseAddress, prefixContains } from "../../net/cidr.ts";
-import { gather, GONE, judge, type Judged, type Judgement, type Pool, pools, type State, useOf } from "../leases.ts";
-import { attachmentsOf } from "../setup.ts";
+import { GONE, type Judged, type Judgement, type Pool, type State, useOf } from "../leases.ts";
+import { nameOf } from "../owner_names.ts";
 import { type Case, type Line, type Node, ofKind, ok } from "./finding.ts";
 
 const AREA = "addresses";
@@ -64,7 +64,9 @@ const LEASES: Readonly<Record<Leak, string>> = {
   "empty": "files of addresses are empty",
 };
 
-const ownerText = (id: string, ifName: string | undefined) => `${id || "nobody"}${ifName ? ` (${ifName})` : ""}`;
+/** Who has an address: `shop/web-2 (eth0)`. */
+const ownerText = (owner: Parameters<typeof nameOf>[0], ifName: string | undefined) =>
+  `${nameOf(owner) || "nobody"}${ifName ? ` (${ifName})` : ""}`;
 
 /** Leases without a living owner who has the address. */
 function leaks(judged: readonly Judged[]): Line[] {
@@ -80,10 +82,10 @@ function leaks(judged: readonly Judged[]): Line[] {
   });
 }
 
-function caseOf({ pool: { network }, lease: { ip, containerId, ifName }, state, evidence }: Judged): Case {
+function caseOf({ pool: { network }, lease: { ip, containerId, ifName }, state, evidence, attachment }: Judged): Case {
   const del = `cnibox del ${network} --id ${containerId}${ifName ? ` --ifname ${ifName}` : ""}, then add it again`;
   return {
-    text: `${ip} of ${ownerText(containerId, ifName)} on ${network}: ${evidence}`,
+    text: `${ip} of ${ownerText({ ...attachment, containerId }, ifName)} on ${network}: ${evidence}`,
     fix: state === "idle"
       ? del
       : state === "unknown"
@@ -98,8 +100,8 @@ function caseOf({ pool: { network }, lease: { ip, containerId, ifName }, state, 
 
 /** Repairs the network of these, or all when there are several. */
 function repair(of: readonly { readonly pool: Pool }[]): string[] {
-  const networks = [...new Set(of.map(({ pool }) => pool.network))];
-  return ["cnibox", "ipam", "repair", ...(networks.length === 1 ? networks : [])];
+  const [network = "", ...others] = new Set(of.map(({ pool }) => pool.network));
+  return ["cnibox", "ipam", "repair", others.length === 0 ? network : "--all", "--yes"];
 }
 
 /** Addresses that are used and not recorded, or held by several. */
@@ -113,12 +115,12 @@ function conflicts({ unrecorded, duplicates }: Judgement): Line[] {
         breaks: "they can be given to a second container",
         run: repair(unrecorded),
       },
-      unrecorded.map(({ pool: { network }, ip, attachment: { containerId, ifName } }) => ({
-        text: `${ip} is used by ${ownerText(containerId, ifName)} on ${network}, and no file says so`,
+      unrecorded.map(({ pool: { network }, ip, attachment }) => ({
+        text: `${ip} is used by ${ownerText(attachment, attachment.ifName)} on ${network}, and no file says so`,
         fix: `cnibox ipam repair ${network}`,
         network,
-        containerId,
-        ifName,
+        containerId: attachment.containerId,
+        ifName: attachment.ifName,
         address: ip,
       })),
     ),
@@ -130,9 +132,7 @@ function conflicts({ unrecorded, duplicates }: Judgement): Line[] {
         breaks: "all of them answer to it",
       },
       duplicates.map((list) => ({
-        text: `${list[0]?.ip} is held by ${
-          list.map(({ containerId, pool }) => `${containerId} on ${pool.network}`).join(" and ")
-        }`,
+        text: `${list[0]?.ip} is held by ${list.map((one) => `${nameOf(one)} on ${one.pool.network}`).join(" and ")}`,
         fix: "delete and add one of them again",
         ...(list[0] && { address: list[0].ip }),
       })),
@@ -140,24 +140,26 @@ function conflicts({ unrecorded, duplicates }: Judgement): Line[] {
   ];
 }
 
-export async function addresses({ folders, host, root }: Node): Promise<Line[]> {
+export function addresses({ seen: { views, pools, judgement, unseen }, root }: Pick<Node, "seen" | "root">): Line[] {
   if (!root) return [];
-  const all = await pools(folders);
-  const evidence = await gather(attachmentsOf(folders), host);
-  const judgement = judge(all, evidence);
   const lines = [
-    ...fullRanges(all),
-    ...lostBlocks(all),
+    ...fullRanges(pools),
+    ...lostBlocks(pools),
     ...ofKind({
       area: AREA,
       grade: "warning",
-      text: `${evidence.unseen.length} namespaces could not be looked at`,
+      text: `${unseen.length} namespaces could not be looked at`,
       breaks: "an address that is not found elsewhere counts as alive, so less is released than could be",
-    }, evidence.unseen.map((one) => ({ text: unseenText([one]) }))),
-    ...leaks(judgement.judged),
+    }, unseen.map((one) => ({ text: unseenText([one]) }))),
+    // Of a container that lacks its interface or address, its attachment tells.
+    ...leaks(
+      judgement.judged.filter(({ state, attachment }) =>
+        state !== "idle" || !views.some(({ cached, problems }) => cached === attachment && problems.length > 0)
+      ),
+    ),
     ...conflicts(judgement),
   ];
   const { length } = judgement.judged;
-  if (lines.length > 0 || all.length === 0) return lines;
+  if (lines.length > 0 || pools.length === 0) return lines;
   return [ok(AREA, `${length} ${length === 1 ? "address" : "addresses"} taken, every one with a living owner`)];
 }
