@@ -96,7 +96,8 @@ export function terminalWidth(): number | undefined {
   const given = Number(variable("COLUMNS"));
   if (Number.isInteger(given) && given > 0) return given;
   try {
-    return Deno.stdout.isTerminal() ? Deno.consoleSize().columns : undefined;
+    // A terminal that nobody told its size has 0 columns.
+    return Deno.stdout.isTerminal() ? Deno.consoleSize().columns || undefined : undefined;
   } catch {
     return undefined;
   }
