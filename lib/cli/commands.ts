@@ -1,6 +1,7 @@
 /** Every operator command, declared. Help, completion and docs/commands/ are made from this. */
 import type { Flag, OperatorCommand, Positional } from "./command.ts";
 
+const YES: Flag = { name: "yes", short: "y", about: "do not ask" };
 const JSON_FLAG: Flag = { name: "json", about: "print JSON for scripts" };
 const folder = (name: string, about: string): Flag => ({ name, value: "DIR", kind: "folder", about });
 const ROOT = folder("root", "look for configuration, cache, leases and plugins below this folder");
@@ -68,7 +69,6 @@ const WATCH: readonly Flag[] = [
   ...TRACE,
 ];
 
-const YES: Flag = { name: "yes", short: "y", about: "do not ask" };
 const PREVIEW: Flag = { name: "dry-run", about: "show what would be done, as cnibox explain does" };
 
 const TABLE: readonly Flag[] = [
@@ -470,6 +470,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     positional: [{ name: "ADDRESS", about: "the address", many: true }],
     flags: [
       { name: "network", value: "NAME", kind: "network", about: "where, when several networks have the address" },
+      YES,
       { name: "force", about: "also when it is in use" },
       JSON_FLAG,
       ...LEASE_PLACES,
@@ -483,11 +484,17 @@ export const COMMANDS: readonly OperatorCommand[] = [
     group: "repair",
     summary: "release what belongs to nobody, record what is used",
     about: [
-      "Releases addresses whose container is provably gone and empty files, and writes down addresses that living containers use and no file names. Takes the plugins' lock. What was removed is kept in /var/lib/cnibox/removed-leases. What cannot be proved is left alone.",
+      "Releases addresses whose container is provably gone and empty files, and writes down addresses that living containers use and no file names. Takes the plugins' lock. What was removed is kept in /var/lib/cnibox/removed-leases. What cannot be proved is left alone. Shows what it would do and asks first.",
     ],
     positional: [ONLY_NETWORK],
-    flags: [{ name: "dry-run", about: "only say what would be done" }, JSON_FLAG, ...LEASE_PLACES],
-    examples: [["look first", "cnibox ipam repair --dry-run"], ["then do it", "cnibox ipam repair"]],
+    flags: [
+      { name: "all", about: "every network that keeps addresses" },
+      YES,
+      { name: "dry-run", about: "only say what would be done" },
+      JSON_FLAG,
+      ...LEASE_PLACES,
+    ],
+    examples: [["look first", "cnibox ipam repair --dry-run"], ["then do it", "cnibox ipam repair pods"]],
     load: () => import("./ipam.ts"),
     entry: "repair",
   },
@@ -499,9 +506,10 @@ export const COMMANDS: readonly OperatorCommand[] = [
       "Valid are the attachments whose namespace lives and the owners of addresses that are in use. DEL is called for every other attachment in the cache, then GC of every plugin with the list of the valid ones. Shows what would go and asks first.",
       "The configuration of a network that is not configured any more is the one that its attachments were made with.",
     ],
-    positional: [NETWORK],
+    positional: [{ ...NETWORK, optional: true }],
     flags: [
       CONF,
+      { name: "all", about: "every network that is configured or attached to" },
       YES,
       { name: "dry-run", about: "only say what would go" },
       JSON_FLAG,

@@ -2,9 +2,8 @@
 import { lookup } from "../cni/decode.ts";
 import type { Link } from "../kernel/ip.ts";
 import { portText } from "./network.ts";
-import { shortId } from "./owner_names.ts";
 import type { PeerView } from "./peers.ts";
-import { healthOf, real } from "./show.ts";
+import { healthOf, nameOfView, real } from "./show.ts";
 import type { Survey, View } from "./survey.ts";
 
 /** An interface of the host that leads elsewhere, or that containers hang on directly. */
@@ -112,7 +111,7 @@ export function drawingOf({ networks, views, links }: Survey, { host, defaults, 
   const containers = new Map<string, Container>();
   for (const view of views) {
     const key = view.netns === "" || view.state !== "alive" ? `id ${view.containerId}` : view.netns;
-    const known = containers.get(key) ?? { id: shortId(view.containerId), netns: view.netns, ports: [] };
+    const known = containers.get(key) ?? { id: nameOfView(view), netns: view.netns, ports: [] };
     containers.set(key, {
       ...known,
       ports: [...known.ports, portOf(view, { links, networks, bridgeNames, masquerading })],

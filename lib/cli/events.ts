@@ -2,14 +2,15 @@
  * `cnibox events`: a line for each attachment that comes or goes, from the runtimes' cache, the leases and the kernel's
  * links.
  */
+import { loadAll } from "../cni/conflist.ts";
 import type { Cached } from "../cni/result_cache.ts";
 import { systemRun, toolPath } from "../kernel/run.ts";
 import { type CommandCall, status, usageError } from "./command.ts";
-import { addressesOf, pools } from "./leases.ts";
-import { podOf, shortId } from "./owner_names.ts";
+import { addressesOf, linksIn, pools } from "./leases.ts";
+import { podOf, shortId, unknownNetwork } from "./owner_names.ts";
 import { attachmentsOf, type Folders, foldersOf } from "./setup.ts";
-import { linksIn, ownerByAlias } from "./survey.ts";
-import { oneLine, painter, say } from "./terminal.ts";
+import { ownerByAlias } from "./survey.ts";
+import { jsonLine, natural, oneLine, painter, say } from "./terminal.ts";
 
 /** Where an attachment is known from. */
 type Source = "cache" | "lease" | "link";
@@ -49,14 +50,21 @@ export async function events(call: CommandCall): Promise<number> {
   for (;;) {
     const { known, folders: found } = await look(folders);
     leaseFolders = found;
+    if (network !== undefined && !before) needNetwork(network, known.values(), folders);
     for (const event of before ? differences(before, known) : []) {
       if (network !== undefined && event.network !== network) continue;
-      say(call.is("json") ? `${JSON.stringify(event)}\n` : eventText(event));
+      say(call.is("json") ? jsonLine({ ...event }) : eventText(event));
       if (--left === 0) return status.done;
     }
     before = known;
     await changes.next();
   }
+}
+
+/** Nothing ever comes of a network that nobody has. */
+function needNetwork(name: string, known: Iterable<Known>, { conf }: Folders): void {
+  const names = new Set([...loadAll(conf).lists.map((list) => list.name), ...[...known].map(({ network }) => network)]);
+  if (!names.has(name)) throw unknownNetwork(name, [...names].sort(natural));
 }
 
 function countOf(call: CommandCall): number {
@@ -67,7 +75,8 @@ function countOf(call: CommandCall): number {
 }
 
 async function look(folders: Folders): Promise<{ known: Map<string, Known>; folders: string[] }> {
-  const [all, links] = await Promise.all([pools(folders), linksIn(systemRun())]);
+  const links = await linksIn(systemRun());
+  const all = pools(folders);
   const found = new Map<string, Known>();
   const add = (one: Known) => {
     const key = `${one.network} ${one.containerId} ${one.ifName}`;

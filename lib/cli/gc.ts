@@ -4,20 +4,13 @@ import { loadAll, type NetworkList } from "../cni/conflist.ts";
 import { toCniError } from "../cni/error.ts";
 import type { ValidAttachment } from "../cni/types.ts";
 import { systemRun } from "../kernel/run.ts";
-import { CliError, type CommandCall, status } from "./command.ts";
-import { gather, GONE, judge, lifeOf, pools } from "./leases.ts";
+import { CliError, type CommandCall, status, usageError } from "./command.ts";
+import { confirm } from "./confirm.ts";
+import { gather, GONE, judge, type Judged, lifeOf, linksIn, pools } from "./leases.ts";
+import { nameOf, shortId } from "./owner_names.ts";
 import { watchedRuntime } from "./runtime.ts";
-import {
-  attachmentsOf,
-  confirm,
-  type Folders,
-  foldersOf,
-  needRoot,
-  networkOrCached,
-  networksOf,
-  onlyOne,
-} from "./setup.ts";
-import { linksIn, listOf, ownerByAlias } from "./survey.ts";
+import { attachmentsOf, type Folders, foldersOf, needRoot, networkOrCached, networksOf, onlyOne } from "./setup.ts";
+import { listOf, ownerByAlias } from "./survey.ts";
 import { jsonDocument, oneLine, say } from "./terminal.ts";
 
 /** What is to go from one network, and what stays. */
@@ -43,9 +36,7 @@ export async function gc(call: CommandCall): Promise<number> {
     if (call.is("json")) say(jsonDocument({ networks: plans.map(shown) }));
     return status.done;
   }
-  if (!call.is("yes") && plans.some(({ goes }) => goes.length > 0)) {
-    confirm("remove this?", `cnibox ${call.command.name} … --yes does it without asking`);
-  }
+  if (plans.some(({ goes }) => goes.length > 0)) confirm(call, "remove this?");
   using watched = watchedRuntime(call, folders, { interruptible: true });
   const failures: string[] = [];
   for (const { list, valid } of plans) {
@@ -71,12 +62,13 @@ export async function gc(call: CommandCall): Promise<number> {
  */
 function networksToCollect(call: CommandCall, folders: Folders): NetworkList[] {
   const words = call.arg("NETWORK");
-  if (words === undefined || call.value("conf") !== undefined) return networksOf(call, words, folders);
-  const isCertain = loadAll(folders.conf).broken.length === 0;
-  const attached = isCertain ? attachmentsOf(folders).filter((one) => listOf(one) !== undefined) : [];
-  return words.split(",").map((name) =>
-    networkOrCached(name, attached.find(({ network }) => network === name), folders)
-  );
+  if (call.value("conf") !== undefined) return networksOf(call, words, folders);
+  if ((words === undefined) !== call.is("all")) throw usageError("say which: NETWORK, or --all");
+  const { lists, broken } = loadAll(folders.conf);
+  const attached = broken.length === 0 ? attachmentsOf(folders).filter((one) => listOf(one) !== undefined) : [];
+  const names = words?.split(",") ??
+    new Set([...lists.map(({ name }) => name), ...attached.map(({ network }) => network)]);
+  return [...names].map((name) => networkOrCached(name, attached.find(({ network }) => network === name), folders));
 }
 
 /**
@@ -87,19 +79,19 @@ async function planOf(list: NetworkList, folders: Folders): Promise<Plan> {
   const host = systemRun();
   const evidence = await gather(attachmentsOf(folders), host);
   const known = evidence.attachments.filter(({ network }) => network === list.name);
-  const { judged } = judge((await pools(folders)).filter(({ network }) => network === list.name), evidence);
+  const { judged } = judge(pools(folders).filter(({ network }) => network === list.name), evidence);
   const valid = new Map<string, ValidAttachment>();
   const doubts: string[] = [];
   const keep = (containerID: string, ifname: string) => valid.set(`${containerID}/${ifname}`, { containerID, ifname });
   for (const { containerId, ifName, life } of known.map((one) => ({ ...one, life: lifeOf(one, evidence) }))) {
     if (life.state !== "gone") keep(containerId, ifName);
-    if (life.state === "unknown") doubts.push(`attachment ${containerId} (${ifName}): ${life.evidence}`);
+    if (life.state === "unknown") doubts.push(`attachment ${shortId(containerId)} (${ifName}): ${life.evidence}`);
   }
-  for (const { lease, state, evidence, attachment } of judged) {
+  for (const one of judged) {
+    const { lease, state, attachment } = one;
     if (GONE.includes(state)) continue;
     if (lease.containerId !== "") keep(lease.containerId, lease.ifName ?? "eth0");
-    if (attachment || state === "alive") continue;
-    doubts.push(`address ${lease.ip} of ${lease.containerId || "nobody"}: ${evidence}`);
+    if (!attachment && state !== "alive") doubts.push(addressText(one));
   }
   for (const owner of (await linksIn(host)).map(ownerByAlias)) {
     if (owner?.network === list.name && owner.lives) keep(owner.containerId, owner.ifName);
@@ -112,12 +104,15 @@ async function planOf(list: NetworkList, folders: Folders): Promise<Plan> {
     list,
     valid: [...valid.values()],
     goes: [
-      ...stale.map((one) => `attachment ${one.containerId} (${one.ifName}): ${lifeOf(one, evidence).evidence}`),
-      ...leases.map(({ lease, evidence }) => `address ${lease.ip} of ${lease.containerId || "nobody"}: ${evidence}`),
+      ...stale.map((one) => `attachment ${nameOf(one)} (${one.ifName}): ${lifeOf(one, evidence).evidence}`),
+      ...leases.map(addressText),
     ],
     doubts,
   };
 }
+
+const addressText = ({ lease: { ip, containerId }, attachment, evidence }: Judged): string =>
+  `address ${ip} of ${nameOf({ ...attachment, containerId }) || "nobody"}: ${evidence}`;
 
 /** What `--json` prints of a plan. */
 function shown({ list, valid, goes, doubts }: Plan) {

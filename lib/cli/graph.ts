@@ -6,15 +6,18 @@ import type { RouteEntry } from "../kernel/ip.ts";
 import { systemRun } from "../kernel/run.ts";
 import { type CommandCall, status } from "./command.ts";
 import { type Bridge, type Container, type Drawing, drawingOf, type Port } from "./drawing.ts";
+import { unknownNetwork } from "./owner_names.ts";
 import { agentStatus, peersOf } from "./peers.ts";
 import { foldersOf, note } from "./setup.ts";
-import { surveyOf } from "./survey.ts";
-import { oneLine, type Paint, painter, say } from "./terminal.ts";
+import { ofNetwork, survey } from "./survey.ts";
+import { cut, oneLine, type Paint, painter, say, terminalWidth, widthOf } from "./terminal.ts";
 
 /** `cnibox graph` */
 export async function graph(call: CommandCall): Promise<number> {
   const [folders, network] = [foldersOf(call), call.arg("NETWORK")];
-  const seen = await surveyOf(folders, network);
+  const all = await survey(folders);
+  const seen = network === undefined ? all : ofNetwork(all, network);
+  if (!seen) throw unknownNetwork(network ?? "", all.networks.map(({ name }) => name));
   for (const text of seen.blind) note(text);
   const peers = network === undefined ? peersOf(agentStatus()) : [];
   for (const { node, devices } of peers) if (devices.length === 0) note(`no way leads to node ${node}`);
@@ -54,21 +57,28 @@ function portsTo(drawing: Drawing, to: string): { container: Container; port: Po
 const filled = (parts: readonly string[]) => parts.filter((part) => part !== "");
 const join = (...parts: readonly string[]) => filled(parts).join("  ");
 
+/** What stands in front of a container. */
+const BRANCH = "│  ├─ ";
+
 /** For a terminal. */
 export function treeOf(drawing: Drawing, paint: Paint): string {
   const { host, uplinks, bridges } = drawing;
+  const room = (terminalWidth() ?? Infinity) - BRANCH.length;
   const leaf = ({ container, port }: { container: Container; port: Port }) => {
     const good = port.health === "ok";
-    const end = port.veth === "" ? "" : `${port.veth} ── `;
-    const trouble = good ? "" : paint("red", `! ${port.problems[0] ?? port.health}`);
+    const trouble = good ? "" : paint("red", port.problems[0] ?? port.health);
     const published = port.published.map((text) => paint("magenta", text)).join(" ");
-    return join(
-      `${end}${paint("bold", port.name)} of ${paint(good ? "green" : "red", container.id)}`,
+    const parts = [
+      `${paint("bold", port.name)} of ${paint(good ? "green" : "red", container.id)}`,
       port.addresses.join(" "),
       ...directText(port),
       published,
       trouble,
-    );
+    ];
+    const mark = good ? "" : paint("red", "! ");
+    const whole = `${mark}${port.veth === "" ? "" : `${port.veth} ── `}${join(...parts)}`;
+    // The rest says more than the end on the host does.
+    return widthOf(whole) > room ? `${mark}${join(...parts)}` : whole;
   };
   const branches = [
     ...uplinks.map(({ name, kind, addresses, isDefault, up, peers }) => ({
@@ -100,7 +110,7 @@ export function treeOf(drawing: Drawing, paint: Paint): string {
     lines.push(`${last ? "└─" : "├─"} ${text}`);
     below.forEach((line, at) => lines.push(`${last ? "  " : "│ "} ${at === below.length - 1 ? "└─" : "├─"} ${line}`));
   });
-  return `${lines.map(oneLine).join("\n")}\n`;
+  return `${lines.map((line) => cut(oneLine(line))).join("\n")}\n`;
 }
 
 /** What a bridge says of all that hang on it. */

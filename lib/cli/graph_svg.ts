@@ -16,6 +16,13 @@ const HEAD = 34;
 const GAP = 18;
 const TOP = 96;
 const SIDE = 32;
+/** More containers than this are drawn as a line each, so that a picture stays one that can be looked at. */
+const MOST_CARDS = 24;
+const DENSE_ROW = 20;
+const DENSE_PAD = 4;
+const DENSE_GAP = 6;
+/** Longer names of namespaces are machines', and tell nobody anything. */
+const LONGEST_NOTE = 20;
 
 const STYLE = `
   text { font: ${FONT}px system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; fill: #1f2933 }
@@ -53,6 +60,8 @@ interface Card {
   readonly title: string;
   readonly note: string;
   readonly rows: readonly Row[];
+  /** Where the rows of a card without a head begin, behind its title; undefined for cards with one. */
+  readonly dense?: number;
 }
 
 interface Row {
@@ -60,6 +69,8 @@ interface Row {
   readonly style: "mono" | "dim" | "badge" | "trouble";
   /** The interface that the row belongs to, for its line. */
   readonly port?: Port;
+  /** Ports on the same row. */
+  readonly published?: string;
 }
 
 /** Draws. */
@@ -68,14 +79,9 @@ export function svgOf(drawing: Drawing): string {
   const cards = {
     uplinks: uplinks.map(uplinkCard),
     bridges: bridges.map((bridge, index) => bridgeCard(bridge, hueOf(index))),
-    containers: containers.map(containerCard),
+    containers: containers.length > MOST_CARDS ? denseCards(containers) : containers.map(containerCard),
   };
-  const widths = [cards.uplinks, cards.bridges, cards.containers].map((column) =>
-    Math.max(150, ...column.map(widthOf))
-  );
-  const labels = Math.max(40, ...containers.flatMap(({ ports }) => ports.map((port) => labelWidth(port) + 90)));
-  const [first = 0, second = 0, third = 0] = widths;
-  const xs = [SIDE + GAP, SIDE + GAP + first + 110, SIDE + GAP + first + 110 + second + labels + 50];
+  const { xs, widths: [first = 0, second = 0, third = 0] } = columnsOf(cards, containers);
   const containerBoxes = stacked(cards.containers, xs[2] ?? 0, third);
   const bridgeBoxes = levelled(
     cards.bridges,
@@ -102,12 +108,14 @@ export function svgOf(drawing: Drawing): string {
     ...uplinks.map(({ name }, index) => [name, uplinkBoxes[index]] as const),
     ...bridges.map(({ name }, index) => [name, bridgeBoxes[index]] as const),
   ]);
+  const spans = new Map([...places.keys()].map((name) => [name, spanOf(containers, containerBoxes, name)] as const));
   const hues = new Map(bridges.map(({ name }, index) => [name, hueOf(index)] as const));
   const labelled = Math.max(0, ...containers.flatMap(({ ports }) => ports.map(labelWidth)));
   const edge: Box = { x: SIDE, y: TOP - 40, width: hostWidth, height: bottom - TOP + 60 };
   const lines = containers.flatMap((container, index) =>
     wires(container, containerBoxes[index], {
       places,
+      spans,
       edge,
       card: cards.containers[index],
       hues,
@@ -139,6 +147,23 @@ export function svgOf(drawing: Drawing): string {
     "</svg>",
   ];
   return `${parts.filter((part) => part !== "").join("\n")}\n`;
+}
+
+/** Where the three columns begin, and how wide they are. */
+function columnsOf(
+  cards: Readonly<Record<"uplinks" | "bridges" | "containers", readonly Card[]>>,
+  containers: readonly Container[],
+): { xs: number[]; widths: number[] } {
+  const widths = [cards.uplinks, cards.bridges, cards.containers].map((column) =>
+    Math.max(150, ...column.map(widthOf))
+  );
+  const [first = 0, second = 0] = widths;
+  const labels = Math.max(40, ...containers.flatMap(({ ports }) => ports.map((port) => labelWidth(port) + 90)));
+  // Lines that climb high need room to be told apart.
+  const tall = cards.containers.reduce((sum, card) => sum + heightOf(card) + GAP, 0);
+  const climb = Math.min(240, Math.max(0, (tall - 600) / 5));
+  const start = SIDE + GAP;
+  return { xs: [start, start + first + 110, round(start + first + 110 + second + labels + 50 + climb)], widths };
 }
 
 const hueOf = (index: number) => HUES[index % HUES.length] ?? DIRECT;
@@ -178,11 +203,11 @@ function bridgeCard({ name, addresses, networks, exists, up }: Bridge, hue: stri
 }
 
 function containerCard({ id, netns, ports }: Container): Card {
-  const bad = ports.some(({ health }) => health !== "ok");
+  const note = netns.replace(/^\/(var\/)?run\/netns\//, "");
   return {
-    kind: bad ? "broken" : "container",
+    kind: kindOf(ports),
     title: id,
-    note: netns.replace(/^\/(var\/)?run\/netns\//, ""),
+    note: note.length > LONGEST_NOTE ? "" : note,
     rows: ports.flatMap((port): Row[] => [
       { text: `${port.name}  ${port.addresses.join("  ") || "no address"}`, style: "mono", port },
       ...port.published.map((text): Row => ({ text, style: "badge" })),
@@ -191,7 +216,35 @@ function containerCard({ id, netns, ports }: Container): Card {
   };
 }
 
-function widthOf({ title, note, rows }: Card): number {
+const kindOf = (ports: readonly Port[]) => ports.some(({ health }) => health !== "ok") ? "broken" : "container";
+
+/** A line for each container, and one for each further interface and problem. */
+function denseCards(containers: readonly Container[]): Card[] {
+  const dense = Math.max(...containers.map(({ id }) => id.length)) * (SANS + 0.9) + 16;
+  return containers.map(({ id, ports }) => ({
+    kind: kindOf(ports),
+    title: id,
+    note: "",
+    dense,
+    rows: ports.flatMap((port): Row[] => [
+      {
+        text: `${port.name}  ${port.addresses.join("  ") || "no address"}`,
+        style: "mono",
+        port,
+        ...(port.published.length > 0 && { published: port.published.join("  ") }),
+      },
+      ...port.problems.map((text): Row => ({ text, style: "trouble" })),
+    ]),
+  }));
+}
+
+function widthOf({ title, note, rows, dense }: Card): number {
+  if (dense !== undefined) {
+    const wide = rows.map(({ text, style, published = "" }) =>
+      text.length * (style === "mono" ? MONO : 6.9) + (published === "" ? 0 : published.length * 7.3 + 16)
+    );
+    return Math.ceil(2 * PAD + dense + Math.max(...wide));
+  }
   const head = title.length * (SANS + 0.9) + (note === "" || note === title ? 0 : note.length * 6.4 + 24);
   return Math.ceil(
     2 * PAD + Math.max(
@@ -201,20 +254,28 @@ function widthOf({ title, note, rows }: Card): number {
   );
 }
 
-function heightOf({ rows }: Card): number {
-  return HEAD + (rows.length === 0 ? 0 : rowsHeight(rows, rows.length) + 12);
+function heightOf(card: Card): number {
+  const { rows, dense } = card;
+  if (dense !== undefined) return 2 * DENSE_PAD + rows.length * DENSE_ROW;
+  return HEAD + (rows.length === 0 ? 0 : rowsHeight(card, rows.length) + 12);
 }
 
 /** Height of the first rows. */
-function rowsHeight(rows: readonly Row[], count: number): number {
+function rowsHeight({ rows, dense }: Card, count: number): number {
+  if (dense !== undefined) return count * DENSE_ROW;
   return rows.slice(0, count).reduce((sum, { style }) => sum + (style === "badge" ? BADGE_ROW : ROW), 0);
+}
+
+/** Where the text of a row stands below the top of its card. */
+function baseline(card: Card, row: number): number {
+  return (card.dense === undefined ? HEAD + 20 : DENSE_PAD + 14) + rowsHeight(card, row);
 }
 
 function stacked(cards: readonly Card[], x: number, width: number): Box[] {
   let y = TOP;
   return cards.map((card) => {
     const box = { x, y, width, height: heightOf(card) };
-    y += box.height + GAP;
+    y += box.height + (card.dense === undefined ? GAP : DENSE_GAP);
     return box;
   });
 }
@@ -247,11 +308,13 @@ function middle(boxes: readonly Box[]): number {
   return (top + Math.max(...boxes.map(({ y, height }) => y + height))) / 2;
 }
 
-function drawn({ kind, hue, title, note, rows }: Card, box: Box | undefined): string {
+function drawn(card: Card, box: Box | undefined): string {
   if (!box) return "";
+  const { kind, hue, title, note, rows, dense } = card;
   const { x, y, width, height } = box;
-  const body = rows.map(({ text, style, port }, index) => {
-    const at = round(y + HEAD + 20 + rowsHeight(rows, index));
+  const left = round(x + PAD + (dense ?? 0));
+  const body = rows.map(({ text, style, port, published }, index) => {
+    const at = round(y + baseline(card, index));
     if (style === "badge") {
       return `<rect class="badge" x="${x + PAD}" y="${round(at - 13)}" width="${
         round(badgeWidth(text))
@@ -260,11 +323,22 @@ function drawn({ kind, hue, title, note, rows }: Card, box: Box | undefined): st
           round(at + 1)
         }" text-anchor="middle">${escaped(text)}</text>`;
     }
-    if (!port) return `<text class="${style}" x="${x + PAD}" y="${at}">${escaped(text)}</text>`;
+    if (!port) return `<text class="${style}" x="${left}" y="${at}">${escaped(text)}</text>`;
     const addresses = port.addresses.map((one) => `<tspan dx="12">${escaped(one)}</tspan>`).join("");
-    return `<text class="${style}" x="${x + PAD}" y="${at}"><tspan class="name">${escaped(port.name)}</tspan>` +
-      `${addresses || '<tspan dx="12" fill="#6b7785">no address</tspan>'}</text>`;
+    const ports = published ? `<tspan class="badge-text" dx="16">${escaped(published)}</tspan>` : "";
+    return `<text class="${style}" x="${left}" y="${at}"><tspan class="name">${escaped(port.name)}</tspan>` +
+      `${addresses || '<tspan dx="12" fill="#6b7785">no address</tspan>'}${ports}</text>`;
   });
+  if (dense !== undefined) {
+    return [
+      `<g>`,
+      `<rect class="card" x="${x}" y="${round(y)}" width="${width}" height="${height}" rx="6"/>`,
+      `<rect class="${kind}" x="${x}" y="${round(y)}" width="6" height="${height}" rx="3"/>`,
+      `<text class="name" x="${x + PAD}" y="${round(y + baseline(card, 0))}">${escaped(title)}</text>`,
+      ...body,
+      `</g>`,
+    ].join("\n");
+  }
   const noted = note === "" || note === title
     ? ""
     : `<text class="light" x="${x + width - PAD}" y="${round(y + 22)}" text-anchor="end" opacity="0.8" font-size="12">${
@@ -300,8 +374,28 @@ function headPath({ x, y, width }: Box, alone: boolean): string {
   } ${low} z`;
 }
 
+/** Heights between which the lines of an interface end, where they are many. */
+type Span = readonly [low: number, high: number];
+
+/** More lines than this are spread along the interface. */
+const MANY_WIRES = 6;
+
+function spanOf(containers: readonly Container[], boxes: readonly Box[], name: string): Span | undefined {
+  const own = boxes.filter((_, index) => containers[index]?.ports.some(({ to }) => to === name));
+  if (own.length <= MANY_WIRES) return undefined;
+  return [Math.min(...own.map(({ y }) => y)), Math.max(...own.map(({ y, height }) => y + height))];
+}
+
+/** Where on an interface the line of a given height begins. */
+function startOf(end: number, { y, height }: Box, span: Span | undefined): number {
+  const [top, bottom] = [y + HEAD / 2, y + height - 12];
+  if (!span) return clamp(end, top, bottom);
+  return top + (end - span[0]) / (span[1] - span[0]) * (bottom - top);
+}
+
 interface WireOptions {
   readonly places: ReadonlyMap<string, Box | undefined>;
+  readonly spans: ReadonlyMap<string, Span | undefined>;
   readonly edge: Box;
   readonly card: Card | undefined;
   readonly hues: ReadonlyMap<string, string>;
@@ -318,18 +412,18 @@ const labelWidth = (port: Port): number => labelOf(port) === "" ? 0 : badgeWidth
 
 /** A line for every interface, from its row to where it leads, and what is written on it. */
 function wires({ ports }: Container, box: Box | undefined, options: WireOptions): { path: string; label: string }[] {
-  const { places, edge, card, hues, labelled, column } = options;
+  const { places, spans, edge, card, hues, labelled, column } = options;
   if (!box || !card) return [];
   return ports.map((port) => {
     const row = card.rows.findIndex((one) => one.port === port);
-    const end = { x: box.x, y: box.y + HEAD + 15 + rowsHeight(card.rows, row) };
+    const end = { x: box.x, y: box.y + baseline(card, row) - 5 };
     const place = places.get(port.to);
     const hue = hues.get(port.to);
     const wide = labelWidth(port);
     // All lines are level before the labels begin: none crosses one.
     const level = end.x - labelled - 34;
     const start = place
-      ? { x: place.x + place.width, y: clamp(end.y, place.y + HEAD / 2, place.y + place.height - 12) }
+      ? { x: place.x + place.width, y: startOf(end.y, place, spans.get(port.to)) }
       : { x: edge.x + edge.width, y: end.y };
     // From a host interface straight to a container: level before the bridges are reached, so as to pass between them.
     const to = place && hue === undefined ? column - 12 : level;

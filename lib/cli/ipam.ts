@@ -3,9 +3,9 @@ import { releaseOnly } from "../ipam/allocator.ts";
 import { type Lease, Store, withStore } from "../ipam/store.ts";
 import { readFileIfThere, replaceFile } from "../kernel/state_file.ts";
 import { systemRun } from "../kernel/run.ts";
-import { unseenText } from "../kernel/all_netns.ts";
 import { canonicalAddress } from "../net/cidr.ts";
 import { CliError, type CommandCall, didYouMean, nearest, status, tell, usageError } from "./command.ts";
+import { confirm } from "./confirm.ts";
 import {
   type Claim,
   gather,
@@ -14,19 +14,30 @@ import {
   judge,
   type Judged,
   type Judgement,
-  ownerText,
   type Pool,
   pools,
   type Unrecorded,
+  unseenLines,
   useOf,
 } from "./leases.ts";
-import { containerIdOf } from "./owner_names.ts";
+import { containerIdOf, nameOf, ownerText } from "./owner_names.ts";
 import { attachmentsOf, entriesOf, type Folders, foldersOf, needRoot, note } from "./setup.ts";
-import { ageOf, columns, counted, jsonDocument, oneLine, type Paint, painter, say } from "./terminal.ts";
+import {
+  ageOf,
+  columns,
+  counted,
+  jsonDocument,
+  oneLine,
+  type Paint,
+  painter,
+  say,
+  table,
+  terminalWidth,
+} from "./terminal.ts";
 
 /** `cnibox ipam [NETWORK]` */
-export async function usage(call: CommandCall): Promise<number> {
-  const chosen = await poolsOf(call);
+export function usage(call: CommandCall): number {
+  const chosen = poolsOf(call);
   tell(call, { pools: chosen.map(shownPool) }, () => usageText(chosen));
   return status.done;
 }
@@ -76,7 +87,7 @@ function bar(taken: number, total: bigint, paint: Paint): string {
 /** `cnibox ipam list [NETWORK]` */
 export async function list(call: CommandCall): Promise<number> {
   const folders = foldersOf(call);
-  const { judged } = await judgement(await poolsOf(call), folders);
+  const { judged } = await judgement(poolsOf(call), folders);
   print(call, judged);
   return status.done;
 }
@@ -86,7 +97,7 @@ export async function find(call: CommandCall): Promise<number> {
   const folders = foldersOf(call);
   const what = call.arg("WHAT") ?? "";
   const ip = canonicalAddress(what.split("/")[0] ?? "");
-  const { judged, unrecorded } = await judgement(await pools(folders), folders);
+  const { judged, unrecorded } = await judgement(pools(folders), folders);
   const id = ip === undefined ? containerIdOf(what, folders) : what;
   const isMeant = (address: string, containerId: string) =>
     address === ip || containerId === id || (ip === undefined && containerId.startsWith(id));
@@ -102,22 +113,30 @@ export async function find(call: CommandCall): Promise<number> {
   return status.done;
 }
 
-function print(call: CommandCall, judged: readonly Judged[], lost: readonly Unrecorded[] = []): void {
-  const paint = painter();
-  const rows = judged.map(({ pool, lease: { ip, containerId, ifName = "-", written }, state, evidence }) => {
-    const verdict = state === "alive" ? [paint("green", state), ""] : [paint("yellow", state), evidence];
-    return [ip, pool.network, containerId || "-", ifName, ageOf(written), ...verdict];
-  });
-  const more = lost.map(shownLost);
-  for (const { address, network, containerId, ifName = "-", state, evidence } of more) {
-    rows.push([address, network, containerId, ifName, "-", paint("red", state), evidence]);
-  }
-  tell(call, { addresses: [...judged.map(shown), ...more] }, () => columns(rows));
-}
-
 /** Whose an address is. */
 function holding(network: string, address: string, { containerId, ifName }: Pick<Lease, "containerId" | "ifName">) {
   return { address, network, containerId, ifName };
+}
+
+function print(call: CommandCall, judged: readonly Judged[], lost: readonly Unrecorded[] = []): void {
+  const paint = painter();
+  const rows = [
+    ...judged.map(({ pool, lease, state, evidence, attachment }) => [
+      lease.ip,
+      pool.network,
+      nameOf({ ...attachment, containerId: lease.containerId }) || "-",
+      lease.ifName ?? "-",
+      ageOf(lease.written),
+      paint(state === "alive" ? "green" : "yellow", state),
+      state === "alive" ? "" : evidence,
+    ]),
+    ...lost.map((one) => {
+      const { address, network, ifName = "-", state, evidence } = shownLost(one);
+      return [address, network, nameOf(one.attachment), ifName, "-", paint("red", state), evidence];
+    }),
+  ];
+  const document = { addresses: [...judged.map(shown), ...lost.map(shownLost)] };
+  tell(call, document, () => table([], rows, { width: terminalWidth() }));
 }
 
 /** What a living container uses and no file names. */
@@ -133,7 +152,7 @@ function shown({ pool, lease, state, evidence }: Judged) {
 /** Looks at the node and judges; what could not be looked at is named on standard error. */
 async function judgement(chosen: readonly Pool[], folders: Folders): Promise<Judgement> {
   const evidence = await gather(attachmentsOf(folders), systemRun());
-  for (const one of evidence.unseen) note(unseenText([one]));
+  for (const line of unseenLines(evidence.unseen)) note(line);
   return judge(chosen, evidence);
 }
 
@@ -154,7 +173,7 @@ interface Findings {
 }
 
 async function findings(call: CommandCall, folders: Folders): Promise<Findings> {
-  const chosen = await poolsOf(call);
+  const chosen = poolsOf(call);
   const { judged, unrecorded, duplicates } = await judgement(chosen, folders);
   return {
     gone: judged.filter(({ state }) => GONE.includes(state)),
@@ -195,7 +214,8 @@ function report(found: Findings): string {
   if (isClean(found)) return "every address has a living owner, and every living owner's address is recorded\n";
   const paint = painter();
   const lines: string[] = [];
-  const owner = ({ pool, lease }: Judged) => `${lease.ip} of ${ownerText(lease)} on ${pool.network}`;
+  const owner = ({ pool, lease, attachment }: Judged) =>
+    `${lease.ip} of ${ownerText({ ...attachment, ...lease })} on ${pool.network}`;
   for (const one of found.gone) lines.push(`${paint("red", "gone")}        ${owner(one)}: ${one.evidence}`);
   for (const one of found.suspects) lines.push(`${paint("yellow", "suspect")}     ${owner(one)}: ${one.evidence}`);
   for (const { pool, ip, attachment } of found.unrecorded) {
@@ -210,44 +230,78 @@ function report(found: Findings): string {
   }
   lines.push(
     "",
-    "cnibox ipam repair releases what is gone and records what is used; suspects it leaves alone: cnibox ipam free ADDRESS",
+    "cnibox ipam repair --all releases what is gone and records what is used; suspects it leaves alone: " +
+      "cnibox ipam free ADDRESS",
   );
   return `${lines.map(oneLine).join("\n")}\n`;
 }
 
-/** `cnibox ipam repair [NETWORK]` */
+/** One thing that `repair` does. */
+interface Repair {
+  readonly text: string;
+  run(): Promise<unknown>;
+}
+
+/** `cnibox ipam repair NETWORK | --all` */
 export async function repair(call: CommandCall): Promise<number> {
   const folders = foldersOf(call);
   const dry = call.is("dry-run");
+  if (!dry && (call.arg("NETWORK") === undefined) !== call.is("all")) {
+    throw usageError("say which: NETWORK, or --all", "--dry-run looks at all of them");
+  }
   if (!dry) needRoot(call, "it changes lease files");
   const found = await findings(call, folders);
-  const done: string[] = [];
-  for (const { pool, lease, evidence } of found.gone) {
-    done.push(`release ${lease.ip} of ${lease.containerId || "nobody"} on ${pool.network}: ${evidence}`);
-    if (!dry) await releaseLease(folders, pool, lease);
+  const repairs = repairsOf(found, folders);
+  if (!call.is("json")) say(repairText(found, repairs, dry ? "would " : ""));
+  if (!dry && repairs.length > 0) {
+    confirm(call, "do this?");
+    // Somebody may have taken time to answer: only what is still so is done.
+    const now = repairsOf(await findings(call, folders), folders);
+    for (const one of now.filter(({ text }) => repairs.some((before) => before.text === text))) await one.run();
+    if (!call.is("json")) say("done\n");
   }
-  for (const { pool, ip, attachment } of found.unrecorded) {
-    done.push(`record ${ip} for ${ownerText(attachment)} on ${pool.network}`);
-    if (!dry) {
-      await withStore(pool.folder, { create: true, warn: () => {} }, (store: Store) => {
-        if (store.isBlank(ip)) store.discard(ip);
-        store.reserve(ip, attachment);
-      });
-    }
+  if (call.is("json")) {
+    say(jsonDocument({
+      dryRun: dry,
+      done: repairs.map(({ text }) => text),
+      left: found.suspects.map(shown),
+      duplicates: found.duplicates.map((list) => list.map(shownClaim)),
+    }));
   }
-  const duplicates = found.duplicates.map((list) => list.map(shownClaim));
-  tell(call, { dryRun: dry, done, left: found.suspects.map(shown), duplicates }, () => {
-    const lines = [
-      ...done.map((line) => (dry ? "would " : "") + line),
-      ...found.suspects.map(({ lease, evidence }) => `left alone: ${lease.ip} of ${lease.containerId}: ${evidence}`),
-      ...found.duplicates.map((list) =>
-        `left alone: ${list.map(claimText).join(" and ")}: delete one of them and add it again`
-      ),
-    ];
-    return `${lines.map(oneLine).join("\n") || "nothing to repair"}\n`;
-  });
   return status.done;
 }
+
+function repairsOf({ gone, unrecorded }: Findings, folders: Folders): Repair[] {
+  return [
+    ...gone.map((one): Repair => ({
+      text: `release ${one.lease.ip} of ${ownerOf(one)} on ${one.pool.network}: ${one.evidence}`,
+      run: () => releaseLease(folders, one.pool, one.lease),
+    })),
+    ...unrecorded.map(({ pool, ip, attachment }): Repair => ({
+      text: `record ${ip} for ${ownerText(attachment)} on ${pool.network}`,
+      run: () =>
+        withStore(pool.folder, { create: true, warn: () => {} }, (store: Store) => {
+          if (store.isBlank(ip)) store.discard(ip);
+          store.reserve(ip, attachment);
+        }),
+    })),
+  ];
+}
+
+function repairText({ suspects, duplicates }: Findings, repairs: readonly Repair[], before: string): string {
+  const lines = [
+    ...repairs.map(({ text }) => `${before}${text}`),
+    ...suspects.map((one) => `left alone: ${one.lease.ip} of ${ownerOf(one)}: ${one.evidence}`),
+    ...duplicates.map((list) =>
+      `left alone: ${list.map(claimText).join(" and ")}: delete one of them and add it again`
+    ),
+  ];
+  return `${lines.map(oneLine).join("\n") || "nothing to repair"}\n`;
+}
+
+/** Whose a lease is: `shop/web-2`. */
+const ownerOf = ({ lease: { containerId }, attachment }: Judged): string =>
+  nameOf({ ...attachment, containerId }) || "nobody";
 
 /** Where removed leases are kept, so that a mistake can be undone. */
 const BACKUP = "/var/lib/cnibox/removed-leases";
@@ -271,14 +325,19 @@ export async function free(call: CommandCall): Promise<number> {
   const folders = foldersOf(call);
   needRoot(call, "it changes lease files");
   const network = call.value("network");
-  const { judged } = await judgement(await pools(folders), folders);
+  const all = pools(folders);
+  if (network !== undefined && !all.some((one) => one.network === network)) throw unknownPool(network, all);
+  const { judged } = await judgement(all, folders);
   const wanted = call.args.map((text) => {
     const ip = canonicalAddress(text);
     const found = judged.filter(({ pool, lease }) =>
       lease.ip === ip && (network === undefined || pool.network === network)
     );
     if (found.length === 0) {
-      throw new CliError(`nobody holds "${text}"`, status.unknown, ["cnibox ipam list shows every address"]);
+      throw new CliError(`nobody holds "${text}"`, status.unknown, [
+        ...didYouMean(text, judged.map(({ lease }) => lease.ip)),
+        "cnibox ipam list shows every address",
+      ]);
     }
     if (found.length > 1) {
       const where = found.map(({ pool }) => pool.network).join(", ");
@@ -296,6 +355,10 @@ export async function free(call: CommandCall): Promise<number> {
       ["cnibox del detaches the container; --force releases the address all the same"],
     );
   }
+  if (!call.is("json")) {
+    say(wanted.map((one) => `free ${one.lease.ip} of ${oneLine(ownerOf(one))} on ${one.pool.network}\n`).join(""));
+  }
+  confirm(call, "do this?");
   for (const { pool, lease } of wanted) {
     if (lease.ifName !== undefined && lease.containerId !== "") {
       await releaseOnly(pool.folder, { containerId: lease.containerId, ifName: lease.ifName }, {
@@ -303,23 +366,26 @@ export async function free(call: CommandCall): Promise<number> {
         warn: () => {},
       });
     } else await releaseLease(folders, pool, lease);
-    if (!call.is("json")) say(`freed ${lease.ip} of ${oneLine(lease.containerId || "nobody")} on ${pool.network}\n`);
   }
   const freed = wanted.map(({ pool, lease }) => holding(pool.network, lease.ip, lease));
   if (call.is("json")) say(jsonDocument({ freed }));
   return status.done;
 }
 
-async function poolsOf(call: CommandCall): Promise<Pool[]> {
-  const all = await pools(foldersOf(call));
+function poolsOf(call: CommandCall): Pool[] {
+  const all = pools(foldersOf(call));
   const name = call.arg("NETWORK");
   if (name === undefined) return all;
   const chosen = all.filter(({ network }) => network === name);
   if (chosen.length > 0) return chosen;
   const near = call.command.name === "ipam" ? nearest(name, ["list", "find", "check", "free", "repair"]) : undefined;
+  throw unknownPool(name, all, near === undefined ? [] : [`did you mean cnibox ipam ${near}?`]);
+}
+
+function unknownPool(name: string, all: readonly Pool[], advice: readonly string[] = []): CliError {
   const names = all.map(({ network }) => network);
-  throw new CliError(`no network "${name}" keeps addresses here`, status.unknown, [
-    ...(near ? [`did you mean cnibox ipam ${near}?`] : didYouMean(name, names)),
+  return new CliError(`no network "${name}" keeps addresses here`, status.unknown, [
+    ...(advice.length > 0 ? advice : didYouMean(name, names)),
     `networks that do: ${names.join(", ") || "none"}`,
   ]);
 }

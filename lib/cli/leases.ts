@@ -8,7 +8,7 @@ import { toCniError } from "../cni/error.ts";
 import type { Cached } from "../cni/result_cache.ts";
 import type { JsonObject } from "../cni/types.ts";
 import { atLeast } from "../cni/version.ts";
-import { leases } from "../ipam/lease_upkeep.ts";
+import { leasesSeen } from "../ipam/lease_upkeep.ts";
 import { prefixOrAddress } from "../ipam/address_keys.ts";
 import { blocksFile } from "../ipam/block_owner.ts";
 import { type OwnBlock, readBlocks } from "../ipam/block_state.ts";
@@ -18,13 +18,14 @@ import { describe, type RangeConf, rangeOf, type RangeSet, rangeSets, size } fro
 import type { Lease } from "../ipam/store.ts";
 import { bootTime } from "../ipam/lease_index.ts";
 import { addressesInUse, type Unseen, unseenText } from "../kernel/all_netns.ts";
-import { netnsState } from "../kernel/netns.ts";
+import type { Link } from "../kernel/ip.ts";
+import { type NetnsState, netnsState } from "../kernel/netns.ts";
 import { fileIdentity } from "../kernel/proc.ts";
-import type { Run } from "../kernel/run.ts";
+import { exists } from "../kernel/regular_file.ts";
+import { inNetns, must, type Run } from "../kernel/run.ts";
 import { canonicalAddress, formatPrefix, parseAddress, type Prefix, prefixContains } from "../net/cidr.ts";
-import { CliError, status } from "./command.ts";
 import type { Owner } from "./owner_names.ts";
-import { entriesOf, type Folders, ipamType, note } from "./setup.ts";
+import { entriesOf, fileError, type Folders, ipamType, note } from "./setup.ts";
 
 /** A network whose addresses are kept in files of this node: by host-local, or by cluster. */
 export interface Pool {
@@ -85,7 +86,7 @@ export interface Unrecorded {
 }
 
 /** Every pool of the node: networks of the configuration folder, and lease folders that nothing configures any more. */
-export async function pools(folders: Folders): Promise<Pool[]> {
+export function pools(folders: Folders): Pool[] {
   const found = new Map<string, Pool>();
   for (const list of loadAll(folders.conf).lists) {
     for (const { config } of list.plugins) {
@@ -96,24 +97,43 @@ export async function pools(folders: Folders): Promise<Pool[]> {
       const data = typeof given === "string" && given !== "" ? `${folders.root}${given}` : folders.data;
       const folder = `${data}/${list.name}`;
       const known = type === "cluster" ? shareOf(config, { list, root: folders.root }) : setsOf(ipam, list.version);
-      found.set(folder, { network: list.name, folder, ...known, leases: await read(folder) });
+      found.set(folder, { network: list.name, folder, ...known, leases: read(folder) });
     }
   }
   for (const { name: network, isDirectory } of entriesOf(folders.data)) {
     const folder = `${folders.data}/${network}`;
     if (!isDirectory || found.has(folder)) continue;
-    const trouble = "no configuration names this network";
-    found.set(folder, { network, folder, sets: [], trouble, leases: await read(folder) });
+    found.set(folder, {
+      network,
+      folder,
+      sets: [],
+      trouble: "no configuration names this network",
+      leases: read(folder),
+    });
   }
   return [...found.values()].sort((a, b) => a.network < b.network ? -1 : 1);
 }
 
-async function read(folder: string): Promise<Lease[]> {
+/**
+ * Leases of a folder, read without its lock: a look must not keep an ADD waiting. Whoever changes a lease looks again
+ * under it.
+ */
+function read(folder: string): Lease[] {
   try {
-    return await leases(folder, { warn: note });
+    if (Deno.uid() !== 0) needReadable(folder);
+    Deno.statSync(folder);
   } catch (error) {
-    if (Deno.uid() === 0) throw error;
-    throw new CliError(toCniError(error).msg, status.noRights, ["run this command as root"]);
+    if (error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory) return [];
+    throw fileError(folder, error);
+  }
+  return leasesSeen(folder, note);
+}
+
+/** A lease that may not be read looks like none. */
+function needReadable(folder: string): void {
+  for (const { name, isFile } of Deno.readDirSync(folder)) {
+    const isLease = isFile && canonicalAddress(name) === name;
+    if (isLease && exists(`${folder}/${name}`)) Deno.openSync(`${folder}/${name}`).close();
   }
 }
 
@@ -135,7 +155,7 @@ function shareOf(
 }
 
 /** Range sets of an `ipam` section; a bad one gives none, with the reason. */
-function setsOf(ipam: JsonObject, version: string): { sets: readonly RangeSet[]; trouble: string } {
+export function setsOf(ipam: JsonObject, version: string): { sets: readonly RangeSet[]; trouble: string } {
   try {
     const text = (value: unknown) => typeof value === "string" && value !== "" ? value : undefined;
     const range = (source: unknown): RangeConf =>
@@ -166,6 +186,10 @@ export interface Evidence {
   readonly attachments: readonly Cached[];
   /** Addresses that were found in namespaces, each with a path of one. */
   readonly inUse: ReadonlyMap<string, string>;
+  /** Links of this host's other namespaces, by inode number. */
+  readonly links: ReadonlyMap<string, readonly Link[]>;
+  /** What the paths of the attachments' namespaces lead to. */
+  readonly places: ReadonlyMap<string, Place>;
   /** What could not be looked at. */
   readonly unseen: readonly Unseen[];
   /** Why an address that was not found may be in use all the same; "" when it is not. */
@@ -174,21 +198,89 @@ export interface Evidence {
   readonly boot: number;
 }
 
-/** Looks at the namespaces of this host. */
-export async function gather(attachments: readonly Cached[], host: Run): Promise<Evidence> {
-  const { inUse, unseen } = await addressesInUse(host);
-  // Whose namespace a known attachment's is, its cached result says: no other container is in there.
-  const known = unseen.length === 0 ? new Set() : new Set(attachments.map(({ netns }) => inodeOf(netns)));
-  const doubt = unseenText(unseen.filter(({ ns }) => !known.has(ns)));
-  return { attachments, inUse, unseen, doubt, boot: bootTime() - 2000 };
+/** What the path of a namespace leads to. */
+export interface Place {
+  readonly state: NetnsState;
+  /** Inode number; "" where it cannot be looked at. */
+  readonly ns: string;
 }
 
-function inodeOf(path: string): string {
-  try {
-    return path === "" ? "" : `${fileIdentity(path).ino}`;
-  } catch {
-    return "";
+/** Looks at the namespaces of this host. */
+export async function gather(attachments: readonly Cached[], host: Run): Promise<Evidence> {
+  const links = new Map<string, readonly Link[]>();
+  const { inUse, unseen } = await addressesInUse(keepingLinks(host, links));
+  const places = new Map(attachments.map(({ netns }) => [netns, placeOf(netns)] as const));
+  links.delete(placeOf("/proc/self/ns/net").ns);
+  await askHidden(host, places, links);
+  // Whose namespace a known attachment's is, its cached result says: no other container is in there.
+  const known = new Set([...places.values()].map(({ ns }) => ns));
+  const doubt = unseenText(unseen.filter(({ ns }) => ns === "" || !known.has(ns)));
+  return { attachments, inUse, links, places, unseen, doubt, boot: bootTime() - 2000 };
+}
+
+/** What could not be looked at, a line each; of many the first. */
+export function unseenLines(unseen: readonly Unseen[]): string[] {
+  const [first, ...others] = unseen;
+  if (!first || others.length < 3) return unseen.map((one) => unseenText([one]));
+  return [`${unseen.length} namespaces could not be looked at; ${first.path}: ${first.reason}`];
+}
+
+/** Asks the attachments' namespaces that no process and no mount led to. */
+async function askHidden(
+  host: Run,
+  places: Evidence["places"],
+  links: Map<string, readonly Link[]>,
+): Promise<void> {
+  const hidden = [...places].filter(([, { state, ns }]) => state === "netns" && !links.has(ns));
+  for (let at = 0; at < hidden.length; at += AT_ONCE) {
+    await Promise.all(
+      hidden.slice(at, at + AT_ONCE).map(async ([path, { ns }]) => {
+        try {
+          links.set(ns, await linksIn(inNetns(host, path)));
+        } catch {
+          // It went meanwhile, or may not be entered.
+        }
+      }),
+    );
   }
+}
+
+/** A run that keeps the links of every namespace that is asked for its addresses: one question answers both. */
+function keepingLinks(host: Run, links: Map<string, readonly Link[]>): Run {
+  return async (command) => {
+    const path = /^--net=(.+)$/s.exec(command.argv[1] ?? "")?.[1];
+    if (path === undefined) return await host(command);
+    const { ns } = placeOf(path);
+    const output = await host({ ...command, argv: [...command.argv.slice(0, 3), ...LINKS] });
+    if (output.code === 0 && ns !== "") links.set(ns, linksOf(output.stdout));
+    return output;
+  };
+}
+
+/** Asks for links with their addresses and details. */
+const LINKS = ["ip", "-j", "-d", "address", "show"];
+
+const linksOf = (stdout: string) => (JSON.parse(stdout || "[]") as Link[]).filter(({ ifname }) => ifname !== undefined);
+
+/** Links of a namespace, with their addresses and details. Throws when they cannot be listed. */
+export async function linksIn(run: Run): Promise<Link[]> {
+  return linksOf(await must(run, { argv: LINKS }));
+}
+
+/** How many namespaces are asked at a time. */
+const AT_ONCE = 8;
+
+function placeOf(path: string): Place {
+  try {
+    return { state: netnsState(path), ns: path === "" ? "" : `${fileIdentity(path).ino}` };
+  } catch {
+    return { state: netnsState(path), ns: "" };
+  }
+}
+
+/** What the path of an attachment's namespace led to; one that came meanwhile is looked at now. */
+export function placeIn({ places }: Pick<Evidence, "places">, path: string): Place {
+  return places.get(path) ?? placeOf(path);
 }
 
 /** Whether the container of an attachment lives, and what that is known by. */
@@ -198,11 +290,12 @@ export interface Life {
 }
 
 /** Judges an attachment: it is gone when its namespace is, and when its addresses provably are in no other. */
-export function lifeOf(attachment: Cached, { inUse, doubt, boot }: Evidence): Life {
+export function lifeOf(attachment: Cached, known: Evidence): Life {
   const { netns, written } = attachment;
-  const state = netnsState(netns);
+  const { inUse, doubt, boot } = known;
+  const { state, ns } = placeIn(known, netns);
   if (state === "netns" || state === "own") return { state: "alive", evidence: `namespace ${netns}` };
-  if (state === "not a namespace" && inodeOf(netns) === "") {
+  if (state === "not a namespace" && ns === "") {
     return { state: "unknown", evidence: `${netns} cannot be looked at` };
   }
   const gone = netns === "" ? "its namespace is not known" : `${netns} is gone`;
@@ -304,9 +397,8 @@ export function isHolder({ network, containerId, ifName }: Owner, of: Owner): bo
 }
 
 /** Were the addresses in this namespace looked at? */
-function wasSeen({ netns }: Cached, { unseen }: Evidence): boolean {
-  const ns = unseen.length === 0 ? "" : inodeOf(netns);
-  return !unseen.some((one) => one.ns === "" || one.ns === ns);
+function wasSeen({ netns }: Cached, known: Evidence): boolean {
+  return !known.unseen.some(({ ns }) => ns === "" || ns === placeIn(known, netns).ns);
 }
 
 /** Addresses that host-local gave to an attachment, by its cached result. */
@@ -353,11 +445,6 @@ export interface Use {
   readonly total: bigint;
   /** How many blocks of the set are this node's, where it is a cluster's: more can be taken when they are full. */
   readonly blocks?: number;
-}
-
-/** `4f1c2a (eth0)` */
-export function ownerText({ containerId, ifName }: Pick<Lease, "containerId" | "ifName">): string {
-  return `${containerId || "nobody"}${ifName ? ` (${ifName})` : ""}`;
 }
 
 /** Nobody runs out of the addresses of an IPv6 network. */

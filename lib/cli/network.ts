@@ -5,8 +5,10 @@ import {
   delNetwork,
   type MemberCall,
   type NetworkResult,
+  type Runtime,
   statusNetwork,
 } from "../cni/chain.ts";
+import { locate } from "../cni/delegate.ts";
 import type { NetworkList } from "../cni/conflist.ts";
 import { netnsState } from "../kernel/netns.ts";
 import { must, type Run, systemRun } from "../kernel/run.ts";
@@ -372,14 +374,31 @@ export async function networkStatus(call: CommandCall): Promise<number> {
   const paint = painter();
   for (const list of lists) {
     calls.length = 0;
-    await statusNetwork(list, runtime);
     const asked = atLeast(list.version, "1.1.0");
-    if (!asked) {
-      note(`network "${list.name}" is of version ${list.version || "0.1.0"}: STATUS came with 1.1.0, nobody was asked`);
-    }
+    if (asked) await statusNetwork(list, runtime);
+    else await statusFromOutside(list, { runtime, folders });
     const plugins = calls.map(({ type, ms }) => ({ type, ms: rounded(ms) }));
-    const text = `${paint("green", "ready")} network ${paint("bold", list.name)}: ${timesText(calls)}\n`;
-    tell(call, { network: list.name, asked, ready: true, plugins }, () => asked ? text : "");
+    const ready = `${paint("green", "ready")} network ${paint("bold", list.name)}: ${timesText(calls)}\n`;
+    const outside =
+      `network "${list.name}" is of version ${list.version || "0.1.0"}, and STATUS came with 1.1.0: its ` +
+      "plugins were not asked; they are there, and its ranges are not full\n";
+    const document = { network: list.name, asked, ...(asked && { ready: true }), plugins };
+    tell(call, document, () => asked ? ready : outside);
   }
   return status.done;
+}
+
+/** What can be known of a network whose plugins cannot be asked. Throws the first thing that ADD would fail with. */
+async function statusFromOutside(
+  list: NetworkList,
+  { runtime, folders }: { runtime: Runtime; folders: Folders },
+): Promise<void> {
+  for (const { type } of list.plugins) await locate(type, runtime);
+  const { pools, useOf } = await import("./leases.ts");
+  const uses = pools(folders).filter(({ network }) => network === list.name).flatMap(useOf);
+  const full = uses.find(({ taken, total, blocks }) => blocks === undefined && BigInt(taken) >= total);
+  if (full) {
+    const text = `network "${list.name}": all ${full.total} addresses of ${full.range} are taken`;
+    throw new CliError(text, status.failed, [`cnibox ipam check ${list.name} finds those that nobody uses`]);
+  }
 }

@@ -9,7 +9,7 @@ import type { JsonObject } from "../cni/types.ts";
 import { formatAddress } from "../net/cidr.ts";
 import { brokenText, type CommandCall, status, tell } from "./command.ts";
 import { type Pool, pools, shareText, subnetsOf, useOf } from "./leases.ts";
-import { podOf, shortId, unknownNetwork } from "./owner_names.ts";
+import { byName, nameOf, podOf, unknownNetwork } from "./owner_names.ts";
 import { attachmentsOf, type Folders, foldersOf, ifAllowed, note } from "./setup.ts";
 import { knownLists } from "./survey.ts";
 import { columns, natural, oneLine, painter, say, sections, table, terminalWidth } from "./terminal.ts";
@@ -26,11 +26,19 @@ interface Known {
 }
 
 /** Everything that files tell of networks; what may not be read, or cannot be, is named on standard error. */
-async function knownNetworks(folders: Folders): Promise<Known[]> {
+function knownNetworks(folders: Folders): Known[] {
   const { lists, broken } = loadAll(folders.conf);
   for (const error of broken) note(`not readable: ${brokenText(error)}`);
-  const attachments = await ifAllowed("attachments", () => attachmentsOf(folders), note) ?? [];
-  const all = await ifAllowed("leases", () => pools(folders), note) ?? [];
+  const attachments = ifAllowed("attachments", () => attachmentsOf(folders), note) ?? [];
+  return knownOf(lists, attachments, ifAllowed("leases", () => pools(folders), note) ?? []);
+}
+
+/** What these say of networks, by name. */
+export function knownOf(
+  lists: readonly NetworkList[],
+  attachments: readonly Cached[],
+  all: readonly Pool[],
+): Known[] {
   return knownLists(lists, attachments, all).sort(([a], [b]) => natural(a, b)).map(([name, list]) => ({
     name,
     list,
@@ -41,19 +49,22 @@ async function knownNetworks(folders: Folders): Promise<Known[]> {
 }
 
 /** `cnibox networks` */
-export async function networks(call: CommandCall): Promise<number> {
-  const all = await knownNetworks(foldersOf(call));
+export function networks(call: CommandCall): number {
+  const all = knownNetworks(foldersOf(call));
   if (call.is("quiet")) {
     say(all.map(({ name }) => `${oneLine(name)}\n`).join(""));
     return status.done;
   }
-  tell(call, { networks: all.map(summaryOf) }, () => tableOf(call, all));
+  const options = { headings: !call.is("no-headings"), whole: call.is("no-trunc") };
+  tell(call, { networks: all.map(summaryOf) }, () => networksText(all, options));
   return status.done;
 }
 
-function tableOf(call: CommandCall, all: readonly Known[]): string {
+const TITLES = ["NETWORK", "PLUGINS", "SUBNETS", "ADDRESSES", "ATTACHED", "FILE"];
+
+/** A line for each network. */
+export function networksText(all: readonly Known[], { headings = true, whole = false } = {}): string {
   if (all.length === 0) return "no networks: nothing is configured, and nothing is attached\n";
-  const titles = call.is("no-headings") ? [] : ["NETWORK", "PLUGINS", "SUBNETS", "ADDRESSES", "ATTACHED", "FILE"];
   const paint = painter();
   const rows = all.map((one) => [
     paint("bold", one.name),
@@ -65,7 +76,7 @@ function tableOf(call: CommandCall, all: readonly Known[]): string {
       ? one.list?.file.slice(one.list.file.lastIndexOf("/") + 1) ?? "-"
       : paint("yellow", "not configured"),
   ]);
-  return table(titles, rows, { width: call.is("no-trunc") ? undefined : terminalWidth() });
+  return table(TITLES, rows, { width: whole ? undefined : terminalWidth(), headings, dispensable: ["FILE"] });
 }
 
 const usesOf = (one: Known) => one.pools.flatMap(useOf);
@@ -94,9 +105,9 @@ function summaryOf(one: Known) {
 }
 
 /** `cnibox inspect NETWORK` */
-export async function inspect(call: CommandCall): Promise<number> {
+export function inspect(call: CommandCall): number {
   const wanted = call.arg("NETWORK") ?? "";
-  const all = await knownNetworks(foldersOf(call));
+  const all = knownNetworks(foldersOf(call));
   const found = all.find(({ name }) => name === wanted);
   if (!found) throw unknownNetwork(wanted, all.map(({ name }) => name));
   tell(call, detailsOf(found), () => inspectText(found));
@@ -133,31 +144,33 @@ function gatewaysOf(one: Known): string[] {
 function inspectText(one: Known): string {
   const { name, list, configured, attachments, pools } = one;
   const paint = painter();
-  const { section, rows } = sections(paint);
-  const unknown = list ? "none any more: known by its attachments" : "none: known by its leases";
-  section("file", [configured && list ? list.file : paint("yellow", unknown)]);
-  if (list) section("version", [list.version === "" ? "0.1.0" : list.version]);
-  section(
-    "plugins",
-    (list?.plugins ?? []).map(({ type, config, capabilities }) =>
-      [type, ...settingsOf(config, capabilities)].join("  ")
-    ),
-  );
-  section("ranges", usesOf(one).map(({ range, taken, total }) => `${range}  ${shareText(taken, total)} taken`));
-  for (const { trouble } of pools) if (trouble !== "" && configured) section("ranges", [paint("yellow", trouble)]);
+  const unconfigured = list ? "none any more: known by its attachments" : "none: known by its leases";
   const gateways = gatewaysOf(one);
-  if (gateways.length > 0) section("gateway", [gateways.join(" ")]);
-  for (const { folder } of pools) section("leases", [folder]);
-  section("attached", [
-    attachments.length === 0 ? "nothing" : `${attachments.length}`,
-    ...attachments.toSorted((a, b) => natural(nameOf(a), nameOf(b))).map((attached) =>
-      `${nameOf(attached)}  ${attached.ifName}  ${attached.netns || "-"}`
-    ),
-  ]);
-  return `${paint("bold", oneLine(name))}\n${columns(rows, "  ")}`;
+  const attached = attachments.toSorted((a, b) => byName(nameOf(a), nameOf(b))).map((
+    each,
+  ) => [nameOf(each), each.ifName, each.netns || "-"]);
+  const text = sections([
+    ["file", [configured && list ? list.file : paint("yellow", unconfigured)]],
+    ["version", list ? [list.version === "" ? "0.1.0" : list.version] : []],
+    [
+      "plugins",
+      (list?.plugins ?? []).map(({ type, config, capabilities }) =>
+        [type, ...settingsOf(config, capabilities)].join("  ")
+      ),
+    ],
+    ["ranges", [
+      ...usesOf(one).map(({ range, taken, total }) => `${range}  ${shareText(taken, total)} taken`),
+      ...(configured ? pools.flatMap(({ trouble }) => trouble === "" ? [] : [paint("yellow", trouble)]) : []),
+    ]],
+    ["gateway", gateways.length === 0 ? [] : [gateways.join(" ")]],
+    ["leases", pools.map(({ folder }) => folder)],
+    ["attached", [
+      attachments.length === 0 ? "nothing" : `${attachments.length}`,
+      ...columns(attached).split("\n").slice(0, -1),
+    ]],
+  ], "  ");
+  return `${paint("bold", oneLine(name))}\n${text}`;
 }
-
-const nameOf = (one: Cached) => podOf(one) ?? shortId(one.containerId);
 
 /** Keys of a member that are its own, as `key=value`; what holds more than a value is only named. */
 function settingsOf(config: JsonObject, capabilities: readonly string[]): string[] {

@@ -1,16 +1,15 @@
 /** `cnibox status` without a network: the health of the whole node on one screen. */
 import { lookUp } from "../cni/delegate.ts";
-import { loadAll } from "../cni/conflist.ts";
-import { brokenText, type CommandCall, status, tell } from "./command.ts";
-import { pools, shareText, useOf } from "./leases.ts";
+import { type CommandCall, status, tell } from "./command.ts";
+import { shareText, useOf } from "./leases.ts";
 import { groupOrphans, groupProblems, type ProblemGroup } from "./problem_groups.ts";
-import { type Folders, foldersOf, ifAllowed } from "./setup.ts";
+import { type Folders, foldersOf } from "./setup.ts";
 import { healthOf, real } from "./show.ts";
 import { type Survey, survey } from "./survey.ts";
-import { columns, counted, natural, oneLine, painter, sections } from "./terminal.ts";
+import { columns, counted, natural, oneLine, painter, sections, terminalWidth, widthOf } from "./terminal.ts";
 
 /** Everything that the screen tells. */
-interface Overview {
+export interface Overview {
   readonly version: string;
   readonly plugins: { readonly folder: string; readonly ours: number; readonly foreign: readonly string[] };
   readonly networks: readonly string[];
@@ -26,36 +25,31 @@ interface Overview {
 
 /** `cnibox status` */
 export async function nodeOverview(call: CommandCall): Promise<number> {
-  const overview = await look(call, foldersOf(call));
+  const folders = foldersOf(call);
+  const { version, names } = call.invocation;
+  const overview = overviewOf(await survey(folders), { version, plugins: pluginsIn(folders, names) });
   const healthy = isHealthy(overview);
-  tell(call, jsonOf(overview, healthy), () => textOf(overview, healthy));
+  tell(call, jsonOf(overview, healthy), () => overviewText(overview));
   return healthy ? status.done : status.failed;
 }
 
-async function look(call: CommandCall, folders: Folders): Promise<Overview> {
-  const seen = await survey(folders, { partial: true });
-  const { broken } = loadAll(folders.conf);
+/** What the screen tells of a survey and of this program. */
+export function overviewOf(seen: Survey, program: Pick<Overview, "version" | "plugins">): Overview {
   const attachments = { ok: 0, broken: 0, gone: 0, unknown: 0 };
   for (const view of seen.views) attachments[healthOf(view)]++;
+  const { networks, pools, orphans, broken, blind } = seen;
   return {
-    version: call.invocation.version,
-    plugins: pluginsIn(folders, call.invocation.names),
-    networks: seen.networks.map(({ name }) => name).sort(natural),
+    ...program,
+    networks: networks.map(({ name }) => name).sort(natural),
     attachments,
-    addresses: await addressesOf(folders),
+    addresses: pools.flatMap((pool) =>
+      useOf(pool).map(({ range, taken, total }) => ({ network: pool.network, range, taken, total }))
+    ),
     problems: groupProblems(seen.views, ({ problems }) => real(problems)),
-    orphans: seen.orphans,
-    broken: broken.map(brokenText),
-    blind: seen.blind,
+    orphans,
+    broken,
+    blind,
   };
-}
-
-async function addressesOf(folders: Folders): Promise<Overview["addresses"]> {
-  // The survey has said already what cannot be read.
-  const all = await ifAllowed("leases", () => pools(folders), () => {}) ?? [];
-  return all.flatMap((pool) =>
-    useOf(pool).map(({ range, taken, total }) => ({ network: pool.network, range, taken, total }))
-  );
 }
 
 /** Which plugins are this program: the others are somebody else's, or another version. */
@@ -93,34 +87,38 @@ function jsonOf({ version, addresses, problems, ...rest }: Overview, healthy: bo
   };
 }
 
-function textOf(overview: Overview, healthy: boolean): string {
+/** The screen. */
+export function overviewText(overview: Overview): string {
   const { version, plugins, networks, attachments, addresses, broken, blind } = overview;
-  const problems = [...overview.problems, ...groupOrphans(overview.orphans)];
   const paint = painter();
-  const { section, rows } = sections(paint);
-  const verdict = healthy
-    ? paint("green", "healthy")
-    : paint("red", counted(problems.length + broken.length, "problem"));
-  section("node", [verdict]);
+  const problems = [
+    ...[...overview.problems, ...groupOrphans(overview.orphans)].flatMap(({ text, fix }) => problemLines(text, fix)),
+    ...broken.flatMap((text) => problemLines(text, "cnibox validate")),
+  ];
+  const count = overview.problems.length + groupOrphans(overview.orphans).length + broken.length;
   const foreign = plugins.foreign.length === 0 ? "" : `; not this program: ${plugins.foreign.join(", ")}`;
-  section("cnibox", [`${version}, ${plugins.ours} plugins in ${plugins.folder}${foreign}`]);
-  section("networks", [networks.length === 0 ? "none" : `${networks.length}: ${networks.join(", ")}`]);
   const all = Object.values(attachments).reduce((sum, one) => sum + one, 0);
   const states = Object.entries(attachments).filter(([, number]) => number > 0).map(([state, number]) =>
     `${number} ${state}`
   );
-  section("attachments", [all === 0 ? "none" : `${all}: ${states.join(", ")}`]);
-  // A line for each range, in columns of their own.
   const shares = addresses.map((one) => [one.network, one.range, `${shareText(one.taken, one.total)} taken`]);
-  section("addresses", columns(shares).split("\n").slice(0, -1));
-  section("problems", [
-    ...problems.map(({ text, fix }) => problemText(text, fix)),
-    ...broken.map((text) => problemText(text, "cnibox validate")),
+  return sections([
+    ["node", [count === 0 ? paint("green", "healthy") : paint("red", counted(count, "problem"))]],
+    ["cnibox", [`${version}, ${plugins.ours} plugins in ${plugins.folder}${foreign}`]],
+    ["networks", [networks.length === 0 ? "none" : `${networks.length}: ${networks.join(", ")}`]],
+    ["attachments", [all === 0 ? "none" : `${all}: ${states.join(", ")}`]],
+    ["addresses", columns(shares).split("\n").slice(0, -1)],
+    ["problems", problems],
+    ["not seen", blind],
   ]);
-  section("not seen", blind);
-  return columns(rows);
 
-  function problemText(text: string, fix: string): string {
-    return `${paint("red", "!")} ${oneLine(text)}${fix === "" ? "" : `  ${paint("dim", oneLine(fix))}`}`;
+  /** Problem and command on one line, or on two where that is too long. */
+  function problemLines(text: string, fix: string): string[] {
+    const line = `${paint("red", "!")} ${oneLine(text)}`;
+    if (fix === "") return [line];
+    const width = terminalWidth();
+    const both = `${line}  ${paint("dim", oneLine(fix))}`;
+    const fits = width === undefined || widthOf(both) <= width - "attachments  ".length;
+    return fits ? [both] : [line, `  ${paint("dim", oneLine(fix))}`];
   }
 }

@@ -13,8 +13,9 @@ import { systemRun } from "../kernel/run.ts";
 import { type Address, formatPrefix, hostPrefix, parseAddress, type Prefix, prefixContains } from "../net/cidr.ts";
 import { StoreError, type StoreRecord } from "../store/store.ts";
 import { CliError, type CommandCall, didYouMean, status, tell, usageError } from "./command.ts";
+import { confirm } from "./confirm.ts";
 import { isIn } from "./leases.ts";
-import { confirm, type Folders, foldersOf, ipamType, needRoot, note } from "./setup.ts";
+import { type Folders, foldersOf, ipamType, needRoot, note } from "./setup.ts";
 import { ageOf, columns, painter, say } from "./terminal.ts";
 
 /** A network of this node with its pool. */
@@ -234,11 +235,8 @@ export async function forget(call: CommandCall): Promise<number> {
       ]);
     }
     const list = found.map(({ pool, record }) => `${pool.name} ${formatPrefix(blockOfKey(record.key)!)}`);
-    if (!call.is("yes")) {
-      say(`${list.length} blocks of node ${node} would be free for others: ${list.join(", ")}\n`);
-      const why = `containers of node ${node} that still live would share their addresses with others`;
-      confirm(`${why}. Free them?`, why, `cnibox ${call.command.name} ${node} --yes`);
-    }
+    if (!call.is("json")) say(`${list.length} blocks of node ${node} to free: ${list.join(", ")}\n`);
+    confirm(call, "free them?", [`containers of node ${node} that still live would share their addresses with others`]);
     let removed = 0;
     for (const { pool, record } of found) {
       if (await asked(pool, () => pool.store().removeIfRevision(record.key, record.revision))) removed++;
@@ -283,7 +281,7 @@ async function withPools(call: CommandCall, work: (pools: readonly Configured[])
   try {
     const chosen = wanted === undefined ? all : all.filter(({ pool }) => pool.name === wanted);
     if (wanted !== undefined && chosen.length === 0) {
-      const names = all.map(({ pool }) => pool.name);
+      const names = [...new Set(all.map(({ pool }) => pool.name))];
       throw new CliError(`no network of this node uses a pool "${wanted}"`, status.unknown, [
         ...didYouMean(wanted, names),
         ...(names.length > 0 ? [`pools: ${names.join(", ")}`] : []),

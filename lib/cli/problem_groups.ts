@@ -76,7 +76,7 @@ const ORPHAN_WORDS = {
 } as const;
 
 /** Lists every problem with the command that repairs it. */
-const LIST = "cnibox show --problems";
+export const LIST = "cnibox show --problems";
 const GC = "cnibox gc ";
 
 /** The one command that does what all of these do; where there is none, the one that lists them. */
@@ -88,7 +88,6 @@ export function fixOfAll(fixes: readonly string[], list: string): string {
   if (each(/^cnibox restore --id [^ ]+$/)) return "cnibox restore --all";
   // It takes several networks.
   if (each(/^cnibox gc [^ ]+$/)) return `${GC}${all.map((fix) => fix.slice(GC.length)).join(",")}`;
-  // Without a network it repairs all.
-  if (each(/^cnibox ipam repair [^ ]+$/)) return "cnibox ipam repair";
+  if (each(/^cnibox ipam repair [^ ]+$/)) return "cnibox ipam repair --all";
   return list;
 }

@@ -23,15 +23,16 @@ import { NotOneTransaction, RuleBatch } from "../kernel/rule_batch.ts";
 import { CommandError, inNetns, type Run, type RunHooks, systemRun } from "../kernel/run.ts";
 import { type Address, parsePrefix } from "../net/cidr.ts";
 import { CliError, type CommandCall, status, tell, usageError } from "./command.ts";
-import { containerIdOf, unknownContainer } from "./owner_names.ts";
+import { containerIdOf, podOf, shortId, unknownContainer } from "./owner_names.ts";
 import { watchedRuntime } from "./runtime.ts";
 import { attachmentsOf, each, type Folders, foldersOf, needRoot, onlyOne } from "./setup.ts";
-import { columns, complain, painter } from "./terminal.ts";
+import { complain, painter, table, terminalWidth } from "./terminal.ts";
 
 /** What came of one attachment's rules of one kind. */
 interface Outcome {
   readonly network: string;
   readonly containerId: string;
+  readonly pod?: string;
   readonly ifName: string;
   readonly what: string;
   readonly state: "there" | "restored" | "missing" | "failed";
@@ -183,8 +184,10 @@ async function makeEach(
   }
 }
 
-function aboutOf({ network, containerId, ifName }: Cached, what: string): Part["about"] {
-  return { network, containerId, ifName, what };
+function aboutOf(one: Cached, what: string): Part["about"] {
+  const { network, containerId, ifName } = one;
+  const pod = podOf(one);
+  return { network, containerId, ...(pod !== undefined && { pod }), ifName, what };
 }
 
 /** Masquerading that bridge or ptp made. */
@@ -273,13 +276,20 @@ async function run(
   });
 }
 
+/** More rules with one outcome than this are told in one line. */
+const MANY = 12;
+
 function textOf(outcomes: readonly Outcome[], dead: number): string {
   const paint = painter();
   const colours = { there: "green", restored: "green", missing: "yellow", failed: "red" } as const;
-  const rows = outcomes.map(({ containerId, ifName, network, what, state, reason = "" }) => {
-    return [containerId, ifName, network, what, paint(colours[state], state), reason];
+  const alike = Map.groupBy(outcomes, ({ what, state, reason = "" }) => `${what} ${state} ${reason}`);
+  const rows = [...alike.values()].flatMap((all) => {
+    const shown = ({ what, state, reason = "" }: Outcome) => [what, paint(colours[state], state), reason];
+    if (all.length > MANY && all[0]) return [[`${all.length} attachments`, "", "", ...shown(all[0])]];
+    return all.map((one) => [one.pod ?? shortId(one.containerId), one.ifName, one.network, ...shown(one)]);
   });
-  const count = (wanted: Outcome["state"]) => outcomes.filter(({ state }) => state === wanted).length;
-  const left = dead > 0 ? `, ${dead} attachments of dead containers left alone` : "";
-  return `${columns(rows)}${count("restored")} restored, ${count("there")} were there${left}\n`;
+  const count = (state: Outcome["state"]) => outcomes.filter((one) => one.state === state).length;
+  const others = dead > 0 ? `, ${dead} attachments of dead containers left alone` : "";
+  const sum = `${count("restored")} restored, ${count("there")} were there${others}\n`;
+  return `${table([], rows, { width: terminalWidth() })}${sum}`;
 }

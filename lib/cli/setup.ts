@@ -21,7 +21,7 @@ import { isObject, lookup } from "../cni/decode.ts";
 import type { JsonObject } from "../cni/types.ts";
 import { CliError, type CommandCall, didYouMean, status, usageError } from "./command.ts";
 import { JsonError, parseJsonc, positionOf, valueOf } from "./jsonc.ts";
-import { complain, oneLine, say } from "./terminal.ts";
+import { complain, oneLine } from "./terminal.ts";
 
 /** Where things are on the node; `--root` puts all of them below a folder. */
 export interface Folders {
@@ -196,17 +196,6 @@ export function needRoot(call: CommandCall, why: string): void {
   ]);
 }
 
-/** Asks on a terminal; anywhere else `--yes` is needed. */
-export function confirm(question: string, ...advice: string[]): void {
-  if (!Deno.stdin.isTerminal()) throw usageError("not a terminal; use --yes", ...advice);
-  say(`${question} [y/N] `);
-  const answer = new Uint8Array(16);
-  const count = Deno.stdin.readSync(answer) ?? 0;
-  if (!/^y(es)?\s*$/i.test(new TextDecoder().decode(answer.subarray(0, count)))) {
-    throw new CliError("not done", status.failed);
-  }
-}
-
 /** Folder in which `ip netns` keeps its namespaces. */
 export const NETNS_FOLDER = "/run/netns";
 
@@ -330,13 +319,9 @@ export function attachmentsOf(folders: Folders, containerId?: string): Cached[] 
 }
 
 /** What `read` gives; where a user other than root may not read it undefined, and `blind` is told. */
-export async function ifAllowed<T>(
-  what: string,
-  read: () => T[] | Promise<T[]>,
-  blind: (text: string) => void,
-): Promise<T[] | undefined> {
+export function ifAllowed<T>(what: string, read: () => T, blind: (text: string) => void): T | undefined {
   try {
-    return await read();
+    return read();
   } catch (error) {
     if (Deno.uid() === 0) throw error;
     blind(`${what} cannot be read without root`);

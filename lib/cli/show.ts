@@ -6,15 +6,16 @@ import { canonicalAddress } from "../net/cidr.ts";
 import { CliError, type CommandCall, didYouMean, status, usageError } from "./command.ts";
 import { shareText, subnetsOf } from "./leases.ts";
 import { portText } from "./network.ts";
-import { podOf, shortId, unknownContainer } from "./owner_names.ts";
+import { nameOf, podOf, unknownContainer, unknownNetwork } from "./owner_names.ts";
 import { type Folders, foldersOf, note } from "./setup.ts";
 import { agentStatus, peersOf } from "./peers.ts";
-import { type NetworkView, type Problem, type Survey, survey, surveyOf, type View } from "./survey.ts";
+import { groupOrphans, groupProblems, LIST } from "./problem_groups.ts";
+import { type NetworkView, ofNetwork, type Problem, type Survey, survey, type View } from "./survey.ts";
 import {
   ageOf,
   CLEAR,
+  hanging,
   jsonDocument,
-  natural,
   oneLine,
   type Paint,
   painter,
@@ -42,15 +43,15 @@ export async function show(call: CommandCall): Promise<number> {
 }
 
 async function once(call: CommandCall, folders: Folders): Promise<string> {
+  const all = await survey(folders);
   const [what, network] = [call.arg("WHAT"), call.value("network")];
-  if (what !== undefined && network === undefined) {
-    const seen = await survey(folders, { network: what });
-    if (seen.networks.length > 0) return listed(call, seen);
-  }
-  const seen = await surveyOf(folders, network);
+  const seen = network === undefined ? all : ofNetwork(all, network);
+  if (!seen) throw unknownNetwork(network ?? "", all.networks.map(({ name }) => name));
   // Other nodes are no part of one network of this one, nor of a selection.
   const whole = network === undefined && !call.is("problems") && call.value("pod") === undefined;
   if (what === undefined) return listed(call, seen, whole ? agentStatus() : undefined);
+  const own = network === undefined ? ofNetwork(all, what) : undefined;
+  if (own) return listed(call, own);
   const views = seen.views.filter((view) => isMeant(what, view));
   if (views.length === 0) throw unknownThing(what, seen);
   if (call.is("quiet") || call.value("format") !== undefined) return listed(call, { ...seen, views });
@@ -71,7 +72,7 @@ function isMeant(word: string, view: View): boolean {
 function unknownThing(word: string, { networks, views }: Survey): CliError {
   const names = [
     ...networks.map(({ name }) => name),
-    ...views.map(nameOf),
+    ...views.map(nameOfView),
     ...views.flatMap(({ addresses }) => addresses),
   ];
   return new CliError(`there is no network, container, pod or address "${word}" on this node`, status.unknown, [
@@ -85,10 +86,8 @@ export function podOfView({ cached }: View): string | undefined {
   return cached && podOf(cached);
 }
 
-/** What people call the container: its pod, else its ID as far as it is needed. */
-export function nameOf(view: View): string {
-  return podOfView(view) ?? shortId(view.containerId);
-}
+/** What people call the container of an attachment. */
+export const nameOfView = ({ containerId, cached }: View): string => nameOf({ ...cached, containerId });
 
 /** The survey as the flags want it, in the form that they ask for. */
 function listed(call: CommandCall, all: Survey, nodes?: Status): string {
@@ -107,7 +106,7 @@ function filtered(call: CommandCall, seen: Survey): Survey {
   const views = seen.views.filter((view) =>
     (pod === undefined || podOfView(view) === pod || podOfView(view)?.split("/")[1] === pod) &&
     (!broken || !["ok", "unknown"].includes(healthOf(view)))
-  ).sort((a, b) => natural(nameOf(a), nameOf(b)) || natural(a.ifName, b.ifName));
+  );
   if (pod !== undefined && views.length === 0 && !broken) {
     throw unknownContainer(pod, seen.views.flatMap(({ cached }) => cached ?? []), { isPod: true });
   }
@@ -142,8 +141,9 @@ function plainText(value: unknown): string {
 /** What `--json` prints. */
 export function jsonOf({ networks, views, orphans, blind }: Survey, nodes?: Status): Readonly<Record<string, unknown>> {
   return {
-    networks: networks.map(({ name, list, bridge, sets }) => ({
+    networks: networks.map(({ name, list, configured, bridge, sets }) => ({
       network: name,
+      configured,
       ...(list && { cniVersion: list.version, plugins: list.plugins.map(({ type }) => type), file: list.file }),
       ...(bridge !== "" && { bridge }),
       subnets: subnetsOf(sets),
@@ -201,23 +201,49 @@ export function real(problems: readonly Problem[]): readonly Problem[] {
   return problems.filter(({ code }) => code !== "not-cached" && code !== "not-examined");
 }
 
+/** How the list is shown. */
+export interface ListOptions {
+  /** Only what has problems, and each of them. */
+  readonly problems?: boolean;
+  /** Whole IDs, and cells that are not cut. */
+  readonly whole?: boolean;
+  readonly headings?: boolean;
+}
+
 function textOf(call: CommandCall, seen: Survey, nodes: Status | undefined): string {
-  const paint = painter();
-  const parts = seen.networks.map((network) => networkText(call, network, { seen, paint }));
-  if (parts.length === 0) {
-    parts.push(
-      call.is("problems") ? "no problems\n" : "no networks: nothing is configured, and nothing is attached\n",
-    );
-  }
-  for (const { name, text, fix } of seen.orphans) {
-    parts.push(`${paint("yellow", "!")} ${oneLine(`${name}: ${text}`)}\n    ${paint("dim", oneLine(fix))}\n`);
-  }
-  if (nodes) parts.push(nodesText(nodes, paint));
   for (const text of seen.blind) note(text);
+  return listText(seen, {
+    problems: call.is("problems"),
+    whole: call.is("no-trunc"),
+    headings: !call.is("no-headings"),
+  }) + (nodes ? `\n${nodesText(nodes, painter())}` : "");
+}
+
+/** Every network with its attachments, and what is wrong. */
+export function listText(seen: Survey, options: ListOptions = {}): string {
+  const paint = painter();
+  const parts = seen.networks.map((network) => networkText(network, seen, options));
+  if (parts.length + (options.problems ? seen.orphans.length : 0) === 0) {
+    parts.push(options.problems ? "no problems\n" : "no networks: nothing is configured, and nothing is attached\n");
+  }
+  const orphans = options.problems ? seen.orphans.map((one) => ({ ...one, text: `${one.name}: ${one.text}` })) : [];
+  const told = options.problems ? orphans : groupOrphans(seen.orphans);
+  if (told.length > 0) parts.push(told.map((one) => troubleText(one, paint("yellow", "!"), "")).join(""));
   return parts.join("\n");
 }
 
+/** What is wrong, and below it the command that repairs it. */
+function troubleText({ text, fix }: Pick<Problem, "text" | "fix">, mark: string, indent: string): string {
+  const lines = [
+    ...hanging(`${indent}${mark} `, oneLine(text)),
+    ...(fix === "" ? [] : hanging(`${indent}    `, painter()("dim", oneLine(fix)))),
+  ];
+  return lines.map((line) => `${line}\n`).join("");
+}
+
 const TITLES = ["CONTAINER", "IF", "ADDRESS", "PORTS", "HOST END", "NAMESPACE", "AGE", "STATE"];
+/** What a narrow terminal does without. */
+const DISPENSABLE = ["NAMESPACE", "HOST END", "AGE", "PORTS"];
 
 /** The other nodes and the ways to them. */
 function nodesText(nodes: Status, paint: Paint): string {
@@ -235,51 +261,77 @@ function nodesText(nodes: Status, paint: Paint): string {
     (rows.length === 0 ? "  none\n" : table(["NODE", "SUBNETS", "ADDRESSES", "WAY"], rows, { indent: "  " }));
 }
 
-function networkText(call: CommandCall, network: NetworkView, { seen, paint }: { seen: Survey; paint: Paint }): string {
-  const { name, list, bridge, sets } = network;
+function networkText(network: NetworkView, seen: Survey, { problems, whole, headings = true }: ListOptions): string {
+  const paint = painter();
+  const { name, list, configured, bridge, sets } = network;
   const own = seen.views.filter((view) => view.network === name);
   const total = sets.reduce((sum, set) => sum + size(set), 0n);
   const taken = seen.leases.filter((lease) => lease.network === name).length;
   const facts = [
-    list ? list.plugins.map(({ type }) => type).join(", ") : "not configured any more",
+    ...(list ? [list.plugins.map(({ type }) => type).join(", ")] : []),
+    // What was attached by a configuration has been configured once, here or elsewhere.
+    ...(configured ? [] : [list ? "not configured any more" : "not configured"]),
     ...(bridge === "" ? [] : [`bridge ${bridge}`]),
     ...subnetsOf(sets),
-    ...(total > 0n ? [`${shareText(taken, total)} addresses taken`] : []),
+    ...(total > 0n ? [`${shareText(taken, total)} addresses`] : []),
   ];
-  const head = `${paint("bold", oneLine(name))}  ${paint("dim", oneLine(facts.join(" · ")))}\n`;
-  if (own.length === 0) return `${head}  nothing attached\n`;
-  const whole = call.is("no-trunc");
-  const rows = own.map((view) => [...rowOf(view, whole), stateText(view, paint)]);
-  const width = whole ? undefined : terminalWidth();
-  const rest = table(call.is("no-headings") ? [] : TITLES, rows, { width, indent: "  " });
-  const problems = own.flatMap((view) =>
-    real(view.problems).map(({ text, fix }) =>
-      `  ${paint("red", "!")} ${oneLine(`${nameOf(view)} ${view.ifName}: ${text}`)}${
-        fix ? `\n      ${paint("dim", oneLine(fix))}` : ""
-      }\n`
-    )
-  );
-  return head + rest + problems.join("");
+  // Lines break between facts alone.
+  const text = oneLine(facts.map((fact) => fact.replaceAll(" ", FIRM)).join(" · "));
+  const head = hanging(`${paint("bold", oneLine(name))}  `, paint("dim", text)).join("\n").replaceAll(FIRM, " ");
+  if (own.length === 0) return `${head}\n  nothing attached\n`;
+  const rest = table(TITLES, own.map((view) => rowOf(view, { whole, bridge, paint })), {
+    width: whole ? undefined : terminalWidth(),
+    indent: "  ",
+    headings,
+    dispensable: DISPENSABLE,
+  });
+  return `${head}\n${rest}${problemsText(own, problems)}`;
 }
 
-function rowOf(view: View, whole: boolean): string[] {
-  const { containerId, ifName, addresses, ports, outside, bridge, netns, since } = view;
-  const end = [outside?.ifname ?? "", bridge && outside ? `on ${bridge}` : bridge].filter((part) => part !== "").join(
-    " ",
-  );
+/** A blank at which no line breaks. */
+const FIRM = "\u00a0";
+
+/** So many attachments with one problem are told one by one also where nobody asked for each. */
+const FEW = 3;
+
+function problemsText(views: readonly View[], each: boolean | undefined): string {
+  const mark = painter()("red", "!");
+  const groups = groupProblems(views, ({ problems }) => real(problems));
+  return groups.map(({ text, fix, cases }) => {
+    const single = cases.flatMap(({ view, problems }) =>
+      problems.map((one) => ({ text: `${nameOfView(view)} ${view.ifName}: ${one.text}`, fix: one.fix }))
+    );
+    if (cases.length <= FEW) return single.map((one) => troubleText(one, mark, "  ")).join("");
+    const isList = fix === LIST;
+    const head = troubleText({ text, fix: each && isList ? "" : fix }, mark, "  ");
+    // One command for all need not be repeated.
+    const below = single.map((one) => troubleText({ ...one, fix: isList ? one.fix : "" }, "-", "    "));
+    return each ? head + below.join("") : head;
+  }).join("");
+}
+
+function rowOf(
+  view: View,
+  { whole, bridge, paint }: { whole: boolean | undefined; bridge: string; paint: Paint },
+): string[] {
+  const { containerId, ifName, addresses, ports, outside, netns, since } = view;
+  // The bridge of the network is in the line above the table.
+  const on = view.bridge === bridge ? "" : view.bridge;
+  const end = [outside?.ifname ?? "", on && outside ? `on ${on}` : on].filter((part) => part !== "").join(" ");
   return [
-    whole ? podOfView(view) ?? containerId : nameOf(view),
+    whole ? podOfView(view) ?? containerId : nameOfView(view),
     ifName || "-",
     addresses.join(" ") || "-",
     ports.map(portText).join(" ") || "-",
     end || "-",
     netns || "-",
     since ? ageOf(since) : "-",
+    stateText(view, paint),
   ];
 }
 
 function stateText(view: View, paint: Paint): string {
   const health = healthOf(view);
   const colour = health === "ok" ? "green" : health === "unknown" ? "yellow" : "red";
-  return paint(colour, health === "gone" ? "namespace gone" : health);
+  return paint(colour, health);
 }

@@ -11,7 +11,7 @@ import type { CommandCall } from "./command.ts";
 import { portText } from "./network.ts";
 import { healthOf, podOfView, viewJson } from "./show.ts";
 import { listOf, type Rules, type Survey, type View } from "./survey.ts";
-import { ageOf, columns, jsonDocument, oneLine, painter, sections } from "./terminal.ts";
+import { ageOf, jsonDocument, oneLine, painter, sections } from "./terminal.ts";
 
 /** What went through one end of a link. */
 interface Counters {
@@ -131,23 +131,24 @@ function detailText({ view, inside, outside, rules, limits }: Details): string {
   const paint = painter();
   const { network, containerId, ifName, netns, addresses, leases, ports, since, problems, bridge } = view;
   const health = healthOf(view);
-  const { section, rows } = sections(paint);
   const pod = podOfView(view);
-  section("container", [containerId]);
-  section("pod", pod === undefined ? [] : [pod]);
-  section("namespace", [netns || "not known"]);
-  section("addresses", addresses);
-  section("leases", leases.length === 0 ? ["none"] : [leases.join(" ")]);
-  section("since", since ? [`${since.toISOString()}, ${ageOf(since)}`] : []);
-  section("interface", view.inside ? [linkText(view.inside, ""), ...countersText(inside)] : ["not found"]);
-  section("host end", view.outside ? [linkText(view.outside, bridge), ...countersText(outside)] : []);
-  section("ports", ports.map(portText));
-  section("limits", limitsText(limits));
-  section("rules", rules);
-  section("problems", problems.map(({ text, fix }) => `${text}${fix === "" ? "" : `: ${fix}`}`));
+  const text = sections([
+    ["container", [containerId]],
+    ["pod", pod === undefined ? [] : [pod]],
+    ["namespace", [netns || "not known"]],
+    ["addresses", addresses],
+    ["leases", [leases.length === 0 ? "none" : leases.join(" ")]],
+    ["since", since ? [`${since.toISOString()}, ${ageOf(since)}`] : []],
+    ["interface", view.inside ? [linkText(view.inside, ""), ...countersText(inside)] : ["not found"]],
+    ["host end", view.outside ? [linkText(view.outside, bridge), ...countersText(outside)] : []],
+    ["ports", ports.map(portText)],
+    ["limits", limitsText(limits)],
+    ["rules", rules],
+    ["problems", problems.map(({ text, fix }) => `${text}${fix === "" ? "" : `: ${fix}`}`)],
+  ], "  ");
   const colour = health === "ok" ? "green" : health === "unknown" ? "yellow" : "red";
   const head = `${paint("bold", oneLine(pod ?? containerId))} ${oneLine(ifName)} on ${paint("bold", oneLine(network))}`;
-  return `${head}  ${paint(colour, health)}\n${columns(rows, "  ")}`;
+  return `${head}  ${paint(colour, health)}\n${text}`;
 }
 
 function linkText({ ifname, address, mtu, flags }: Link, bridge: string): string {

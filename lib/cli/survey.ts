@@ -3,7 +3,7 @@
  * says and the others do not is a problem of that attachment. Changes nothing.
  */
 import { loadAll, type NetworkList, parseList } from "../cni/conflist.ts";
-import { byBytes } from "../cni/member.ts";
+import { byBytes, type ConfigError } from "../cni/member.ts";
 import { lookup } from "../cni/decode.ts";
 import type { Cached } from "../cni/result_cache.ts";
 import type { Result } from "../cni/types.ts";
@@ -17,12 +17,11 @@ import { masqueradeOwners } from "../rules/masquerade_gc.ts";
 import { isOwned } from "../rules/rule_upkeep.ts";
 import type { RangeSet } from "../ipam/range.ts";
 import type { Lease } from "../ipam/store.ts";
-import { unseenText } from "../kernel/all_netns.ts";
+import type { Unseen } from "../kernel/all_netns.ts";
 import type { Link } from "../kernel/ip.ts";
-import { netnsState } from "../kernel/netns.ts";
 import { parseSave, unreadableTables } from "../kernel/iptables.ts";
 import { parseListing } from "../kernel/nft.ts";
-import { inNetns, must, type Run, systemRun, toolPath } from "../kernel/run.ts";
+import { type Run, systemRun, toolPath } from "../kernel/run.ts";
 import { type Family, parsePrefix } from "../net/cidr.ts";
 import {
   type Evidence,
@@ -33,11 +32,16 @@ import {
   type Judged,
   type Judgement,
   lifeOf,
+  linksIn,
+  placeIn,
   type Pool,
   pools,
+  unseenLines,
 } from "./leases.ts";
-import { delCommand, type Owner, unknownNetwork } from "./owner_names.ts";
-import { attachmentsOf, each, type Folders, ifAllowed, ipamType } from "./setup.ts";
+import { brokenText } from "./command.ts";
+import { byName, delCommand, nameOf, type Owner, shortId } from "./owner_names.ts";
+import { attachmentsOf, type Folders, ifAllowed, ipamType } from "./setup.ts";
+import { natural } from "./terminal.ts";
 
 /** What is wrong with an attachment. */
 export type ProblemCode =
@@ -95,8 +99,10 @@ export interface LeaseView extends Lease, Pick<Judged, "state" | "evidence"> {
 /** A network: its configuration and its ranges, as far as known. */
 export interface NetworkView {
   readonly name: string;
-  /** Undefined when only attachments or leases tell of it. */
+  /** Undefined when only leases tell of it. */
   readonly list?: NetworkList;
+  /** Whether runtimes find it in the folder of configurations. */
+  readonly configured: boolean;
   readonly bridge: string;
   readonly sets: readonly RangeSet[];
 }
@@ -118,8 +124,14 @@ export interface Survey {
   readonly leases: readonly LeaseView[];
   readonly links: readonly Link[];
   readonly orphans: readonly Orphan[];
+  readonly pools: readonly Pool[];
+  readonly judgement: Judgement;
   /** Rules of iptables, ip6tables and nft; none of those that cannot be read. */
   readonly rules: Rules;
+  /** Namespaces that could not be looked at. */
+  readonly unseen: readonly Unseen[];
+  /** Configurations that cannot be read, for people. */
+  readonly broken: readonly string[];
   /** What could not be looked at, for people. */
   readonly blind: readonly string[];
 }
@@ -130,41 +142,35 @@ export interface Rules extends Listing {
   readonly saved: Readonly<Record<Family, string>>;
 }
 
-/** How many namespaces are asked at a time. */
-const AT_ONCE = 8;
-
-/** What is looked at, and how much has to be readable. */
-export interface SurveyOptions {
-  /** Only this network's attachments and leases. */
-  readonly network?: string | undefined;
-  /** A user other than root goes without what he may not read, which `blind` then names. */
-  readonly partial?: boolean;
+/** What files and tools say of the node, before anything is concluded from it. */
+export interface Found extends Pick<Survey, "rules" | "blind"> {
+  readonly lists: readonly NetworkList[];
+  readonly broken: readonly ConfigError[];
+  /** Undefined when this user may not read them. */
+  readonly attachments: readonly Cached[] | undefined;
+  readonly pools: readonly Pool[];
+  /** Links of the host; undefined when they could not be listed. */
+  readonly links: readonly Link[] | undefined;
+  readonly evidence: Evidence;
 }
 
-/** Looks at everything. */
-export async function survey(folders: Folders, { network, partial = false }: SurveyOptions = {}): Promise<Survey> {
+/** Looks at everything. A user other than root goes without what he may not read, which `blind` then names. */
+export async function survey(folders: Folders): Promise<Survey> {
+  return surveyOf(await look(folders));
+}
+
+async function look(folders: Folders): Promise<Found> {
   const host = systemRun();
   const blind: string[] = [];
-  const readable = async <T>(what: string, read: () => T[] | Promise<T[]>) =>
-    partial ? await ifAllowed(what, read, (text) => blind.push(text)) : await read();
-  const isMeant = (one: { readonly network: string }) => network === undefined || one.network === network;
-  const { lists } = loadAll(folders.conf);
-  const attachments = await readable("attachments", () => attachmentsOf(folders));
-  const cached = (attachments ?? []).filter(isMeant);
-  const all = (await readable("leases", () => pools(folders)) ?? []).filter(isMeant);
-  const networks = networkViews(lists, cached, all).filter(({ name }) => isMeant({ network: name }));
-  const paths = [
-    ...new Set(cached.map(({ netns }) => netns).filter((path) => path !== "" && netnsState(path) === "netns")),
-  ];
-  let seesLinks = true;
-  const [links, rules, pods, evidence] = await Promise.all([
+  const readable = <T>(what: string, read: () => T) => ifAllowed(what, read, (text) => blind.push(text));
+  const attachments = readable("attachments", () => attachmentsOf(folders));
+  const all = readable("leases", () => pools(folders)) ?? [];
+  const [links, rules, evidence] = await Promise.all([
     linksIn(host).catch((error) => {
-      seesLinks = false;
       blind.push(`the links of this host could not be listed: ${(error as Error).message}`);
-      return [];
+      return undefined;
     }),
     rulesNow(host),
-    podLinks(host, paths),
     gather(attachments ?? [], host),
   ]);
   if (!rules.readable) {
@@ -172,52 +178,51 @@ export async function survey(folders: Folders, { network, partial = false }: Sur
       Deno.uid() === 0 ? "rules cannot be read: iptables-save or nft shows why" : "rules cannot be read without root",
     );
   }
-  if (paths.length > 0 && pods.size === 0) blind.push("namespaces cannot be entered without root");
-  blind.push(...evidence.unseen.map((one) => unseenText([one])));
-  const judgement = judge(all, evidence);
+  const living = [...evidence.places.values()].filter(({ state }) => state === "netns");
+  if (living.length > 0 && !living.some(({ ns }) => evidence.links.has(ns))) {
+    blind.push("namespaces cannot be entered without root");
+  }
+  blind.push(...unseenLines(evidence.unseen));
+  return { ...loadAll(folders.conf), attachments, pools: all, links, rules, evidence, blind };
+}
+
+/** What follows from what was found. */
+export function surveyOf({ lists, broken, attachments, pools, links, rules, evidence, blind }: Found): Survey {
+  const cached = attachments ?? [];
+  const networks = networkViews(lists, cached, pools);
+  const judgement = judge(pools, evidence);
   const leases = judgement.judged.map(({ pool: { network, folder }, lease, state, evidence: why }): LeaseView => {
     const path = evidence.inUse.get(lease.ip);
     return { ...lease, network, folder, state, evidence: why, ...(path !== undefined && { inUse: path }) };
   });
-  const around = { links, seesLinks, rules, pods, leases, networks, evidence, judgement };
-  const views = [...cached.map((one) => viewOf(one, around)), ...uncached(cached, around)];
+  const around = { links: links ?? [], seesLinks: links !== undefined, rules, leases, networks, evidence, judgement };
+  const views = [...cached.map((one) => viewOf(one, around)), ...uncached(cached, around)].sort((a, b) =>
+    byName(nameOf({ ...a.cached, ...a }), nameOf({ ...b.cached, ...b })) || natural(a.ifName, b.ifName)
+  );
+  // Whoever may not read the attachments knows of none that it belongs to nobody.
+  const orphans = attachments === undefined ? [] : [...orphanLinks(views, around.links), ...orphanChains(views, rules)];
   return {
     networks,
     views,
     leases,
-    links,
+    links: around.links,
+    orphans: orphans.map((one) => ({ ...one, fix: fixOfOrphan(one, networks) })),
+    pools,
+    judgement,
     rules,
+    unseen: evidence.unseen,
+    broken: broken.map(brokenText),
     blind,
-    // Whoever may not read the attachments knows of none that it belongs to nobody.
-    orphans: attachments === undefined ? [] : [...orphanLinks(views, links), ...orphanChains(views, rules)]
-      .filter(isMeant).map((one) => ({ ...one, fix: fixOfOrphan(one, networks) })),
   };
 }
 
-/** Looks at a network, which has to be on this node, or at everything. */
-export async function surveyOf(folders: Folders, network: string | undefined): Promise<Survey> {
-  const seen = await survey(folders, { network });
-  if (network === undefined || seen.networks.length > 0) return seen;
-  throw unknownNetwork(network, (await survey(folders)).networks.map(({ name }) => name));
-}
-
-/** Links of a namespace, with their addresses and details. Throws when they cannot be listed. */
-export async function linksIn(run: Run): Promise<Link[]> {
-  const stdout = await must(run, { argv: ["ip", "-j", "-d", "addr", "show"] });
-  return (JSON.parse(stdout || "[]") as Link[]).filter(({ ifname }) => ifname !== undefined);
-}
-
-async function podLinks(host: Run, paths: readonly string[]): Promise<Map<string, readonly Link[]>> {
-  const found = new Map<string, readonly Link[]>();
-  await each(paths, AT_ONCE, async (path) => {
-    try {
-      const links = await linksIn(inNetns(host, path));
-      if (links.length > 0) found.set(path, links);
-    } catch {
-      // It went meanwhile, or may not be entered.
-    }
-  });
-  return found;
+/** The part of a survey that is one network's; undefined where nothing tells of such a network. */
+export function ofNetwork(seen: Survey, network: string): Survey | undefined {
+  const isOwn = (one: { readonly network: string }) => one.network === network;
+  const networks = seen.networks.filter(({ name }) => name === network);
+  if (networks.length === 0) return undefined;
+  const [views, leases, orphans] = [seen.views.filter(isOwn), seen.leases.filter(isOwn), seen.orphans.filter(isOwn)];
+  return { ...seen, networks, views, leases, orphans };
 }
 
 async function rulesNow(host: Run): Promise<Rules> {
@@ -263,6 +268,7 @@ function networkViews(lists: readonly NetworkList[], cached: readonly Cached[], 
     return {
       name,
       ...(list && { list }),
+      configured: list !== undefined && lists.includes(list),
       bridge: bridge ? textOf(lookup(bridge.config, "bridge")) || "cni0" : "",
       sets: own.flatMap(({ sets }) => sets),
     };
@@ -285,7 +291,6 @@ interface Around {
   /** Whether the links are all that there are. */
   readonly seesLinks: boolean;
   readonly rules: Rules;
-  readonly pods: ReadonlyMap<string, readonly Link[]>;
   readonly leases: readonly LeaseView[];
   readonly networks: readonly NetworkView[];
   readonly evidence: Evidence;
@@ -297,7 +302,7 @@ function viewOf(cached: Cached, around: Around): View {
   const { network, containerId, ifName, netns } = cached;
   const { state, evidence } = lifeOf(cached, around.evidence);
   const result = resultOf(cached);
-  const pod = around.pods.get(netns);
+  const pod = around.evidence.links.get(placeIn(around.evidence, netns).ns);
   const inside = pod?.find(({ ifname }) => ifname === ifName);
   const outside = inside && peerOf(inside, around.links);
   const own = around.leases.filter((lease) => isHolder(lease, cached));
@@ -394,7 +399,7 @@ function leaseProblems(facts: Facts, around: Around): Problem[] {
     const claims = around.judgement.duplicates.find((list) => list[0]?.ip === ip) ?? [];
     if (claims.some((one) => isHolder(one, facts))) {
       const others = claims.filter((one) => !isHolder(one, facts)).map((one) =>
-        `${one.containerId} ${one.ifName ?? ""}`.trim() + (one.network === network ? "" : ` on ${one.network}`)
+        `${shortId(one.containerId)} ${one.ifName ?? ""}`.trim() + (one.network === network ? "" : ` on ${one.network}`)
       );
       const text = `${ip} is also that of ${others.join(" and ")}`;
       return [{ code: "address-shared", text, fix: `${delCommand(facts)}, then add it again` }];
@@ -404,7 +409,7 @@ function leaseProblems(facts: Facts, around: Around): Problem[] {
     return [{
       code: "lease-missing",
       text: other?.containerId
-        ? `${ip} is recorded for ${other.containerId} ${other.ifName ?? ""}`
+        ? `${ip} is recorded for ${shortId(other.containerId)} ${other.ifName ?? ""}`
         : `${ip} is not recorded: it may be given to another`,
       fix: `cnibox ipam repair ${network}`,
     }];
@@ -414,7 +419,7 @@ function leaseProblems(facts: Facts, around: Around): Problem[] {
 /** Rules that the plugins of the network should have set. */
 function missingRules({ network, containerId, ifName, addresses, ports, list }: Facts, rules: Rules): Problem[] {
   const owner = { network, containerId, ifName };
-  const fix = `cnibox restore --id ${containerId}`;
+  const fix = `cnibox restore --id ${shortId(containerId)}`;
   const problems: Problem[] = [];
   const has = (type: string, key?: string) =>
     list?.plugins.some((plugin) => plugin.type === type && (key === undefined || lookup(plugin.config, key) === true));
@@ -438,23 +443,31 @@ function missingRules({ network, containerId, ifName, addresses, ports, list }: 
   return problems;
 }
 
-/** Holders of leases that no cache file knows. */
-function uncached(cached: readonly Cached[], around: Around): View[] {
+/** Holders of leases that no cache file knows: made by hand, or by a runtime that keeps its cache elsewhere. */
+function uncached(cached: readonly Cached[], { leases, links, evidence }: Around): View[] {
+  const insides = new Map(
+    [...evidence.links.values()].flat().flatMap((link) =>
+      (link.addr_info ?? []).map(({ local }) => [local, link] as const)
+    ),
+  );
   const views = new Map<string, View>();
-  for (const lease of around.leases) {
+  for (const lease of leases) {
     if (lease.containerId === "" || cached.some((one) => isHolder(lease, one))) continue;
-    const ifName = lease.ifName ?? "";
-    const key = `${lease.network} ${lease.containerId} ${ifName}`;
+    const inside = insides.get(lease.ip);
+    const outside = inside && peerOf(inside, links);
+    const key = `${lease.network} ${lease.containerId} ${lease.ifName ?? ""}`;
     const known = views.get(key);
     const netns = known?.netns || (lease.inUse ?? "");
     const state = netns !== "" ? "alive" : GONE.includes(lease.state) ? "gone" : "unknown";
     views.set(key, {
       network: lease.network,
       containerId: lease.containerId,
-      ifName,
+      ifName: lease.ifName ?? known?.ifName ?? inside?.ifname ?? "",
       netns,
       state,
-      bridge: "",
+      ...(inside ? { inside } : known?.inside && { inside: known.inside }),
+      ...(outside ? { outside } : known?.outside && { outside: known.outside }),
+      bridge: outside?.master ?? known?.bridge ?? "",
       addresses: [...known?.addresses ?? [], lease.ip],
       leases: [...known?.leases ?? [], lease.ip],
       ports: [],
@@ -492,7 +505,7 @@ function orphanLinks(views: readonly View[], links: readonly Link[]): Orphan[] {
       what: "link" as const,
       name: link.ifname,
       network: name,
-      text: `link of container ${containerId} (${ifName}), which nobody knows` +
+      text: `link of container ${shortId(containerId)} (${ifName}), which nobody knows` +
         (lives ? ", and whose namespace lives" : ""),
       fix: lives ? delCommand(owner) : `cnibox gc ${name}`,
     }];
@@ -512,8 +525,8 @@ function orphanChains(views: readonly View[], { tables }: Rules): Orphan[] {
   for (const owner of nat.flatMap((table) => [...masqueradeOwners(table), ...hostPortOwners(table)])) {
     const { network: name, containerId: id } = owner;
     if (views.some((view) => view.network === name && view.containerId === id)) continue;
-    const text = `iptables rules of container ${id}, which nobody knows`;
-    found.set(`${name} ${id}`, { what: "chain", name: id, network: name, text, fix: `cnibox gc ${name}` });
+    const text = `iptables rules of container ${shortId(id)}, which nobody knows`;
+    found.set(`${name} ${id}`, { what: "chain", name: shortId(id), network: name, text, fix: `cnibox gc ${name}` });
   }
   return [...found.values()];
 }

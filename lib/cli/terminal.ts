@@ -65,7 +65,7 @@ export function painter(stream: { isTerminal(): boolean } = Deno.stdout): Paint 
   const isForced = ["FORCE_COLOR", "CLICOLOR_FORCE"].some((name) => !["", "0", "false"].includes(variable(name)));
   const isCapable = stream.isTerminal() && variable("TERM") !== "dumb";
   return variable("NO_COLOR") === "" && (isForced || isCapable)
-    ? (style, text) => text === "" ? "" : `${ESCAPE}[${CODES[style]}m${text}${ESCAPE}[0m`
+    ? (style, text) => text === "" ? "" : `${ESCAPE}[${CODES[style]}m${text}${RESET}`
     : (_, text) => text;
 }
 
@@ -96,7 +96,8 @@ export function terminalWidth(): number | undefined {
   const given = Number(variable("COLUMNS"));
   if (Number.isInteger(given) && given > 0) return given;
   try {
-    return Deno.stdout.isTerminal() ? Deno.consoleSize().columns : undefined;
+    // A terminal that nobody told its size has 0 columns.
+    return Deno.stdout.isTerminal() ? Deno.consoleSize().columns || undefined : undefined;
   } catch {
     return undefined;
   }
@@ -104,57 +105,91 @@ export function terminalWidth(): number | undefined {
 
 /** A column is never made narrower than this. */
 const NARROWEST = 6;
+/** What is cut to less than this tells nothing. */
+const LEGIBLE = 12;
+/** Nor do names, which are in the first column. */
+const LEGIBLE_NAME = 24;
 
 /** How a table is shown. */
 export interface TableOptions {
   /** Cells are cut to fit into this many columns; they are whole when it is undefined. */
   readonly width?: number | undefined;
   readonly indent?: string;
+  readonly headings?: boolean;
+  /** Titles of the columns that are left out, the first one first, where the table gets too narrow to be read. */
+  readonly dispensable?: readonly string[];
 }
 
 /** Rows below dim titles, cut to fit: the widest column gives first, and `…` stands for what is left out. */
 export function table(
   titles: readonly string[],
   rows: readonly (readonly string[])[],
-  { width, indent = "" }: TableOptions = {},
+  { width, indent = "", headings = titles.length > 0, dispensable = [] }: TableOptions = {},
 ): string {
   const paint = painter();
-  const all = [...(titles.length > 0 ? [titles.map((title) => paint("dim", title))] : []), ...rows].map((row) =>
+  const all = [...(headings ? [titles.map((title) => paint("dim", title))] : []), ...rows].map((row) =>
     row.map(oneLine)
   );
-  const widths: number[] = [];
-  for (const row of all) row.forEach((cell, at) => widths[at] = Math.max(widths[at] ?? 0, widthOf(cell)));
-  const gaps = indent.length + 2 * (widths.length - 1);
-  const total = () => gaps + widths.reduce((sum, one) => sum + one, 0);
-  while (width !== undefined && total() > width) {
+  const whole: number[] = [];
+  for (const row of all) row.forEach((cell, at) => whole[at] = Math.max(whole[at] ?? 0, widthOf(cell)));
+  const widths = width === undefined ? whole : fitted(whole, width - indent.length);
+  const [first, ...others] = dispensable;
+  const isIllegible = (one: number, at: number) => (widths[at] ?? 0) < Math.min(one, at === 0 ? LEGIBLE_NAME : LEGIBLE);
+  if (first !== undefined && whole.some(isIllegible)) {
+    const left = <T>(row: readonly T[]) => row.filter((_, at) => titles[at] !== first);
+    return table(left(titles), rows.map(left), { width, indent, headings, dispensable: others });
+  }
+  return columns(
+    all.map((row) => row.map((cell, at) => shortened(cell, widths[at] ?? 0, { middle: at === 0 }))),
+    indent,
+  );
+}
+
+/** Widths of columns that fit side by side, two blanks between them. */
+function fitted(whole: readonly number[], width: number): number[] {
+  let widths = [...whole];
+  const excess = () => 2 * (widths.length - 1) + widths.reduce((sum, one) => sum + one, 0) - width;
+  while (excess() > 0) {
     const widest = Math.max(...widths);
     if (widest <= NARROWEST) break;
     const next = Math.max(NARROWEST, ...widths.filter((one) => one < widest));
     const sharing = widths.filter((one) => one === widest).length;
-    const cut = Math.min(widest - next || 1, Math.ceil((total() - width) / sharing));
-    widths.forEach((one, at) => widths[at] = one === widest ? Math.max(NARROWEST, one - cut) : one);
+    const cut = Math.min(widest - next || 1, Math.ceil(excess() / sharing));
+    widths = widths.map((one) => one === widest ? Math.max(NARROWEST, one - cut) : one);
   }
-  return columns(all.map((row) => row.map((cell, at) => shortened(cell, widths[at] ?? 0))), indent);
+  return widths;
 }
 
-const STYLED = new RegExp(`^(${ESCAPE}\\[\\d+m)([^]*)(${ESCAPE}\\[0m)$`);
-
-function shortened(cell: string, width: number): string {
-  if (widthOf(cell) <= width) return cell;
-  const [, before = "", text = cell, after = ""] = STYLED.exec(cell) ?? [];
-  return `${before}${[...escaped(text)].slice(0, width - 1).join("")}…${after}`;
+/** Text of several styles with `…` for what is left out: the end, or the middle of a pod's name, whose end tells it. */
+function shortened(text: string, width: number, { middle = false } = {}): string {
+  if (widthOf(text) <= width) return text;
+  if (middle && text.includes("/") && !text.includes(ESCAPE)) {
+    const characters = [...escaped(text)];
+    const end = Math.floor(width / 2);
+    return `${characters.slice(0, width - 1 - end).join("")}…${characters.slice(-end).join("")}`;
+  }
+  let shown = "";
+  let style = "";
+  let left = width - 1;
+  for (const part of text.split(STYLE)) {
+    if (part.startsWith(ESCAPE)) {
+      style = part === RESET ? "" : part;
+      shown += part;
+      continue;
+    }
+    const characters = [...escaped(part)];
+    shown += characters.slice(0, left).join("");
+    if (characters.length > left) return `${shown}…${style === "" ? "" : RESET}`;
+    left -= characters.length;
+  }
+  return shown;
 }
 
 /** `1 rule`, `2 rules` */
 export const counted = (number: number, word: string) => `${number} ${word}${number === 1 ? "" : "s"}`;
 
-/** Lines below titles: the first line of each stands beside its dim title. */
-export function sections(paint: Paint): { section(title: string, lines: readonly string[]): void; rows: string[][] } {
-  const rows: string[][] = [];
-  const section = (title: string, lines: readonly string[]) =>
-    lines.forEach((line, at) => rows.push([paint("dim", at === 0 ? title : ""), line]));
-  return { section, rows };
-}
+const STYLE = new RegExp(`(${ESCAPE}\\[\\d+m)`);
+const RESET = `${ESCAPE}[0m`;
 
 /** Breaks text into lines of at most `width` columns. */
 export function wrapped(text: string, width: number): string[] {
@@ -167,6 +202,37 @@ export function wrapped(text: string, width: number): string[] {
     } else line = line === "" ? word : `${line} ${word}`;
   }
   return line === "" ? lines : [...lines, line];
+}
+
+/** Text behind `head`, broken into lines that fit; those after the first begin below the first word. */
+export function hanging(head: string, text: string, width = terminalWidth()): string[] {
+  if (width === undefined) return [`${head}${text}`];
+  const words = text.trimStart();
+  const before = head + " ".repeat(text.length - words.length);
+  const indent = " ".repeat(widthOf(before));
+  return wrapped(words, Math.max(LEGIBLE, width - indent.length)).map((line, at) =>
+    `${at === 0 ? before : indent}${line}`
+  );
+}
+
+/** A line of any length, cut to fit. */
+export function cut(line: string, width = terminalWidth()): string {
+  return width === undefined ? line : shortened(line, width);
+}
+
+/** Titles and what belongs to each, a line or several. */
+export function sections(all: readonly (readonly [title: string, lines: readonly string[]])[], indent = ""): string {
+  const paint = painter();
+  const shown = all.filter(([, lines]) => lines.length > 0);
+  const width = Math.max(0, ...shown.map(([title]) => title.length));
+  const blank = " ".repeat(width);
+  const rows = shown.flatMap(([title, lines]) =>
+    lines.flatMap((line, at) => {
+      const head = at === 0 ? paint("dim", title) + " ".repeat(width - title.length) : blank;
+      return hanging(`${indent}${head}  `, oneLine(line));
+    })
+  );
+  return rows.map((row) => `${row.trimEnd()}\n`).join("");
 }
 
 /** A duration since `then` as people say it: `3 min`, `2 d`. */
@@ -191,6 +257,11 @@ const DOCUMENT_VERSION = 1;
 /** A document for scripts: an object that says which version of its kind it is. */
 export function jsonDocument(content: Readonly<Record<string, unknown>>): string {
   return jsonText({ version: DOCUMENT_VERSION, ...content });
+}
+
+/** The same in one line, for documents that come one after the other. */
+export function jsonLine(content: Readonly<Record<string, unknown>>): string {
+  return `${JSON.stringify({ version: DOCUMENT_VERSION, ...content })}\n`;
 }
 
 /** Order of names for people: `pod2` before `pod10`. */

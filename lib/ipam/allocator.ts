@@ -22,7 +22,7 @@ import {
   type Holder,
   type Lease,
   openStore,
-  type Store,
+  Store,
   type StoreOptions,
   type Taking,
   takingFrom,

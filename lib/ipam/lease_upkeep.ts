@@ -13,16 +13,7 @@ import { parseAddress } from "../net/cidr.ts";
 import { type AllocatorOptions, type Draw, type Duplicate, held, nameOf } from "./allocator.ts";
 import { describe, excludedBy, isGateway, rangeOf, type RangeSet, size } from "./range.ts";
 import { findDead, type ProofOptions, type Verdict } from "./reclaim.ts";
-import {
-  ADVICE,
-  contentOf,
-  type Holder,
-  ioError,
-  type Lease,
-  type Store,
-  type StoreOptions,
-  withStore,
-} from "./store.ts";
+import { ADVICE, contentOf, type Holder, ioError, type Lease, Store, type StoreOptions, withStore } from "./store.ts";
 
 /**
  * The set is full: releases what in it belongs to nobody. Files that say nothing are what a crash left; other leases
@@ -77,7 +68,7 @@ export async function duplicateError(
   }
   return internal(
     `${during}: ${ip} has been allocated to ${holder.containerId}, duplicate allocation is not allowed`,
-    `${held}${where}; DEL of this container and interface releases it, \`cnibox ipam repair\` what crashes left`,
+    `${held}${where}; DEL of this container and interface releases it, \`cnibox ipam repair --all\` what crashes left`,
   );
 }
 
@@ -154,6 +145,11 @@ export async function collect(
 /** Every lease of the network, in ascending order of addresses. */
 export async function leases(folder: string, options: Omit<StoreOptions, "create">): Promise<Lease[]> {
   return await withStore(folder, options, (store) => store.leases()) ?? [];
+}
+
+/** The same without the lock, for those who only look: whoever changes a lease looks again under it. */
+export function leasesSeen(folder: string, warn: (note: string) => void): Lease[] {
+  return new Store(folder, { warn }).leases();
 }
 
 /**

@@ -34,7 +34,8 @@ export async function collectMasquerade(call: Call, valid: readonly ValidAttachm
 export function masqueradeOwners(table: SavedTable): Owner[] {
   const found = new Map<string, Owner>();
   for (const { chain, text } of [...table.chains.values()].flat()) {
-    if (!text.includes("id: ")) continue;
+    // The rules that lead to a chain come before its own, which need not be looked at then.
+    if (found.has(chain) || !text.includes("id: ")) continue;
     const [, network, containerId] = /^name: "(.*?)" id: "(.*)"$/.exec(ruleComment(text) ?? "") ?? [];
     if (network === undefined || containerId === undefined) continue;
     const own = chainName({ network, containerId });

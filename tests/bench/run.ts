@@ -12,7 +12,7 @@ import { basename, join } from "@std/path";
 import { writeChunks } from "../../tools/build.ts";
 import { cacheDir, cniboxDir, referenceDir } from "../e2e/support/bin.ts";
 import { binDir, type Namespace, type Node } from "../e2e/support/mod.ts";
-import { type Cost, measure, median, quantile, type Side } from "./measure.ts";
+import { childProcesses, type Cost, measure, median, quantile, type Side } from "./measure.ts";
 import { type Bars, type Curve, type Panel, svg } from "./plot.ts";
 import { podNets, podRates, type Rates } from "./pods.ts";
 import {
@@ -51,7 +51,7 @@ interface Figure {
 const args = parseArgs(Deno.args, {
   string: ["reference", "rows", "json", "plot"],
   boolean: ["quick", "help"],
-  default: { rows: "pqabcdefghij" },
+  default: { rows: "pqabcdefghijk" },
 });
 const say = (text: string) => void Deno.stdout.writeSync(new TextEncoder().encode(`${text}\n`));
 const note = (text: string) => void Deno.stderr.writeSync(new TextEncoder().encode(`${text}\n`));
@@ -120,6 +120,7 @@ const work: Rows = {
       prepare: startEtcd,
       other: { side: OURS, net: shares.local },
     }),
+  k: screens,
 };
 say(
   `cnibox ${await versionOf(join(cniboxDir(), "cnibox"))}; reference ${await versionOf(
@@ -310,6 +311,30 @@ async function fill(node: Node, side: Side, count: number): Promise<void> {
   for (let index = 0; index < count; index++) {
     const container: Namespace = await node.container(`full${index}`);
     await new Attached(node, side, nets.masq, container).cost("ADD");
+  }
+}
+
+/** What operators look at, on a node that is full. */
+async function screens(): Promise<void> {
+  const count = quick ? 48 : 200;
+  await using node = await benchNode();
+  for (let index = 0; index < count; index++) {
+    await new ByCommand(node, OURS, nets.masq, await node.container(`full${index}`)).cost("ADD");
+  }
+  for (const command of ["show", "status", "doctor", "graph"]) {
+    // doctor may have something to say about the machine.
+    const call = { type: "cnibox", command, stdin: undefined, args: [command], statuses: [1, 2] };
+    const costs: Cost[] = [];
+    for (let index = -1; index < (quick ? 3 : 9); index++) {
+      const cost = await measure(node, OURS, call);
+      if (index >= 0) costs.push(cost);
+    }
+    const title = `cnibox ${command} beside ${count} containers`;
+    figure("k", `${title}, ms`, medianOf(costs, "ms"), { most: 1_000 });
+    figure("k", `${title}: processor time, ms`, medianOf(costs, "cpuMs"), {});
+    const children = await childProcesses(node, OURS, call);
+    // One for each namespace, and a few.
+    if (children !== undefined) figure("k", `${title}: processes`, children, { most: count + 40 });
   }
 }
 

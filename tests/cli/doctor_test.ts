@@ -23,6 +23,10 @@ const surveyOf = (views: View[], orphans: Survey["orphans"] = []): Survey => ({
     readable: true,
     saved: { 4: "", 6: "" },
   },
+  pools: [],
+  judgement: { judged: [], unrecorded: [], duplicates: [] },
+  unseen: [],
+  broken: [],
   blind: [],
 });
 

@@ -44,7 +44,7 @@ Deno.test("what no one command repairs leads to the list", () => {
 
 Deno.test("one command repairs several networks where there is one", () => {
   const fixOf = (...fixes: string[]) => fixOfAll(fixes, "list");
-  assertEquals(fixOf("cnibox ipam repair front", "cnibox ipam repair back"), "cnibox ipam repair");
+  assertEquals(fixOf("cnibox ipam repair front", "cnibox ipam repair back"), "cnibox ipam repair --all");
   assertEquals(fixOf("cnibox ipam repair front", "", "cnibox ipam repair front"), "cnibox ipam repair front");
   assertEquals(fixOf("cnibox gc front", "cnibox ipam repair back"), "list");
   assertEquals(fixOf("cnibox gc front", "cnibox gc old --conf FILE, where FILE is what configured old"), "list");

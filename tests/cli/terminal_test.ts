@@ -1,5 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
-import { natural, painter, table, terminalWidth, widthOf } from "../../lib/cli/terminal.ts";
+import { cut, hanging, natural, painter, sections, table, terminalWidth, widthOf } from "../../lib/cli/terminal.ts";
 
 function withEnv(variables: Record<string, string>, test: () => void): void {
   const names = ["NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "TERM", "COLUMNS"];
@@ -70,3 +70,34 @@ Deno.test("COLUMNS says how wide a table may be", () => {
 Deno.test("names are in the order in which people count", () => {
   assertEquals(["pod10", "pod2", "pod1"].sort(natural), ["pod1", "pod2", "pod10"]);
 });
+
+Deno.test("a narrow table does without columns before it cuts names, and cuts the name of a pod in its middle", () =>
+  withEnv({}, () => {
+    const titles = ["CONTAINER", "ADDRESS", "NAMESPACE", "AGE"];
+    const pods = [["kube-system/coredns-76f75df574-a1b2c", "10.88.0.2/24", "/run/netns/cni-0a1b2c3d-4e5f", "3 h"]];
+    const at = (width: number) => table(titles, pods, { width, dispensable: ["NAMESPACE", "AGE"] }).split("\n");
+    assertEquals(at(100)[0], "CONTAINER                             ADDRESS       NAMESPACE                     AGE");
+    assertEquals(at(60)[0]?.split(/ +/), ["CONTAINER", "ADDRESS", "AGE"]);
+    assertEquals(at(60)[1], "kube-system/coredns-76f75df574-a1b2c  10.88.0.2/24  3 h");
+    assertEquals(at(40)[1], "kube-system/…75df574-a1b2c  10.88.0.2/24");
+    assertEquals(table(titles, pods, { width: 60, headings: false, dispensable: ["NAMESPACE"] }).split("\n").length, 2);
+  }));
+
+Deno.test("text that does not fit goes on below its first word", () => {
+  assertEquals(hanging("! ", "one two three four", 14), ["! one two", "  three four"]);
+  assertEquals(hanging("! ", "  one two three four", 16), ["!   one two", "    three four"]);
+  withEnv({ COLUMNS: "24" }, () =>
+    assertEquals(
+      sections([["node", ["healthy"]], ["none", []], ["problems", ["! many things", "  the fix"]]]),
+      "node      healthy\nproblems  ! many things\n            the fix\n",
+    ));
+});
+
+Deno.test("a line is cut outside of its colours", () =>
+  withEnv({ FORCE_COLOR: "1" }, () => {
+    const paint = painter({ isTerminal: () => false });
+    const line = cut(`${paint("bold", "eth0")} of ${paint("red", "a long name")}`, 12);
+    assertEquals(widthOf(line), 12);
+    assert(line.endsWith(`…${paint("red", "x").split("x")[1]}`), JSON.stringify(line));
+    assertEquals(cut("short", 12), "short");
+  }));

@@ -99,7 +99,7 @@ nodeTest(
       [living, "in use, unknown"],
     ]]);
     assertMatch(checked.stderr, reason);
-    assertEquals((await cnibox(node, "ipam", "repair")).code, 0);
+    assertEquals((await cnibox(node, "ipam", "repair", "--all", "--yes")).code, 0);
     assertEquals((await leases()).length, 3);
     const shown = JSON.parse((await cnibox(node, "show", "--json")).stdout);
     assertEquals(shown.networks[0].attachments.map(({ containerId, state }: Json) => [containerId, state]), [
@@ -192,7 +192,7 @@ nodeTest(
         ["10.22.0.2", "b"],
       ]],
     );
-    assertMatch((await cnibox(node, "ipam", "repair")).stdout, both);
+    assertMatch((await cnibox(node, "ipam", "repair", "--all", "--yes")).stdout, both);
     const doctor: Json[] = JSON.parse((await cnibox(node, "doctor", "--json")).stdout).findings;
     assertEquals(
       doctor.filter(({ grade, text }) => grade === "failure" && both.test(text)).map(({ area }) => area),

@@ -63,7 +63,7 @@ nodeTest("cnibox ipam names what is broken, fixes what can be, and touches nothi
   const before = await node.list("/var/lib/cni/networks/pods");
   assertStringIncludes(await ok(node, "ipam", "repair", "--dry-run"), "would release 10.22.0.2 of c0");
   assertEquals(await node.list("/var/lib/cni/networks/pods"), before);
-  assertStringIncludes(await ok(node, "ipam", "repair"), "record 10.22.0.3 for c1 (eth0) on pods");
+  assertStringIncludes(await ok(node, "ipam", "repair", "pods", "--yes"), "record 10.22.0.3 for c1 (eth0) on pods");
   assertEquals(await node.read("/var/lib/cni/networks/pods/10.22.0.3"), "c1\r\neth0");
   assertEquals(await node.read("/var/lib/cnibox/removed-leases/pods/10.22.0.2"), "c0\r\neth0");
   assertEquals(
@@ -86,7 +86,7 @@ nodeTest(
     const alive = await cnibox(node, "ipam", "free", "10.22.0.4");
     assertEquals(alive.code, 1);
     assertStringIncludes(alive.stderr, "10.22.0.4 is in use");
-    const freed = JSON.parse(await ok(node, "ipam", "free", "10.22.0.4", "--force", "--json")) as Json;
+    const freed = JSON.parse(await ok(node, "ipam", "free", "10.22.0.4", "--force", "--yes", "--json")) as Json;
     assertEquals(freed.freed.map(({ address, network }: Json) => [address, network]), [["10.22.0.4", "pods"]]);
     assertEquals((await node.list("/var/lib/cni/networks/pods")).includes("10.22.0.4"), false);
   },

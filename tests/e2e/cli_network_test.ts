@@ -491,7 +491,16 @@ nodeTest(
     assertEquals([code, typeof json.msg], [1, "string"]);
     await configure(node, demo);
     const old = await must(node, ["status", "demo"]);
-    assertStringIncludes(old.stderr, "STATUS came with 1.1.0, nobody was asked");
+    assertMatch(old.stdout, /STATUS came with 1\.1\.0: its plugins were not asked; they are there/);
+    const { json: unasked } = await must(node, ["status", "demo", "--json"]);
+    assertEquals([unasked.asked, unasked.ready], [false, undefined]);
+    // Nobody is ready whose next ADD is known to fail.
+    await configure(node, { ...demo, plugins: [{ ...demo.plugins[0], ipam }] });
+    await must(node, ["add", "demo", "one"]);
+    const full = await cnibox(node, ["status", "demo"]);
+    assertEquals([full.code, /all 1 addresses of .* are taken/.test(full.stderr)], [1, true], full.stderr);
+    await configure(node, { ...demo, plugins: [{ type: "no-such-plugin" }] });
+    assertEquals((await cnibox(node, ["status", "demo"])).code, 1);
   },
 );
 

@@ -203,6 +203,9 @@ nodeTest("networks, containers, pods and pools that nobody has: status 66, and t
     [["ipam", "check", "frnt"], "did you mean front?"],
     [["ipam", "find", "plian"], "did you mean plain?"],
     [["ipam", "free", "10.88.0.9"], "nobody holds"],
+    [["ipam", "free", "10.88.0.3", "--network", "frnt"], "did you mean front?"],
+    [["ipam", "repair", "frnt", "--dry-run"], "did you mean front?"],
+    [["events", "frnt"], "did you mean front?"],
     [["check", "back", "--id", "plian"], "did you mean plain?"],
     [["check", "front", "--id", "shop/web-3"], "did you mean shop/web-"],
     [["del", "front", "--id", "shop/web-3"], "did you mean shop/web-"],
@@ -219,3 +222,35 @@ nodeTest("networks, containers, pods and pools that nobody has: status 66, and t
     for (const part of parts) assertStringIncludes(stderr, part, args.join(" "));
   }
 });
+
+nodeTest(
+  "commands that remove things say what they would do, ask, and need --all where several networks are meant",
+  NEEDS,
+  async ({
+    node,
+  }) => {
+    await pods(node);
+    await node.run("ip", "netns", "del", "plain");
+    const table: [args: string[], says: string][] = [
+      [["gc", "back"], "attachment plain (eth0)"],
+      [["gc", "--all"], "attachment plain (eth0)"],
+      [["ipam", "repair", "back"], "release 10.89.0.2 of plain"],
+      [["ipam", "repair", "--all"], "release 10.89.0.2 of plain"],
+      [["ipam", "free", "10.89.0.2"], "free 10.89.0.2 of plain"],
+    ];
+    const before = await node.sh("find /var/lib/cni -type f | sort");
+    for (const [args, says] of table) {
+      const { code, stdout, stderr } = await cnibox(node, args);
+      assertEquals([code, stderr.includes("use --yes")], [64, true], `${args.join(" ")}: ${stderr}`);
+      assertStringIncludes(stdout, says, args.join(" "));
+    }
+    for (const args of [["gc"], ["ipam", "repair"]]) {
+      const { code, stderr } = await cnibox(node, args);
+      assertEquals([code, stderr.includes("NETWORK, or --all")], [64, true], stderr);
+    }
+    assertEquals(await node.sh("find /var/lib/cni -type f | sort"), before);
+    await must(node, ["ipam", "repair", "--all", "--yes"]);
+    await must(node, ["gc", "--all", "--yes"]);
+    assertEquals((await must(node, ["status", "--json"])).json.healthy, true);
+  },
+);

@@ -1,7 +1,8 @@
 /** What every command prints: JSON for scripts, colours for eyes. */
-import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { COMMANDS } from "../../lib/cli/commands.ts";
 import { type Json, type Node, nodeTest } from "./support/mod.ts";
+import { assertVocabulary } from "./support/documents.ts";
 import { cnibox, configure, must } from "./support/operator.ts";
 
 const network = {
@@ -41,7 +42,7 @@ const CALLS: Record<string, string[]> = {
   "ipam find": ["one"],
   "ipam check": [],
   "ipam repair": ["--dry-run"],
-  "ipam free": ["10.22.0.3", "--force"],
+  "ipam free": ["10.22.0.3", "--force", "--yes"],
   doctor: [],
   gc: ["pods", "--dry-run"],
   restore: ["--all"],
@@ -64,49 +65,29 @@ const CALLS: Record<string, string[]> = {
   version: [],
 };
 
-/** Other words for what has one already, and what that is called. */
-const WORDS: Record<string, string> = {
-  container: "containerId",
-  containerID: "containerId",
-  interface: "ifName",
-  ifname: "ifName",
-  interfaceName: "ifName",
-  written: "since",
-  name: "network",
-};
-
-/** Documents whose shape is somebody else's, or whose `version` is the program's. */
-const OTHERS = ["add", "version"];
-
-/** One vocabulary for all documents: what an attachment is called, times, durations, and a version at the top. */
-function assertVocabulary(command: string, document: Json): void {
-  // A failure is the protocol's own object.
-  if (OTHERS.includes(command) || (typeof document.code === "number" && "msg" in document)) return;
-  assertEquals(document.version, 1, `${command} has no version`);
-  walk(document, command, (key, value, path) => {
-    // What plugins wrote, read or are called is theirs.
-    if (/\.(results|configuration|plugins|steps|pools|image)\b/.test(path)) return;
-    const isOther = key === "name" ? path.endsWith(".networks.name") : key in WORDS;
-    assert(!isOther || typeof value !== "string", `${path}: it is called ${WORDS[key]}`);
-    if (["since", "time", "until"].includes(key)) assertMatch(value, /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z$/, path);
-    if (/^ms$|Ms$/.test(key)) assertEquals(value, Math.round(value * 100) / 100, path);
-  });
-}
-
-function walk(value: Json, path: string, look: (key: string, value: Json, path: string) => void): void {
-  if (typeof value !== "object" || value === null) return;
-  for (const [key, one] of Object.entries(value)) {
-    const below = Array.isArray(value) ? path : `${path}.${key}`;
-    if (!Array.isArray(value)) look(key, one, below);
-    walk(one, below, look);
-  }
-}
+/** Further documents of commands that have several. */
+const VARIANTS: readonly (readonly string[])[] = [
+  ["status"],
+  ["status", "old"],
+  ["show", "one"],
+  ["show", "--network", "pods"],
+  ["show", "--problems"],
+  ["add", "nowhere", "two"],
+];
 
 nodeTest("cnibox prints one JSON document with --json, whatever the command", { needs: ["iptables"] }, async ({
   node,
 }) => {
   await start(node);
-  // events prints an object a line, for as long as it runs.
+  // A list of a version that has no STATUS.
+  await configure(node, { ...network, name: "old", cniVersion: "1.0.0" });
+  for (const args of VARIANTS) {
+    const { json, stdout, stderr } = await cnibox(node, [...args, "--json"]);
+    assert(json !== undefined, `${args}: ${stdout}${stderr}`);
+    assertVocabulary(args.join(" "), json);
+  }
+  await node.sh("rm /etc/cni/net.d/10-old.conflist");
+  // events prints an object a line, for as long as it runs: its test holds them to the same.
   const having = COMMANDS.filter(({ name, flags }) => name !== "events" && flags.some(({ name }) => name === "json"))
     .map(({ name }) => name);
   assertEquals(having.toSorted(), Object.keys(CALLS).sort(), "a command is missing here");

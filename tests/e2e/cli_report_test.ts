@@ -1,6 +1,7 @@
 /** `cnibox events` and `cnibox report`: what comes and goes, and all of it in one archive. */
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { type Json, nodeTest } from "./support/mod.ts";
+import { assertVocabulary } from "./support/documents.ts";
 import { cnibox, configure, must } from "./support/operator.ts";
 
 const network = {
@@ -41,6 +42,7 @@ nodeTest(
     assertEquals([await seen.ended(), await text.ended()], [0, 0]);
 
     const events: Json[] = seen.stdout.trim().split("\n").map((line) => JSON.parse(line));
+    for (const event of events) assertVocabulary("events", event);
     assertEquals(events.map(({ event, network, containerId, ifName }) => [event, network, containerId, ifName]), [
       ["attached", "pods", "new", "eth0"],
       ["attached", "pods", "hand", "eth7"],
@@ -70,6 +72,9 @@ nodeTest("cnibox report keeps all in one archive, with nothing secret and for ro
   await node.sh("mkdir /run/out; tar -xf /run/report.tar -C /run/out --strip-components=1");
   const shown = JSON.parse(await node.read("/run/out/show.json") ?? "");
   assertEquals(shown.networks[0].attachments[0].containerId, "one");
+  for (const name of names.filter((one) => /^[a-z]+\.json$/.test(one))) {
+    assertVocabulary(name.replace(".json", ""), JSON.parse(await node.read(`/run/out/${name}`) ?? ""));
+  }
   const kept = JSON.parse(await node.read("/run/out/net.d/10-pods.conflist") ?? "");
   assertEquals([kept.plugins[0], kept.plugins[1].password], [network.plugins[0], "[removed]"]);
   assertEquals((await node.exec(["grep", "-rl", "hunter2", "/run/out"])).stdout, "");

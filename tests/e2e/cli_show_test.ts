@@ -168,7 +168,7 @@ nodeTest(
         }));
     };
     const before = await healthy();
-    await must(node, ["ipam", "repair"]);
+    await must(node, ["ipam", "repair", "--all", "--yes"]);
     await must(node, ["gc", "front", "--yes"]);
     await must(node, ["gc", "back", "--yes"]);
     assertEquals(await healthy(), before);
@@ -355,7 +355,7 @@ nodeTest("cnibox graph draws the node in four ways", { needs: ["iptables", "tool
   const tree = (await must(node, ["graph"])).stdout;
   assertMatch(tree, /├─ br-back {2}bridge {2}10\.89\.0\.1\/24 {2}network back/);
   assertMatch(tree, /veth\w+ ── eth0 of web {2}10\.88\.0\.2\/24 {2}8080 → 80\/tcp/);
-  assertMatch(tree, /eth0 of mail .*! its namespace \/run\/netns\/mail is gone/);
+  assertMatch(tree, /! eth0 of mail .* its namespace \/run\/netns\/mail is gone/);
   const mermaid = (await must(node, ["graph", "--format", "mermaid"])).stdout;
   assertMatch(mermaid, /^flowchart LR\n/);
   assertMatch(mermaid, /br_br_front -\. masquerade \.-> up_uplink/);

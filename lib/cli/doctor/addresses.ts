@@ -1,21 +1,8 @@
 /** `doctor` on addresses: full pools, blocks of other nodes, and leases that do not agree with what is in use. */
 import { unseenText } from "../../kernel/all_netns.ts";
 import { formatPrefix } from "../../net/cidr.ts";
-import {
-  gather,
-  GONE,
-  isIn,
-  judge,
-  type Judged,
-  type Judgement,
-  ownerText,
-  type Pool,
-  pools,
-  type State,
-  useOf,
-} from "../leases.ts";
-import { delCommand } from "../owner_names.ts";
-import { attachmentsOf } from "../setup.ts";
+import { GONE, isIn, type Judged, type Judgement, type Pool, type State, useOf } from "../leases.ts";
+import { delCommand, nameOf, ownerText } from "../owner_names.ts";
 import { type Case, findings, type Line, type Node, ofKind } from "./finding.ts";
 
 const { ok, warning, failure } = findings("addresses");
@@ -80,10 +67,10 @@ function leaks(judged: readonly Judged[]): Line[] {
   });
 }
 
-function caseOf({ pool: { network }, lease, state, evidence }: Judged): Case {
+function caseOf({ pool: { network }, lease, state, evidence, attachment }: Judged): Case {
   const { ip, containerId, ifName } = lease;
   return {
-    text: `${ip} of ${ownerText(lease)} on ${network}: ${evidence}`,
+    text: `${ip} of ${ownerText({ ...attachment, containerId, ifName })} on ${network}: ${evidence}`,
     fix: state === "idle"
       ? `${delCommand({ network, containerId, ifName })}, then add it again`
       : state === "unknown"
@@ -98,8 +85,8 @@ function caseOf({ pool: { network }, lease, state, evidence }: Judged): Case {
 
 /** Repairs the network of these, or all when there are several. */
 function repair(of: readonly { readonly pool: Pool }[]): string[] {
-  const networks = [...new Set(of.map(({ pool }) => pool.network))];
-  return ["cnibox", "ipam", "repair", ...(networks.length === 1 ? networks : [])];
+  const [network = "", ...others] = new Set(of.map(({ pool }) => pool.network));
+  return ["cnibox", "ipam", "repair", others.length === 0 ? network : "--all", "--yes"];
 }
 
 /** Addresses that are used and not recorded, or held by several. */
@@ -110,12 +97,12 @@ function conflicts({ unrecorded, duplicates }: Judgement): Line[] {
         breaks: "they can be given to a second container",
         run: repair(unrecorded),
       }),
-      unrecorded.map(({ pool: { network }, ip, attachment: { containerId, ifName } }) => ({
-        text: `${ip} is used by ${ownerText({ containerId, ifName })} on ${network}, and no file says so`,
+      unrecorded.map(({ pool: { network }, ip, attachment }) => ({
+        text: `${ip} is used by ${ownerText(attachment)} on ${network}, and no file says so`,
         fix: `cnibox ipam repair ${network}`,
         network,
-        containerId,
-        ifName,
+        containerId: attachment.containerId,
+        ifName: attachment.ifName,
         address: ip,
       })),
     ),
@@ -124,9 +111,7 @@ function conflicts({ unrecorded, duplicates }: Judgement): Line[] {
         breaks: "all of them answer to it",
       }),
       duplicates.map((list) => ({
-        text: `${list[0]?.ip} is held by ${
-          list.map(({ containerId, network }) => `${containerId} on ${network}`).join(" and ")
-        }`,
+        text: `${list[0]?.ip} is held by ${list.map((one) => `${nameOf(one)} on ${one.network}`).join(" and ")}`,
         fix: "delete and add one of them again",
         ...(list[0] && { address: list[0].ip }),
       })),
@@ -134,24 +119,26 @@ function conflicts({ unrecorded, duplicates }: Judgement): Line[] {
   ];
 }
 
-export async function addresses({ folders, host, root }: Node): Promise<Line[]> {
+export function addresses({ seen: { views, pools, judgement, unseen }, root }: Pick<Node, "seen" | "root">): Line[] {
   if (!root) return [];
-  const all = await pools(folders);
-  const evidence = await gather(attachmentsOf(folders), host);
-  const judgement = judge(all, evidence);
   const lines = [
-    ...fullRanges(all),
-    ...lostBlocks(all),
+    ...fullRanges(pools),
+    ...lostBlocks(pools),
     ...ofKind(
-      warning(`${evidence.unseen.length} namespaces could not be looked at`, {
+      warning(`${unseen.length} namespaces could not be looked at`, {
         breaks: "an address that is not found elsewhere counts as alive, so less is released than could be",
       }),
-      evidence.unseen.map((one) => ({ text: unseenText([one]) })),
+      unseen.map((one) => ({ text: unseenText([one]) })),
     ),
-    ...leaks(judgement.judged),
+    // Of a container that lacks its interface or address, its attachment tells.
+    ...leaks(
+      judgement.judged.filter(({ state, attachment }) =>
+        state !== "idle" || !views.some(({ cached, problems }) => cached === attachment && problems.length > 0)
+      ),
+    ),
     ...conflicts(judgement),
   ];
   const { length } = judgement.judged;
-  if (lines.length > 0 || all.length === 0) return lines;
+  if (lines.length > 0 || pools.length === 0) return lines;
   return [ok(`${length} ${length === 1 ? "address" : "addresses"} taken, every one with a living owner`)];
 }

@@ -1,6 +1,6 @@
 /** `doctor` on attachments: those whose parts do not fit together. */
 import { groupOrphans, groupProblems, type ProblemGroup } from "../problem_groups.ts";
-import { real } from "../show.ts";
+import { nameOfView, real } from "../show.ts";
 import type { ProblemCode } from "../survey.ts";
 import { findings, type Line, type Node, ofKind } from "./finding.ts";
 
@@ -37,15 +37,17 @@ function ofAttachments({ code, text, cases }: ProblemGroup): Line[] {
         : "containers have no network",
       ...(isOfRules && { run: ["cnibox", "restore", ...(others.length === 0 ? ["--id", id] : ["--all"])] }),
     }),
-    cases.flatMap(({ view: { network, containerId, ifName }, problems }) =>
-      problems.map(({ text, fix }) => ({
-        text: `${containerId} (${ifName}) on ${network}: ${text}`,
+    cases.flatMap(({ view, problems }) => {
+      const { network, containerId, ifName } = view;
+      const name = nameOfView(view);
+      return problems.map(({ text, fix }) => ({
+        text: `${name} (${ifName}) on ${network}: ${text}`,
         fix,
         network,
         containerId,
         ifName,
-      }))
-    ),
+      }));
+    }),
   );
 }
 

@@ -9,7 +9,7 @@ import { type CommandCall, tell } from "../command.ts";
 import { watchedRuntime } from "../runtime.ts";
 import { foldersOf } from "../setup.ts";
 import { survey } from "../survey.ts";
-import { complain, counted, oneLine, painter } from "../terminal.ts";
+import { complain, counted, hanging, oneLine, painter } from "../terminal.ts";
 import { addresses } from "./addresses.ts";
 import { attachments } from "./attachments.ts";
 import { configuration } from "./configuration.ts";
@@ -69,7 +69,7 @@ async function diagnosis(call: CommandCall): Promise<Line[]> {
     runtime: watched.runtime,
     names: call.invocation.names,
     lists,
-    seen: await survey(folders, { partial: true }),
+    seen: await survey(folders),
     root: Deno.uid() === 0,
   };
   const found = await Promise.all(CHECKS.map(async (check) => {
@@ -98,20 +98,24 @@ export function textOf(lines: readonly Line[], { verbose }: { readonly verbose: 
   const width = Math.max(...lines.map(({ area }) => area.length));
   const indent = " ".repeat("failure ".length + width + 2);
   const out = lines.flatMap(({ area, grade, text, breaks, fix, cases = [] }) => [
-    `${marks[grade]} ${area.padEnd(width)}  ${oneLine(text)}`,
-    ...(breaks ? [`${indent}${paint("dim", `breaks: ${oneLine(breaks)}`)}`] : []),
-    ...(fix && !(verbose && fix === VERBOSE) ? [`${indent}fix: ${oneLine(fix)}`] : []),
+    ...hanging(`${marks[grade]} ${area.padEnd(width)}  `, oneLine(text)),
+    ...(breaks ? hanging(indent, paint("dim", `breaks: ${oneLine(breaks)}`)) : []),
+    ...(fix && !(verbose && fix === VERBOSE) ? hanging(indent, `fix: ${oneLine(fix)}`) : []),
     ...(verbose && cases.length > 1 ? cases.flatMap((one) => caseText(one, fix, indent)) : []),
   ]);
   const count = (grade: Grade) => lines.filter((one) => one.grade === grade).length;
   const total = (grade: Grade) => counted(count(grade), grade);
   const more = !verbose && lines.some(({ cases = [] }) => cases.length > 1) ? `; each case: ${VERBOSE}` : "";
-  return `${out.join("\n")}\n\n${total("failure")}, ${total("warning")}, ${count("ok")} ok${more}\n`;
+  const sum = hanging("", `${total("failure")}, ${total("warning")}, ${count("ok")} ok${more}`);
+  return `${[...out, "", ...sum].join("\n")}\n`;
 }
 
 /** A case, with its fix where that is not the one for all. */
 function caseText({ text, fix }: Case, fixOfAll: string | undefined, indent: string): string[] {
-  return [`${indent}- ${oneLine(text)}`, ...(fix && fix !== fixOfAll ? [`${indent}  fix: ${oneLine(fix)}`] : [])];
+  return [
+    ...hanging(`${indent}- `, oneLine(text)),
+    ...(fix && fix !== fixOfAll ? hanging(`${indent}  `, `fix: ${oneLine(fix)}`) : []),
+  ];
 }
 
 /** Runs the fixes that do no harm, each command shown before it is run. */

@@ -57,7 +57,7 @@ machineTest("after a reboot cnibox ipam repair releases what belongs to nobody, 
   const before = leases().length;
   const checked = await exec(["/opt/cni/bin/cnibox", "ipam", "check"]);
   assertEquals(checked.code, 1, checked.stdout);
-  await cnibox("ipam", "repair");
+  await cnibox("ipam", "repair", "--all", "--yes");
   const owners = leases().map((name) => Deno.readTextFileSync(`${pool}/${name}`).split(/\s/)[0]);
   assertEquals(owners.sort(), ["new1", "new2"]);
   Deno.stdout.writeSync(new TextEncoder().encode(`leases: ${before} before repair, ${owners.length} after\n`));
