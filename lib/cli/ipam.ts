@@ -38,7 +38,7 @@ import {
 /** `cnibox ipam [NETWORK]` */
 export function usage(call: CommandCall): number {
   const chosen = poolsOf(call);
-  tell(call, { pools: chosen.map(shownPool) }, () => usageText(chosen));
+  say(call.is("json") ? jsonDocument({ pools: chosen.map(shownPool) }) : usageText(chosen));
   return status.done;
 }
 

@@ -450,6 +450,7 @@ export interface Use {
 /** Nobody runs out of the addresses of an IPv6 network. */
 export const shareText = (taken: number, total: bigint) => total < 1n << 32n ? `${taken} of ${total}` : `${taken}`;
 
+/** Subnets of range sets, in CIDR form. */
 export const subnetsOf = (sets: readonly RangeSet[]) =>
   sets.flatMap((set) => set.map(({ subnet }) => formatPrefix(subnet)));
 

@@ -7,12 +7,12 @@ import { isObject, lookup } from "../cni/decode.ts";
 import type { Cached } from "../cni/result_cache.ts";
 import type { JsonObject } from "../cni/types.ts";
 import { formatAddress } from "../net/cidr.ts";
-import { brokenText, type CommandCall, status, tell } from "./command.ts";
+import { brokenText, type CommandCall, status } from "./command.ts";
 import { type Pool, pools, shareText, subnetsOf, useOf } from "./leases.ts";
 import { byName, nameOf, podOf, unknownNetwork } from "./owner_names.ts";
 import { attachmentsOf, type Folders, foldersOf, ifAllowed, note } from "./setup.ts";
 import { knownLists } from "./survey.ts";
-import { columns, natural, oneLine, painter, say, sections, table, terminalWidth } from "./terminal.ts";
+import { columns, jsonDocument, natural, oneLine, painter, say, sections, table, terminalWidth } from "./terminal.ts";
 
 /** A network, with what the files of this node say of it. */
 interface Known {
@@ -56,7 +56,7 @@ export function networks(call: CommandCall): number {
     return status.done;
   }
   const options = { headings: !call.is("no-headings"), whole: call.is("no-trunc") };
-  tell(call, { networks: all.map(summaryOf) }, () => networksText(all, options));
+  say(call.is("json") ? jsonDocument({ networks: all.map(summaryOf) }) : networksText(all, options));
   return status.done;
 }
 
@@ -110,7 +110,7 @@ export function inspect(call: CommandCall): number {
   const all = knownNetworks(foldersOf(call));
   const found = all.find(({ name }) => name === wanted);
   if (!found) throw unknownNetwork(wanted, all.map(({ name }) => name));
-  tell(call, detailsOf(found), () => inspectText(found));
+  say(call.is("json") ? jsonDocument(detailsOf(found)) : inspectText(found));
   return status.done;
 }
 
