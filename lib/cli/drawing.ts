@@ -2,9 +2,10 @@
 import { lookup } from "../cni/decode.ts";
 import type { Link } from "../kernel/ip.ts";
 import { portText } from "./network.ts";
+import { shortId } from "./owner_names.ts";
 import type { PeerView } from "./peers.ts";
 import { healthOf, nameOfView, real } from "./show.ts";
-import type { Survey, View } from "./survey.ts";
+import { ownerByAlias, type Survey, type View } from "./survey.ts";
 
 /** An interface of the host that leads elsewhere, or that containers hang on directly. */
 export interface Uplink {
@@ -75,7 +76,9 @@ export interface Surroundings {
 const MOST_PEERS = 12;
 
 /** Sorts a survey into what is drawn. */
-export function drawingOf({ networks, views, links }: Survey, { host, defaults, peers }: Surroundings): Drawing {
+export function drawingOf(seen: Survey, { host, defaults, peers }: Surroundings): Drawing {
+  const { networks, views, links } = seen;
+  const strangers = strangersOf(seen);
   const masquerading = new Set(
     networks.filter(({ list }) => list?.plugins.some(({ config }) => lookup(config, "ipMasq") === true)).map((
       { name },
@@ -83,6 +86,7 @@ export function drawingOf({ networks, views, links }: Survey, { host, defaults, 
   );
   const bridgeNames = new Set(networks.map(({ bridge }) => bridge).filter((name) => name !== ""));
   for (const { bridge } of views) if (bridge !== "") bridgeNames.add(bridge);
+  for (const { ports: [port] } of strangers) if (port && port.to !== "") bridgeNames.add(port.to);
   const bridges = [...bridgeNames].sort().map((name): Bridge => {
     const link = links.find(({ ifname }) => ifname === name);
     const own = networks.filter(({ bridge }) => bridge === name).map((one) => one.name);
@@ -117,8 +121,32 @@ export function drawingOf({ networks, views, links }: Survey, { host, defaults, 
       ports: [...known.ports, portOf(view, { links, networks, bridgeNames, masquerading })],
     });
   }
-  const inOrder = [...containers.values()].map((one) => ({ ...one, ports: one.ports.toSorted(byName) }));
+  const inOrder = [...containers.values(), ...strangers].map((one) => ({ ...one, ports: one.ports.toSorted(byName) }));
   return { host, uplinks, bridges, containers: inOrder.sort(byPlace) };
+}
+
+/** Living containers that nothing but the alias of their link tells of, where that link leads. */
+function strangersOf({ links, elsewhere, orphans }: Survey): Container[] {
+  return orphans.filter(({ what }) => what === "link").flatMap(({ name, text }): Container[] => {
+    const link = links.find(({ ifname }) => ifname === name);
+    const owner = link && ownerByAlias(link);
+    if (!link || !owner?.lives) return [];
+    const inside = elsewhere.find((one) => one.link_index === link.ifindex && one.ifindex === link.link_index);
+    const port: Port = {
+      name: owner.ifName,
+      network: owner.network,
+      addresses: addressesOf(inside),
+      to: link.master ?? "",
+      direct: link.master === undefined,
+      masquerade: false,
+      veth: link.ifname,
+      kind: "veth",
+      published: [],
+      health: "broken",
+      problems: [text],
+    };
+    return [{ id: shortId(owner.containerId), netns: "", ports: [port] }];
+  });
 }
 
 function peerLines(peers: readonly PeerView[]): string[] {

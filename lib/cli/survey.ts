@@ -123,6 +123,8 @@ export interface Survey {
   readonly views: readonly View[];
   readonly leases: readonly LeaseView[];
   readonly links: readonly Link[];
+  /** Links in the other namespaces of this host. */
+  readonly elsewhere: readonly Link[];
   readonly orphans: readonly Orphan[];
   readonly pools: readonly Pool[];
   readonly judgement: Judgement;
@@ -206,6 +208,7 @@ export function surveyOf({ lists, broken, attachments, pools, links, rules, evid
     views,
     leases,
     links: around.links,
+    elsewhere: [...evidence.links.values()].flat(),
     orphans: orphans.map((one) => ({ ...one, fix: fixOfOrphan(one, networks) })),
     pools,
     judgement,

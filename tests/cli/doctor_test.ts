@@ -16,6 +16,7 @@ const surveyOf = (views: View[], orphans: Survey["orphans"] = []): Survey => ({
   views,
   leases: [],
   links: [],
+  elsewhere: [],
   orphans,
   rules: {
     tables: { 4: new Map(), 6: new Map() },

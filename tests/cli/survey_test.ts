@@ -28,6 +28,21 @@ Deno.test("containers that no runtime remembers hang where their links lead", ()
   assertMatch(listText(seen), /eth0 +10\.88\.0\.2 .* veth\w{8} /);
 });
 
+Deno.test("living containers that nothing but their links tell of are drawn where these lead", () => {
+  const found = byHand(recordedNode(3, "healthy"));
+  const seen = surveyOf({ ...found, pools: found.pools.map((pool) => ({ ...pool, leases: [] })) });
+  assertEquals([seen.views, seen.orphans.filter(({ what }) => what === "link").length], [[], 3]);
+  const { containers } = drawingOf(seen, { host: "node1", defaults: [], peers: [] });
+  assertEquals(
+    containers.flatMap(({ ports }) => ports.map(({ to, addresses, health }) => [to, addresses, health])).sort(),
+    [
+      ["br-back", ["10.89.0.2/24"], "broken"],
+      ["br-front", ["10.88.0.2/24"], "broken"],
+      ["br-front", ["10.88.0.3/24"], "broken"],
+    ],
+  );
+});
+
 Deno.test("what never was configured here is not said to have been", () => {
   const found = recordedNode(3, "healthy");
   assertStringIncludes(listText(surveyOf(byHand(found, []))), "front  not configured · 10.88.0.0/24");
