@@ -1,4 +1,5 @@
 /** The protocol's objects, keys as on the wire. Inside cnibox a result always has the layout of CNI 1.1.0. */
+import type { Attachment } from "../net/name.ts";
 
 /** Versions of the protocol that can be spoken, oldest first. */
 export const VERSIONS = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] as const;
@@ -63,4 +64,9 @@ export interface Result {
 export interface ValidAttachment {
   readonly containerID: string;
   readonly ifname: string;
+}
+
+/** Attachments that GC names, as everything else here names them. */
+export function attachmentsOf(network: string, valid: readonly ValidAttachment[]): Attachment[] {
+  return valid.map(({ containerID, ifname }) => ({ network, containerId: containerID, ifName: ifname }));
 }

@@ -6,7 +6,7 @@
  */
 import { all, CniError, code, internal } from "../cni/error.ts";
 import type { ContainerCall } from "../cni/plugin.ts";
-import type { ValidAttachment } from "../cni/types.ts";
+import { attachmentsOf, type ValidAttachment } from "../cni/types.ts";
 import { addressesInUse, unseenText } from "../kernel/all_netns.ts";
 import type { Run } from "../kernel/run.ts";
 import { parseAddress } from "../net/cidr.ts";
@@ -126,9 +126,7 @@ export async function collect(
   valid: readonly ValidAttachment[],
   options: Omit<StoreOptions, "create">,
 ): Promise<Lease[]> {
-  const attachments = new Set(
-    valid.map(({ containerID, ifname }) => contentOf({ containerId: containerID, ifName: ifname })),
-  );
+  const attachments = new Set(attachmentsOf("", valid).map(contentOf));
   const containers = new Set(valid.map(({ containerID }) => containerID));
   const isValid = ({ containerId, ifName }: Lease) =>
     ifName === undefined ? containers.has(containerId) : attachments.has(contentOf({ containerId, ifName }));

@@ -2,7 +2,7 @@
 import { decode, decodeLeniently, type Fields, type Keys } from "../cni/decode.ts";
 import { all, CniError, code, internal } from "../cni/error.ts";
 import type { Call, NetworkCall } from "../cni/plugin.ts";
-import type { ValidAttachment } from "../cni/types.ts";
+import { attachmentsOf, type ValidAttachment } from "../cni/types.ts";
 import type { Link } from "../kernel/ip.ts";
 import { must, says } from "../kernel/run.ts";
 import { hostEndNames, isAliasOf, isUnnamed, portAlias } from "./host_end.ts";
@@ -46,7 +46,7 @@ async function collectAddresses(call: NetworkCall, type: string): Promise<void> 
  */
 export async function collectVeths(call: Call, network: string, valid: readonly ValidAttachment[]): Promise<void> {
   const shown = await must(call.host, { argv: ["ip", "-j", "-d", "link", "show", "type", "veth"] });
-  const owners = valid.map(({ containerID, ifname }) => ({ network, containerId: containerID, ifName: ifname }));
+  const owners = attachmentsOf(network, valid);
   const aliases = new Set(owners.map(portAlias));
   const names = new Set(owners.flatMap(hostEndNames));
   const links = JSON.parse(shown || "[]") as Partial<Link>[];

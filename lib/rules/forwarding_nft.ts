@@ -13,7 +13,7 @@
  *     any other table: its forward chain → cni_forward
  */
 import { type CniError, internal } from "../cni/error.ts";
-import type { ValidAttachment } from "../cni/types.ts";
+import { attachmentsOf, type ValidAttachment } from "../cni/types.ts";
 import { iptablesTool, TableError } from "../kernel/iptables.ts";
 import {
   nft,
@@ -341,9 +341,7 @@ export async function collectNftForwarding(
   },
 ): Promise<void> {
   const front = `${nftNetworkHash(network)}-`;
-  const keep = new Set(
-    valid.map(({ containerID, ifname }) => nftAttachmentHash({ network, containerId: containerID, ifName: ifname })),
-  );
+  const keep = new Set(attachmentsOf(network, valid).map(nftAttachmentHash));
   await removeElements(call, admin, (comment) => comment.startsWith(front) && !keep.has(comment.slice(0, 33)));
   await removeNftIsolation(call, isGone);
 }

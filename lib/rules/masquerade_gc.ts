@@ -1,7 +1,7 @@
 /** GC of masquerading. */
 import { all } from "../cni/error.ts";
 import type { Call } from "../cni/plugin.ts";
-import type { ValidAttachment } from "../cni/types.ts";
+import { attachmentsOf, type ValidAttachment } from "../cni/types.ts";
 import { ruleComment, ruleTarget, type SavedTable, savedTable } from "../kernel/iptables.ts";
 import type { Family } from "../net/cidr.ts";
 import { chainName, nftNetworkHash, nftRuleComment, type Owner } from "../net/name.ts";
@@ -17,9 +17,7 @@ import { collectionJobs } from "./rule_upkeep.ts";
 export async function collectMasquerade(call: Call, valid: readonly ValidAttachment[]): Promise<void> {
   const { network } = call;
   const containers = new Set(valid.map((one) => one.containerID));
-  const keep = new Set(
-    valid.map(({ containerID, ifname }) => nftRuleComment({ network, containerId: containerID, ifName: ifname })),
-  );
+  const keep = new Set(attachmentsOf(network, valid).map(nftRuleComment));
   const front = `${nftNetworkHash(network)}-`;
   await all(collectionJobs(call, {
     iptables: (family) => collect(call, family, (one) => one.network === network && !containers.has(one.containerId)),

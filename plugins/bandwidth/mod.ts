@@ -15,7 +15,7 @@ import { all, code, internal } from "../../lib/cni/error.ts";
 import { openNetns } from "../../lib/cni/netns.ts";
 import { type Call, type ContainerCall, type NetworkCall, type Plugin } from "../../lib/cni/plugin.ts";
 import { prevResult, prevResultLeniently } from "../../lib/cni/prev_result.ts";
-import { type Result, since } from "../../lib/cni/types.ts";
+import { attachmentsOf, type Result, since } from "../../lib/cni/types.ts";
 import { oneWord, runLines } from "../../lib/kernel/batch.ts";
 import { type Link, linkDel } from "../../lib/kernel/ip.ts";
 import { apply, because, type Step, step } from "../../lib/kernel/plan.ts";
@@ -120,11 +120,7 @@ async function check(call: ContainerCall): Promise<void> {
 /** Removes the devices that are marked with this network and belong to none of the valid attachments. */
 async function gc(call: NetworkCall): Promise<void> {
   if (call.valid === undefined) return;
-  const keep = new Set(
-    call.valid.map(({ containerID, ifname }) =>
-      nftAttachmentHash({ network: call.network, containerId: containerID, ifName: ifname })
-    ),
-  );
+  const keep = new Set(attachmentsOf(call.network, call.valid).map(nftAttachmentHash));
   const stale = async () => {
     const links = JSON.parse(
       await must(call.host, { argv: ["ip", "-j", "-d", "link", "show", "type", "ifb"] }) || "[]",

@@ -3,6 +3,7 @@
  * container, and off again when nobody needs it any more.
  */
 import { internal, toCniError } from "../../lib/cni/error.ts";
+import { attachmentsOf } from "../../lib/cni/types.ts";
 import type { Call, ContainerCall, NetworkCall } from "../../lib/cni/plugin.ts";
 import type { Link } from "../../lib/kernel/ip.ts";
 import { savedTable } from "../../lib/kernel/iptables.ts";
@@ -114,8 +115,8 @@ export async function withdrawLocalhost(
 
 /** The same for all containers of the network that are not valid, and for what a killed DEL has left. */
 export async function collectLocalhost(call: NetworkCall, backends: readonly LocalnetBackend[]): Promise<void> {
-  const valid = (call.valid ?? []).map(({ containerID, ifname }) => ({ containerId: containerID, ifName: ifname }));
-  const owners = new Set(valid.map((one) => ownerOfNote({ network: call.network, ...one })));
+  const valid = attachmentsOf(call.network, call.valid ?? []);
+  const owners = new Set(valid.map(ownerOfNote));
   const ids = new Set(valid.map(({ containerId }) => containerId));
   for (const dev of leaveInvalid(call.network, (owner, id) => owners.has(owner) || ids.has(id))) {
     const needed = await Promise.all(backends.map((backend) => isPublishedThrough(call, dev, backend)));

@@ -151,3 +151,26 @@ Deno.test("bridge announces the address once more when the port did not forward 
     `pod ip: link set dev eth0 address ${mac("10.9.0.2")}`,
   ]);
 });
+
+Deno.test("bridge with a VLAN moves the port into it, and puts the gateway onto a link of its own", async () => {
+  const bridge = { ...BRIDGE, linkinfo: { info_kind: "bridge", info_data: { vlan_filtering: 1 } } };
+  const gateway = { ifname: "br9.100", flags: ["UP"], mtu: 1500, address: "0a:00:00:00:00:64", addr_info: [] };
+  const { call, log } = noted({ ...CONF, vlan: 100, isGateway: true }, {
+    answers: {
+      ...answers(),
+      "addr show dev br9": [bridge],
+      "addr show dev br9.100": [gateway],
+      [`bridge -j vlan show dev ${VETH}`]: [{ ifname: VETH, vlans: [{ vlan: 1 }] }],
+    },
+  });
+  const result = await plugin.add({ ...call, ...ipam([], { early: two, answer: two }) });
+  assertEquals(log.filter((entry) => entry.startsWith("host bridge ")), [
+    `host bridge -j vlan show dev ${VETH}`,
+    `host bridge -batch -: vlan del dev ${VETH} vid 1 master; vlan add dev ${VETH} vid 100 pvid untagged master`,
+  ]);
+  assertEquals(log.slice(-2), [
+    "host ip: addr show dev br9.100",
+    `host ip: addr replace 10.9.0.1/24 brd + dev br9.100; link set dev br9.100 address ${gateway.address}`,
+  ]);
+  assertEquals(result.interfaces?.at(-1), { name: "br9.100", mac: gateway.address });
+});
