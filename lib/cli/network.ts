@@ -8,6 +8,7 @@ import {
   statusNetwork,
 } from "../cni/chain.ts";
 import type { NetworkList } from "../cni/conflist.ts";
+import { isObject, lookup } from "../cni/decode.ts";
 import { netnsState } from "../kernel/netns.ts";
 import { must, systemRun } from "../kernel/run.ts";
 import { type Attached, type Cached, cachePath, readCache } from "../cni/result_cache.ts";
@@ -16,6 +17,7 @@ import { atLeast, goJson } from "../cni/version.ts";
 import { REQUEST_FLAGS, type Requested, requestedBy } from "./capabilities.ts";
 import { CliError, type CommandCall, nearest, status, usageError } from "./command.ts";
 import { containerIdOf, podOf } from "./owner_names.ts";
+import { progress } from "./progress.ts";
 import { watchedRuntime } from "./runtime.ts";
 import {
   argsOf,
@@ -133,9 +135,11 @@ async function addAll(call: CommandCall, folders: Folders, targets: readonly Tar
   for (const { attached } of targets) refuseTwice(attached, folders);
   const { runtime, calls, close } = watchedRuntime(call, folders, { interruptible: true });
   const done: { target: Target; answer: NetworkResult; calls: MemberCall[] }[] = [];
+  using waiting = progress();
   try {
     for (const target of targets) {
       calls.length = 0;
+      waiting.step(attachingText(target.list));
       done.push({ target, answer: await addNetwork(target.list, target.attached, runtime), calls: [...calls] });
     }
   } catch (error) {
@@ -154,6 +158,16 @@ async function addAll(call: CommandCall, folders: Folders, targets: readonly Tar
     say(results.length === 1 ? `${goJson(results[0], 4)}\n` : jsonDocument({ results }));
   } else for (const one of done) say(attachedText(one.target, one.answer, one.calls, folders));
   return status.done;
+}
+
+/** What ADD of a network does, for those who wait for it. */
+export function attachingText({ name, plugins }: NetworkList): string {
+  const isLeased = plugins.some(({ config }) => {
+    const ipam = lookup(config, "ipam");
+    return isObject(ipam) && lookup(ipam, "type") === "dhcp";
+  });
+  if (isLeased) return `network ${name}: waiting for an address from a DHCP server`;
+  return `network ${name}: ADD of ${plugins.map(({ type }) => type).join(", ")}`;
 }
 
 /** A second ADD would fail, and what undoes it would take the first one down. */

@@ -4,7 +4,8 @@ import { toCniError } from "../cni/error.ts";
 import { foreground } from "../kernel/foreground.ts";
 import { must, systemRun } from "../kernel/run.ts";
 import { CliError, type CommandCall } from "./command.ts";
-import { type Target, targetsOfAdd } from "./network.ts";
+import { attachingText, type Target, targetsOfAdd } from "./network.ts";
+import { progress } from "./progress.ts";
 import { watchedRuntime } from "./runtime.ts";
 import { foldersOf, needRoot, NETNS_FOLDER, note } from "./setup.ts";
 
@@ -25,9 +26,13 @@ export async function run(call: CommandCall): Promise<number> {
   try {
     await must(host, { argv: ["ip", "netns", "add", name] });
     await must(host, { argv: ["ip", "-n", name, "link", "set", "dev", "lo", "up"] });
-    for (const target of targets) {
-      await addNetwork(target.list, target.attached, runtime);
-      attached.push(target);
+    {
+      using waiting = progress();
+      for (const target of targets) {
+        waiting.step(attachingText(target.list));
+        await addNetwork(target.list, target.attached, runtime);
+        attached.push(target);
+      }
     }
     if (runtime.interruption?.requested) return 128 + 15;
     started = true;
