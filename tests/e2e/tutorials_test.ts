@@ -281,7 +281,7 @@ ip netns add ns; export CNI_PATH=/opt/cni/bin
 ip netns exec ns ip addr show eth0
 /opt/cni/bin/cnitool del mynet /var/run/netns/ns
 ip netns del ns
-kill %1; wait`,
+kill $!; wait`,
   );
   assertMatch(output, /"address": "192\.168\.1\.\d+\/24"/);
   assertMatch(output, /inet 192\.168\.1\.\d+\/24/);
