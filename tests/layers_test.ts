@@ -67,7 +67,7 @@ const READ_WORDS = [
   "plugins/bridge/mod.ts",
   "plugins/bridge/port.ts",
   "plugins/bridge/spoof_check.ts",
-  "plugins/dhcp/client.ts",
+  "lib/kernel/udhcpc.ts",
   "plugins/dummy.ts",
   "plugins/ipvlan.ts",
   "plugins/ptp/mod.ts",

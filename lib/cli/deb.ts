@@ -110,8 +110,8 @@ Description: all the standard CNI plugins in one program
 
 /**
  * The plugins go where runtimes look for them, beside what is there; that plugins of others stay is said, and no
- * failure. An upgrade changes only the executable. Purging removes what is this program's alone: leases and results belong to containers and their runtime. DPKG_ROOT is empty,
- * or where dpkg --root works.
+ * failure. An upgrade changes only the executable. Purging removes what is this program's alone: leases and results
+ * belong to containers and their runtime. DPKG_ROOT is empty, or where dpkg --root works.
  */
 const SCRIPTS: Readonly<Record<string, string>> = {
   postinst: `if [ "$1" = configure ]; then

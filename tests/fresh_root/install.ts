@@ -1,6 +1,6 @@
 /**
- * What README and docs/install.md say is typed to install cnibox, on a root file system with nothing in it; in the order
- * of this file. tests/fresh_root/run.sh runs it, and then the tests of what is typed afterwards.
+ * What README and docs/install.md say is typed to install cnibox, on a root file system with nothing in it; in the
+ * order of this file. tests/fresh_root/run.sh runs it, and then the tests of what is typed afterwards.
  */
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";

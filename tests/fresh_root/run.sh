@@ -1,9 +1,9 @@
 #!/bin/sh
-# `deno task test:fresh-root`: what README and the tutorials say is typed, on a root file system of this machine's Debian
-# release that has nothing but its essential packages and apt. First everything is installed there (install.ts), with
-# the machine's network; then the tests of README and of the tutorials run on nodes that have that root. Needs root.
-# Where no mirror of Debian answers, it says so and is skipped. The root before anything is installed, and packages, are
-# kept in .cache/fresh-root.
+# `deno task test:fresh-root`: what README and the tutorials say is typed, on a root file system of this machine's
+# Debian release that has nothing but its essential packages and apt. First everything is installed there (install.ts),
+# with the machine's network; then the tests of README and of the tutorials run on nodes that have that root.
+# Needs root. Where no mirror of Debian answers, it says so and is skipped. The root before anything is installed, and
+# packages, are kept in .cache/fresh-root.
 set -eu
 
 project=$(cd "$(dirname "$0")/../.." && pwd)

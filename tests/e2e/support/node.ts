@@ -430,8 +430,8 @@ echo "ready $pid"
 exec env --ignore-signal=CHLD cat >/dev/null 2>&1
 `;
 
-// Arguments: the root, "cgroups" or "", "installing" or "", then pairs as above for who installs. The node is the root as
-// it is installed, below an overlay.
+// Arguments: the root, "cgroups" or "", "installing" or "", then pairs as above for who installs. The node is the root
+// as it is installed, below an overlay.
 const setupFresh = `
 set -e
 cd /
