@@ -50,7 +50,7 @@ Deno.test("README's first commands install what is missing, and cnibox, and show
   assertMatch(stdout, /^ {2}packages .*\biproute2\b.*\budhcpc\b.* installed with apt-get$/m);
   assertMatch(stdout, /^ {2}tools .* all there$/m);
   assertMatch(stdout, /\nnothing left behind\n$/);
-  const { stdout: found } = await typed("command -v cnibox cnitool; cnibox --version; cnibox verify");
+  const { stdout: found } = await typed("command -v cnibox; command -v cnitool; cnibox --version; cnibox verify");
   assertMatch(found, /^\/usr\/local\/bin\/cnibox\n\/usr\/local\/bin\/cnitool\ncnibox v/);
 });
 

@@ -456,8 +456,8 @@ else
   shift 3
   while [ $# -gt 1 ]; do mount --bind "$2" "$root$1"; shift 2; done
 fi
-echo "ready $pid"
-exec chroot $root env --ignore-signal=CHLD cat >/dev/null 2>&1
+# Ready is who has this root: before, a command would run on the machine's.
+exec chroot $root env --ignore-signal=CHLD sh -c 'echo "ready $1"; exec cat >/dev/null 2>&1' sh $pid
 `;
 
 /**
