@@ -21,12 +21,14 @@ main() {
     build) build; say "built $binary" ;;
     release) build; release ;;
     image) find_binary; image ;;
+    deb) find_binary; deb ;;
     install)
       check_target
       find_binary
       provide_tools
       install_all
       [ "$demo" = no ] || demo
+      exit "$ended"
       ;;
   esac
 }
@@ -43,8 +45,8 @@ Needs Linux on x86_64 or aarch64 with glibc $glibc_needed or newer.
   --plugins A,B    only these plugins' symlinks; the others stay as they are
   --demo           then show it at work on throw-away network namespaces
   --from FILE      take the executable, or the release archive, FILE: needs no network, no Deno, no Node
-  --replace        move files that are not ours out of the way (--uninstall puts them back);
-                   without it they are listed and left alone
+  --replace        swap plugins that are not ours for ours (--uninstall puts them back);
+                   without it they are named and stay, and the exit status is $in_the_way
   --no-deps        install no packages; what is missing is only named
   --units DIR      put the systemd units there; without it into /etc/systemd/system where systemd runs
                    and plugins go into $default_dir. None is enabled or started
@@ -52,6 +54,8 @@ Needs Linux on x86_64 or aarch64 with glibc $glibc_needed or newer.
   --build-only     build dist/cnibox, install nothing
   --release        build dist/cnibox-VERSION-linux-ARCH.tar.gz, install nothing
   --image FILE     write an OCI image of the executable into the archive FILE, install nothing
+  --deb            write a Debian package, cnibox_VERSION_ARCH.deb: a checkout's into dist/, else into
+                   the working folder; needs no network, installs nothing
   --uninstall      remove what this installed, and put back what --replace moved
   --help           this text
 
@@ -64,6 +68,8 @@ EOF
 
 default_dir=/opt/cni/bin
 glibc_needed=2.27
+# What `cnibox install` ends with where plugins of others stay as they are.
+in_the_way=73
 
 parse() {
   mode=install demo=no deps=yes from='' image='' bin_dir=$default_dir
@@ -91,6 +97,7 @@ parse() {
       --build-only) mode=build ;;
       --release) mode=release ;;
       --image) mode=image image=$2; shift ;;
+      --deb) mode=deb ;;
       --uninstall) mode=uninstall ;;
       --demo-inside) mode='demo-inside' ;; # for demo() alone
       --help | -h) usage; exit 0 ;;
@@ -146,7 +153,8 @@ tc iproute2 iproute-tc iproute2-tc
 iptables iptables iptables-nft iptables
 nft nftables nftables nftables
 nsenter util-linux util-linux util-linux
-conntrack conntrack conntrack-tools conntrack-tools'
+conntrack conntrack conntrack-tools conntrack-tools
+udhcpc udhcpc busybox busybox'
 
 provide_tools() {
   manager=''
@@ -156,7 +164,8 @@ provide_tools() {
   missing=$(missing_packages)
   if [ -n "$missing" ] && [ "$deps" = yes ] && [ -n "$manager" ] && is_root; then
     wanted=$missing
-    install_packages "$wanted" || true
+    # One by one, where a package that this system lacks costs the others.
+    install_packages "$wanted" || for package in $wanted; do install_packages "$package" || true; done
     missing=$(missing_packages)
     [ "$missing" = "$wanted" ] || say "  packages  $wanted  installed with $manager"
   fi
@@ -167,10 +176,19 @@ provide_tools() {
   fi
 }
 
-# Packages of the tools that are not here, in one line. BusyBox's own `ip` has neither -json nor -batch.
+# BusyBox's own `ip` has neither -json nor -batch; its DHCP client goes by either name.
+is_there() {
+  case "$1" in
+    ip) ip -V 2>/dev/null | grep -q iproute2 ;;
+    udhcpc) has udhcpc || busybox --list 2>/dev/null | grep -qx udhcpc ;;
+    *) has "$1" ;;
+  esac
+}
+
+# Packages of the tools that are not here, in one line.
 missing_packages() {
   printf '%s\n' "$tools" | while read -r tool apt dnf apk; do
-    if has "$tool" && { [ "$tool" != ip ] || ip -V 2>/dev/null | grep -q iproute2; }; then continue; fi
+    if is_there "$tool"; then continue; fi
     case "$manager" in
       dnf) say "$dnf" ;;
       apk) say "$apk" ;;
@@ -179,9 +197,32 @@ missing_packages() {
   done | sort -u | tr '\n' ' ' | sed 's/ $//'
 }
 
-# shellcheck disable=SC2086  # a list of names, split into words on purpose
 install_packages() {
-  note "installing $1"
+  slowly "installing $1" installed_by_manager "$1"
+}
+
+# Runs a command. On a terminal, a line says meanwhile what takes so long, for as long as this script lives.
+slowly() {
+  what=$1
+  shift
+  [ -t 2 ] || { "$@"; return; }
+  seconds=0
+  while kill -0 $$ 2>/dev/null; do
+    printf '\r\033[K%s, %s s' "$what" "$seconds" >&2
+    seconds=$((seconds + 1))
+    sleep 1
+  done &
+  ticker=$!
+  ended=0
+  "$@" || ended=$?
+  kill "$ticker"
+  wait "$ticker" 2>/dev/null || true
+  printf '\r\033[K' >&2
+  return "$ended"
+}
+
+# shellcheck disable=SC2086  # a list of names, split into words on purpose
+installed_by_manager() {
   case "$manager" in
     apt-get)
       apt install --no-install-recommends $1 2>/dev/null || { apt update && apt install --no-install-recommends $1; }
@@ -214,13 +255,15 @@ release() {
   trap 'rm -rf "$draft"' EXIT
   trap 'exit 130' INT TERM
   mkdir "$draft/$name"
-  cp "$binary" "$here/install.sh" "$here/LICENSE" "$here/README.md" "$draft/$name/"
+  cp -R "$binary" "$here/install.sh" "$here/LICENSE" "$here/README.md" "$here/docs" "$draft/$name/"
   cp "$binary.base" "$draft/$name/BASE"
-  (cd "$draft/$name" && chmod 644 -- * && chmod 755 cnibox install.sh &&
-    LC_ALL=C && export LC_ALL && sha256sum -- * >"../sums" && mv ../sums SHA256SUMS && chmod 644 SHA256SUMS)
+  "$binary" man --dir "$draft/$name/man" >/dev/null
+  (cd "$draft/$name" && find . -type f -exec chmod 644 {} + && chmod 755 cnibox install.sh &&
+    find . -type f | sed 's|^\./||' | LC_ALL=C sort >../files && xargs -d '\n' sha256sum -- <../files >SHA256SUMS &&
+    chmod 644 SHA256SUMS && echo SHA256SUMS >>../files && sed -i "s|^|$name/|" ../files)
   # Only files, root's, dated alike: unpacking changes no folder, and the same inputs give the same bytes.
-  (cd "$draft" && LC_ALL=C && export LC_ALL &&
-    tar --owner=0 --group=0 --numeric-owner --mtime=@0 --format=ustar -cf "$name.tar" "$name"/* &&
+  (cd "$draft" && LC_ALL=C sort -o files files &&
+    tar --owner=0 --group=0 --numeric-owner --mtime=@0 --format=ustar -cf "$name.tar" -T files &&
     gzip -n "$name.tar" && sha256sum "$name.tar.gz" >"$name.tar.gz.sha256")
   mv -f "$draft/$name.tar.gz" "$draft/$name.tar.gz.sha256" "$here/dist/"
   say "$here/dist/$name.tar.gz"
@@ -232,6 +275,16 @@ image() {
   [ -z "$archive" ] || unpack
   as_cnibox
   "$binary" image "$image" || refuse "no image was made"
+}
+
+# So does it write its own package.
+deb() {
+  make_work
+  [ -z "$archive" ] || unpack
+  as_cnibox
+  folder=$PWD
+  [ -n "$from" ] || folder=$here/dist
+  "$binary" deb "$folder" || refuse "no package was made"
 }
 
 # The name that a program is called by decides what it does: a file of another name gets a link of this one.
@@ -282,7 +335,7 @@ find_binary() {
 # Sets $binary to what the archive holds; every file that its SHA256SUMS names is verified.
 unpack() {
   tar -tzf "$from" >"$work/names" 2>/dev/null || refuse "$from cannot be read: it is cut short or no .tar.gz"
-  if grep -qvE '^cnibox-[A-Za-z0-9._-]+/[A-Za-z0-9._-]*$' "$work/names" || grep -q '/\.\.$' "$work/names"; then
+  if grep -qvE '^cnibox-[A-Za-z0-9._-]+/([A-Za-z0-9._-]+/)*[A-Za-z0-9._-]*$' "$work/names" || grep -qE '/\.\.(/|$)' "$work/names"; then
     refuse "refused: $from holds files that no release of cnibox has"
   fi
   # Links would be followed, by tar itself or afterwards.
@@ -325,7 +378,9 @@ install_all() {
   [ -z "$plugins" ] || set -- "$@" --plugins "$plugins"
   [ "$replace" = no ] || set -- "$@" --replace
   [ -z "$units" ] || set -- "$@" "$units"
-  "$binary" "$@" || exit 1
+  ended=0
+  "$binary" "$@" || ended=$?
+  [ "$ended" -eq 0 ] || [ "$ended" -eq "$in_the_way" ] || exit 1
 }
 
 # By the executable that is installed, or the one beside this script.
@@ -363,8 +418,10 @@ demo() {
   say 'nothing left behind'
 }
 
-# One tool that has ping, a web server and its client.
+# One tool that has ping, a web server and its client; and mount, which Debian's smallest systems lack.
 demo_provide() {
+  if ! has mount && [ "$deps $manager" = 'yes apt-get' ]; then install_packages mount || true; fi
+  has mount || refuse "the demo needs mount: install it and run this again"
   if has busybox && busybox httpd --help 2>&1 | grep -q '^Usage: httpd'; then return; fi
   case "$deps $manager" in
     'yes apt-get') install_packages busybox-static || true ;;

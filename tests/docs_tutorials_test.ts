@@ -1,7 +1,9 @@
 /** The pages of docs/tutorials run as they are written, one after the other in a node of its own, and leave nothing. */
-import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { dirname, fromFileUrl, join } from "@std/path";
-import { type Need, type Node, nodeTest, PATH } from "./e2e/support/mod.ts";
+import { startDockerd } from "./e2e/support/docker.ts";
+import { FRESH_ROOT, type Need, type Node, nodeTest, PATH } from "./e2e/support/mod.ts";
+import { removeCgroups } from "./e2e/support/runtimes.ts";
 
 const folder = join(dirname(dirname(fromFileUrl(import.meta.url))), "docs/tutorials");
 const pages = [...Deno.readDirSync(folder)].map(({ name }) => name).filter((name) => name !== "README.md").sort();
@@ -19,10 +21,10 @@ function lesson(page: string): { files: [path: string, content: string][]; scrip
 
 /** What a page promises to show, and what it needs beside a bridge, a veth pair and iptables. */
 interface Page {
-  shown: readonly string[];
+  shown: readonly (string | RegExp)[];
   needs?: readonly Need[];
   /** Puts into the node what the page takes for granted. */
-  prepare?: (node: Node) => Promise<void>;
+  prepare?: (node: Node, cgroup: string) => Promise<void>;
 }
 
 const PAGES: Readonly<Record<string, Page>> = {
@@ -33,9 +35,9 @@ const PAGES: Readonly<Record<string, Page>> = {
     shown: ['"address": "192.168.79.', "default via 192.168.79.1 dev eth0", "1 received", "the server has it back"],
   },
   "docker.md": {
-    needs: ["tool:busybox", "tool:wget"],
-    shown: ['"address": "10.86.0.2/24"', "inet 10.86.0.2/24", "page of the container", "8080 → 80/tcp"],
-    prepare: imitateDocker,
+    needs: ["cgroups", "tool:dockerd", "tool:busybox", "tool:wget"],
+    shown: ['"address": "10.86.0.2/24"', "inet 10.86.0.2/24", /^[0-9a-f]{12}$/m, "8080 → 80/tcp"],
+    prepare: startDockerd,
   },
   "ipvlan.md": {
     needs: ["ipvlan"],
@@ -58,60 +60,52 @@ const PAGES: Readonly<Record<string, Page>> = {
   },
 };
 
-/** Where the installer's /usr/local/bin is in a node, whose /usr is the machine's. */
+/** Where the installer's /usr/local/bin is in a node whose /usr is the machine's. */
 const BIN = "/opt/local/bin";
 
-/** The part of docker that the page uses: a namespace in a file below /run/docker/netns, and a process in it. */
-async function imitateDocker(node: Node): Promise<void> {
-  await node.write(
-    `${BIN}/docker`,
-    `#!/bin/sh -eu
-id=${"5f1e".repeat(16)} key=/var/run/docker/netns/0fe1c2d3b4a5
-case $1 in
-  run)
-    [ "$*" = "run -d --name web --network none busybox httpd -f -h /etc" ]
-    mkdir -p /run/docker/netns /run/docker/page
-    echo "page of the container" >/run/docker/page/hostname
-    touch "$key"
-    unshare --net="$key" true
-    nsenter --net="$key" busybox httpd -f -h /run/docker/page >/dev/null 2>&1 &
-    echo $! >/run/docker/pid
-    until nsenter --net="$key" ss -Hltn | grep -q :80; do sleep 0.1; done
-    echo "$id" ;;
-  inspect)
-    [ "$2 $4" = "--format web" ]
-    case $3 in "{{.Id}}") echo "$id" ;; "{{.NetworkSettings.SandboxKey}}") echo "$key" ;; *) exit 1 ;; esac ;;
-  exec) shift 2; exec nsenter --net="$key" "$@" ;;
-  rm) kill "$(cat /run/docker/pid)"; umount "$key"; rm "$key" ;;
-  *) exit 1 ;;
-esac
-`,
-    0o755,
-  );
+/** What the installer does, where nothing is installed. The client is the one that belongs to the daemon. */
+async function linkCommands(node: Node): Promise<void> {
+  await node.sh(`mkdir -p ${BIN}; for name in cnibox cnitool; do ln -s /opt/cni/bin/$name ${BIN}/$name; done
+[ ! -x /usr/bin/docker ] || ln -s /usr/bin/docker ${BIN}/docker`);
 }
 
 for (const page of pages) {
   const { shown, needs = [], prepare } = PAGES[page] ?? { shown: ["this page has no entry in PAGES"] };
+  const cgroups = needs.includes("cgroups");
   nodeTest(`docs/tutorials/${page} runs as written and leaves nothing`, {
     needs: ["bridge", "veth", "iptables", ...needs],
+    cgroups,
   }, async ({ node }) => {
-    const { files, script } = lesson(page);
-    assert(files.length > 0 && script !== "");
-    for (const [path, content] of files) await node.write(path, content);
-    await node.sh(`mkdir -p ${BIN}; for name in cnibox cnitool; do ln -s /opt/cni/bin/$name ${BIN}/$name; done`);
-    await prepare?.(node);
-    const state = async () => [
-      await node.run("ip", "-o", "link"),
-      await node.run("ip", "netns"),
-      (await node.run("iptables-save")).split("\n").filter((line) => /\bid: |CNI-(DN-)?[0-9a-f]{16}/.test(line)),
-      await node.list("/var/lib/cni/results"),
-    ];
-    const before = await state();
-    const { code, stdout, stderr } = await node.exec(["/bin/sh", "-exc", script], { env: { PATH: `${BIN}:${PATH}` } });
-    assertEquals(code, 0, stdout + stderr);
-    for (const part of shown) assertStringIncludes(stdout, part);
-    assertEquals(await state(), before);
+    const cgroup = `cnibox-e2e-${crypto.randomUUID().slice(0, 8)}`;
+    try {
+      if (FRESH_ROOT === undefined) await linkCommands(node);
+      await prepare?.(node, cgroup);
+      await follow(node, lesson(page), shown);
+    } finally {
+      if (cgroups) {
+        await node.close(); // with every process that is in them
+        await removeCgroups(cgroup);
+      }
+    }
   });
+}
+
+const literal = (text: string) => text.replace(/[^\w ]/g, "\\$&");
+
+async function follow(node: Node, { files, script }: ReturnType<typeof lesson>, shown: Page["shown"]) {
+  assert(files.length > 0 && script !== "");
+  for (const [path, content] of files) await node.write(path, content);
+  const state = async () => [
+    await node.run("ip", "-o", "link"),
+    await node.run("ip", "netns"),
+    (await node.run("iptables-save")).split("\n").filter((line) => /\bid: |CNI-(DN-)?[0-9a-f]{16}/.test(line)),
+    await node.list("/var/lib/cni/results"),
+  ];
+  const before = await state();
+  const { code, stdout, stderr } = await node.exec(["/bin/sh", "-exc", script], { env: { PATH: `${BIN}:${PATH}` } });
+  assertEquals(code, 0, stdout + stderr);
+  for (const part of shown) assertMatch(stdout, typeof part === "string" ? new RegExp(literal(part)) : part);
+  assertEquals(await state(), before);
 }
 
 Deno.test("the index of the tutorials names every page", () => {

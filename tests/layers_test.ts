@@ -68,7 +68,7 @@ const READ_WORDS = [
   "plugins/bridge/port_vlans.ts",
   "plugins/bridge/shape.ts",
   "plugins/bridge/spoof_check.ts",
-  "plugins/dhcp/client.ts",
+  "lib/kernel/udhcpc.ts",
   "plugins/dummy.ts",
   "plugins/ipvlan.ts",
   "plugins/ptp/mod.ts",

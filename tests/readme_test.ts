@@ -5,7 +5,7 @@ import { COMMANDS } from "../lib/cli/commands.ts";
 import { VERSION } from "../lib/version.ts";
 import { loadPlugin, pluginNames } from "../plugins/mod.ts";
 import { parts, unitFiles, written } from "../tools/docs.ts";
-import { nodeTest, PATH } from "./e2e/support/mod.ts";
+import { FRESH_ROOT, nodeTest, PATH } from "./e2e/support/mod.ts";
 import { configure, must } from "./e2e/support/operator.ts";
 
 const root = dirname(dirname(fromFileUrl(import.meta.url)));
@@ -67,10 +67,10 @@ nodeTest("README's lesson runs as written: two containers, each other's ping, no
   needs: ["bridge", "veth", "iptables"],
 }, async ({ node }) => {
   const { conf, script } = lesson();
-  await node.write("/root/demo.conf", conf);
+  await node.write("/run/lesson/demo.conf", conf);
   const before = await node.run("ip", "-o", "link");
-  const { code, stdout, stderr } = await node.exec(["/bin/sh", "-exc", `cd /root; ${script}`], {
-    env: { PATH: "/usr/sbin:/usr/bin:/sbin:/bin" },
+  const { code, stdout, stderr } = await node.exec(["/bin/sh", "-exc", `cd /run/lesson; ${script}`], {
+    env: { PATH },
   });
   assertEquals(code, 0, stdout + stderr);
   assertStringIncludes(stdout, '"address": "10.85.0.2/24"');
@@ -177,7 +177,9 @@ nodeTest("README shows what cnibox prints: the picture, a failed ADD, explain, s
 
   assert(session().length > 5);
   for (const { typed, printed } of session()) {
-    const { stdout } = await node.exec(["/bin/sh", "-c", `${typed} 2>&1`], { env: { PATH: `/opt/cni/bin:${PATH}` } });
+    const { stdout } = await node.exec(["/bin/sh", "-c", `${typed} 2>&1`], {
+      env: { PATH: FRESH_ROOT === undefined ? `/opt/cni/bin:${PATH}` : PATH },
+    });
     assertMatch(stdout.replace(/ +$/gm, ""), printed, typed);
   }
 });

@@ -14,6 +14,7 @@ import { Buffer } from "node:buffer";
 import { createHash } from "node:crypto";
 import { inflateRawSync } from "node:zlib";
 import { dirname, fromFileUrl, join, resolve } from "@std/path";
+import { progress } from "../lib/cli/progress.ts";
 
 /** The Deno that bundles, compiles, checks and tests, and whose base is used. tools/deno.sh names the same one. */
 export const DENO_VERSION = "2.4.2";
@@ -94,8 +95,9 @@ export async function baseFrom(
   }
   const failures: string[] = [];
   for (const { name, read } of sources) {
-    say(`fetching the base from ${name}`);
     try {
+      using fetching = progress();
+      fetching.step(`fetching the runtime base from ${name}`);
       const bytes = await read(arch);
       const sum = sha256(bytes);
       if (pin && (bytes.length !== pin.size || sum !== pin.sha256)) {

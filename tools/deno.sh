@@ -10,6 +10,8 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 kept=$root/.cache/deno-$version/deno
 
 say() { echo "deno.sh: $*" >&2; }
+# For people who wait.
+progress() { [ ! -t 2 ] || say "$*"; }
 
 is_wanted() {
   [ "$("$1" --version 2>/dev/null | sed -n '1s/^deno \([^ ]*\).*/\1/p')" = "$version" ]
@@ -46,7 +48,7 @@ case "$(uname -m)" in
 esac
 
 if ! command -v npm >/dev/null; then
-  say "installing npm"
+  progress "installing npm"
   if [ "$(id -u)" -ne 0 ]; then
     say "npm is missing and installing it needs root; or name Deno $version in DENO"
     exit 1
@@ -63,7 +65,7 @@ if ! command -v npm >/dev/null; then
   command -v npm >/dev/null || { say "npm could not be installed; install it, or name Deno $version in DENO"; exit 1; }
 fi
 
-say "fetching Deno $version from npm"
+progress "fetching Deno $version from npm"
 mkdir -p "$root/.cache"
 work=$(mktemp -d "$root/.cache/.cnibox-build-XXXXXX")
 trap 'rm -rf "$work"' EXIT

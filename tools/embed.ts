@@ -5,7 +5,7 @@
  */
 import { join } from "@std/path";
 
-/** Where a chunk lies: its first byte in the executable, length of its text and, right behind, of its code, in bytes. */
+/** Where a chunk lies: its first byte in the executable, then how many bytes its text and, right behind, its code have. */
 export type Place = readonly [at: number, text: number, code: number];
 
 /**

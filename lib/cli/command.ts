@@ -107,6 +107,7 @@ export const status = {
   usage: 64,
   badData: 65,
   unknown: 66,
+  inTheWay: 73,
   tryAgain: 75,
   noRights: 77,
 } as const;

@@ -697,7 +697,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     group: "install",
     summary: "put this executable and a symlink for every plugin into a folder",
     about: [
-      "The executable is tried where it will live, then takes its place by rename: calls that are under way and calls that begin meanwhile all work. The one before is kept for rollback. Files that are not ours stay unless --replace is given.",
+      "The executable is tried where it will live, then takes its place by rename: calls that are under way and calls that begin meanwhile all work. The one before is kept for rollback. Plugins that are not ours stay as they are: they are named with the command that swaps them (--replace), and the exit status says so.",
       "The command line that runs networks is linked as well: cnitool in the folder of the plugins, cnibox and cnitool on the PATH. Where something of that name exists, it stays.",
     ],
     positional: [],
@@ -705,7 +705,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       BIN_DIR,
       PATH_DIR,
       PLUGINS,
-      { name: "replace", about: "move files that are not ours out of the way; uninstall puts them back" },
+      { name: "replace", about: "swap plugins that are not ours for ours; uninstall puts them back" },
       folder(
         "units",
         "put the systemd units there; without it into /etc/systemd/system where systemd runs and plugins go into " +
@@ -714,7 +714,11 @@ export const COMMANDS: readonly OperatorCommand[] = [
       { name: "no-units", about: "install no systemd units" },
       JSON_FLAG,
     ],
-    examples: [["into /opt/cni/bin", "./cnibox install"]],
+    examples: [
+      ["into /opt/cni/bin", "./cnibox install"],
+      ["in place of the plugins that are there, and the way back", "./cnibox install --replace && cnibox uninstall"],
+    ],
+    statuses: [[73, "installed, except where plugins that are not ours stay as they are"]],
     load: () => import("./install.ts"),
     entry: "install",
   },
@@ -769,7 +773,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       "With manual pages and completion. Installing it links the plugins into /opt/cni/bin as cnibox install does, removing it undoes " +
       "that, purging it removes /var/lib/cnibox as well. Needs dpkg-deb.",
     ],
-    positional: [{ name: "FILE", about: "the package", kind: "file" }],
+    positional: [{ name: "FILE", about: "the package, or a folder for cnibox_VERSION_ARCH.deb", kind: "file" }],
     flags: [JSON_FLAG],
     examples: [["make and install it", "cnibox deb cnibox.deb && dpkg -i cnibox.deb"]],
     load: () => import("./deb.ts"),

@@ -94,11 +94,11 @@ function bash(): string {
 _cnibox_words() {
   local cur=$2
   case $1 in
-    ${ASKED.join("|")}) COMPREPLY=($(compgen -W "$(cnibox complete "$1" 2>/dev/null)" -- "$cur"));;
-    file) COMPREPLY=($(compgen -f -- "$cur"));;
-    folder) COMPREPLY=($(compgen -d -- "$cur"));;
+    ${ASKED.join("|")}) COMPREPLY+=($(compgen -W "$(cnibox complete "$1" 2>/dev/null)" -- "$cur"));;
+    file) COMPREPLY+=($(compgen -f -- "$cur"));;
+    folder) COMPREPLY+=($(compgen -d -- "$cur"));;
     -|'') ;;
-    *) COMPREPLY=($(compgen -W "\${1//|/ }" -- "$cur"));;
+    *) COMPREPLY+=($(compgen -W "\${1//|/ }" -- "$cur"));;
   esac
 }
 _cnibox() {

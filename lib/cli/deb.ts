@@ -3,6 +3,7 @@
  * network.
  */
 import { gzipSync } from "node:zlib";
+import { exists, removeIfThere } from "../kernel/regular_file.ts";
 import { must, systemRun, toolPath } from "../kernel/run.ts";
 import { CliError, type CommandCall, status } from "./command.ts";
 import { completionScript } from "./completion.ts";
@@ -18,28 +19,39 @@ export async function deb(call: CommandCall): Promise<number> {
   if (toolPath("dpkg-deb") === "") {
     throw new CliError("dpkg-deb is not on this machine", status.failed, ["it comes with every Debian and Ubuntu"]);
   }
-  const file = call.arg("FILE") ?? "";
+  const file = fileOf(call);
+  const draft = `${file}.draft-${Deno.pid}`;
+  try {
+    Deno.openSync(draft, { write: true, createNew: true }).close();
+  } catch (error) {
+    throw fileError(file, error);
+  }
   const folder = Deno.makeTempDirSync({ prefix: "cnibox-deb-" });
   try {
     await fill(folder, call);
-    const draft = `${folder}.deb`;
     // The executable is compressed already where it can be: more effort saves little and takes half a minute.
-    const argv = ["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", folder, draft];
-    try {
-      await must(systemRun(), { argv });
-      Deno.copyFileSync(draft, file);
-    } catch (error) {
-      throw error instanceof Deno.errors.NotFound ? fileError(file, error) : error;
-    } finally {
-      Deno.removeSync(draft);
-    }
+    const pack = ["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", folder, draft];
+    // No time of day in it: the same executable gives the same bytes.
+    await must(systemRun(), { argv: ["env", "SOURCE_DATE_EPOCH=0", ...pack] });
+    Deno.renameSync(draft, file);
   } finally {
+    removeIfThere(draft);
     Deno.removeSync(folder, { recursive: true });
   }
   const bytes = Deno.statSync(file).size;
   say(call.is("json") ? jsonDocument({ file, bytes }) : `${file}: ${(bytes / 1e6).toFixed(1)} MB\n`);
   return status.done;
 }
+
+/** The file that is asked for; in a folder, the name that Debian gives to packages. */
+function fileOf(call: CommandCall): string {
+  const given = (call.arg("FILE") ?? "").replace(/(.)\/+$/, "$1");
+  const isFolder = exists(given) && Deno.statSync(given).isDirectory;
+  return isFolder ? `${given}/cnibox_${packageVersion(call.invocation.version)}_${ARCHITECTURE}.deb` : given;
+}
+
+const packageVersion = (version: string) => version.replace(/^v/, "");
+const ARCHITECTURE = Deno.build.arch === "aarch64" ? "arm64" : "amd64";
 
 /** Everything that the package holds, and what is run when it comes and goes. */
 async function fill(folder: string, call: CommandCall): Promise<void> {
@@ -82,13 +94,14 @@ License: Apache-2.0
 
 function control(version: string): string {
   return `Package: cnibox
-Version: ${version.replace(/^v/, "")}
-Architecture: ${Deno.build.arch === "aarch64" ? "arm64" : "amd64"}
+Version: ${packageVersion(version)}
+Architecture: ${ARCHITECTURE}
 Maintainer: cnibox <cnibox@localhost>
 Section: net
 Priority: optional
 Depends: libc6 (>= 2.27), iproute2, util-linux
 Recommends: iptables | nftables
+Suggests: conntrack, udhcpc
 Description: all the standard CNI plugins in one program
  Called through symlinks in /opt/cni/bin, it is the CNI plugin of that name. Called by its own name, it runs, explains,
  checks, shows and repairs networks.
@@ -96,12 +109,14 @@ Description: all the standard CNI plugins in one program
 }
 
 /**
- * The plugins go where runtimes look for them, beside what is there. An upgrade changes only the executable. Purging
- * removes what is this program's alone: leases and results belong to containers and their runtime. DPKG_ROOT is empty,
- * or where dpkg --root works.
+ * The plugins go where runtimes look for them, beside what is there; that plugins of others stay is said, and no
+ * failure. An upgrade changes only the executable. Purging removes what is this program's alone: leases and results
+ * belong to containers and their runtime. DPKG_ROOT is empty, or where dpkg --root works.
  */
 const SCRIPTS: Readonly<Record<string, string>> = {
-  postinst: `if [ "$1" = configure ]; then ${CALL} install ${PLACES}; fi\n`,
+  postinst: `if [ "$1" = configure ]; then
+  ${CALL} install ${PLACES} || [ $? -eq ${status.inTheWay} ]
+fi\n`,
   prerm: `if [ "$1" = remove ]; then ${CALL} uninstall ${PLACES}; fi\n`,
   postrm: `if [ "$1" = purge ]; then rm -rf "$DPKG_ROOT/var/lib/cnibox"; fi\n`,
 };

@@ -1,5 +1,5 @@
 /** `cnibox gc`: removes what dead containers left of a network, for runtimes that never ask for it. */
-import { gcNetwork, staleAttachments } from "../cni/chain.ts";
+import { gcNetwork, type Runtime, staleAttachments } from "../cni/chain.ts";
 import { loadAll, type NetworkList } from "../cni/conflist.ts";
 import { toCniError } from "../cni/error.ts";
 import type { ValidAttachment } from "../cni/types.ts";
@@ -8,6 +8,7 @@ import { CliError, type CommandCall, status, usageError } from "./command.ts";
 import { confirm } from "./confirm.ts";
 import { gather, GONE, judge, type Judged, lifeOf, linksIn, pools } from "./leases.ts";
 import { nameOf, shortId } from "./owner_names.ts";
+import { progress } from "./progress.ts";
 import { watchedRuntime } from "./runtime.ts";
 import { attachmentsOf, type Folders, foldersOf, needRoot, networkOrCached, networksOf, onlyOne } from "./setup.ts";
 import { listOf, ownerByAlias } from "./survey.ts";
@@ -17,7 +18,9 @@ import { jsonDocument, oneLine, say } from "./terminal.ts";
 interface Plan {
   readonly list: NetworkList;
   readonly valid: readonly ValidAttachment[];
-  /** In words, one line each. */
+  /** How many attachments are to go. */
+  readonly stale: number;
+  /** All that is to go in words, one line each. */
   readonly goes: readonly string[];
   /** What stays only because nothing proves it dead, with the reason. */
   readonly doubts: readonly string[];
@@ -30,7 +33,12 @@ export async function gc(call: CommandCall): Promise<number> {
   const dry = call.is("dry-run");
   if (!dry) needRoot(call, "it deletes links, rules and addresses");
   const plans: Plan[] = [];
-  for (const list of lists) plans.push(await planOf(list, folders));
+  using doing = progress();
+  for (const list of lists) {
+    doing.step(`network ${list.name}: looking for what is left of dead containers`);
+    plans.push(await planOf(list, folders));
+  }
+  doing.step(undefined);
   if (!call.is("json")) { for (const plan of plans) say(planText(plan)); }
   if (dry) {
     if (call.is("json")) say(jsonDocument({ networks: plans.map(shown) }));
@@ -39,11 +47,13 @@ export async function gc(call: CommandCall): Promise<number> {
   if (plans.some(({ goes }) => goes.length > 0)) confirm(call, "remove this?");
   using watched = watchedRuntime(call, folders, { interruptible: true });
   const failures: string[] = [];
-  for (const { list, valid } of plans) {
+  for (const { list, valid, stale } of plans) {
+    doing.step(`network ${list.name}: waiting for another collection to end`);
     using _lock = await onlyOne(`gc-${list.name}`, `collection of network "${list.name}"`);
     // Somebody may have taken time to answer: who came meanwhile stays, and so does who was to stay before.
     const now = await planOf(list, folders);
-    await gcNetwork(list, watched.runtime, [...valid, ...now.valid]).catch((error) =>
+    const step = (done: number) => doing.step(`network ${list.name}: ${done} of ${stale} attachments removed`);
+    await gcNetwork(list, counted(watched.runtime, step), [...valid, ...now.valid]).catch((error) =>
       void failures.push(`${list.name}: ${toCniError(error).message.replaceAll("\n", "; ")}`)
     );
   }
@@ -54,6 +64,20 @@ export async function gc(call: CommandCall): Promise<number> {
     ]);
   }
   return status.done;
+}
+
+/** The same runtime; `step` is told how many attachments are gone. */
+function counted(runtime: Runtime, step: (done: number) => void): Runtime {
+  let done = 0;
+  step(done);
+  return {
+    ...runtime,
+    after: (call) => {
+      runtime.after?.(call);
+      // DEL ends with the first member.
+      if (call.verb === "DEL" && call.index === 0) step(++done);
+    },
+  };
 }
 
 /**
@@ -103,6 +127,7 @@ async function planOf(list: NetworkList, folders: Folders): Promise<Plan> {
   return {
     list,
     valid: [...valid.values()],
+    stale: stale.length,
     goes: [
       ...stale.map((one) => `attachment ${nameOf(one)} (${one.ifName}): ${lifeOf(one, evidence).evidence}`),
       ...leases.map(addressText),

@@ -13,10 +13,12 @@
  */
 import { createHash } from "node:crypto";
 import { lockWithin } from "../kernel/flock.ts";
-import { exists, openRegular, removeIfThere } from "../kernel/regular_file.ts";
+import { exists, openRegular, readRegularText, removeIfThere } from "../kernel/regular_file.ts";
 import { systemRun, toolPath } from "../kernel/run.ts";
+import { quotedWords } from "../kernel/shell.ts";
 import { CliError, type CommandCall, status } from "./command.ts";
 import { fileError, needRoot, PLUGIN_FOLDER } from "./setup.ts";
+import { progress } from "./progress.ts";
 import { columns, jsonDocument, painter, say } from "./terminal.ts";
 import { placeUnits, removeUnits, type Row, systemdRuns, UNIT_FOLDER, unitFolder } from "./units.ts";
 
@@ -37,11 +39,16 @@ export async function install(call: CommandCall): Promise<number> {
   }
   const names = chosen(call);
   const rows: Row[] = [];
+  const foreign: string[] = [];
   await inWorkFolder(dir, async ({ state, work }) => {
     const draft = `${work}/${NAME}`;
     await prepare(draft, call.invocation.version);
     rows.push(replaceBinary(dir, draft));
-    for (const name of names) rows.push(link({ dir, work, replace: call.is("replace") }, name));
+    for (const name of names) {
+      const row = link({ dir, work, replace: call.is("replace") }, name);
+      rows.push(row);
+      if (!row.good) foreign.push(name);
+    }
     rows.push(...linkCommands(dir, pathFolder(call)));
     await label(dir);
     const folder = unitsWanted(call, dir, state);
@@ -56,7 +63,37 @@ export async function install(call: CommandCall): Promise<number> {
     }
     await retireReplaced(dir);
   });
-  return show(call, rows);
+  return foreign.length === 0 ? show(call, rows) : showUnfinished(call, rows, foreign);
+}
+
+/** Plugins of others were there and stay: whoever relies on ours, a script too, has to notice. */
+function showUnfinished(call: CommandCall, rows: readonly Row[], foreign: readonly string[]): number {
+  // Only a folder is not swapped: no plugin is one, so it is somebody's mistake.
+  const swap = call.is("replace") ? undefined : commandLike(call, ["install", "--replace"]);
+  if (call.is("json")) {
+    say(jsonDocument({ files: rows, notReplaced: foreign, ...(swap && { swap }) }));
+    return status.inTheWay;
+  }
+  show(call, rows);
+  throw new CliError(`not replaced: ${foreign.join(" ")}`, status.inTheWay, [
+    "these were there and are not ours: runtimes go on calling them; everything else is installed",
+    ...(swap
+      ? [`to swap, with the files kept: ${swap}`, `the way back: ${commandLike(call, ["uninstall"])}`]
+      : ["a folder is in the way: remove it, then run this again"]),
+  ]);
+}
+
+/** A command of what is installed, for the same places as this call. */
+function commandLike(call: CommandCall, [word = "", ...more]: readonly string[]): string {
+  const dir = folderOf(call);
+  const places = word === "install" ? call.command.flags.map(({ name }) => name) : ["bin-dir", "path-dir"];
+  const words = [`${dir}/${NAME}`, word];
+  for (const { name, value, kind } of call.command.flags.filter(({ name }) => places.includes(name))) {
+    const given = call.value(name);
+    if (value === undefined && call.is(name)) words.push(`--${name}`);
+    else if (given !== undefined) words.push(`--${name}`, kind === "folder" && given !== "" ? absolute(given) : given);
+  }
+  return quotedWords([...words, ...more]);
 }
 
 /** The folder for units: the one that is named, the one from before, or systemd's own for the usual plugin folder. */
@@ -90,11 +127,17 @@ async function inWorkFolder(dir: string, doing: (place: Workplace) => Promise<vo
     if (!exists(state)) Deno.mkdirSync(state, { mode: 0o755 });
     if (!Deno.lstatSync(state).isDirectory) throw new CliError(`refused: ${state} is not a folder`, status.failed);
     needTrusted(state);
+    using waiting = progress();
+    waiting.step("waiting for another installer to end");
     using lock = openRegular(`${state}/lock`, { write: true, create: 0o644 });
     if (!await lockWithin(lock, LOCK_LIMIT_MS)) {
       throw new CliError(`another installer is at work in ${dir}`, status.tryAgain);
     }
-    if (parent !== dir) openRegular(`${state}/${MADE}`, { write: true, create: 0o644 }).close();
+    waiting.step(`working in ${dir}`);
+    if (parent !== dir) {
+      using marker = openRegular(`${state}/${MADE}`, { write: true, create: 0o644 });
+      marker.writeSync(new TextEncoder().encode(parent));
+    }
     for (const { name } of [...Deno.readDirSync(state)]) {
       // Of one that was killed.
       if (name.startsWith("work.")) Deno.removeSync(`${state}/${name}`, { recursive: true });
@@ -112,16 +155,22 @@ async function inWorkFolder(dir: string, doing: (place: Workplace) => Promise<vo
   }
 }
 
-/** Marks a plugin folder that did not exist before. */
+/** Marks a plugin folder that did not exist before, and names the folder above it that did. */
 const MADE = "made-this-folder";
 
-/** Removes our folder, and the plugin folder if we made it and it is empty. */
+/** Removes our folder, and the folders that we made if they are empty. */
 function leave(dir: string, state: string): void {
-  const made = exists(`${state}/${MADE}`);
+  const made = exists(`${state}/${MADE}`) ? readRegularText(`${state}/${MADE}`) : undefined;
   for (const name of ["previous", MADE, "lock"]) removeIfThere(`${state}/${name}`);
   removeEmpty(state);
-  if (made) removeEmpty(dir);
+  if (made === undefined) return;
+  removeEmpty(dir);
+  // An earlier version named none.
+  if (made === "") return;
+  for (let path = dirname(dir); path !== made && path !== "/"; path = dirname(path)) removeEmpty(path);
 }
+
+const dirname = (path: string) => path.slice(0, path.lastIndexOf("/")) || "/";
 
 function absolute(path: string): string {
   return path.startsWith("/") ? path : `${Deno.cwd()}/${path}`;
@@ -263,7 +312,7 @@ function link({ dir, work, replace }: Linking, name: string): Row {
   if (exists(target) && !isOurs(dir, target)) {
     // A folder cannot be a plugin: it is somebody's mistake, to be looked at.
     if (!replace || Deno.lstatSync(target).isDirectory) {
-      return { file: target, state: "left alone: not ours; --replace keeps a file as a backup", good: false };
+      return { file: target, state: "left alone: not ours", good: false };
     }
     Deno.mkdirSync(`${dir}/.${NAME}/replaced`, { recursive: true });
     keep(target, `${dir}/.${NAME}/replaced/${name}`);

@@ -10,6 +10,7 @@ import {
 } from "../cni/chain.ts";
 import { locate } from "../cni/delegate.ts";
 import type { NetworkList } from "../cni/conflist.ts";
+import { isObject, lookup } from "../cni/decode.ts";
 import { netnsState } from "../kernel/netns.ts";
 import { must, type Run, systemRun } from "../kernel/run.ts";
 import { type Attached, type Cached, cachePath, readCache } from "../cni/result_cache.ts";
@@ -18,6 +19,7 @@ import { atLeast, goJson } from "../cni/version.ts";
 import { REQUEST_FLAGS, type Requested, requestedBy } from "./capabilities.ts";
 import { CliError, type CommandCall, didYouMean, status, tell, usageError } from "./command.ts";
 import { containerIdOf, delCommand, podOf } from "./owner_names.ts";
+import { progress } from "./progress.ts";
 import { watchedRuntime } from "./runtime.ts";
 import {
   argsOf,
@@ -140,9 +142,11 @@ async function addAll(call: CommandCall, folders: Folders, targets: readonly Tar
   using watched = watchedRuntime(call, folders, { interruptible: true });
   const { runtime, calls } = watched;
   const done: { target: Target; answer: NetworkResult; calls: MemberCall[] }[] = [];
+  using waiting = progress();
   try {
     for (const target of targets) {
       calls.length = 0;
+      waiting.step(attachingText(target.list));
       done.push({ target, answer: await addNetwork(target.list, target.attached, runtime), calls: [...calls] });
     }
   } catch (error) {
@@ -159,6 +163,16 @@ async function addAll(call: CommandCall, folders: Folders, targets: readonly Tar
     say(results.length === 1 ? `${goJson(results[0], 4)}\n` : jsonDocument({ results }));
   } else for (const one of done) say(attachedText(one.target, one.answer, one.calls, folders));
   return status.done;
+}
+
+/** What ADD of a network does, for those who wait for it. */
+export function attachingText({ name, plugins }: NetworkList): string {
+  const isLeased = plugins.some(({ config }) => {
+    const ipam = lookup(config, "ipam");
+    return isObject(ipam) && lookup(ipam, "type") === "dhcp";
+  });
+  if (isLeased) return `network ${name}: waiting for an address from a DHCP server`;
+  return `network ${name}: ADD of ${plugins.map(({ type }) => type).join(", ")}`;
 }
 
 /** A second ADD would fail, and what undoes it would take the first one down. */

@@ -24,6 +24,7 @@ import { CommandError, inNetns, type Run, type RunHooks, systemRun } from "../ke
 import { type Address, parsePrefix } from "../net/cidr.ts";
 import { CliError, type CommandCall, status, tell, usageError } from "./command.ts";
 import { containerIdOf, podOf, shortId, unknownContainer } from "./owner_names.ts";
+import { type Progress, progress } from "./progress.ts";
 import { watchedRuntime } from "./runtime.ts";
 import { attachmentsOf, each, type Folders, foldersOf, needRoot, onlyOne } from "./setup.ts";
 import { complain, painter, table, terminalWidth } from "./terminal.ts";
@@ -60,10 +61,13 @@ export async function restore(call: CommandCall): Promise<number> {
   if (id !== undefined && cached.length === 0) {
     throw unknownContainer(id, attachmentsOf(folders), { advice: [`looked in ${folders.cache}`] });
   }
+  using doing = progress();
+  doing.step("waiting for another cnibox restore to end");
   using _lock = dry ? undefined : await onlyOne("restore", "cnibox restore");
   const living = cached.filter(isLiving);
   using watched = watchedRuntime(call, folders);
-  const outcomes = await restored(living, { call, folders, dry, hooks: watched.runtime.hooks ?? {} });
+  const outcomes = await restored(living, { call, folders, dry, doing, hooks: watched.runtime.hooks ?? {} });
+  doing.step(undefined);
   const dead = cached.length - living.length;
   tell(call, { rules: outcomes, deadAttachments: dead }, () => textOf(outcomes, dead));
   return outcomes.some(({ state }) => state === "failed") ? status.failed : status.done;
@@ -79,6 +83,7 @@ interface Work {
   readonly call: CommandCall;
   readonly folders: Folders;
   readonly dry: boolean;
+  readonly doing: Progress;
   readonly hooks: RunHooks;
 }
 
@@ -105,18 +110,20 @@ async function restored(living: readonly Cached[], work: Work): Promise<Outcome[
       broken.push({ ...aboutOf(one, "configuration"), state: "failed", reason: (error as Error).message });
     }
   }
-  const missing = await missingOf(parts);
+  const missing = await missingOf(parts, work.doing);
   const outcomes = new Map<Part, Outcome>(
     parts.map((part) => [part, { ...part.about, state: missing.includes(part) ? "missing" : "there" }]),
   );
-  if (!work.dry && missing.length > 0) await make(missing, outcomes, systemRun(work.hooks));
+  if (!work.dry && missing.length > 0) await make(missing, outcomes, work);
   return [...broken, ...outcomes.values()];
 }
 
-async function missingOf(parts: readonly Part[]): Promise<Part[]> {
+async function missingOf(parts: readonly Part[], doing: Progress): Promise<Part[]> {
   const missing = new Set<Part>();
   const once = askingOnce();
+  let count = 0;
   await each(parts, AT_ONCE, async (part) => {
+    doing.step(`rules looked at: ${count++} of ${parts.length}`);
     try {
       await part.check(once);
     } catch (error) {
@@ -129,20 +136,20 @@ async function missingOf(parts: readonly Part[]): Promise<Part[]> {
 }
 
 /** All in one transaction; where that cannot be, one part after the other. */
-async function make(missing: readonly Part[], outcomes: Map<Part, Outcome>, host: Run): Promise<void> {
+async function make(missing: readonly Part[], outcomes: Map<Part, Outcome>, { hooks, doing }: Work): Promise<void> {
   for (let i = 1;; i++) {
     const parts = missing.filter(({ of }) => isLiving(of));
     let batch: RuleBatch | undefined;
     try {
-      batch = await RuleBatch.open(host);
-      await makeEach(parts, outcomes, batch);
+      batch = await RuleBatch.open(systemRun(hooks));
+      await makeEach(parts, outcomes, { batch, doing });
       if (!parts.every(({ of }) => isLiving(of))) continue;
       await batch.commit();
       return await forgetGone(missing, outcomes);
     } catch (error) {
       if (error instanceof NotOneTransaction) {
         complain(`cnibox: not in one transaction, but one after the other: ${error.message}\n`);
-        await makeEach(parts, outcomes, undefined);
+        await makeEach(parts, outcomes, { batch: undefined, doing });
         return await forgetGone(missing, outcomes);
       }
       const tables = error instanceof TableError || error instanceof NftError;
@@ -170,9 +177,10 @@ async function forgetGone(parts: readonly Part[], outcomes: Map<Part, Outcome>):
 async function makeEach(
   parts: readonly Part[],
   outcomes: Map<Part, Outcome>,
-  batch: RuleBatch | undefined,
+  { batch, doing }: { readonly batch: RuleBatch | undefined; readonly doing: Progress },
 ): Promise<void> {
-  for (const part of parts) {
+  for (const [at, part] of parts.entries()) {
+    doing.step(`rules made: ${at} of ${parts.length}`);
     const mark = batch?.mark();
     try {
       await part.make(batch);

@@ -4,8 +4,9 @@ import { toCniError } from "../cni/error.ts";
 import { foreground } from "../kernel/foreground.ts";
 import { systemRun } from "../kernel/run.ts";
 import { CliError, type CommandCall } from "./command.ts";
-import { makeNetns, type Target, targetsOfAdd } from "./network.ts";
+import { attachingText, makeNetns, type Target, targetsOfAdd } from "./network.ts";
 import { delCommand } from "./owner_names.ts";
+import { progress } from "./progress.ts";
 import { watchedRuntime } from "./runtime.ts";
 import { foldersOf, needRoot, NETNS_FOLDER, note } from "./setup.ts";
 
@@ -26,9 +27,13 @@ export async function run(call: CommandCall): Promise<number> {
   let started = false;
   try {
     await makeNetns(host, name);
-    for (const target of targets) {
-      await addNetwork(target.list, target.attached, runtime);
-      attached.push(target);
+    {
+      using waiting = progress();
+      for (const target of targets) {
+        waiting.step(attachingText(target.list));
+        await addNetwork(target.list, target.attached, runtime);
+        attached.push(target);
+      }
     }
     if (runtime.interruption?.requested) return 128 + 15;
     started = true;

@@ -36,6 +36,7 @@ export function oneLine(text: string): string {
  * Writes text. Control characters that are not ours are escaped. A reader that went away ends nothing: the work counts.
  */
 export function say(text: string, stream: Writer = Deno.stdout): void {
+  if (lineShown) statusLine("");
   let bytes = new TextEncoder().encode(text.split(ESCAPE).map(escaped).join("\x1b"));
   try {
     while (bytes.length > 0) bytes = bytes.subarray(stream.writeSync(bytes));
@@ -47,6 +48,19 @@ export function say(text: string, stream: Writer = Deno.stdout): void {
 /** The same on standard error. */
 export function complain(text: string): void {
   say(text, Deno.stderr);
+}
+
+/** Whether the last line of the terminal is one of {@linkcode statusLine}. */
+let lineShown = false;
+
+/** A line on the terminal behind standard error, in place of the one before; whatever is written next replaces it. */
+export function statusLine(text: string): void {
+  if (text === "" && !lineShown) return;
+  lineShown = false;
+  // A line that wraps could not be removed. Some terminals do not know their size.
+  const columns = Deno.consoleSize().columns || 80;
+  complain(`${ESCAPE}[G${ESCAPE}[K${shortened(oneLine(text), Math.max(NARROWEST, columns - 1))}`);
+  lineShown = text !== "";
 }
 
 const variable = (name: string) => Deno.env.get(name) ?? "";

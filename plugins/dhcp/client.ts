@@ -356,19 +356,6 @@ export async function releaseWithoutDaemon(state: string, owner: Owner, options:
   return true;
 }
 
-/** The client that this machine has: BusyBox udhcpc, by either name; undefined when there is none. */
-export async function findClient(host: Run): Promise<readonly string[] | undefined> {
-  for (const client of [["busybox", "udhcpc"], ["udhcpc"]]) {
-    try {
-      const { stdout, stderr } = await host({ argv: [...client, "--help"] });
-      if (/BusyBox/.test(stdout + stderr) && /Release IP on exit/.test(stdout + stderr)) return client;
-    } catch {
-      // Not installed, or it cannot be run.
-    }
-  }
-  return undefined;
-}
-
 export function sleep(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms));
 }

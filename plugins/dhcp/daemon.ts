@@ -9,12 +9,12 @@ import { badConfig, CniError } from "../../lib/cni/error.ts";
 import type { JsonObject, Result } from "../../lib/cni/types.ts";
 import { startSocketProxy } from "../../lib/kernel/background.ts";
 import { must, type Run, systemRun } from "../../lib/kernel/run.ts";
+import { findClient } from "../../lib/kernel/udhcpc.ts";
 import { type Acceptor, connectUnix, listenUnix, SocketError } from "../../lib/kernel/unix_socket.ts";
 import { sameAttachment } from "../../lib/net/name.ts";
 import { DhcpAttachment, type Keeper, log, nameOf, write } from "./attachment.ts";
 import {
   bootId,
-  findClient,
   leaseFolder,
   leaseFolders,
   netnsIdentity,

@@ -73,6 +73,30 @@ Deno.test("completion for bash loads and offers commands, networks, namespaces, 
   assertEquals(await offered("cnibox", "run", "mynet", "--", "umas"), ["umask"]);
 });
 
+/** What follows the first word of commands of two words, by that word; and all first words. */
+function subcommands(): { firsts: string[]; seconds: Map<string, string[]> } {
+  const seconds = new Map<string, string[]>();
+  const firsts = new Set<string>();
+  for (const { name } of COMMANDS.filter(({ hidden }) => !hidden)) {
+    const [first = "", second] = name.split(" ");
+    firsts.add(first);
+    if (second !== undefined) seconds.set(first, [...seconds.get(first) ?? [], second].sort());
+  }
+  return { firsts: [...firsts].sort(), seconds };
+}
+
+Deno.test("completion for bash offers every command, and every second word", async () => {
+  const { firsts, seconds } = subcommands();
+  assertEquals((await offered("cnibox", "")).sort(), firsts);
+  assert(seconds.size > 2);
+  for (const [first, words] of seconds) {
+    const answer = await offered("cnibox", first, "");
+    assertEquals(words.filter((word) => !answer.includes(word)), [], first);
+  }
+  // What the first word takes by itself as well.
+  assertEquals((await offered("cnibox", "ipam", "")).filter((word) => word === "mynet"), ["mynet"]);
+});
+
 Deno.test("completion names every command and flag in every shell", () => {
   for (const shell of ["bash", "zsh", "fish"]) {
     const script = scriptOf(shell);
@@ -165,7 +189,7 @@ print SET; print UP
 
 for (const shell of ["zsh", "fish"] as const) {
   const name =
-    `completion for ${shell} loads and offers commands, networks, namespaces, flags and values, each in its place`;
+    `completion for ${shell} loads and offers all commands, networks, namespaces, flags and values, each in its place`;
   Deno.test({
     name: has(shell) ? name : `${name} [skipped: no ${shell}: run tests/support/packages.sh]`,
     ignore: !has(shell),
@@ -177,7 +201,6 @@ for (const shell of ["zsh", "fish"] as const) {
         "cnibox add mynet ": ["box"],
         "cnibox add -p 80:80 --json mynet ": ["box"],
         "cnibox add mynet --pub": ["--publish"],
-        "cnibox explain ": ["add", "del"],
         "cnibox explain add ": ["mynet", "other"],
         "cnibox explain add mynet ": ["box"],
         "cnibox explain add --dry": [],
@@ -190,9 +213,16 @@ for (const shell of ["zsh", "fish"] as const) {
         "cnibox completion ": ["bash", "fish", "zsh"],
         "cnibox run mynet -- umas": ["umask"],
       };
-      const answers = await offers(shell, ["cnibox ", ...Object.keys(expected)]);
-      const commands = new Set(COMMANDS.filter(({ hidden }) => !hidden).map(({ name }) => name.split(" ")[0] ?? ""));
-      assertEquals(answers, { "cnibox ": [...commands].sort(), ...expected });
+      const { firsts, seconds } = subcommands();
+      expected["cnibox "] = firsts;
+      const lines = [...seconds.keys()].map((first) => `cnibox ${first} `);
+      const answers = await offers(shell, [...Object.keys(expected), ...lines]);
+      for (const [first, words] of seconds) {
+        // And what the first word takes by itself.
+        const answer = answers[`cnibox ${first} `] ?? [];
+        assertEquals(words.filter((word) => !answer.includes(word)), [], first);
+      }
+      assertEquals(Object.fromEntries(Object.keys(expected).map((line) => [line, answers[line]])), expected);
     },
   });
 }

@@ -1,8 +1,10 @@
 /** What `cnibox doctor` says of many things that have the same problem. */
 import { assertEquals, assertStringIncludes } from "@std/assert";
 import { attachments } from "../../lib/cli/doctor/attachments.ts";
+import { daemons } from "../../lib/cli/doctor/dhcp.ts";
 import { textOf } from "../../lib/cli/doctor/doctor.ts";
 import { type Line, ofKind } from "../../lib/cli/doctor/finding.ts";
+import { parseList } from "../../lib/cni/conflist.ts";
 import type { Problem, ProblemCode, Survey, View } from "../../lib/cli/survey.ts";
 
 function view(containerId: string, ...problems: [ProblemCode, fix: string][]): View {
@@ -108,4 +110,34 @@ Deno.test("doctor prints a finding in three lines however many containers have i
     "fix: cnibox del pods --id a",
     "fix: cnibox del pods --id b",
   ]);
+});
+
+Deno.test("doctor asks for a DHCP client where a network leases its addresses, and nowhere else", async () => {
+  const list = (type: string) =>
+    parseList(new TextEncoder().encode(JSON.stringify({
+      cniVersion: "1.0.0",
+      name: "lan",
+      plugins: [{ type: "macvlan", ipam: { type } }],
+    })));
+  const answering = (client: string) => ({ argv }: { argv: readonly string[] }) => {
+    const help = "BusyBox v1.35.0 multi-call binary.\n\nUsage: udhcpc\n\t-R\tRelease IP on exit\n";
+    return Promise.resolve({
+      code: 0,
+      signal: null,
+      stdout: "",
+      stderr: argv.join(" ").startsWith(client) ? help : "",
+    });
+  };
+  const clientLine = async (client: string) => {
+    const [line] = await daemons({ lists: [list("dhcp")], host: answering(client) });
+    return [line?.grade, line?.text, line?.fix];
+  };
+  assertEquals(await clientLine("busybox udhcpc"), ["ok", "leases are got by busybox udhcpc", undefined]);
+  assertEquals(await clientLine("udhcpc"), ["ok", "leases are got by udhcpc", undefined]);
+  assertEquals(await clientLine("dhclient"), [
+    "failure",
+    "network lan needs BusyBox's udhcpc, and it is missing",
+    "install the package udhcpc, or busybox",
+  ]);
+  assertEquals(await daemons({ lists: [list("host-local")], host: answering("dhclient") }), []);
 });

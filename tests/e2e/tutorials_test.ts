@@ -1,5 +1,6 @@
 /** Widely read introductions to CNI, their commands as people type them. */
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { dnsmasq, switchWithServer } from "./support/dhcp.ts";
 import { type Node, nodeTest } from "./support/mod.ts";
 
 const PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -199,4 +200,89 @@ CNI_PATH=./bin cnitool del myptp /var/run/netns/testing
 ip netns del testing`,
   );
   assertStringIncludes(output, "inet 172.16.29.2/24");
+});
+
+nodeTest("cnitool: macvlan by name in each mode, and no answer between host and container", {
+  needs: ["veth", "macvlan"],
+}, async ({ node }) => {
+  await node.outside({ uplink: "eth0", defaultRoutes: false });
+  for (const mode of ["bridge", "vepa", "private", "passthru"]) {
+    await node.write(
+      "/etc/cni/net.d/10-mynet.conf",
+      `{"cniVersion":"0.4.0","name":"mynet","type":"macvlan","master":"eth0","mode":"${mode}","ipam":{"type":"host-local",` +
+        '"subnet":"192.0.2.0/24","rangeStart":"192.0.2.100","routes":[{"dst":"0.0.0.0/0"}]}}',
+    );
+    const output = await typed(
+      node,
+      `ip netns add ns; export CNI_PATH=/opt/cni/bin
+/opt/cni/bin/cnitool add mynet /var/run/netns/ns
+ip netns exec ns ip -d link show eth0
+ip netns exec ns ip route
+ip netns exec ns ping -c 1 -W 1 192.0.2.1 || echo no answer
+/opt/cni/bin/cnitool del mynet /var/run/netns/ns
+ip netns del ns`,
+    );
+    assertStringIncludes(output, `macvlan mode ${mode}`);
+    assertStringIncludes(output, "default via 192.0.2.1 dev eth0");
+    assertStringIncludes(output, "no answer");
+  }
+});
+
+nodeTest("cnitool: ipvlan by name in modes l2 and l3, and not on a master that serves macvlan", {
+  needs: ["veth", "macvlan", "ipvlan"],
+}, async ({ node }) => {
+  await node.outside({ uplink: "eth0", defaultRoutes: false });
+  const network = (name: string, type: string, mode: string) =>
+    node.write(
+      `/etc/cni/net.d/${name}.conf`,
+      JSON.stringify({
+        cniVersion: "0.4.0",
+        name,
+        type,
+        master: "eth0",
+        mode,
+        ipam: { type: "host-local", subnet: "10.1.2.0/24" },
+      }),
+    );
+  await network("other", "macvlan", "bridge");
+  for (const mode of ["l2", "l3"]) {
+    await network("mynet", "ipvlan", mode);
+    const output = await typed(
+      node,
+      `ip netns add ns; export CNI_PATH=/opt/cni/bin
+/opt/cni/bin/cnitool add mynet /var/run/netns/ns
+ip netns exec ns ip -d link show eth0
+/opt/cni/bin/cnitool add other /var/run/netns/ns 2>&1 || echo refused
+/opt/cni/bin/cnitool del mynet /var/run/netns/ns
+ip netns del ns`,
+    );
+    assertMatch(output, new RegExp(`ipvlan +mode ${mode}\\b`));
+    assertMatch(output, /busy[^]*\nrefused\n/);
+  }
+});
+
+nodeTest("dhcp: the daemon in the background of a shell, then a network that leases its addresses", {
+  needs: ["bridge", "veth", "macvlan", "tool:dnsmasq", "tool:udhcpc"],
+}, async ({ node }) => {
+  const world = await switchWithServer(node);
+  await node.ip("link add eth0 up type veth peer name p1 netns /run/netns/world");
+  await world.ip("link set p1 master sw0", "link set p1 up");
+  await dnsmasq(world);
+  await node.write(
+    "/etc/cni/net.d/10-mynet.conf",
+    '{"cniVersion":"0.4.0","name":"mynet","type":"macvlan","master":"eth0","ipam":{"type":"dhcp"}}',
+  );
+  const output = await typed(
+    node,
+    `/opt/cni/bin/dhcp daemon >/run/dhcp.log 2>&1 &
+until [ -S /run/cni/dhcp.sock ]; do sleep 0.1; done
+ip netns add ns; export CNI_PATH=/opt/cni/bin
+/opt/cni/bin/cnitool add mynet /var/run/netns/ns
+ip netns exec ns ip addr show eth0
+/opt/cni/bin/cnitool del mynet /var/run/netns/ns
+ip netns del ns
+kill $!; wait`,
+  );
+  assertMatch(output, /"address": "192\.168\.1\.\d+\/24"/);
+  assertMatch(output, /inet 192\.168\.1\.\d+\/24/);
 });

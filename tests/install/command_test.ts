@@ -27,7 +27,7 @@ Deno.test({
     inFolder(async (dir) => {
       await Deno.writeTextFile(`${dir}/bridge`, "somebody else's");
       const first = await run(binary, "install", "--bin-dir", dir);
-      assertEquals(first.code, 0, first.stderr);
+      assertEquals(first.code, 73, first.stderr);
       assertStringIncludes(first.stdout, "left alone: not ours");
       assertEquals(await Deno.readLink(`${dir}/host-local`), "cnibox");
       assertEquals((await run(binary, "verify", "--bin-dir", dir)).code, 1);

@@ -30,8 +30,19 @@ function install(bin: string, from: string, args: string[] = [], env: Record<str
 
 async function installed(bin: string, from: string, args: string[] = []): Promise<string> {
   const { code, stdout, stderr } = await install(bin, from, args);
-  assertEquals(code, 0, stderr);
+  assertEquals([code, stderr], [0, ""]);
   return stdout;
+}
+
+/** An installation beside plugins of others. */
+async function installedBeside(
+  bin: string,
+  from: string,
+  args: string[] = [],
+): Promise<{ stdout: string; stderr: string }> {
+  const { code, stdout, stderr } = await install(bin, from, args);
+  assertEquals(code, 73, stderr);
+  return { stdout, stderr };
 }
 
 async function uninstalled(bin: string): Promise<string> {
@@ -53,6 +64,11 @@ Deno.test("install puts one executable and a relative link for every plugin into
     const { stdout } = await succeed(join(bin, name), [], { env: { CNI_COMMAND: "VERSION" } });
     assertStringIncludes(stdout, '"supportedVersions"');
   }
+  // Folders that it made go too, but for what others have put there.
+  Deno.writeTextFileSync(join(folder.path, "made", "note"), "");
+  await uninstalled(bin);
+  assertEquals(listing(folder.path), { made: "/" });
+  assertEquals(listing(join(folder.path, "made")), { note: "644" });
 });
 
 Deno.test("install run again changes nothing and says so", async () => {
@@ -91,16 +107,17 @@ Deno.test("install links only the plugins that are asked for, and knows their na
   assertEquals(listing(empty.path), {});
 });
 
-Deno.test("install leaves files that are not ours alone, and lists them", async () => {
+Deno.test("install leaves files that are not ours alone, names them, and ends with a status of its own", async () => {
   using folder = temporaryFolder();
   const [file = "", link = "", directory = ""] = types;
   Deno.writeTextFileSync(join(folder.path, file), "another's plugin");
   Deno.symlinkSync("somewhere/else", join(folder.path, link));
   Deno.mkdirSync(join(folder.path, directory));
-  const table = await installed(folder.path, cnibox);
+  const { stdout: table, stderr } = await installedBeside(folder.path, cnibox);
   for (const name of [file, link, directory]) {
-    assertMatch(table, new RegExp(`^${join(folder.path, name)} +left alone: not ours; --replace`, "m"));
+    assertMatch(table, new RegExp(`^${join(folder.path, name)} +left alone: not ours$`, "m"));
   }
+  assertMatch(stderr, new RegExp(`not replaced: ${[file, link, directory].join(" ")}$`, "m"));
   assertEquals(listing(folder.path), {
     ".cnibox": "/",
     ...commands,
@@ -121,17 +138,49 @@ Deno.test("install --replace moves files of others out of the way, --uninstall p
   Deno.mkdirSync(join(folder.path, directory));
   Deno.writeTextFileSync(join(folder.path, "weave-net"), "nothing that we know");
   const before = listing(folder.path);
-  const table = await installed(folder.path, cnibox, ["--replace"]);
+  const { stdout: table, stderr } = await installedBeside(folder.path, cnibox, ["--replace"]);
+  assertMatch(stderr, new RegExp(`not replaced: ${directory}$`, "m"));
+  assertStringIncludes(stderr, "a folder is in the way: remove it");
   // A folder cannot be a plugin: it is somebody's mistake, to be looked at.
   assertEquals(table.match(/^.* left alone: not ours/gm)?.length, 1);
   assertMatch(table, new RegExp(`^${join(folder.path, directory)} +left alone: not ours`, "m"));
   assertEquals(listing(folder.path), { ...before, ".cnibox": "/", ...commands, ...links, [directory]: "/" });
   // Again, and with another version in between: what is kept is still what was there first.
-  await installed(folder.path, other, ["--replace"]);
-  await installed(folder.path, cnibox, ["--replace"]);
+  await installedBeside(folder.path, other, ["--replace"]);
+  await installedBeside(folder.path, cnibox, ["--replace"]);
   await uninstalled(folder.path);
   assertEquals(listing(folder.path), before);
   assertEquals(Deno.readTextFileSync(join(folder.path, file)), "another's plugin");
+});
+
+Deno.test("install beside plugins of others prints the command that swaps them, and the way back", async () => {
+  using folder = temporaryFolder();
+  const bin = join(folder.path, "with space"), [theirs = "", ours = ""] = types;
+  Deno.mkdirSync(bin);
+  Deno.writeTextFileSync(join(bin, theirs), "another's plugin");
+  const before = listing(bin);
+  const { stderr } = await installedBeside(bin, cnibox, ["--plugins", `${theirs},${ours}`]);
+  assertStringIncludes(stderr, `not replaced: ${theirs}\n`);
+  const advised = (words: RegExp) => words.exec(stderr)?.[1] ?? "";
+  const swap = advised(/^ {2}to swap, with the files kept: (.*)$/m), back = advised(/^ {2}the way back: (.*)$/m);
+  await succeed("sh", ["-c", swap], { cwd: "/" });
+  const both = { [theirs]: "-> cnibox", [ours]: "-> cnibox" };
+  assertEquals(listing(bin), { ".cnibox": "/", ...commands, ...both });
+  await succeed("sh", ["-c", back], { cwd: "/" });
+  assertEquals(listing(bin), before);
+  // For scripts: the same status, and one document.
+  const { code, stdout, stderr: silent } = await run(cnibox, [
+    "install",
+    "--json",
+    "--bin-dir",
+    bin,
+    "--plugins",
+    theirs,
+  ]);
+  const { notReplaced, swap: told } = JSON.parse(stdout);
+  assertEquals([code, notReplaced, silent], [73, [theirs], ""]);
+  await succeed("sh", ["-c", told], { cwd: "/" });
+  assertEquals(listing(bin)[theirs], "-> cnibox");
 });
 
 Deno.test("install --uninstall leaves a file alone that took a plugin's place since, with the backup beside it", async () => {
@@ -188,7 +237,7 @@ Deno.test({
       const step = `${calls[at]} ${count}`, bin = join(folder.path, `bin-${calls[at]}-${count}`);
       Deno.mkdirSync(bin);
       Deno.writeTextFileSync(join(bin, foreign), "another's plugin");
-      await succeed(cnibox, itself(bin));
+      assertEquals((await run(cnibox, itself(bin))).code, 73);
       Deno.removeSync(join(bin, fresh));
       const inject = `inject=${calls[at]}:signal=KILL:when=${count}`;
       const { code } = await run("strace", ["-qq", "-o/dev/null", "-e", inject, other, ...itself(bin, ["--replace"])]);
@@ -391,9 +440,29 @@ Deno.test("install without packages names what is missing, and goes on", async (
   assertEquals(code, 0, stderr);
   assertMatch(
     stdout,
-    /^ {2}tools +MISSING: conntrack iproute2 iptables nftables util-linux +plugins will fail without them$/m,
+    /^ {2}tools +MISSING: conntrack iproute2 iptables nftables udhcpc util-linux +plugins will fail without them$/m,
   );
   assertEquals(listing(bin), { ".cnibox": "/", ...commands, ...links });
+});
+
+Deno.test({
+  name: "install says on a terminal that packages are being installed, and in a pipe nothing of it",
+  ignore: !isRoot || (await run("sh", ["-c", "command -v script"])).code !== 0,
+  fn: async () => {
+    using folder = temporaryFolder();
+    const tools = join(folder.path, "tools"), alone = join(folder.path, "install.sh");
+    await onlyTools(tools);
+    Deno.symlinkSync((await succeed("sh", ["-c", "command -v sleep"])).stdout.trim(), join(tools, "sleep"));
+    // It installs nothing, and takes its time.
+    Deno.writeTextFileSync(join(tools, "apt-get"), "#!/bin/sh\nexec sleep 1.2\n", { mode: 0o755 });
+    const source = await Deno.readTextFile(installer);
+    Deno.writeTextFileSync(alone, source.replace(/^PATH=.*$/m, `PATH=${tools}`), { mode: 0o755 });
+    const line = `${alone} --bin-dir=${join(folder.path, "bin")} --from=${cnibox}`;
+    const { stdout } = await succeed("script", ["-qec", line, "/dev/null"]);
+    assertMatch(stdout.replaceAll("\r\x1b[K", "<line>"), /<line>installing conntrack .* udhcpc util-linux, 0 s<line>/);
+    const { stderr } = await succeed("sh", ["-c", line]);
+    assertEquals(stderr, "");
+  },
 });
 
 /** A folder with only what every system has: no package manager, no network tool, no Deno, no Node. */

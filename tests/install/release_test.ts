@@ -1,7 +1,7 @@
 import { assertEquals, assertMatch } from "@std/assert";
-import { join } from "@std/path";
+import { dirname, join, relative } from "@std/path";
 import { DENO_VERSION, PINNED } from "../../tools/base.ts";
-import { CNIBOX, copyTree, isRoot, listing, run, succeed, sumOf, temporaryFolder } from "./support.ts";
+import { CNIBOX, copyTree, isRoot, listing, ROOT, run, succeed, sumOf, temporaryFolder } from "./support.ts";
 
 /** One release, made in a tree of its own, for all tests. */
 const made = temporaryFolder();
@@ -37,14 +37,47 @@ Deno.test("release is one archive of root's plain files, and says where it is", 
   const entries = stdout.trim().split("\n").map((line) => line.split(/\s+/)).map((words) =>
     words.slice(0, 2).concat(words.slice(5))
   );
-  assertEquals(entries, [
-    ["-rw-r--r--", "0/0", `${name}/BASE`],
-    ["-rw-r--r--", "0/0", `${name}/LICENSE`],
-    ["-rw-r--r--", "0/0", `${name}/README.md`],
-    ["-rw-r--r--", "0/0", `${name}/SHA256SUMS`],
-    ["-rwxr-xr-x", "0/0", `${name}/cnibox`],
-    ["-rwxr-xr-x", "0/0", `${name}/install.sh`],
-  ]);
+  const executables = ["cnibox", "install.sh"];
+  assertEquals(
+    entries,
+    [...CONTENT, ...executables].sort().map((file) => [
+      executables.includes(file) ? "-rwxr-xr-x" : "-rw-r--r--",
+      "0/0",
+      `${name}/${file}`,
+    ]),
+  );
+});
+
+/** Files below a folder, by their paths from there. */
+function filesBelow(folder: string): string[] {
+  return [...Deno.readDirSync(folder)].flatMap(({ name, isDirectory }) =>
+    isDirectory ? filesBelow(join(folder, name)).map((path) => `${name}/${path}`) : [name]
+  );
+}
+
+/** What a release holds beside its two programs. */
+const CONTENT = [
+  ...["BASE", "LICENSE", "README.md", "SHA256SUMS"],
+  ...filesBelow(join(ROOT, "docs")).map((path) => `docs/${path}`),
+  ...["cnibox", ...types.map((type) => `cnibox-${type}`)].map((page) => `man/man8/${page}.8`),
+];
+
+Deno.test("release holds the manual: every page that its own pages link, and pages that man reads", async () => {
+  using folder = temporaryFolder();
+  await succeed("tar", ["-xzf", archive, "-C", folder.path]);
+  const unpacked = join(folder.path, name);
+  for (const page of CONTENT.filter((path) => path.endsWith(".md"))) {
+    const text = await Deno.readTextFile(join(unpacked, page));
+    for (const [, target = ""] of text.matchAll(/\]\(([^)#:]+)(?:#[^)]*)?\)/g)) {
+      const path = relative(unpacked, join(unpacked, dirname(page), target));
+      // Links into the source are for those who have it.
+      if (!/^(lib|plugins|tests|tools|deploy|systemd)\/|^main\.ts$/.test(path)) Deno.statSync(join(unpacked, path));
+    }
+  }
+  assertMatch(await Deno.readTextFile(join(unpacked, "man/man8/cnibox-bridge.8")), /^\.TH CNIBOX-BRIDGE 8/);
+  const sums = await Deno.readTextFile(join(unpacked, "SHA256SUMS"));
+  const named = sums.trim().split("\n").map((line) => line.slice(66)).sort();
+  assertEquals(named, [...CONTENT, "cnibox", "install.sh"].filter((path) => path !== "SHA256SUMS").sort());
 });
 
 Deno.test("release records the base that its executable is made of", async () => {
@@ -127,6 +160,11 @@ Deno.test("release with one changed byte, cut short, or with files that do not b
   const cases: [string, () => void | Promise<void>, RegExp][] = [
     ["one byte of the program", () => repacked((inside) => flip(join(inside, "cnibox"))), /differ from its SHA256SUMS/],
     [
+      "one byte of a page",
+      () => repacked((inside) => flip(join(inside, "docs/install.md"))),
+      /differ from its SHA256SUMS/,
+    ],
+    [
       "one byte of the installer",
       () => repacked((inside) => flip(join(inside, "install.sh"))),
       /differ from its SHA256SUMS/,
@@ -141,6 +179,11 @@ Deno.test("release with one changed byte, cut short, or with files that do not b
     [
       "a file outside",
       () => repacked(() => Deno.writeTextFileSync(join(work, "outside"), ""), [name, `${name}/../outside`]),
+      /holds files that no release/,
+    ],
+    [
+      "a file outside, from below",
+      () => repacked(() => Deno.writeTextFileSync(join(work, "outside"), ""), [name, `${name}/docs/../../outside`]),
       /holds files that no release/,
     ],
     ["a link in place of the program", () =>

@@ -68,6 +68,7 @@ export async function copyTree(path: string): Promise<void> {
     "deno.lock",
     "README.md",
     "LICENSE",
+    "docs",
     "lib",
     "plugins",
     "tools",

@@ -1,5 +1,6 @@
 /** What a test needs of the machine, and what this one has. */
 import { referenceDir } from "./bin.ts";
+import { FRESH_ROOT } from "./node.ts";
 import { inVm } from "./vm.ts";
 
 /**
@@ -103,7 +104,7 @@ export function hasTool(name: string): boolean {
   const known = tools.get(name);
   if (known !== undefined) return known;
   const folders = new Set([...(Deno.env.get("PATH") ?? "").split(":"), "/usr/sbin", "/usr/bin", "/sbin", "/bin"]);
-  const found = [...folders].some((folder) => hasFile(`${folder}/${name}`));
+  const found = [...folders].some((folder) => hasFile(`${FRESH_ROOT ?? ""}${folder}/${name}`));
   tools.set(name, found);
   return found;
 }

@@ -31,9 +31,14 @@ export interface NodeOptions {
   binds?: Record<string, string>;
   /** True shows the machine's cgroups below /sys/fs/cgroup: container runtimes need them. */
   cgroups?: boolean;
+  /** With {@linkcode FRESH_ROOT}: the machine's network, and writing to the root itself, to install into it. */
+  installing?: boolean;
 }
 
 export const PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/** Folder of a root file system that nodes have instead of the machine's: that of `deno task test:fresh-root`. */
+export const FRESH_ROOT = Deno.env.get("CNIBOX_E2E_ROOT");
 
 const nsenterPath = "/usr/bin/nsenter";
 
@@ -425,16 +430,55 @@ echo "ready $pid"
 exec env --ignore-signal=CHLD cat >/dev/null 2>&1
 `;
 
+// Arguments: the root, "cgroups" or "", "installing" or "", then pairs as above for who installs. The node is the root
+// as it is installed, below an overlay.
+const setupFresh = `
+set -e
+cd /
+read -r pid rest </proc/self/stat
+mount -t tmpfs -o mode=755 node /run
+root=/run/root
+mkdir $root
+if [ -n "$3" ]; then mount --bind "$1" $root; else
+  mkdir /run/upper /run/work
+  mount -t overlay -o "lowerdir=$1,upperdir=/run/upper,workdir=/run/work" node $root
+fi
+mount --rbind /dev $root/dev
+mount -t proc proc $root/proc
+mount -t sysfs sysfs $root/sys
+[ -z "$2" ] || mount --rbind /sys/fs/cgroup $root/sys/fs/cgroup
+mount -t tmpfs -o mode=755 node $root/run
+mkdir $root/run/lock $root/run/netns
+if [ -z "$3" ]; then
+  ip link set lo up
+  echo 0 >$root/proc/sys/net/ipv4/ip_forward
+else
+  shift 3
+  while [ $# -gt 1 ]; do mount --bind "$2" "$root$1"; shift 2; done
+fi
+# Ready is who has this root: before, a command would run on the machine's.
+exec chroot $root env --ignore-signal=CHLD sh -c 'echo "ready $1"; exec cat >/dev/null 2>&1' sh $pid
+`;
+
 /**
  * Makes a node: forwarding off, lo up, no other link, empty /var/lib/cni, /etc/cni/net.d, /opt/cni/bin and /run.
  * Needs root. Throws with the failing command's words.
  */
 export async function createNode(options: NodeOptions = {}): Promise<Node> {
+  const { installing = false, cgroups = false, binds = {} } = options;
+  const [script, more] = FRESH_ROOT === undefined
+    ? [setup, [cgroups ? "cgroups" : "", ...Object.entries(binds).flat()]]
+    : [setupFresh, [
+      FRESH_ROOT,
+      cgroups ? "cgroups" : "",
+      installing ? "installing" : "",
+      ...Object.entries(binds).flat(),
+    ]];
   const holder = new Deno.Command("/usr/bin/unshare", {
     args: [
-      ...["--net", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "--"],
-      ...["/bin/sh", "-c", `exec 2>&1; ${setup}`, "sh", options.cgroups ? "cgroups" : ""],
-      ...Object.entries(options.binds ?? {}).flat(),
+      ...(installing ? [] : ["--net"]),
+      ...["--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "--"],
+      ...["/bin/sh", "-c", `exec 2>&1; ${script}`, "sh", ...more],
     ],
     clearEnv: true,
     env: { PATH },

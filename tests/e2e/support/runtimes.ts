@@ -90,7 +90,8 @@ export async function refuses(from: Namespace, url: string): Promise<boolean> {
   return (await from.exec(["curl", "-sS", "--max-time", "2", url])).code !== 0;
 }
 
-async function removeCgroups(name: string): Promise<void> {
+/** Removes cgroups that containers of a node were below, once the node has ended. */
+export async function removeCgroups(name: string): Promise<void> {
   const root = "/sys/fs/cgroup";
   const folders = [`${root}/${name}`, ...[...Deno.readDirSync(root)].map((entry) => `${root}/${entry.name}/${name}`)];
   const empty = (folder: string) => {

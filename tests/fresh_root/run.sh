@@ -1,0 +1,46 @@
+#!/bin/sh
+# `deno task test:fresh-root`: what README and the tutorials say is typed, on a root file system of this machine's
+# Debian release that has nothing but its essential packages and apt. First everything is installed there (install.ts),
+# with the machine's network; then the tests of README and of the tutorials run on nodes that have that root.
+# Needs root. Where no mirror of Debian answers, it says so and is skipped. The root before anything is installed, and
+# packages, are kept in .cache/fresh-root.
+set -eu
+
+project=$(cd "$(dirname "$0")/../.." && pwd)
+cd "$project"
+deno=$(sh tools/deno.sh)
+cache=$project/.cache/fresh-root
+mkdir -p "$cache/packages/partial"
+work=$(mktemp -d "$cache/work.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+trap 'exit 130' INT TERM
+
+skip() {
+  echo "test:fresh-root [skipped: $*]"
+  exit 0
+}
+
+[ "$(id -u)" -eq 0 ] || skip "needs root"
+command -v mmdebstrap >/dev/null || skip "no mmdebstrap: run tests/support/packages.sh"
+release=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+kept=$cache/$release.tar
+if [ ! -f "$kept" ]; then
+  # shellcheck source=tests/support/debian.sh
+  . tests/support/debian.sh
+  # shellcheck disable=SC2046  # two words
+  set -- $(debian_source | head -n 1)
+  [ -n "${1:-}" ] || skip "no Debian source among this machine's apt sources"
+  source="deb [signed-by=${2:-/usr/share/keyrings/debian-archive-keyring.gpg}] $1 $release main"
+  timeout 600 mmdebstrap --quiet --variant=apt --format=tar "$release" "$work/root.tar" "$source" 2>"$work/log" ||
+    skip "no root file system could be made: $(tail -n 1 "$work/log")"
+  mv "$work/root.tar" "$kept"
+fi
+mkdir "$work/root"
+tar -xf "$kept" -C "$work/root"
+cat /etc/resolv.conf >"$work/root/etc/resolv.conf"
+
+export CNIBOX_E2E_ROOT="$work/root" CNIBOX_E2E_PACKAGES="$cache/packages"
+failed=0
+"$deno" test -A --no-check tests/fresh_root/install.ts || failed=1
+[ "$failed" -ne 0 ] || "$deno" test -A --no-check tests/readme_test.ts tests/docs_tutorials_test.ts || failed=1
+exit "$failed"
