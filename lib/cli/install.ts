@@ -135,8 +135,12 @@ async function inWorkFolder(dir: string, doing: (place: Workplace) => Promise<vo
     }
     waiting.step(`working in ${dir}`);
     if (parent !== dir) {
-      using marker = openRegular(`${state}/${MADE}`, { write: true, create: 0o644 });
-      marker.writeSync(new TextEncoder().encode(parent));
+      const marker = openRegular(`${state}/${MADE}`, { write: true, create: 0o644 });
+      try {
+        marker.writeSync(new TextEncoder().encode(parent));
+      } finally {
+        marker.close();
+      }
     }
     for (const { name } of [...Deno.readDirSync(state)]) {
       // Of one that was killed.

@@ -26,9 +26,14 @@ const RESULT = { clean: 0, warnings: 1, errors: 2 } as const;
 /** `cnibox validate` */
 export async function validate(call: CommandCall): Promise<number> {
   const folders = foldersOf(call);
-  using watched = watchedRuntime(call, folders);
-  const known = { runtime: watched.runtime, folders, names: call.invocation.names };
-  const report = await examine(call.args.length > 0 ? call.args : [folders.conf], known);
+  const watched = watchedRuntime(call, folders);
+  let report: Report;
+  try {
+    const known = { runtime: watched.runtime, folders, names: call.invocation.names };
+    report = await examine(call.args.length > 0 ? call.args : [folders.conf], known);
+  } finally {
+    watched[Symbol.dispose]();
+  }
   tell(call, { ...report }, () => textOf(report));
   const has = (wanted: Severity) => report.findings.some(({ severity }) => severity === wanted);
   return has("error") ? RESULT.errors : has("warning") ? RESULT.warnings : RESULT.clean;
