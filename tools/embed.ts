@@ -5,7 +5,7 @@
  */
 import { join } from "@std/path";
 
-/** Where a chunk lies: its first byte in the executable, the length of its text and, behind it, of its code, in bytes. */
+/** Where a chunk lies: its first byte in the executable, the length of its text and, behind it, of its code (bytes). */
 export type Place = readonly [at: number, text: number, code: number];
 
 /**
