@@ -6,7 +6,7 @@ import { writeChunks } from "../tools/build.ts";
 const root = dirname(fromFileUrl(new URL(".", import.meta.url)));
 
 /** Text that a bridge ADD with host-local reads, in bytes. It only gets smaller. */
-const ADD_TEXT = 135_000;
+const ADD_TEXT = 134_000;
 /** Lines of one function, of its first to its last. */
 const FUNCTION_LINES = 80;
 /** Lines of one file in plugins/. */
