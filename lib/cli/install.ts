@@ -89,7 +89,7 @@ function commandLike(call: CommandCall, [word = "", ...more]: readonly string[])
   const places = word === "install" ? call.command.flags.map(({ name }) => name) : ["bin-dir", "path-dir"];
   const words = [`${dir}/${NAME}`, word];
   for (const { name, value, kind } of call.command.flags.filter(({ name }) => places.includes(name))) {
-    const given = call.value(name);
+    const given = name === "bin-dir" && dir === PLUGIN_FOLDER ? undefined : call.value(name);
     if (value === undefined && call.is(name)) words.push(`--${name}`);
     else if (given !== undefined) words.push(`--${name}`, kind === "folder" && given !== "" ? absolute(given) : given);
   }
