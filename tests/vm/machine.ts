@@ -5,8 +5,21 @@ const here = fromFileUrl(new URL(".", import.meta.url));
 
 /** What differs between processors. */
 const architecture = {
-  x86_64: { qemu: "qemu-system-x86_64", machine: "pc", console: "ttyS0", package: "qemu-system-x86" },
-  aarch64: { qemu: "qemu-system-aarch64", machine: "virt", console: "ttyAMA0", package: "qemu-system-arm" },
+  x86_64: {
+    qemu: "qemu-system-x86_64",
+    machine: "pc",
+    // Emulated, `rep movsb` copies byte by byte, and a fifth level of page tables is one more to walk.
+    cpu: "max,erms=off,fsrm=off,la57=off",
+    console: "ttyS0",
+    package: "qemu-system-x86",
+  },
+  aarch64: {
+    qemu: "qemu-system-aarch64",
+    machine: "virt",
+    cpu: "max",
+    console: "ttyAMA0",
+    package: "qemu-system-arm",
+  },
 }[Deno.build.arch];
 
 export interface Kernel {
@@ -109,7 +122,9 @@ export function boot(options: MachineOptions): Machine {
     // The kernel ends qemu with this program, however that ends.
     ...["--pdeathsig", "KILL", architecture.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"],
     ...["-serial", `file:${console}`, "-machine", architecture.machine, "-m", "2G"],
-    ...options.accelerator === "kvm" ? ["-accel", "kvm", "-cpu", "host"] : ["-accel", "tcg,tb-size=512", "-cpu", "max"],
+    ...options.accelerator === "kvm"
+      ? ["-accel", "kvm", "-cpu", "host"]
+      : ["-accel", "tcg,tb-size=512", "-cpu", architecture.cpu],
     ...["-kernel", options.kernel.file, "-initrd", options.initramfs, "-append", parameters.join(" ")],
     ...share("root", "/", "readonly=on,multidevs=remap"),
     ...share("run", options.run, "multidevs=remap"),

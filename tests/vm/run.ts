@@ -13,7 +13,7 @@
  *   --systemd      the files below tests/vm/systemd
  *   --kernel FILE  a vmlinuz-VERSION with its modules in lib/modules; else that of tests/support/kernel.sh
  *   --vms N        machines side by side: as many as processors unless told
- *   --filter TEXT  only tests whose name contains it
+ *   --filter TEXT  only tests whose name contains it, or one of several with | between them
  *   --limit N      for one file, 1800 seconds unless told
  * Exit status: 0 when every file passed, 1 when one failed or did not end, 2 when no virtual machine could be run.
  */
@@ -247,7 +247,7 @@ function environment(): string {
   };
   if (options.filter !== undefined) {
     // One word for the shell inside, so a dot stands for each space.
-    if (!/^[\w.,: -]+$/.test(options.filter)) give("--filter takes letters, digits, spaces and . , : - _");
+    if (!/^[\w.,:| -]+$/.test(options.filter)) give("--filter takes letters, digits, spaces and . , : - _ |");
     variables.CNIBOX_VM_OPTIONS += ` --filter=/${options.filter.replaceAll(" ", ".")}/`;
   }
   return Object.entries(variables).filter(([, value]) => value !== undefined)
