@@ -61,7 +61,6 @@ export async function install(call: CommandCall): Promise<number> {
       rows.push(...await placeUnits(dir, folder, { state, run: systemRun() }));
       await label(folder);
     }
-    await retireReplaced(dir);
   });
   return foreign.length === 0 ? show(call, rows) : showUnfinished(call, rows, foreign);
 }
@@ -275,22 +274,11 @@ function replaceBinary(dir: string, draft: string): Row {
 
 /**
  * A program of this kind opens its own file once more while it starts, by the name that the kernel has for it. Once the
- * file is replaced that is its old path and " (deleted)". A call that started a moment ago still needs to find it
- * there.
+ * file is replaced that is its old path and " (deleted)". A call that started before still needs to find it there, and
+ * nobody can tell whether there is one: in a pod the machine's processes cannot be seen. So the name stays until the
+ * next install or uninstall; it is one more name of what is kept for rollback, and takes no space.
  */
 const REPLACED = `${NAME} (deleted)`;
-
-/** Removes the replaced file once no process runs it, or after five seconds. */
-async function retireReplaced(dir: string): Promise<void> {
-  if (!exists(`${dir}/${REPLACED}`)) return;
-  for (let waited = 0; waited < 5; waited++) {
-    await new Promise((resolve) => setTimeout(resolve, 1000));
-    if (![...Deno.readDirSync("/proc")].some(({ name }) => linkOf(`/proc/${name}/exe`)?.endsWith(`/${REPLACED}`))) {
-      break;
-    }
-  }
-  removeIfThere(`${dir}/${REPLACED}`);
-}
 
 /** The file under another name as well: there is no moment without it. */
 function keep(from: string, to: string): void {
@@ -373,7 +361,6 @@ export async function rollback(call: CommandCall): Promise<number> {
     const row = replaceBinary(dir, draft);
     const { stdout } = await systemRun()({ argv: [`${dir}/${NAME}`, "--version"] });
     rows.push({ ...row, state: `${stdout.trim()} is back, the one from before kept for rollback` });
-    await retireReplaced(dir);
   });
   return show(call, rows);
 }

@@ -24,6 +24,9 @@ const TOKENS = {
 };
 export type User = keyof typeof TOKENS;
 
+/** The administrator's token: group system:masters. */
+export const ADMIN = TOKENS.admin;
+
 /** Where everything is on each machine and on the switch. */
 export const FOLDER = "/etc/kube";
 const LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases";
@@ -52,8 +55,7 @@ export class ApiServer {
   }
 
   /** Starts the controller that removes what deleted objects own. */
-  async collectGarbage(): Promise<Background> {
-    await this.world.hub.write(`${FOLDER}/admin.kubeconfig`, kubeconfig({ token: TOKENS.admin }));
+  collectGarbage(): Background {
     return this.world.hub.spawn([
       `${this.folder}/kube-controller-manager`,
       ...["--kubeconfig", `${FOLDER}/admin.kubeconfig`, "--controllers", "garbagecollector", "--leader-elect=false"],
@@ -77,12 +79,19 @@ export function kubeconfig(user: Json): string {
   });
 }
 
+/** Somebody else whom the server knows by a bearer token. */
+export interface Account {
+  readonly user: string;
+  readonly group: string;
+  readonly token: string;
+}
+
 /** Keys and certificates, all by one authority; `cnibox` is a client's. */
-async function certificates(hub: Node): Promise<void> {
+async function certificates(hub: Node, accounts: readonly Account[]): Promise<void> {
   await hub.sh(
     `mkdir -p "$1"; cd "$1"
     openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj "/CN=test authority" -keyout ca.key -out ca.pem 2>&1
-    printf 'subjectAltName=IP:10.99.0.254,IP:127.0.0.1\\n' >ext
+    printf 'subjectAltName=IP:10.99.0.254,IP:127.0.0.1,IP:10.96.0.1\\n' >ext
     for name in server cnibox; do
       openssl req -newkey rsa:2048 -nodes -subj "/CN=$name" -keyout $name.key -out $name.csr 2>&1
       openssl x509 -req -in $name.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out $name.pem 2>&1
@@ -93,15 +102,18 @@ async function certificates(hub: Node): Promise<void> {
   const tokens = Object.entries(TOKENS).map(([user, token]) =>
     `${token},${user},${user},"${user === "admin" ? "system:masters" : "users"}"\n`
   );
+  for (const { user, group, token } of accounts) tokens.push(`${token},${user},${user},"${group}"\n`);
   await hub.write(`${FOLDER}/tokens.csv`, tokens.join(""), 0o600);
 }
 
-/**
- * Starts the server beside the world's etcd; user `cnibox` gets the rights that the documentation names, and to watch.
- */
-export async function startApiServer(world: World, folder: string): Promise<ApiServer> {
+/** Starts the server beside the world's etcd, and waits until it answers. `args`: further ones of kube-apiserver. */
+export async function startServer(
+  world: World,
+  folder: string,
+  { accounts = [], args = [] }: { readonly accounts?: readonly Account[]; readonly args?: readonly string[] } = {},
+): Promise<ApiServer> {
   const { hub } = world;
-  await certificates(hub);
+  await certificates(hub, accounts);
   const server = new ApiServer(world, folder);
   const running = hub.spawn([
     `${folder}/kube-apiserver`,
@@ -112,16 +124,26 @@ export async function startApiServer(world: World, folder: string): Promise<ApiS
     ...["--service-account-issuer", "https://kubernetes.default.svc"],
     ...["--service-account-signing-key-file", `${FOLDER}/accounts.key`],
     ...["--service-account-key-file", `${FOLDER}/accounts.key`, "--authorization-mode", "Node,RBAC"],
+    ...args,
   ]);
-  try {
-    await eventually(
-      "the API server has its namespaces",
-      () => server.ask("GET", "/api/v1/namespaces/kube-system").then(() => true, () => false),
-      120_000,
-    );
-  } catch (error) {
+  await eventually(
+    "the API server has its namespaces",
+    () => server.ask("GET", "/api/v1/namespaces/kube-system").then(() => true, () => false),
+    120_000,
+  ).catch((error) => {
     throw new Error(`${error}\n${running.stderr.slice(-2000)}`);
-  }
+  });
+  await hub.write(`${FOLDER}/admin.kubeconfig`, kubeconfig({ token: TOKENS.admin }), 0o600);
+  return server;
+}
+
+/**
+ * The server, and a Node object for each machine; user `cnibox` gets the rights that the documentation names, and to
+ * watch.
+ */
+export async function startApiServer(world: World, folder: string): Promise<ApiServer> {
+  const { hub } = world;
+  const server = await startServer(world, folder);
   await grant(server);
   for (const node of world.nodes) {
     await node.write(`${FOLDER}/ca.pem`, await hub.read(`${FOLDER}/ca.pem`) ?? "");

@@ -1,6 +1,7 @@
 #!/bin/bash
-# Builds kube-apiserver, kube-controller-manager, kube-scheduler and kubelet 1.20.2 from Debian 12's source package,
-# with Debian's Go, for `deno task test:cluster`, and prints the folder that holds them: .cache/kubernetes-1.20.2.
+# Builds kube-apiserver, kube-controller-manager, kube-scheduler, kubelet, kube-proxy and kubectl 1.20.2 from Debian 12's
+# source package, with Debian's Go, for `deno task test:cluster` and `deno task test:kubernetes`, and prints the folder
+# that holds them: .cache/kubernetes-1.20.2.
 # Debian has no binary package of them. Takes 8 to 10 minutes of processor time and 4 GB of disk, once.
 # Usage: kubernetes.sh [--offline]     (--offline: look, but build nothing)
 # Exit status: 0 and the folder on standard output; 1 and the reason on standard error.
@@ -9,7 +10,7 @@ set -euo pipefail
 version=1.20.2
 root=$(cd "$(dirname "$0")/../.." && pwd)
 kept=$root/.cache/kubernetes-$version
-programs=(kube-apiserver kube-controller-manager kube-scheduler kubelet)
+programs=(kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl)
 
 say() { echo "kubernetes.sh: $*" >&2; }
 whole() { for program in "${programs[@]}"; do [ -x "$kept/$program" ] || return 1; done; }
@@ -30,32 +31,37 @@ apt() { apt-get -q -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@" </de
 needed=(golang-1.19-go golang-github-modern-go-reflect2-dev dpkg-dev)
 apt install --no-install-recommends "${needed[@]}" 2>/dev/null || { apt update && apt install --no-install-recommends "${needed[@]}"; }
 
-mkdir -p "$root/.cache"
-work=$(mktemp -d "$root/.cache/kubernetes-build.XXXXXX")
-trap 'rm -rf "$work"' EXIT
-trap 'exit 130' INT TERM
+# One build at a time. What an interrupted one has compiled is kept, and the next one goes on from there.
+work=$root/.cache/kubernetes-build
+mkdir -p "$work"
+exec 9>"$work/lock"
+flock 9
 
-# The source package, by an apt of its own: the machine's sources stay as they are.
-uri=$(sed -n -e 's/^URIs: *\([^ ]*debian\)\/\{0,1\}$/\1/p' /etc/apt/sources.list.d/*.sources 2>/dev/null | head -n 1)
-[ -n "$uri" ] || uri=$(awk '$1 == "deb" { for (i = 2; i <= NF; i++) if ($i ~ /debian\/?$/) { print $i; exit } }' /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null | head -n 1)
-[ -n "$uri" ] || { say "no Debian source among this machine's apt sources"; exit 1; }
-mkdir -p "$work/lists/partial" "$work/cache/archives/partial"
-printf 'deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s bookworm main\n' "$uri" >"$work/source.list"
-own=(-o Dir::State::lists="$work/lists" -o Dir::Cache="$work/cache" -o APT::Sandbox::User=root
-  -o Dir::Etc::sourcelist="$work/source.list" -o Dir::Etc::sourceparts=/dev/null)
-say "fetching the source of Kubernetes $version"
-apt "${own[@]}" update
-(cd "$work" && apt "${own[@]}" source --download-only kubernetes)
 tree=$work/go/src/k8s.io/kubernetes
-mkdir -p "${tree%/*}"
-(cd "$work" && dpkg-source --no-check -x ./kubernetes_*.dsc "$tree" >/dev/null)
+if [ ! -d "$tree" ]; then
+  # The source package, by an apt of its own: the machine's sources stay as they are.
+  uri=$(sed -n -e 's/^URIs: *\([^ ]*debian\)\/\{0,1\}$/\1/p' /etc/apt/sources.list.d/*.sources 2>/dev/null | head -n 1)
+  [ -n "$uri" ] || uri=$(awk '$1 == "deb" { for (i = 2; i <= NF; i++) if ($i ~ /debian\/?$/) { print $i; exit } }' /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null | head -n 1)
+  [ -n "$uri" ] || { say "no Debian source among this machine's apt sources"; exit 1; }
+  mkdir -p "$work/lists/partial" "$work/cache/archives/partial"
+  printf 'deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s bookworm main\n' "$uri" >"$work/source.list"
+  own=(-o Dir::State::lists="$work/lists" -o Dir::Cache="$work/cache" -o APT::Sandbox::User=root
+    -o Dir::Etc::sourcelist="$work/source.list" -o Dir::Etc::sourceparts=/dev/null)
+  say "fetching the source of Kubernetes $version"
+  apt "${own[@]}" update
+  (cd "$work" && apt "${own[@]}" source --download-only kubernetes)
+  rm -rf "$work/go" "$work/unpacked"
+  (cd "$work" && dpkg-source --no-check -x ./kubernetes_*.dsc unpacked >/dev/null)
+  # The bundled reflect2 dies in mapiterinit when Go 1.19 runs it.
+  rm -rf "$work/unpacked/vendor/github.com/modern-go/reflect2"
+  cp -rL /usr/share/gocode/src/github.com/modern-go/reflect2 "$work/unpacked/vendor/github.com/modern-go/"
+  mkdir -p "${tree%/*}"
+  mv -T "$work/unpacked" "$tree"
+fi
 
 export GO111MODULE=off CGO_ENABLED=0 GOFLAGS='' GOPATH=$work/go GOCACHE=$work/gocache HOME=$work
 PATH=/usr/lib/go-1.19/bin:$PATH
 cd "$tree"
-# The bundled reflect2 dies in mapiterinit when Go 1.19 runs it.
-rm -rf vendor/github.com/modern-go/reflect2
-cp -rL /usr/share/gocode/src/github.com/modern-go/reflect2 vendor/github.com/modern-go/
 
 say "building Kubernetes $version"
 go build -o "$work/openapi-gen" ./vendor/k8s.io/kube-openapi/cmd/openapi-gen
@@ -70,6 +76,8 @@ for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
   done
 done
 mkdir -p "$work/bin"
-go build -ldflags "$flags" -o "$work/bin/" ./cmd/kube-apiserver ./cmd/kube-controller-manager ./cmd/kube-scheduler ./cmd/kubelet
-mv -T "$work/bin" "$kept" 2>/dev/null || whole
+go build -ldflags "$flags" -o "$work/bin/" "${programs[@]/#/./cmd/}"
+mkdir -p "$kept"
+mv -f "$work/bin/"* "$kept/"
+rm -rf "$work"
 printf '%s\n' "$kept"

@@ -2,7 +2,7 @@
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { VERSION } from "../../lib/version.ts";
 import { must } from "./support/operator.ts";
-import { runtimeTest, startContainerd } from "./support/runtimes.ts";
+import { importArguments, runtimeTest, startContainerd } from "./support/runtimes.ts";
 import { eventually } from "./support/traffic.ts";
 
 const NAME = `localhost/cnibox:${VERSION}`;
@@ -19,7 +19,7 @@ runtimeTest(
     const { ctr } = await startContainerd(node, cgroup);
     const { stdout } = await must(node, ["image", "/run/image.tar", "--json"]);
     const { digest } = JSON.parse(stdout);
-    await ctr("image", "import", "--snapshotter", "native", "/run/image.tar");
+    await ctr("image", "import", ...await importArguments(node), "/run/image.tar");
     assertStringIncludes(await ctr("image", "ls", "-q"), NAME);
     assertStringIncludes(await ctr("image", "ls"), digest);
 

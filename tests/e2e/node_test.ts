@@ -4,12 +4,16 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { type EtcdOptions, switchboard, type World } from "./support/world.ts";
 import { cnibox, must } from "./support/operator.ts";
-import type { Namespace, Node } from "./support/node.ts";
-import { unmet } from "./support/needs.ts";
-import type { Json } from "./support/plugins.ts";
+import { Namespace, type Node } from "./support/node.ts";
+import { type Need, unmet } from "./support/needs.ts";
+import { Attachment, type Json } from "./support/plugins.ts";
+import { firstContainer } from "./support/runtimes.ts";
+import { assertSameState, snapshot } from "./support/snapshot.ts";
+import { nodeTest } from "./support/test.ts";
 import { eventually, ping } from "./support/traffic.ts";
+import { conflistText, type Shares, subnetEnv } from "../../lib/node/files.ts";
+import { parsePrefix } from "../../lib/net/cidr.ts";
 
-const missing = unmet(["root", "bridge", "veth", "vxlan", "tool:etcd", "tool:curl"]);
 const CONF = "/etc/cnibox/node.json";
 
 /** The network's configuration in etcd; both families always. */
@@ -20,7 +24,12 @@ const network = (type: string) => ({
   Backend: { Type: type },
 });
 
-function worldTest(name: string, body: (world: World) => Promise<void>, etcd: EtcdOptions = {}): void {
+function worldTest(
+  name: string,
+  body: (world: World) => Promise<void>,
+  { needs = [], ...etcd }: EtcdOptions & { needs?: Need[] } = {},
+): void {
+  const missing = unmet(["root", "bridge", "veth", "vxlan", "tool:etcd", "tool:curl", ...needs]);
   const ignore = missing.length > 0;
   Deno.test({
     name: ignore ? `${name} [skipped: ${missing.join("; ")}]` : name,
@@ -53,13 +62,19 @@ async function status(node: Node): Promise<Json> {
   return stdout.startsWith("{") ? JSON.parse(stdout) : undefined;
 }
 
+interface Settled {
+  /** How many ways lead to each other node. */
+  readonly ways?: number;
+  readonly nodes?: readonly Node[];
+}
+
 /** Waits until each of the nodes knows all others and has a way to them. */
-async function settled(world: World, nodes: readonly Node[] = world.nodes): Promise<void> {
+async function settled(world: World, { ways = 2, nodes = world.nodes }: Settled = {}): Promise<void> {
   for (const node of nodes) {
     await eventually(`${world.nameOf(node)} is ready`, async () => {
       const now = await status(node);
       return now?.ready && now.nodes.length === nodes.length - 1 &&
-        now.nodes.every(({ ways }: Json) => ways.length === 2);
+        now.nodes.every((other: Json) => other.ways.length === ways);
     }, 60_000);
   }
 }
@@ -75,12 +90,7 @@ async function pod(node: Node, name: string): Promise<Pod> {
   const addresses = ips.map(({ address }) => address.split("/")[0] ?? "");
   assertEquals(addresses.length, 2, stdout);
   await node.exec(["ip", "netns", "exec", name, "ip", "link", "set", "lo", "up"]);
-  return { namespace: await existing(node, name), addresses };
-}
-
-async function existing(node: Node, name: string): Promise<Namespace> {
-  const { Namespace } = await import("./support/node.ts");
-  return new Namespace(node, name, `/run/netns/${name}`);
+  return { namespace: new Namespace(node, name, `/run/netns/${name}`), addresses };
 }
 
 async function allReach(pods: readonly Pod[]): Promise<void> {
@@ -230,6 +240,58 @@ worldTest("two of three etcd members gone, and an agent killed: pods keep talkin
   await eventually("the agent is told again", async () => (await status(one)).store.state === "connected", 60_000);
 }, { members: 3 });
 
+/** Routing daemons of docs/node.md: their file there, how they start, and what their routes are called. */
+const ROUTERS = [
+  {
+    name: "BIRD",
+    need: "tool:bird",
+    file: "/etc/bird/bird.conf",
+    start: "bird -c /etc/bird/bird.conf -s /run/bird.ctl",
+    proto: "bird",
+    families: ["-4", "-6"],
+  },
+  {
+    name: "FRR",
+    need: "tool:vtysh",
+    file: "/etc/frr/frr.conf",
+    start: "sed -i s/^ospfd=no/ospfd=yes/ /etc/frr/daemons; /usr/lib/frr/frrinit.sh start",
+    proto: "ospf",
+    families: ["-4"],
+  },
+] as const;
+
+for (const { name, need, file, start: command, proto, families } of ROUTERS) {
+  worldTest(
+    `with backend none ${name} carries the subnets between machines, set up as docs/node.md says`,
+    async (world) => {
+      await configure(world, "none");
+      world.nodes.forEach((node) => start(node));
+      await settled(world, { ways: 0 });
+      const page = await Deno.readTextFile(new URL("../../docs/node.md", import.meta.url));
+      const conf = page.split("```").find((block) => block.startsWith(`text\n# ${file}\n`))?.replace(/^text\n.*\n/, "");
+      if (conf === undefined) throw new Error(`docs/node.md has no ${file}`);
+      for (const node of world.nodes) {
+        await node.write(file, conf);
+        await node.sh(command);
+      }
+      const pods = await Promise.all(world.nodes.map((node) => pod(node, "box")));
+      const [one] = world.nodes as [Node];
+      for (const family of families) {
+        await eventually(`${name} has set the routes`, async () => {
+          const routes = await one.ipJson(family, "route", "show", "proto", proto);
+          return routes.filter(({ dst }) => /^(10\.5\.|fd05:)/.test(dst)).length === 2;
+        }, 120_000);
+      }
+      const six = families.some((family) => family === "-6");
+      await allReach(pods.map(({ namespace, addresses }) => {
+        return { namespace, addresses: addresses.filter((one) => six || !one.includes(":")) };
+      }));
+      assertEquals(await one.ipJson("route", "show", "proto", "77"), []);
+    },
+    { needs: [need] },
+  );
+}
+
 worldTest("a second agent of one node waits, and says who holds the place", async (world) => {
   await configure(world, "host-gw");
   const [node] = world.nodes as [Node];
@@ -239,3 +301,46 @@ worldTest("a second agent of one node waits, and says who holds the place", asyn
   assertEquals(code, 75);
   assertMatch(stderr, /cnibox node runs on this node already\n.*held by process \d+/);
 });
+
+nodeTest(
+  "beside Multus a pod has the second network of docs/node.md too, called as Multus calls it",
+  { needs: ["bridge", "veth", "macvlan"] },
+  async ({ node }) => {
+    const page = await Deno.readTextFile(new URL("../../docs/node.md", import.meta.url));
+    const name = /^metadata: \{ name: (\w+) \}$/m.exec(page)?.[1] ?? "";
+    const second = JSON.parse(/^ {2}config: '(.*)'$/m.exec(page)?.[1] ?? "");
+    await node.ip(
+      `link add ${second.master} type veth peer name storage0`,
+      `link set ${second.master} up`,
+      "link set storage0 up",
+    );
+    const conf = { rules: [{ network: parsePrefix("10.244.0.0/16")! }] } as unknown as Shares["conf"];
+    const shares: Shares = { conf, subnets: [parsePrefix("10.244.1.0/24")!], mtu: 1450, ipMasq: true };
+    await node.write("/run/flannel/subnet.env", subnetEnv(shares));
+    const first = JSON.parse(conflistText(undefined, shares));
+    const before = await snapshot(node);
+    // Multus gives a network without a name that of its object, and calls the default network first.
+    const attach = (pod: Namespace) =>
+      [{ list: first, ifName: "eth0" }, { list: { name, ...second }, ifName: "net1" }].map(({ list, ifName }) =>
+        new Attachment(node, list, pod, {
+          ifName,
+          args: `IgnoreUnknown=true;K8S_POD_NAMESPACE=default;K8S_POD_NAME=${pod.name};K8S_POD_UID=uid-${pod.name};` +
+            `K8S_POD_INFRA_CONTAINER_ID=${pod.name}`,
+        })
+      );
+    const [a, b] = [await node.container(), await node.container()];
+    const attached = [attach(a), attach(b)];
+    for (const one of attached.flat()) await one.add();
+    for (const one of attached.flat()) await one.check();
+    const [, [eth0, net1]] = attached as [Attachment[], [Attachment, Attachment]];
+    assertEquals(net1.result.interfaces.at(-1).name, "net1");
+    for (const { result } of [eth0, net1]) {
+      assert(await ping(a, result.ips[0].address.split("/")[0]), JSON.stringify(result));
+    }
+    // The default route stays the first network's.
+    assertEquals((await b.ipJson("route", "show", "default")).map(({ dev }) => dev), ["eth0"]);
+    for (const one of attached.flat().reverse()) await one.del();
+    const flannel = /^\/var\/lib\/cni\/flannel directory$/;
+    assertSameState(before, await snapshot(node), { allow: [...firstContainer, flannel] });
+  },
+);

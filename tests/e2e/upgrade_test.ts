@@ -1,34 +1,20 @@
 /** Upgrades under load: containers come while the program is replaced, again and again. */
 import { assertEquals } from "@std/assert";
-import { join } from "@std/path";
 import { VERSION } from "../../lib/version.ts";
-import { build, copyTree, temporaryFolder } from "../install/support.ts";
-import { type Json, runPlugin, testNode } from "./support/mod.ts";
+import { otherBuild, temporaryFolder } from "../install/support.ts";
+import { eventually, type Json, runPlugin, testNode } from "./support/mod.ts";
 import { cniboxDir } from "./support/bin.ts";
 import { unmet } from "./support/needs.ts";
 
 const [ADDS, UPGRADES, CALLERS] = [1000, 20, 4];
 const BIN = "/opt/upgraded/bin";
-const missing = unmet(["bridge", "veth"]);
+const missing = unmet(["bridge", "veth", "tool:strace"]);
 const name = `${ADDS} ADDs during ${UPGRADES} upgrades, and none fails`;
-
-/** Another version, whole: its plugins do what ours do. */
-async function otherBuild(folder: string): Promise<string> {
-  const tree = join(folder, "tree");
-  await copyTree(tree);
-  const version = join(tree, "lib/version.ts");
-  const source = await Deno.readTextFile(version);
-  await Deno.writeTextFile(version, source.replace(/"v[^"]*"/, '"v9.9.9"'));
-  const { code, stderr } = await build(tree, ["--output", join(folder, "cnibox")]);
-  assertEquals(code, 0, stderr);
-  await Deno.remove(tree, { recursive: true });
-  return folder;
-}
 
 Deno.test({
   name: missing.length > 0 ? `${name} [skipped: ${missing.join("; ")}]` : name,
   ignore: missing.length > 0,
-  fn: async () => {
+  fn: async (test) => {
     using folder = temporaryFolder();
     const other = await otherBuild(folder.path);
     await using node = await testNode({ binds: { "/run/old": cniboxDir(), "/run/new": other } });
@@ -81,5 +67,20 @@ Deno.test({
     assertEquals(failures, []);
     assertEquals(versions.slice(0, 2), ["cnibox v9.9.9", `cnibox ${VERSION}`]);
     assertEquals([begun >= ADDS, addresses.size >= ADDS], [true, true]);
+
+    await test.step("a call that the kernel keeps waiting goes on, also when a pod installs, which cannot see it", async () => {
+      await install("old");
+      // Waits before it asks for its own file.
+      const slow = node.spawn([
+        ...["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=?readlink,readlinkat"],
+        ...["-e", "inject=?readlink,readlinkat:delay_enter=8000000:when=1", `${BIN}/cnibox`, "version"],
+      ]);
+      await eventually("it has started", async () => {
+        return (await node.sh("readlink /proc/[0-9]*/exe || true")).includes(`${BIN}/cnibox\n`);
+      });
+      await node.run("unshare", "--pid", "--fork", "--mount-proc", "/run/new/cnibox", "install", "--bin-dir", BIN);
+      await slow.ended();
+      assertEquals([slow.stdout, slow.stderr], [`cnibox ${VERSION}\n`, ""]);
+    });
   },
 });

@@ -80,7 +80,10 @@ Deno.test({
     const { stderr } = await typed("./install.sh", { code: 73 });
     assertMatch(stderr, /^cnibox install: not replaced: .*\bbridge\b.*\bptp\b/m);
     assertStringIncludes(stderr, "to swap, with the files kept: /opt/cni/bin/cnibox install --replace\n");
-    assertMatch((await typed("/opt/cni/bin/bridge --version 2>&1 || :")).stdout, /^CNI bridge plugin version unknown$/m);
+    assertMatch(
+      (await typed("/opt/cni/bin/bridge --version 2>&1 || :")).stdout,
+      /^CNI bridge plugin version unknown$/m,
+    );
     const [swap = "", back = "", ...others] = blocks()[1]?.trim().split("\n") ?? [];
     assertEquals(others, []);
     await typed(swap);

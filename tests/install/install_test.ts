@@ -13,6 +13,8 @@ Deno.linkSync(CNIBOX, cnibox);
 const types = (await succeed(cnibox, ["plugins", "--names"])).stdout.trim().split("\n");
 /** The executable, and the name by which it is the CNI library's command line. */
 const commands = { cnibox: "755", cnitool: "-> cnibox" };
+/** What an upgrade leaves beside it: the executable before, for calls that have started. */
+const replaced = { "cnibox (deleted)": "755" };
 const links = Object.fromEntries(types.map((name) => [name, "-> cnibox"]));
 
 /** Another version of it. */
@@ -253,7 +255,7 @@ Deno.test({
       assertEquals(Deno.readTextFileSync(kept), "another's plugin", `step ${step}`);
       await succeed(other, itself(bin, ["--replace"]));
       const whole = Object.fromEntries(chosen.map((name) => [name, "-> cnibox"]));
-      assertEquals(listing(bin), { ".cnibox": "/", ...commands, ...whole }, `step ${step}`);
+      assertEquals(listing(bin), { ".cnibox": "/", ...commands, ...replaced, ...whole }, `step ${step}`);
       assertEquals(listing(join(bin, ".cnibox")), { lock: "644", previous: "755", replaced: "/" }, `step ${step}`);
       await uninstalled(bin);
       assertEquals(listing(bin), { [foreign]: "644" }, `step ${step}`);
@@ -285,14 +287,14 @@ Deno.test("install replaces the program while it is being called, and no call fa
   await Promise.all(callers);
   assertEquals(failures, []);
   assert(calls > 100, `only ${calls} calls were made`);
-  assertEquals(listing(folder.path), { ".cnibox": "/", ...commands, ...links });
+  assertEquals(listing(folder.path), { ".cnibox": "/", ...commands, ...replaced, ...links });
 });
 
 Deno.test("install by two at once ends with one whole installation", async () => {
   using folder = temporaryFolder();
   const bin = join(folder.path, "bin");
   await Promise.all([installed(bin, cnibox), installed(bin, cnibox), installed(bin, other)]);
-  assertEquals(listing(bin), { ".cnibox": "/", ...commands, ...links });
+  assertEquals(listing(bin), { ".cnibox": "/", ...commands, ...replaced, ...links });
   assertMatch(await version(join(bin, "cnibox")), /^cnibox v/);
 });
 

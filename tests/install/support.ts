@@ -82,6 +82,19 @@ export function build(root: string, args: string[], env: Record<string, string> 
   return run(Deno.execPath(), ["run", "-A", join(root, "tools", "build.ts"), ...args], { env, cwd: root });
 }
 
+/** Builds another version, whole, in a folder: its plugins do what ours do. Returns the folder. */
+export async function otherBuild(folder: string): Promise<string> {
+  const tree = join(folder, "tree");
+  await copyTree(tree);
+  const version = join(tree, "lib/version.ts");
+  const source = await Deno.readTextFile(version);
+  await Deno.writeTextFile(version, source.replace(/"v[^"]*"/, '"v9.9.9"'));
+  const { code, stderr } = await build(tree, ["--output", join(folder, "cnibox")]);
+  assertEquals(code, 0, stderr);
+  await Deno.remove(tree, { recursive: true });
+  return folder;
+}
+
 /** Source of another version of cnibox: it has all operator commands, and answers a runtime's VERSION. */
 export function otherVersion(version: string): string {
   return `

@@ -81,12 +81,19 @@ const processor = /model name\s*: (.*)/.exec(Deno.readTextFileSync("/proc/cpuinf
 say(`${peers} peers on vxlan; ${navigator.hardwareConcurrency} × ${processor}, load ${load()}`);
 const start = await usage(node, pid);
 say(`ready: ${start.memoryMiB.toFixed(0)} MiB, ${start.cpuMs.toFixed(0)} ms of processor time since its start`);
-await sleep(seconds * 1000);
-const quiet = await usage(node, pid);
+// A leak shows as a slope.
+const SAMPLES = 6;
+const memory: string[] = [];
+let quiet = start;
+for (let sample = 0; sample < SAMPLES; sample++) {
+  await sleep(seconds * 1000 / SAMPLES);
+  quiet = await usage(node, pid);
+  memory.push(quiet.memoryMiB.toFixed(0));
+}
 const hourly = (quiet.cpuMs - start.cpuMs) / seconds * 3600 / 1000;
 say(
   `${seconds} s of nothing new: ${quiet.memoryMiB.toFixed(0)} MiB, ${(quiet.cpuMs - start.cpuMs).toFixed(0)} ms, ` +
-    `which is ${hourly.toFixed(1)} s an hour`,
+    `which is ${hourly.toFixed(1)} s an hour; MiB on the way: ${memory.join(" ")}`,
 );
 for (let turn = 1; turn <= changes; turn++) {
   await world.put(keyOf(peers), record(peers, turn));

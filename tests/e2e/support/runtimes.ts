@@ -10,6 +10,9 @@ import { eventually } from "./traffic.ts";
 /** What a node with any container runtime needs of the machine. */
 export const runtimeNeeds: Need[] = ["cgroups", "bridge", "veth", "iptables", "tool:runc", "tool:busybox", "tool:curl"];
 
+/** Folder of another containerd than the machine's, its shim and ctr included. */
+const CONTAINERD = Deno.env.get("CNIBOX_E2E_CONTAINERD");
+
 export interface RuntimeTest {
   node: Node;
   /** A name for the test's own cgroup, which is shared with the machine's: containers are put below it. */
@@ -18,7 +21,8 @@ export interface RuntimeTest {
 
 /** A `nodeTest` whose containers may use cgroups; those are removed when the node has ended. */
 export function runtimeTest(name: string, needs: Need[], body: (test: RuntimeTest) => Promise<void>): void {
-  nodeTest(name, { needs: [...runtimeNeeds, ...needs], cgroups: true }, async ({ node }) => {
+  const binds: Record<string, string> = CONTAINERD === undefined ? {} : { "/usr/local/bin": CONTAINERD };
+  nodeTest(name, { needs: [...runtimeNeeds, ...needs], cgroups: true, binds }, async ({ node }) => {
     const cgroup = `cnibox-e2e-${crypto.randomUUID().slice(0, 8)}`;
     try {
       await makeRootfs(node);
@@ -69,7 +73,7 @@ export async function checkAttachment(node: Node, list: Json, containerId: strin
 }
 
 /** A root file system of nothing but BusyBox, with a page for its web server. */
-async function makeRootfs(node: Node): Promise<void> {
+export async function makeRootfs(node: Node): Promise<void> {
   await node.sh(
     `mkdir -p "$1/bin" "$1/etc" "$1/proc" "$1/sys" "$1/dev" "$1/tmp" "$1/www"
      cp "$(command -v busybox)" "$1/bin/busybox"
@@ -90,7 +94,7 @@ export async function refuses(from: Namespace, url: string): Promise<boolean> {
   return (await from.exec(["curl", "-sS", "--max-time", "2", url])).code !== 0;
 }
 
-/** Removes cgroups that containers of a node were below, once the node has ended. */
+/** Removes a test's cgroup, those below it included, once the kernel counts no process there any more. */
 export async function removeCgroups(name: string): Promise<void> {
   const root = "/sys/fs/cgroup";
   const folders = [`${root}/${name}`, ...[...Deno.readDirSync(root)].map((entry) => `${root}/${entry.name}/${name}`)];
@@ -155,6 +159,33 @@ export const containerdConfig = `version = 2
     max_conf_num = 2
 `;
 
+/** The same for containerd 2, whose CRI service is two plugins. */
+const containerd2Config = `version = 3
+
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "native"
+
+  [plugins."io.containerd.cri.v1.images".pinned_images]
+    sandbox = "localhost/web:1"
+
+[plugins."io.containerd.cri.v1.runtime"]
+  restrict_oom_score_adj = true
+
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = ["/opt/cni/bin"]
+    conf_dir = "/etc/cni/net.d"
+    max_conf_num = 2
+`;
+
+async function isContainerd2(node: Node): Promise<boolean> {
+  return (await node.run("containerd", "--version")).includes("containerd/v2 ");
+}
+
+/** Arguments of `ctr image import` for the snapshotter of these tests. */
+export async function importArguments(node: Node): Promise<string[]> {
+  return [...(await isContainerd2(node) ? ["--local"] : []), "--snapshotter", "native"];
+}
+
 /** A containerd that answers. */
 export interface Containerd {
   /** `ctr ARGS` in a containerd namespace of the test's own; throws when it fails. */
@@ -164,8 +195,13 @@ export interface Containerd {
   cri: Cri;
 }
 
-export async function startContainerd(node: Node, namespace: string): Promise<Containerd> {
-  await node.write("/etc/containerd/config.toml", containerdConfig);
+/** `sandbox` is the image of a pod's own container. */
+export async function startContainerd(node: Node, namespace: string, sandbox?: string): Promise<Containerd> {
+  const config = await isContainerd2(node) ? containerd2Config : containerdConfig;
+  await node.write(
+    "/etc/containerd/config.toml",
+    sandbox === undefined ? config : config.replace("localhost/web:1", sandbox),
+  );
   const daemon = node.spawn(["sh", "-c", "echo $$ >/run/containerd.pid; exec containerd"]);
   const answers = async () => (await node.exec(["ctr", "version"])).code === 0;
   await eventually("containerd answers", answers, 30_000).catch((error) => {
@@ -183,17 +219,32 @@ export async function startContainerd(node: Node, namespace: string): Promise<Co
 
 /** An image made of the root file system, whose program is the web server: pods of it answer on port 80. */
 export async function importWebImage(node: Node): Promise<void> {
+  await importImage(node, "localhost/web:1", ["/bin/busybox", "httpd", "-f", "-h", "/www"]);
+}
+
+/** An image made of the root file system, for pods. */
+export async function importImage(node: Node, name: string, entrypoint: readonly string[]): Promise<void> {
   await node.sh(
-    `mkdir /run/image; cd /run/image
+    `mkdir -p /run/image; cd /run/image
      tar -C "$1" -cf layer.tar .
      sum=$(sha256sum layer.tar | cut -d ' ' -f 1)
      arch=$(uname -m | sed 's/x86_64/amd64/; s/aarch64/arm64/')
-     printf '{"architecture":"%s","os":"linux","config":{"Entrypoint":["/bin/busybox","httpd","-f","-h","/www"]},` +
-      `"rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}' "$arch" "$sum" >config.json
-     printf '[{"Config":"config.json","RepoTags":["localhost/web:1"],"Layers":["layer.tar"]}]' >manifest.json
-     tar -cf image.tar manifest.json config.json layer.tar
-     ctr --namespace k8s.io images import --snapshotter native image.tar`,
+     printf '{"architecture":"%s","os":"linux","config":{"Entrypoint":%s},` +
+      `"rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}' "$arch" "$3" "$sum" >config.json
+     printf '[{"Config":"config.json","RepoTags":["%s"],"Layers":["layer.tar"]}]' "$2" >manifest.json
+     tar -cf image.tar manifest.json config.json layer.tar`,
     ROOTFS,
+    name,
+    JSON.stringify(entrypoint),
+  );
+  await node.run(
+    "ctr",
+    "--namespace",
+    "k8s.io",
+    "images",
+    "import",
+    ...await importArguments(node),
+    "/run/image/image.tar",
   );
 }
 

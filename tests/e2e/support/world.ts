@@ -127,9 +127,20 @@ function membersOf({ hub, nodes }: World, options: EtcdOptions): Member[] {
   });
 }
 
-/** Makes the machines and the switch, and starts etcd: one member beside the switch unless `etcd` says otherwise. */
-export async function switchboard(count: number, { etcd = {} }: { etcd?: EtcdOptions | false } = {}): Promise<World> {
-  return await connected(count, async (hub, nodes) => {
+/** What a world is made of. */
+export interface WorldOptions {
+  /** One member beside the switch unless it says otherwise; false: none. */
+  readonly etcd?: EtcdOptions | false;
+  /** Makes one machine; left out: one that has the plugins. */
+  readonly machine?: () => Promise<Node>;
+}
+
+/** Makes the machines and the switch, and starts etcd. */
+export async function switchboard(
+  count: number,
+  { etcd = {}, machine = testNode }: WorldOptions = {},
+): Promise<World> {
+  return await connected(count, machine, async (hub, nodes) => {
     const world = new World(hub, nodes);
     if (etcd) await world.startEtcd(etcd);
     return world;
@@ -137,7 +148,11 @@ export async function switchboard(count: number, { etcd = {} }: { etcd?: EtcdOpt
 }
 
 /** Machines on a switch, `hub`, handed to `make`; what it throws ends them all. */
-async function connected<T>(count: number, make: (hub: Node, nodes: readonly Node[]) => Promise<T>): Promise<T> {
+async function connected<T>(
+  count: number,
+  machine: () => Promise<Node>,
+  make: (hub: Node, nodes: readonly Node[]) => Promise<T>,
+): Promise<T> {
   if (!hasTool("etcd")) throw new Error("etcd is not installed");
   const made: Node[] = [];
   try {
@@ -150,7 +165,7 @@ async function connected<T>(count: number, make: (hub: Node, nodes: readonly Nod
       "link set br0 up",
     );
     for (let number = 1; number <= count; number++) {
-      const node = await testNode();
+      const node = await machine();
       made.push(node);
       await plug(hub, node, number);
     }
