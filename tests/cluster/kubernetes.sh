@@ -1,5 +1,5 @@
 #!/bin/bash
-# Builds kube-apiserver, kube-controller-manager, kube-scheduler, kubelet, kube-proxy and kubectl 1.20.2 from Debian 12's
+# Builds kube-apiserver, kube-controller-manager, kube-scheduler, kubelet, kube-proxy and kubectl 1.20.2 from Debian's
 # source package, with Debian's Go, for `deno task test:cluster` and `deno task test:kubernetes`, and prints the folder
 # that holds them: .cache/kubernetes-1.20.2.
 # Debian has no binary package of them. Takes 8 to 10 minutes of processor time and 4 GB of disk, once.

@@ -1,6 +1,7 @@
 /**
- * A Kubernetes of bare machines: containerd, kubelet and kube-proxy on each, the control plane beside the switch, and no
- * network for pods until somebody brings one. Every file is in a machine's own folders, every rule in its own network.
+ * A Kubernetes of bare machines: containerd, kubelet and kube-proxy on each, the control plane beside the switch, and
+ * no network for pods until somebody brings one. Every file is in a machine's own folders, every rule in its own
+ * network.
  */
 import { importArguments, importImage, makeRootfs, removeCgroups, startContainerd } from "../e2e/support/runtimes.ts";
 import { type Background, createNode, Namespace, type Node } from "../e2e/support/node.ts";
