@@ -165,8 +165,9 @@ async function compileEntry(entry: string, output: string, base: string): Promis
     // The code cache would be a file in the temporary folder that a root process trusts and anybody can put there
     // first.
     "--no-code-cache",
-    // A call ends before machine code pays; with it, code of the warm-up run says what to compile at once.
-    "--v8-flags=--no-sparkplug",
+    // A call ends before machine code pays. With the baseline compiler, code of the warm-up run says what to compile at
+    // once; with the next one, which runs in a thread, that code depends on how soon the thread is done.
+    "--v8-flags=--no-sparkplug,--no-maglev",
     ...PERMISSIONS,
     `--output=${output}`,
     entry,
