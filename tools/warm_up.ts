@@ -195,6 +195,11 @@ function furnish(): void {
   for (const number of [21, 23]) put(`/proc/self/fd/${number}`);
   machine.symlinkSync(`${scratch}/run/netns/c1`, `${scratch}/proc/self/fd/22`);
   for (const name of ["all", "br0"]) putLink(name);
+  // A block of the network that has its addresses from a cluster's pool: no store is asked.
+  put("/proc/sys/kernel/random/boot_id", "1\n");
+  const block = { block: "10.1.2.0/28", phase: "own", revision: "1", value: "" };
+  const at = NETWORKS.findIndex(({ type }) => type === "cluster");
+  put(`/var/lib/cni/cluster/net${at}/blocks.json`, JSON.stringify({ blocks: [block], revision: "1", bootId: "1" }));
   put("/etc/cni/net.d/all.conflist", JSON.stringify({ cniVersion: "1.0.0", name: "all", plugins: CHAIN }));
 }
 
@@ -232,6 +237,10 @@ const NETWORKS: readonly Record<string, unknown>[] = [
   { type: "bandwidth", ingressRate: 8_000_000, ingressBurst: 800_000, egressRate: 8_000_000, egressBurst: 800_000 },
   { type: "macvlan", master: "eth0", ipam: { type: "host-local", ranges: [[{ subnet: "10.4.0.0/16" }]] } },
   { type: "ipvlan", master: "eth0", ipam: { type: "host-local", ranges: [[{ subnet: "10.5.0.0/16" }]] } },
+  {
+    type: "cluster",
+    ipam: { type: "cluster", node: "n1", ranges: [V4], store: { etcd: { endpoints: ["http://[::1]:2379"] } } },
+  },
   { type: "static", ipam: { type: "static", addresses: [{ address: "10.6.0.2/16", gateway: "10.6.0.1" }] } },
   ...PODS,
 ];
