@@ -13,6 +13,10 @@ import { type Chunks, ENTRY, program } from "./loader.ts";
 
 const [chunkFolder = "", scratch = ""] = Deno.args;
 const machine = Deno;
+// Every file that calls write lies below it: without it, these were files of this very machine.
+if (!scratch.startsWith("/") || [...machine.readDirSync(scratch)].length > 0) {
+  throw new Error(`the scratch folder "${scratch}" is not an empty folder, named by its whole path`);
+}
 const chunks: Chunks = new Map();
 const scripts = new Map<string, Script>();
 const textOf = (chunk: string) => machine.readTextFileSync(`${chunkFolder}/${chunk}.js`);

@@ -60,6 +60,18 @@ Deno.test("build embeds every plugin as a chunk of its own, in front of what the
   assert(bytes.length - end < 20_000, `the compiler embeds ${bytes.length - end} bytes`);
 });
 
+Deno.test("the warm-up run plays calls nowhere but in an empty folder", async () => {
+  using folder = temporaryFolder();
+  await Deno.writeTextFile(join(folder.path, "somebody's"), "");
+  for (const scratch of ["", "relative", folder.path]) {
+    // Without the right to write: what it would write lies in the folders of this machine.
+    const warmUp = ["run", "--no-prompt", "--allow-read", join(ROOT, "tools", "warm_up.ts"), folder.path, scratch];
+    const { code, stderr } = await run(Deno.execPath(), warmUp);
+    assertEquals(code, 1);
+    assertMatch(stderr, /is not an empty folder/);
+  }
+});
+
 Deno.test("build makes chunks that run without their compiled code too", async () => {
   using folder = temporaryFolder();
   await writeChunks(join(ROOT, "main.ts"), folder.path);
@@ -85,11 +97,16 @@ Deno.test("a program that is replaced while it runs reads its own chunks to the 
   const places = Object.values(await chunksOf(await Deno.readFile(CNIBOX)));
   const child = new Deno.Command(running, { args: ["validate", "-"], stdin: "piped", stdout: "piped" }).spawn();
   // It has read a chunk to its end; those that know the plugin are read after standard input.
-  const hasStarted = () =>
-    [...Deno.readDirSync(`/proc/${child.pid}/fdinfo`)].some(({ name }) => {
-      const [, position] = /^pos:\t(\d+)$/m.exec(Deno.readTextFileSync(`/proc/${child.pid}/fdinfo/${name}`)) ?? [];
-      return places.some(([at, text, code]) => at + text + code === Number(position));
+  const positions = () =>
+    [...Deno.readDirSync(`/proc/${child.pid}/fdinfo`)].map(({ name }) => {
+      try {
+        return Number(/^pos:\t(\d+)$/m.exec(Deno.readTextFileSync(`/proc/${child.pid}/fdinfo/${name}`))?.[1]);
+      } catch (error) {
+        if (!(error instanceof Deno.errors.NotFound)) throw error;
+        return undefined; // closed meanwhile
+      }
     });
+  const hasStarted = () => positions().some((one) => places.some(([at, text, code]) => at + text + code === one));
   while (!hasStarted()) await new Promise((wake) => setTimeout(wake, 20));
   await Deno.writeTextFile(beside, "#!/bin/false\n", { mode: 0o755 });
   await Deno.rename(beside, running);
