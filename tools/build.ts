@@ -27,6 +27,15 @@ import { embed } from "./embed.ts";
  */
 export const PERMISSIONS = ["--no-prompt", "--allow-all", "--deny-net", "--deny-import", "--deny-ffi"];
 
+/** A call ends before machine code pays; with it, code of the warm-up run says what to compile at once. */
+const V8_FLAGS = ["--no-sparkplug"];
+
+/**
+ * Those of the warm-up run: nothing is collected. Between parts of its code V8 leaves what lay there before, and memory
+ * that is used for the first time is empty: the code is the same each time.
+ */
+const WARM_UP_FLAGS = [...V8_FLAGS, "--min-semi-space-size=256", "--initial-old-space-size=1024"];
+
 if (import.meta.main) {
   try {
     await build(Deno.args);
@@ -116,19 +125,21 @@ async function bundleOne(name: string, output: string): Promise<void> {
 
 /**
  * Adds to each chunk what this base's engine makes of it: the warm-up run is compiled with the same base and plays the
- * usual calls.
+ * usual calls. Then the code is given to an engine with the program's own flags.
  */
-async function warmUp(folder: string, compileAs: (entry: string, output: string) => Promise<void>): Promise<void> {
-  const entry = join(folder, "warm_up.js");
-  await bundleOne("warm_up.ts", entry);
-  const program = join(folder, "warm_up");
+async function warmUp(folder: string, base: string): Promise<void> {
   const scratch = await Deno.makeTempDir({ dir: folder });
-  await compileAs(entry, program);
-  await run(program, [join(folder, "chunks"), scratch], {
-    failing: "the warm-up run of the usual calls failed",
-    timeout: 60_000,
-  });
-  for (const path of [scratch, program, entry]) await Deno.remove(path, { recursive: true });
+  const chunks = join(folder, "chunks");
+  const play = async (name: string, args: string[], flags: readonly string[]) => {
+    const [entry, program] = [join(folder, `${name}.js`), join(folder, name)];
+    await bundleOne(`${name}.ts`, entry);
+    await compileEntry(entry, program, base, flags);
+    await run(program, args, { failing: "the warm-up run of the usual calls failed", timeout: 60_000 });
+    for (const path of [program, entry]) await Deno.remove(path);
+  };
+  await play("warm_up", [chunks, scratch], WARM_UP_FLAGS);
+  await play("stamp", [chunks], V8_FLAGS);
+  await Deno.remove(scratch, { recursive: true });
 }
 
 /** What is compiled, and a folder for what is made of it on the way. */
@@ -142,7 +153,7 @@ async function compile({ main, folder }: Program, output: string, base: Base): P
   const entry = await writeChunks(main, folder);
   // Only of cnibox itself is known what its usual calls are.
   if (main === join(ROOT, "main.ts")) {
-    await warmUp(folder, (entry, output) => compileEntry(entry, output, base.file));
+    await warmUp(folder, base.file);
   }
   const withChunks = join(folder, "base");
   const places = await embed(base.file, join(folder, "chunks"), withChunks);
@@ -153,7 +164,12 @@ async function compile({ main, folder }: Program, output: string, base: Base): P
 }
 
 /** Compiles one entry. */
-async function compileEntry(entry: string, output: string, base: string): Promise<void> {
+async function compileEntry(
+  entry: string,
+  output: string,
+  base: string,
+  flags: readonly string[] = V8_FLAGS,
+): Promise<void> {
   await run(Deno.execPath(), [
     "compile",
     "--quiet",
@@ -165,10 +181,7 @@ async function compileEntry(entry: string, output: string, base: string): Promis
     // The code cache would be a file in the temporary folder that a root process trusts and anybody can put there
     // first.
     "--no-code-cache",
-    // A call ends before machine code pays; with it, code of the warm-up run says what to compile at once. And V8 leaves
-    // what lay in reused memory between parts of its code: up to 32 MB, which no call needs, nothing is collected, so the
-    // warm-up run's code is the same each time.
-    "--v8-flags=--no-sparkplug,--initial-old-space-size=32",
+    `--v8-flags=${flags.join(",")}`,
     ...PERMISSIONS,
     `--output=${output}`,
     entry,
