@@ -16,10 +16,10 @@ import {
 } from "../cni/decode.ts";
 import { badConfig, CniError, code, goQuote } from "../cni/error.ts";
 import type { Call } from "../cni/plugin.ts";
-import type { DNS, Route } from "../cni/types.ts";
+import type { DNS, JsonObject, Route } from "../cni/types.ts";
 import { atLeast, readDns, readRoutes } from "../cni/version.ts";
 import { readKernelFile } from "../kernel/proc.ts";
-import { systemWords } from "../kernel/regular_file.ts";
+import { readRegularText, systemWords } from "../kernel/regular_file.ts";
 import type { Run } from "../kernel/run.ts";
 import {
   type Address,
@@ -122,6 +122,7 @@ export const clusterKeys = {
     network_name: maybeText("as whereabouts has it: name of the pool, which may overlap with others"),
     enable_overlapping_ranges: flag(true, "as whereabouts has it: false is `allowOverlap`"),
     kubernetes: object(kubernetesKeys, "as whereabouts has it: `store.kubernetes`"),
+    configuration_path: maybeText("as whereabouts has it: a file with keys of this section that are not in it"),
   }, "what is given out"),
   runtimeConfig: object({
     ips: list(refine(text("", "an address; a prefix length is ignored"), requested, undefined), "addresses to get"),
@@ -150,7 +151,7 @@ type SetsCall = Pick<Call, "config" | "version" | "warn">;
 
 /** Reads the configuration. Throws {@linkcode CniError} naming key and value. */
 export async function clusterConf(call: ConfCall): Promise<ClusterConf> {
-  const conf = decode(clusterKeys, call.config, "");
+  const conf = decode(clusterKeys, withFlatFile(call.config), "");
   const { ipam } = conf;
   if (ipam === undefined) {
     throw badConfig(
@@ -196,7 +197,7 @@ export function foldersOf(
   return { folder: `${dataDir}/${network}`, blockFolder: `${base}/cluster/${network}` };
 }
 
-/** Throws {@linkcode CniError} naming key and value that cannot work anywhere; no file is opened. */
+/** Throws {@linkcode CniError} naming key and value that cannot work anywhere; no file but whereabouts' is opened. */
 export function checkConf(call: SetsCall & Pick<Call, "network">): void {
   const ipam = readIpam(call.config);
   if (ipam === undefined) return;
@@ -225,7 +226,44 @@ export function poolSets(call: SetsCall): readonly PoolSet[] {
 }
 
 type Ipam = NonNullable<ReturnType<typeof readIpam>>;
-const readIpam = (config: Call["config"]) => decode(clusterKeys, config, "").ipam;
+const readIpam = (config: Call["config"]) => decode(clusterKeys, withFlatFile(config), "").ipam;
+
+/** Where whereabouts looks for its flat file, the first one that exists. */
+const FLAT_FILES = ["/etc/kubernetes/cni/net.d", "/etc/cni/net.d", "/host/etc/cni/net.d"].map((folder) =>
+  `${folder}/whereabouts.d/whereabouts.conf`
+);
+
+/**
+ * The configuration with what whereabouts' flat file says of keys that its `ipam` section leaves empty. That file is
+ * looked at where the section names it, or names no store.
+ */
+function withFlatFile(config: JsonObject): JsonObject {
+  const ipam = lookup(config, "ipam");
+  if (!isObject(ipam)) return config;
+  const named = lookup(ipam, "configuration_path");
+  const isNamed = typeof named === "string" && named !== "";
+  if (!isNamed && ["store", "kubernetes"].some((key) => isObject(lookup(ipam, key)))) return config;
+  for (const path of isNamed ? [named] : FLAT_FILES) {
+    const more = flatFile(path);
+    if (more) return { ...config, ipam: { ...more, ...ipam } };
+  }
+  if (!isNamed) return config;
+  throw badConfig(`"ipam.configuration_path" is ${JSON.stringify(named)}`, "there is no such file");
+}
+
+/** What the file says; undefined where there is none. Of overlapping ranges it never says anything. */
+function flatFile(path: string): JsonObject | undefined {
+  let given: unknown;
+  try {
+    given = JSON.parse(readRegularText(path, { links: true }));
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory) return undefined;
+    throw badConfig(`${path} cannot be used: ${systemWords(error)}`, "it holds one JSON object, as whereabouts has it");
+  }
+  if (!isObject(given)) throw badConfig(`${path} holds no JSON object`, "it holds an `ipam` section, without its name");
+  const { enable_overlapping_ranges: _, ...keys } = given;
+  return keys;
+}
 
 function setsOf(ipam: Ipam, call: SetsCall): PoolSet[] {
   const own = ipam.ranges ?? [];
