@@ -10,16 +10,21 @@ import type { Place } from "./embed.ts";
 /** Written in front of this program by the build. */
 declare const CHUNKS: Readonly<Record<string, Place>>;
 
-// By way of /proc: the file that runs, even when its name stands for another one by now.
-const executable = Deno.openSync("/proc/self/exe");
 const decoder = new TextDecoder();
 
+/** Not kept open: a call may have few files. */
 function bytesAt(at: number, length: number): Uint8Array {
   const bytes = new Uint8Array(length);
-  executable.seekSync(at, Deno.SeekMode.Start);
-  for (let done = 0, count: number | null = 0; done < length; done += count) {
-    count = executable.readSync(bytes.subarray(done));
-    if (count === null) throw new Error(`the executable ends ${length - done} bytes before its program does`);
+  // By way of /proc: the file that runs, even when its name stands for another one by now.
+  const executable = Deno.openSync("/proc/self/exe");
+  try {
+    executable.seekSync(at, Deno.SeekMode.Start);
+    for (let done = 0, count: number | null = 0; done < length; done += count) {
+      count = executable.readSync(bytes.subarray(done));
+      if (count === null) throw new Error(`the executable ends ${length - done} bytes before its program does`);
+    }
+  } finally {
+    executable.close();
   }
   return bytes;
 }
