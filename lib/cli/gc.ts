@@ -53,7 +53,7 @@ export async function gc(call: CommandCall): Promise<number> {
     // Somebody may have taken time to answer: who came meanwhile stays, and so does who was to stay before.
     const now = await planOf(list, folders);
     const step = (done: number) => doing.step(`network ${list.name}: ${done} of ${stale} attachments removed`);
-    await gcNetwork(list, counted(watched.runtime, step), [...valid, ...now.valid]).catch((error) =>
+    await gcNetwork(list, counting(watched.runtime, step), [...valid, ...now.valid]).catch((error) =>
       void failures.push(`${list.name}: ${toCniError(error).message.replaceAll("\n", "; ")}`)
     );
   }
@@ -67,7 +67,7 @@ export async function gc(call: CommandCall): Promise<number> {
 }
 
 /** The same runtime; `step` is told how many attachments are gone. */
-function counted(runtime: Runtime, step: (done: number) => void): Runtime {
+function counting(runtime: Runtime, step: (done: number) => void): Runtime {
   let done = 0;
   step(done);
   return {

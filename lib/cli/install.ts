@@ -207,7 +207,7 @@ function distrustOf(folder: string, above = false): string | undefined {
       return `others may write to ${path} (mode ${(bits & 0o7777).toString(8)})`;
     }
     if (path === "/") return undefined;
-    path = path.slice(0, path.lastIndexOf("/")) || "/";
+    path = dirname(path);
   }
 }
 

@@ -25,7 +25,7 @@ import { exists } from "../kernel/regular_file.ts";
 import { inNetns, must, type Run } from "../kernel/run.ts";
 import { canonicalAddress, formatPrefix, parseAddress, type Prefix, prefixContains } from "../net/cidr.ts";
 import type { Owner } from "./owner_names.ts";
-import { entriesOf, fileError, type Folders, ipamType, note } from "./setup.ts";
+import { each, entriesOf, fileError, type Folders, ipamType, note } from "./setup.ts";
 
 /** A network whose addresses are kept in files of this node: by host-local, or by cluster. */
 export interface Pool {
@@ -232,17 +232,13 @@ async function askHidden(
   links: Map<string, readonly Link[]>,
 ): Promise<void> {
   const hidden = [...places].filter(([, { state, ns }]) => state === "netns" && !links.has(ns));
-  for (let at = 0; at < hidden.length; at += AT_ONCE) {
-    await Promise.all(
-      hidden.slice(at, at + AT_ONCE).map(async ([path, { ns }]) => {
-        try {
-          links.set(ns, await linksIn(inNetns(host, path)));
-        } catch {
-          // It went meanwhile, or may not be entered.
-        }
-      }),
-    );
-  }
+  await each(hidden, AT_ONCE, async ([path, { ns }]) => {
+    try {
+      links.set(ns, await linksIn(inNetns(host, path)));
+    } catch {
+      // It went meanwhile, or may not be entered.
+    }
+  });
 }
 
 /** A run that keeps the links of every namespace that is asked for its addresses: one question answers both. */

@@ -151,7 +151,7 @@ type SetsCall = Pick<Call, "config" | "version" | "warn">;
 
 /** Reads the configuration. Throws {@linkcode CniError} naming key and value. */
 export async function clusterConf(call: ConfCall): Promise<ClusterConf> {
-  const conf = decode(clusterKeys, withFlatFile(call.config), "");
+  const conf = readConf(call.config);
   const { ipam } = conf;
   if (ipam === undefined) {
     throw badConfig(
@@ -199,7 +199,7 @@ export function foldersOf(
 
 /** Throws {@linkcode CniError} naming key and value that cannot work anywhere; no file but whereabouts' is opened. */
 export function checkConf(call: SetsCall & Pick<Call, "network">): void {
-  const ipam = readIpam(call.config);
+  const { ipam } = readConf(call.config);
   if (ipam === undefined) return;
   poolName(ipam, call.network);
   const { etcd } = oneStore(ipam);
@@ -221,12 +221,12 @@ function poolName({ pool, network_name }: Ipam, network: string): string {
  * value.
  */
 export function poolSets(call: SetsCall): readonly PoolSet[] {
-  const ipam = readIpam(call.config);
+  const { ipam } = readConf(call.config);
   return ipam === undefined ? [] : setsOf(ipam, call);
 }
 
-type Ipam = NonNullable<ReturnType<typeof readIpam>>;
-const readIpam = (config: Call["config"]) => decode(clusterKeys, withFlatFile(config), "").ipam;
+type Ipam = NonNullable<ReturnType<typeof readConf>["ipam"]>;
+const readConf = (config: Call["config"]) => decode(clusterKeys, withFlatFile(config), "");
 
 /** Where whereabouts looks for its flat file, the first one that exists. */
 const FLAT_FILES = ["/etc/kubernetes/cni/net.d", "/etc/cni/net.d", "/host/etc/cni/net.d"].map((folder) =>
