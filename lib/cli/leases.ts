@@ -17,15 +17,15 @@ import { foldersOf, poolSets } from "../ipam/cluster_conf.ts";
 import { describe, type RangeConf, rangeOf, type RangeSet, rangeSets, size } from "../ipam/range.ts";
 import type { Lease } from "../ipam/store.ts";
 import { bootTime } from "../ipam/lease_index.ts";
-import { addressesInUse, type Unseen, unseenText } from "../kernel/all_netns.ts";
+import { surveyNetns, type Unseen, unseenText } from "../kernel/all_netns.ts";
 import type { Link } from "../kernel/ip.ts";
 import { type NetnsState, netnsState } from "../kernel/netns.ts";
 import { fileIdentity } from "../kernel/proc.ts";
 import { exists } from "../kernel/regular_file.ts";
-import { inNetns, must, type Run } from "../kernel/run.ts";
+import type { Run } from "../kernel/run.ts";
 import { canonicalAddress, formatPrefix, parseAddress, type Prefix, prefixContains } from "../net/cidr.ts";
 import type { Owner } from "./owner_names.ts";
-import { each, entriesOf, fileError, type Folders, ipamType, note } from "./setup.ts";
+import { entriesOf, fileError, type Folders, ipamType, note } from "./setup.ts";
 
 /** A network whose addresses are kept in files of this node: by host-local, or by cluster. */
 export interface Pool {
@@ -205,17 +205,17 @@ export interface Place {
   readonly ns: string;
 }
 
-/** Looks at the namespaces of this host. */
+/** Looks at the namespaces of this host, and at those of attachments that no process and no mount leads to. */
 export async function gather(attachments: readonly Cached[], host: Run): Promise<Evidence> {
-  const links = new Map<string, readonly Link[]>();
-  const { inUse, unseen } = await addressesInUse(keepingLinks(host, links));
   const places = new Map(attachments.map(({ netns }) => [netns, placeOf(netns)] as const));
-  links.delete(placeOf("/proc/self/ns/net").ns);
-  await askHidden(host, places, links);
+  const own = placeOf("/proc/self/ns/net").ns;
+  const also = [...places].filter(([, { state }]) => state === "netns").map(([path, { ns }]) => [ns, path] as const);
+  const { links, inUse, unseen } = await surveyNetns(host, new Map(also));
+  const elsewhere = new Map([...links].filter(([ns]) => ns !== own));
   // Whose namespace a known attachment's is, its cached result says: no other container is in there.
   const known = new Set([...places.values()].map(({ ns }) => ns));
   const doubt = unseenText(unseen.filter(({ ns }) => ns === "" || !known.has(ns)));
-  return { attachments, inUse, links, places, unseen, doubt, boot: bootTime() - 2000 };
+  return { attachments, inUse, links: elsewhere, places, unseen, doubt, boot: bootTime() - 2000 };
 }
 
 /** What could not be looked at, a line each; of many the first. */
@@ -224,47 +224,6 @@ export function unseenLines(unseen: readonly Unseen[]): string[] {
   if (!first || others.length < 3) return unseen.map((one) => unseenText([one]));
   return [`${unseen.length} namespaces could not be looked at; ${first.path}: ${first.reason}`];
 }
-
-/** Asks the attachments' namespaces that no process and no mount led to. */
-async function askHidden(
-  host: Run,
-  places: Evidence["places"],
-  links: Map<string, readonly Link[]>,
-): Promise<void> {
-  const hidden = [...places].filter(([, { state, ns }]) => state === "netns" && !links.has(ns));
-  await each(hidden, AT_ONCE, async ([path, { ns }]) => {
-    try {
-      links.set(ns, await linksIn(inNetns(host, path)));
-    } catch {
-      // It went meanwhile, or may not be entered.
-    }
-  });
-}
-
-/** A run that keeps the links of every namespace that is asked for its addresses: one question answers both. */
-function keepingLinks(host: Run, links: Map<string, readonly Link[]>): Run {
-  return async (command) => {
-    const path = /^--net=(.+)$/s.exec(command.argv[1] ?? "")?.[1];
-    if (path === undefined) return await host(command);
-    const { ns } = placeOf(path);
-    const output = await host({ ...command, argv: [...command.argv.slice(0, 3), ...LINKS] });
-    if (output.code === 0 && ns !== "") links.set(ns, linksOf(output.stdout));
-    return output;
-  };
-}
-
-/** Asks for links with their addresses and details. */
-const LINKS = ["ip", "-j", "-d", "address", "show"];
-
-const linksOf = (stdout: string) => (JSON.parse(stdout || "[]") as Link[]).filter(({ ifname }) => ifname !== undefined);
-
-/** Links of a namespace, with their addresses and details. Throws when they cannot be listed. */
-export async function linksIn(run: Run): Promise<Link[]> {
-  return linksOf(await must(run, { argv: LINKS }));
-}
-
-/** How many namespaces are asked at a time. */
-const AT_ONCE = 8;
 
 function placeOf(path: string): Place {
   try {

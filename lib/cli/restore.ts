@@ -26,7 +26,7 @@ import { CliError, type CommandCall, status, tell, usageError } from "./command.
 import { containerIdOf, podOf, shortId, unknownContainer } from "./owner_names.ts";
 import { type Progress, progress } from "./progress.ts";
 import { watchedRuntime } from "./runtime.ts";
-import { attachmentsOf, each, type Folders, foldersOf, needRoot, onlyOne } from "./setup.ts";
+import { attachmentsOf, type Folders, foldersOf, needRoot, onlyOne } from "./setup.ts";
 import { complain, painter, table, terminalWidth } from "./terminal.ts";
 
 /** What came of one attachment's rules of one kind. */

@@ -328,14 +328,6 @@ export function ifAllowed<T>(what: string, read: () => T, blind: (text: string) 
   }
 }
 
-/** Does the same for each of several things, so many at a time. */
-export async function each<T>(all: readonly T[], atOnce: number, work: (one: T) => Promise<void>): Promise<void> {
-  const left = all.values();
-  await Promise.all(Array.from({ length: atOnce }, async () => {
-    for (const one of left) await work(one);
-  }));
-}
-
 /** Waits until nobody else on this node does the same; closing the file lets others go on. */
 export async function onlyOne(name: string, doing: string): Promise<Deno.FsFile> {
   if (!isOwnFolder(RUN_FOLDER)) throw new CliError(notAlone(RUN_FOLDER), status.failed);

@@ -7,7 +7,7 @@
 import { all, CniError, code, internal } from "../cni/error.ts";
 import type { ContainerCall } from "../cni/plugin.ts";
 import { attachmentsOf, type ValidAttachment } from "../cni/types.ts";
-import { addressesInUse, unseenText } from "../kernel/all_netns.ts";
+import { surveyNetns, unseenText } from "../kernel/all_netns.ts";
 import type { Run } from "../kernel/run.ts";
 import { parseAddress } from "../net/cidr.ts";
 import { type AllocatorOptions, type Draw, type Duplicate, held, nameOf } from "./allocator.ts";
@@ -59,7 +59,7 @@ export async function duplicateError(
   const held = lease === undefined ? "" : `held by ${nameOf(lease)} since ${lease.written.toISOString()}`;
   let where = "";
   try {
-    const { inUse, unseen } = await addressesInUse(host);
+    const { inUse, unseen } = await surveyNetns(host);
     const path = inUse.get(ip);
     if (path !== undefined) where = `, in use in ${path}`;
     else where = unseen.length === 0 ? ", in no network namespace of this host" : `, but ${unseenText(unseen)}`;

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { addressesInUse, unseenText } from "../kernel/all_netns.ts";
+import { surveyNetns, unseenText } from "../kernel/all_netns.ts";
 import { namesOf } from "../kernel/regular_file.ts";
 import type { Run } from "../kernel/run.ts";
 import { bootTime } from "./lease_index.ts";
@@ -41,7 +41,7 @@ export async function findDead(leases: readonly Lease[], { host, resultsFolders 
     const cached = cachedContainers(resultsFolders ?? [RESULTS_FOLDER]);
     suspects = old.filter(({ containerId }) => !cached.has(containerId));
     if (suspects.length === 0) return { dead: [], suspects, reason: "" };
-    const { inUse, unseen } = await addressesInUse(host);
+    const { inUse, unseen } = await surveyNetns(host);
     if (unseen.length > 0) return { dead: [], suspects, reason: unseenText(unseen) };
     const dead = suspects.filter(({ ip }) => !inUse.has(ip));
     return { dead, suspects: suspects.filter(({ ip }) => inUse.has(ip)), reason: "" };

@@ -1,11 +1,16 @@
-/** Every network namespace of this host: which addresses are in use, and where. */
-import { type Command, CommandError, failureText, inNetns, must, type Run } from "./run.ts";
+/** Every network namespace of this host: its links, and which addresses are in use where. */
+import { each } from "./each.ts";
+import type { Link } from "./ip.ts";
+import { type Command, CommandError, failureText, must, type Run } from "./run.ts";
 
-/** How many namespaces are asked at a time. */
+/** How many processes ask at a time, and how many namespaces each of them asks, one after the other. */
 const AT_ONCE = 8;
+const EACH = { least: 4, most: 32 };
 
-/** What is known of the addresses of this host's namespaces. */
-export interface AddressSurvey {
+/** What is known of this host's namespaces. */
+export interface NetnsSurvey {
+  /** Links with their addresses and details, by the namespaces' inode numbers. */
+  readonly links: ReadonlyMap<string, readonly Link[]>;
   /** Addresses that were found, each with a path of a namespace that has it. */
   readonly inUse: ReadonlyMap<string, string>;
   /** What could not be looked at: as long as there is any, an address that was not found may be in use all the same. */
@@ -27,27 +32,35 @@ export function unseenText(unseen: readonly Unseen[]): string {
 }
 
 /**
- * Addresses of all network namespaces of this host. Namespaces are found by the processes in them and by the mounts
- * that keep them, this process's and PID 1's. One that cannot be asked is named in the answer; what the others have is
- * kept.
+ * Asks all network namespaces of this host. They are found by the processes in them and by the mounts that keep them,
+ * this process's and PID 1's; `also` names others by inode number and path. One that cannot be asked is named in the
+ * answer; what the others have is kept.
  */
-export async function addressesInUse(host: Run): Promise<AddressSurvey> {
+export async function surveyNetns(host: Run, also: ReadonlyMap<string, string> = new Map()): Promise<NetnsSurvey> {
+  const links = new Map<string, readonly Link[]>();
   const inUse = new Map<string, string>();
   const first = await namespaces(host);
-  let pending: readonly (readonly [ns: string, path: string])[] = [...first.paths];
+  let pending: readonly (readonly [ns: string, path: string])[] = [...new Map([...also, ...first.paths])];
   for (let round = 1;; round++) {
-    const failed = await askAll(host, pending, inUse);
-    if (failed.length === 0) return { inUse, unseen: first.unseen };
+    const failed: Unseen[] = [];
+    for (const answer of await askAll(host, pending)) {
+      if ("reason" in answer) {
+        failed.push(answer);
+        continue;
+      }
+      links.set(answer.ns, answer.links);
+      for (const ip of answer.links.flatMap(addressesOf)) inUse.set(ip, answer.path);
+    }
+    if (failed.length === 0) return { links, inUse, unseen: first.unseen };
     // A namespace whose last process ended meanwhile has no addresses any more. Of one that lives on, the process that
     // led to it may have ended: then there is another way.
     const again = await namespaces(host);
-    const lives = ({ ns }: Failed) => again.paths.has(ns) || again.unseen.length > 0;
-    const isStuck = (one: Failed) =>
+    const lives = ({ ns }: Unseen) => again.paths.has(ns) || again.unseen.length > 0;
+    const isStuck = (one: Unseen) =>
       round === ROUNDS || !again.paths.has(one.ns) || again.paths.get(one.ns) === one.path;
     const alive = failed.filter(lives);
-    const stuck = alive.filter(isStuck);
+    first.unseen.push(...alive.filter(isStuck));
     pending = alive.filter((one) => !isStuck(one)).map(({ ns }) => [ns, again.paths.get(ns) ?? ""] as const);
-    first.unseen.push(...stuck.map(({ ns, path, error }) => ({ ns, path, reason: reasonOf(error) })));
   }
 }
 
@@ -58,32 +71,55 @@ function reasonOf(error: unknown): string {
 /** How often a namespace is looked for by another way. */
 const ROUNDS = 3;
 
-interface Failed {
-  readonly ns: string;
-  readonly path: string;
-  readonly error: unknown;
+type Answer = Unseen | { readonly ns: string; readonly path: string; readonly links: readonly Link[] };
+
+/** Asks namespaces for their links: a few processes, each of which asks some of them in turn. */
+async function askAll(host: Run, namespaces: readonly (readonly [ns: string, path: string])[]): Promise<Answer[]> {
+  const count = Math.min(EACH.most, Math.max(EACH.least, Math.ceil(namespaces.length / AT_ONCE)));
+  const parts: (typeof namespaces)[] = [];
+  for (let from = 0; from < namespaces.length; from += count) parts.push(namespaces.slice(from, from + count));
+  const answers: Answer[] = [];
+  await each(parts, AT_ONCE, async (part) => void answers.push(...await askSome(host, part)));
+  return answers;
 }
 
-/** Asks namespaces for their addresses; returns those that could not be asked. */
-async function askAll(
-  host: Run,
-  namespaces: readonly (readonly [ns: string, path: string])[],
-  inUse: Map<string, string>,
-): Promise<Failed[]> {
-  const pending = [...namespaces];
-  const failed: Failed[] = [];
-  const worker = async () => {
-    for (let next = pending.shift(); next !== undefined; next = pending.shift()) {
-      const [ns, path] = next;
-      try {
-        for (const ip of await addressesIn(inNetns(host, path))) inUse.set(ip, path);
-      } catch (error) {
-        failed.push({ ns, path, error });
-      }
+/** Asks for links with their addresses and details. */
+const IP = ["ip", "-j", "-d", "address", "show"];
+
+/** Constant text for sh: the links of each namespace, or what went wrong, then a line with the status. */
+const ASK = `for ns do nsenter --net="$ns" -- ${IP.join(" ")} 2>&1; code=$?
+[ $code -ne 127 ] || exit 127; printf '\nstatus %s\n' $code; done`;
+
+async function askSome(host: Run, namespaces: readonly (readonly [ns: string, path: string])[]): Promise<Answer[]> {
+  let texts: readonly string[] = [];
+  let trouble = "no answer";
+  try {
+    const argv = ["sh", "-c", ASK, "sh", ...namespaces.map(([, path]) => path)];
+    // Whoever owns a namespace names its links, but a line break in a name is escaped there.
+    texts = (await must(host, { argv, question: true })).split(/^status (\d+)$/m);
+  } catch (error) {
+    trouble = reasonOf(error);
+  }
+  const isWhole = texts.length === 2 * namespaces.length + 1;
+  return namespaces.map(([ns, path], at) => {
+    const [text = "", code] = isWhole ? texts.slice(2 * at, 2 * at + 2) : [];
+    if (code !== "0") return { ns, path, reason: text.trim() || trouble };
+    try {
+      // Beside its answer ip may warn of something.
+      return { ns, path, links: linksOf(/^\[.*$/m.exec(text)?.[0] ?? text) };
+    } catch (error) {
+      return { ns, path, reason: reasonOf(error) };
     }
-  };
-  await Promise.all(Array.from({ length: AT_ONCE }, worker));
-  return failed;
+  });
+}
+
+const linksOf = (stdout: string) => (JSON.parse(stdout || "[]") as Link[]).filter(({ ifname }) => ifname !== undefined);
+
+const addressesOf = ({ addr_info = [] }: Link) => addr_info.flatMap(({ local }) => local === undefined ? [] : [local]);
+
+/** Links of a namespace, with their addresses and details. Throws when they cannot be listed. */
+export async function linksIn(run: Run): Promise<Link[]> {
+  return linksOf(await must(run, { argv: IP }));
 }
 
 /** Paths to the namespaces by their inode numbers, and the listings that failed. */
@@ -144,11 +180,4 @@ async function mounts(host: Run, of: readonly string[]): Promise<string> {
 /** findmnt's raw output writes blanks and the like as \x20. */
 function unescape(text: string): string {
   return text.replace(/\\x([0-9a-f]{2})/g, (_, hex: string) => String.fromCharCode(Number.parseInt(hex, 16)));
-}
-
-async function addressesIn(pod: Run): Promise<string[]> {
-  const links = JSON.parse(await must(pod, { argv: ["ip", "-j", "address", "show"] })) as {
-    addr_info?: { local?: string }[];
-  }[];
-  return links.flatMap((link) => link.addr_info ?? []).flatMap(({ local }) => local === undefined ? [] : [local]);
 }

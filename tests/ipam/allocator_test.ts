@@ -1,7 +1,8 @@
 import { assert, assertEquals, assertMatch, assertRejects, assertStringIncludes } from "@std/assert";
 import { CniError } from "../../lib/cni/error.ts";
 import type { Perform } from "../../lib/kernel/plan.ts";
-import type { Command, Output, Run } from "../../lib/kernel/run.ts";
+import type { Output, Run } from "../../lib/kernel/run.ts";
+import { netnsAnswers } from "../fakes/netns_answers.ts";
 import { begin, held, release, releaseOnly } from "../../lib/ipam/allocator.ts";
 import { collect, leases, usage } from "../../lib/ipam/lease_upkeep.ts";
 import { type RangeConf, rangeSets } from "../../lib/ipam/range.ts";
@@ -42,23 +43,23 @@ async function refusal(work: Promise<unknown>): Promise<CniError> {
   return await assertRejects(() => work, CniError);
 }
 
-/** A host on which these addresses are in use, in one namespace. */
+/** A host with one namespace, which answers so. */
+function hostAnswering(answer: Partial<Output>): Run {
+  const said = (output: Partial<Output>): Output => ({ code: 0, signal: null, stdout: "", stderr: "", ...output });
+  return netnsAnswers((command) => {
+    if (command.startsWith("lsns ")) return said({ stdout: "4026531840 1\n" });
+    if (command.startsWith("findmnt ")) return said({ code: 1 });
+    throw new Error(`unexpected: ${command}`);
+  }, (path) => {
+    assertEquals(path, "/proc/1/ns/net");
+    return said(answer);
+  });
+}
+
+/** A host on which these addresses are in use. */
 function hostWith(...addresses: string[]): Run {
-  return ({ argv }: Command): Promise<Output> => {
-    const answers: [RegExp, string][] = [
-      [/^lsns /, "4026531840 1\n"],
-      [/^findmnt /, ""],
-      [
-        /^nsenter --net=\/proc\/1\/ns\/net -- ip -j address show$/,
-        JSON.stringify([{
-          addr_info: addresses.map((local) => ({ local })),
-        }]),
-      ],
-    ];
-    const [, stdout] = answers.find(([pattern]) => pattern.test(argv.join(" "))) ?? [];
-    if (stdout === undefined) throw new Error(`unexpected: ${argv.join(" ")}`);
-    return Promise.resolve({ code: argv[0] === "findmnt" ? 1 : 0, signal: null, stdout, stderr: "" });
-  };
+  const addr_info = addresses.map((local) => ({ local }));
+  return hostAnswering({ stdout: JSON.stringify([{ ifname: "eth0", addr_info }]) });
 }
 
 Deno.test("allocate writes the reference's files, to the byte", () =>
@@ -482,10 +483,7 @@ Deno.test("nothing is taken back when it cannot be proved, and the error counts 
 Deno.test("a namespace that cannot be asked proves nothing", () =>
   inFolder(async (folder) => {
     fillLongAgo(folder);
-    const host: Run = (command) => {
-      if (command.argv[0] !== "nsenter") return hostWith()(command);
-      return Promise.resolve({ code: 1, signal: null, stdout: "", stderr: "nsenter: cannot open: Permission denied" });
-    };
+    const host = hostAnswering({ code: 1, stderr: "nsenter: cannot open: Permission denied" });
     const { details } = await refusal(take(folder, "new", { host }));
     assertMatch(details, /cannot be proved: \/proc\/\d+\/ns\/net could not be looked at: .*Permission denied/);
     assertEquals(folder.names().length, 6);
