@@ -14,6 +14,7 @@ import { type Cached, cachedResult } from "../cni/result_cache.ts";
 import { callPlugin } from "../cni/skel.ts";
 import { parseResult } from "../cni/version.ts";
 import { askingOnce } from "../kernel/asked_once.ts";
+import { each } from "../kernel/each.ts";
 import { netnsState } from "../kernel/netns.ts";
 import { readFileIfThere } from "../kernel/state_file.ts";
 import { TableError } from "../kernel/iptables.ts";

@@ -17,7 +17,7 @@ import { masqueradeOwners } from "../rules/masquerade_gc.ts";
 import { isOwned } from "../rules/rule_upkeep.ts";
 import type { RangeSet } from "../ipam/range.ts";
 import type { Lease } from "../ipam/store.ts";
-import type { Unseen } from "../kernel/all_netns.ts";
+import { linksIn, type Unseen } from "../kernel/all_netns.ts";
 import type { Link } from "../kernel/ip.ts";
 import { parseSave, unreadableTables } from "../kernel/iptables.ts";
 import { parseListing } from "../kernel/nft.ts";
@@ -32,7 +32,6 @@ import {
   type Judged,
   type Judgement,
   lifeOf,
-  linksIn,
   placeIn,
   type Pool,
   pools,

@@ -108,7 +108,8 @@ export async function childProcesses(node: Node, side: Side, call: Call): Promis
   if (!isFine(call, output.code)) throw new Error(`${side.name}: ${call.type} ${call.command}: ${output.stderr}`);
   const pids = new Set<string>();
   for (const line of (await node.read("/run/bench/io.trace") ?? "").split("\n")) {
-    const [, pid] = /^(\d+) +execve\(.* = 0$/.exec(line) ?? [];
+    // Where others did something meanwhile, the line is in two parts.
+    const [, pid] = /^(\d+) +(?:execve\(|<\.\.\. execve resumed).* = 0$/.exec(line) ?? [];
     if (pid) pids.add(pid);
   }
   // The plugin itself is the process that bash was.
