@@ -77,9 +77,8 @@ export interface OperatorCommand {
   readonly statuses?: readonly (readonly [status: number, meaning: string])[];
   /** Not in help and completion. */
   readonly hidden?: boolean;
-  readonly load: () => Promise<{ readonly [name: string]: unknown }>;
-  /** Name of the function in the loaded file. */
-  readonly entry: string;
+  /** Loads the command's own file, and returns the exit status. */
+  readonly run: (call: CommandCall) => Promise<number>;
 }
 
 /** What the function of a command gets. */

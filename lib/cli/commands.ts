@@ -92,6 +92,7 @@ const NETNS: Positional = {
 };
 
 const cluster = () => import("./pools.ts");
+const ipam = () => import("./ipam.ts");
 const network = () => import("./network.ts");
 
 /** All commands, in the order in which people are shown them. */
@@ -121,8 +122,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       ["a namespace to play with, and a published port", "cnibox add mynet box --create -p 8080:80"],
       ["a running process", "cnibox add mynet pid:1234 --ip 10.88.0.7"],
     ],
-    load: network,
-    entry: "add",
+    run: async (call) => (await network()).add(call),
   },
   {
     name: "check",
@@ -131,8 +131,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     positional: [NETWORK, { ...NETNS, unless: "id" }],
     flags: [CONF, IFNAME, ID, ...REQUESTS, ...WATCH, JSON_FLAG, ...PLACES],
     examples: [["after somebody touched the firewall", "cnibox check mynet box"]],
-    load: network,
-    entry: "check",
+    run: async (call) => (await network()).check(call),
   },
   {
     name: "del",
@@ -158,8 +157,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       ["by namespace", "cnibox del mynet box"],
       ["by container, when its namespace is gone", "cnibox del mynet --id 4f1c2a"],
     ],
-    load: network,
-    entry: "del",
+    run: async (call) => (await network()).del(call),
   },
   {
     name: "run",
@@ -188,8 +186,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       ["a web server on the host's port 8080", "cnibox run mynet -p 8080:80 -- python3 -m http.server 80"],
     ],
     statuses: [[125, "cnibox failed before the command was started"]],
-    load: () => import("./run.ts"),
-    entry: "run",
+    run: async (call) => (await import("./run.ts")).run(call),
   },
   {
     name: "status",
@@ -204,8 +201,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     flags: [CONF, ...WATCH, JSON_FLAG, DATA_DIR, ...PLACES],
     examples: [["is this node well?", "cnibox status"], ["before a rollout", "cnibox status mynet"]],
     statuses: [[0, "healthy, or ready"], [1, "problems were found, or a plugin is not ready"]],
-    load: network,
-    entry: "networkStatus",
+    run: async (call) => (await network()).networkStatus(call),
   },
   {
     name: "explain",
@@ -229,8 +225,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       ["what would happen?", "cnibox explain add mynet box -p 8080:80"],
       ["do it by hand", "cnibox explain add mynet box | sh"],
     ],
-    load: () => import("./explain.ts"),
-    entry: "explain",
+    run: async (call) => (await import("./explain.ts")).explain(call),
   },
   {
     name: "validate",
@@ -260,8 +255,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       ["in a pipeline, before it is rolled out", "cnibox validate --json net.d/10-mynet.conflist"],
     ],
     statuses: [[0, "nothing wrong"], [1, "warnings"], [2, "errors"]],
-    load: () => import("./validate.ts"),
-    entry: "validate",
+    run: async (call) => (await import("./validate.ts")).validate(call),
   },
   {
     name: "fold",
@@ -277,8 +271,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       "fold a network",
       "cnibox fold /etc/cni/net.d/10-pods.conflist >pods.new && mv pods.new /etc/cni/net.d/10-pods.conflist",
     ]],
-    load: () => import("./fold.ts"),
-    entry: "fold",
+    run: async (call) => (await import("./fold.ts")).fold(call),
   },
   {
     name: "unfold",
@@ -288,8 +281,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     positional: [LIST_FILE],
     flags: [],
     examples: [["back to a list for the reference plugins", "cnibox unfold /etc/cni/net.d/10-pods.conflist"]],
-    load: () => import("./fold.ts"),
-    entry: "unfold",
+    run: async (call) => (await import("./fold.ts")).unfold(call),
   },
   {
     name: "schema",
@@ -306,8 +298,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       ["for an editor", "cnibox schema conflist >cni.schema.json"],
       ["what does bridge take?", "cnibox schema bridge"],
     ],
-    load: () => import("./schema.ts"),
-    entry: "schema",
+    run: async (call) => (await import("./schema.ts")).schema(call),
   },
   {
     name: "node",
@@ -335,8 +326,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       ["what is wrong with the routes", "cnibox node --explain"],
       ["take a node out of the network", "cnibox node --withdraw"],
     ],
-    load: () => import("./node_agent.ts"),
-    entry: "node",
+    run: async (call) => (await import("./node_agent.ts")).node(call),
   },
   {
     name: "node status",
@@ -346,8 +336,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     flags: [JSON_FLAG],
     examples: [["for a probe: exit status 0 when ready", "cnibox node status --json"]],
     statuses: [[0, "running and ready"], [1, "not running, or not ready"]],
-    load: () => import("./node_agent.ts"),
-    entry: "nodeStatus",
+    run: async (call) => (await import("./node_agent.ts")).nodeStatus(call),
   },
   {
     name: "cluster pools",
@@ -356,8 +345,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     positional: [],
     flags: [JSON_FLAG, CONF_DIR, ROOT],
     examples: [["all pools", "cnibox cluster pools"]],
-    load: cluster,
-    entry: "listPools",
+    run: async (call) => (await cluster()).listPools(call),
   },
   {
     name: "cluster blocks",
@@ -366,8 +354,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     positional: [ONLY_POOL],
     flags: [JSON_FLAG, CONF_DIR, ROOT],
     examples: [["one pool", "cnibox cluster blocks pods"]],
-    load: cluster,
-    entry: "listBlocks",
+    run: async (call) => (await cluster()).listBlocks(call),
   },
   {
     name: "cluster find",
@@ -376,8 +363,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     positional: [{ name: "ADDRESS", about: "the address" }],
     flags: [JSON_FLAG, CONF_DIR, ROOT],
     examples: [["whose address is it", "cnibox cluster find 10.42.3.7"]],
-    load: cluster,
-    entry: "find",
+    run: async (call) => (await cluster()).find(call),
   },
   {
     name: "cluster check",
@@ -387,8 +373,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     flags: [JSON_FLAG, CONF_DIR, ROOT],
     examples: [["after the store was restored from a backup", "cnibox cluster check"]],
     statuses: [[0, "records and files agree"], [1, "they do not, or could not be looked at"]],
-    load: cluster,
-    entry: "check",
+    run: async (call) => (await cluster()).check(call),
   },
   {
     name: "cluster trim",
@@ -397,8 +382,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     positional: [ONLY_POOL],
     flags: [JSON_FLAG, CONF_DIR, ROOT],
     examples: [["before a node is taken out of service", "cnibox cluster trim"]],
-    load: cluster,
-    entry: "trim",
+    run: async (call) => (await cluster()).trim(call),
   },
   {
     name: "cluster forget",
@@ -416,8 +400,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       ROOT,
     ],
     examples: [["a node that was scrapped", "cnibox cluster forget node7"]],
-    load: cluster,
-    entry: "forget",
+    run: async (call) => (await cluster()).forget(call),
   },
   {
     name: "ipam",
@@ -429,8 +412,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     positional: [ONLY_NETWORK],
     flags: [JSON_FLAG, ...LEASE_PLACES],
     examples: [["all networks", "cnibox ipam"]],
-    load: () => import("./ipam.ts"),
-    entry: "usage",
+    run: async (call) => (await ipam()).usage(call),
   },
   {
     name: "ipam list",
@@ -439,8 +421,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     positional: [ONLY_NETWORK],
     flags: [JSON_FLAG, ...LEASE_PLACES],
     examples: [["one network", "cnibox ipam list pods"]],
-    load: () => import("./ipam.ts"),
-    entry: "list",
+    run: async (call) => (await ipam()).list(call),
   },
   {
     name: "ipam find",
@@ -449,8 +430,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     positional: [{ name: "WHAT", about: "an address, or a container ID or its beginning", kind: "container" }],
     flags: [JSON_FLAG, ...LEASE_PLACES],
     examples: [["whose address is it", "cnibox ipam find 10.85.0.7"]],
-    load: () => import("./ipam.ts"),
-    entry: "find",
+    run: async (call) => (await ipam()).find(call),
   },
   {
     name: "ipam check",
@@ -460,8 +440,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     flags: [JSON_FLAG, ...LEASE_PLACES],
     examples: [["is anything wrong", "cnibox ipam check || cnibox ipam repair --dry-run"]],
     statuses: [[0, "nothing wrong"], [1, "something is wrong, or could not be looked at"]],
-    load: () => import("./ipam.ts"),
-    entry: "check",
+    run: async (call) => (await ipam()).check(call),
   },
   {
     name: "ipam free",
@@ -476,8 +455,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       ...LEASE_PLACES,
     ],
     examples: [["an address that nobody uses", "cnibox ipam free 10.85.0.7"]],
-    load: () => import("./ipam.ts"),
-    entry: "free",
+    run: async (call) => (await ipam()).free(call),
   },
   {
     name: "ipam repair",
@@ -495,8 +473,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       ...LEASE_PLACES,
     ],
     examples: [["look first", "cnibox ipam repair --dry-run"], ["then do it", "cnibox ipam repair pods"]],
-    load: () => import("./ipam.ts"),
-    entry: "repair",
+    run: async (call) => (await ipam()).repair(call),
   },
   {
     name: "gc",
@@ -517,8 +494,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       ...PLACES,
     ],
     examples: [["look first", "cnibox gc pods --dry-run"], ["without being asked", "cnibox gc pods --yes"]],
-    load: () => import("./gc.ts"),
-    entry: "gc",
+    run: async (call) => (await import("./gc.ts")).gc(call),
   },
   {
     name: "restore",
@@ -541,8 +517,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       ["after firewall-cmd --reload", "cnibox restore --all"],
       ["what is missing", "cnibox restore --all --dry-run"],
     ],
-    load: () => import("./restore.ts"),
-    entry: "restore",
+    run: async (call) => (await import("./restore.ts")).restore(call),
   },
   {
     name: "networks",
@@ -551,8 +526,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     positional: [],
     flags: [{ name: "quiet", short: "q", about: "only the names" }, ...TABLE, JSON_FLAG, ...LEASE_PLACES],
     examples: [["what can be attached to?", "cnibox networks"], ["for a loop", "cnibox networks -q"]],
-    load: () => import("./networks.ts"),
-    entry: "networks",
+    run: async (call) => (await import("./networks.ts")).networks(call),
   },
   {
     name: "inspect",
@@ -561,8 +535,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     positional: [{ name: "NETWORK", kind: "network", about: "name of a network" }],
     flags: [JSON_FLAG, ...LEASE_PLACES],
     examples: [["all of one network", "cnibox inspect mynet"]],
-    load: () => import("./networks.ts"),
-    entry: "inspect",
+    run: async (call) => (await import("./networks.ts")).inspect(call),
   },
   {
     name: "show",
@@ -600,8 +573,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       ["what needs attention", "cnibox show --problems"],
       ["what a script wants to know", "cnibox show mynet --json"],
     ],
-    load: () => import("./show.ts"),
-    entry: "show",
+    run: async (call) => (await import("./show.ts")).show(call),
   },
   {
     name: "events",
@@ -617,8 +589,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       ...LEASE_PLACES,
     ],
     examples: [["who comes, who goes?", "cnibox events"], ["for a script", "cnibox events --json --count 1"]],
-    load: () => import("./events.ts"),
-    entry: "events",
+    run: async (call) => (await import("./events.ts")).events(call),
   },
   {
     name: "report",
@@ -632,8 +603,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     positional: [{ name: "FILE", kind: "file", optional: true, about: "the archive (tar); - is standard output" }],
     flags: LEASE_PLACES,
     examples: [["for a bug report", "cnibox report"], ["from afar", "ssh node cnibox report - >node.tar"]],
-    load: () => import("./report.ts"),
-    entry: "report",
+    run: async (call) => (await import("./report.ts")).report(call),
   },
   {
     name: "graph",
@@ -654,8 +624,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       ["in the terminal", "cnibox graph"],
       ["to look at", "cnibox graph --format svg >node.svg"],
     ],
-    load: () => import("./graph.ts"),
-    entry: "graph",
+    run: async (call) => (await import("./graph.ts")).graph(call),
   },
   {
     name: "doctor",
@@ -679,8 +648,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     ],
     examples: [["why do containers get no network?", "cnibox doctor"]],
     statuses: [[0, "all well"], [1, "warnings"], [2, "failures"]],
-    load: () => import("./doctor/doctor.ts"),
-    entry: "doctor",
+    run: async (call) => (await import("./doctor/doctor.ts")).doctor(call),
   },
   {
     name: "plugins",
@@ -689,8 +657,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     positional: [],
     flags: [{ name: "names", about: "only the names" }, JSON_FLAG],
     examples: [["what is in it", "cnibox plugins"]],
-    load: () => import("./about.ts"),
-    entry: "plugins",
+    run: async (call) => (await import("./about.ts")).plugins(call),
   },
   {
     name: "install",
@@ -719,8 +686,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       ["in place of the plugins that are there, and the way back", "./cnibox install --replace && cnibox uninstall"],
     ],
     statuses: [[73, "installed, except where plugins that are not ours stay as they are"]],
-    load: () => import("./install.ts"),
-    entry: "install",
+    run: async (call) => (await import("./install.ts")).install(call),
   },
   {
     name: "rollback",
@@ -729,8 +695,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     positional: [],
     flags: [BIN_DIR, JSON_FLAG],
     examples: [["the last upgrade was no good", "cnibox rollback"]],
-    load: () => import("./install.ts"),
-    entry: "rollback",
+    run: async (call) => (await import("./install.ts")).rollback(call),
   },
   {
     name: "uninstall",
@@ -739,8 +704,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     positional: [],
     flags: [BIN_DIR, PATH_DIR, JSON_FLAG],
     examples: [["from /opt/cni/bin", "cnibox uninstall"]],
-    load: () => import("./install.ts"),
-    entry: "uninstall",
+    run: async (call) => (await import("./install.ts")).uninstall(call),
   },
   {
     name: "image",
@@ -762,8 +726,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
         "cnibox image cnibox.tar && skopeo copy oci-archive:cnibox.tar docker://registry.example/cnibox:1",
       ],
     ],
-    load: () => import("./image.ts"),
-    entry: "image",
+    run: async (call) => (await import("./image.ts")).image(call),
   },
   {
     name: "deb",
@@ -776,8 +739,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     positional: [{ name: "FILE", about: "the package, or a folder for cnibox_VERSION_ARCH.deb", kind: "file" }],
     flags: [JSON_FLAG],
     examples: [["make and install it", "cnibox deb cnibox.deb && dpkg -i cnibox.deb"]],
-    load: () => import("./deb.ts"),
-    entry: "deb",
+    run: async (call) => (await import("./deb.ts")).deb(call),
   },
   {
     name: "manifest",
@@ -803,8 +765,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       ],
       ["remove it from two nodes", "cnibox manifest --uninstall node1 --uninstall node2 | kubectl apply -f -"],
     ],
-    load: () => import("./manifest.ts"),
-    entry: "manifest",
+    run: async (call) => (await import("./manifest.ts")).manifest(call),
   },
   {
     name: "verify",
@@ -814,8 +775,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     flags: [BIN_DIR, PLUGINS, { name: "sha256", value: "SUM", about: "what the executable has to be" }, JSON_FLAG],
     examples: [["after an upgrade", "cnibox verify"]],
     statuses: [[0, "everything is in place"], [1, "something is not"]],
-    load: () => import("./install.ts"),
-    entry: "verify",
+    run: async (call) => (await import("./install.ts")).verify(call),
   },
   {
     name: "version",
@@ -824,8 +784,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     positional: [],
     flags: [{ name: "sbom", about: "what it is made of, as CycloneDX" }, JSON_FLAG],
     examples: [["which one is this?", "cnibox version"]],
-    load: () => import("./about.ts"),
-    entry: "version",
+    run: async (call) => (await import("./about.ts")).version(call),
   },
   {
     name: "man",
@@ -837,8 +796,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       ["read one", "cnibox man bridge | man -l -"],
       ["for everybody on this machine", "cnibox man --dir /usr/local/share/man"],
     ],
-    load: () => import("./man.ts"),
-    entry: "man",
+    run: async (call) => (await import("./man.ts")).man(call),
   },
   {
     name: "completion",
@@ -852,8 +810,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
       ["for zsh", 'cnibox completion zsh >"${fpath[1]}/_cnibox"'],
       ["for fish", "cnibox completion fish >~/.config/fish/completions/cnibox.fish"],
     ],
-    load: () => import("./completion.ts"),
-    entry: "completion",
+    run: async (call) => (await import("./completion.ts")).completion(call),
   },
   {
     name: "complete",
@@ -863,8 +820,7 @@ export const COMMANDS: readonly OperatorCommand[] = [
     positional: [{ name: "KIND", about: "network, netns, plugin, schema, container, pod or shown" }],
     flags: [...PLACES],
     examples: [],
-    load: () => import("./completion.ts"),
-    entry: "complete",
+    run: async (call) => (await import("./completion.ts")).complete(call),
   },
 ];
 

@@ -3,7 +3,7 @@ import { ConfigError } from "../cni/member.ts";
 import { CniError, code } from "../cni/error.ts";
 import type { Plugin } from "../cni/plugin.ts";
 import { aboutText, errorText, pluginMain } from "../cni/skel.ts";
-import { brokenText, CliError, type CommandCall, GROUPS, helpText, nearest, parseCall, status } from "./command.ts";
+import { brokenText, CliError, GROUPS, helpText, nearest, parseCall, status } from "./command.ts";
 import { COMMANDS, findCommand } from "./commands.ts";
 import { columns, complain, oneLine, painter, say } from "./terminal.ts";
 
@@ -55,8 +55,7 @@ async function run(args: readonly string[], invocation: Invocation): Promise<num
       return status.done;
     }
     json = call.is("json");
-    const entry = (await command.load())[command.entry] as (call: CommandCall) => number | Promise<number>;
-    return await entry(call);
+    return await command.run(call);
   } catch (error) {
     return failure(command.name, error, json);
   }
