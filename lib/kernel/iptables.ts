@@ -93,6 +93,13 @@ export function ruleTarget(text: string): string | undefined {
   return at < 0 ? undefined : words[at + 1];
 }
 
+/** Rules of any chain that lead to one of `chains`, as `CHAIN RULE`. */
+export function leadingTo(table: SavedTable, ...chains: readonly string[]): string[] {
+  return [...table.chains.values()].flat().filter(({ text }) =>
+    chains.some((chain) => text.includes(chain)) && chains.includes(ruleTarget(text) ?? "")
+  ).map(({ chain, text }) => `${chain} ${text}`);
+}
+
 /** The comment of a rule; undefined when it has none. */
 export function ruleComment(text: string): string | undefined {
   const words = ruleWords(text);

@@ -5,6 +5,7 @@
  * @module
  */
 import {
+  leadingTo,
   quoteWord,
   restore,
   ruleComment,
@@ -92,15 +93,10 @@ export async function keepMasquerade(run: Run, firewall: Firewall, shares: reado
     const table = await savedTable(run, share.subnet.address.family, "nat");
     if (table === undefined) throw new Error("neither nftables nor iptables is usable here: set ipMasq to false");
     if (isWhole(table, share)) continue;
-    await restore(run, share.subnet.address.family, iptablesText(share, jumpsIn(table)));
+    await restore(run, share.subnet.address.family, iptablesText(share, leadingTo(table, CHAIN)));
     isChanged = true;
   }
   return isChanged;
-}
-
-function jumpsIn(table: SavedTable): string[] {
-  return [...table.chains.values()].flat().filter(({ chain, text }) => chain !== CHAIN && ruleTarget(text) === CHAIN)
-    .map(({ chain, text }) => `${chain} ${text}`);
 }
 
 function isWhole(table: SavedTable, share: Share): boolean {
@@ -125,7 +121,7 @@ export async function dropMasquerade(run: Run, firewall: Firewall): Promise<bool
     await restore(
       run,
       family,
-      transaction("nat", [...jumpsIn(table).map((jump) => `-D ${jump}`), `-F ${CHAIN}`, `-X ${CHAIN}`]),
+      transaction("nat", [...leadingTo(table, CHAIN).map((jump) => `-D ${jump}`), `-F ${CHAIN}`, `-X ${CHAIN}`]),
     );
     isChanged = true;
   }

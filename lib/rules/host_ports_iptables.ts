@@ -13,6 +13,7 @@ import { badConfig, type CniError, internal } from "../cni/error.ts";
 import { lockWithin } from "../kernel/flock.ts";
 import {
   iptablesTool,
+  leadingTo,
   makingLine,
   missingRules,
   quoteWord,
@@ -300,7 +301,7 @@ async function repairLines(
     // Declaring a chain that is there empties it.
     `:${chain} - [0:0]`,
     ...content.map((rule) => `-A ${chain} ${rule}`),
-    ...leadingTo(table, [chain]).map((rule) => `-D ${rule}`),
+    ...leadingTo(table, chain).map((rule) => `-D ${rule}`),
     ...entries.map((rule) => `-A ${DNAT_CHAIN} ${rule}`),
   ];
 }
@@ -311,13 +312,6 @@ function noMarkChain(chain: string, family: Family): CniError {
     `"externalSetMarkChain" names a chain that its owner has to make first (kube-proxy no longer makes KUBE-MARK-MASQ); ` +
       "remove the option to have the marks set by cnibox",
   );
-}
-
-/** Rules of any chain that lead to one of `chains`, as `CHAIN RULE`. */
-function leadingTo(table: SavedTable, chains: readonly string[]): string[] {
-  return [...table.chains.values()].flat().filter(({ text }) =>
-    chains.some((chain) => text.includes(chain)) && chains.includes(ruleTarget(text) ?? "")
-  ).map(({ chain, text }) => `${chain} ${text}`);
 }
 
 /** What removing found. */
@@ -363,7 +357,7 @@ async function cleanChains(
     if (table === undefined || there.length === 0) return { lines: [], result: { found: false, addresses: [] } };
     return {
       lines: [
-        ...leadingTo(table, there).map((rule) => `-D ${rule}`),
+        ...leadingTo(table, ...there).map((rule) => `-D ${rule}`),
         ...there.flatMap((chain) => [`-F ${chain}`, `-X ${chain}`]),
       ],
       result: { found: true, addresses: [...new Set(there.flatMap((chain) => targetsOf(table, chain)))] },
@@ -373,7 +367,7 @@ async function cleanChains(
 
 /** Does a listed table lead packets to the container's chain? */
 export function leadsTo(table: SavedTable | undefined, owner: Owner): boolean {
-  return table !== undefined && leadingTo(table, [hostPortChain(owner)]).length > 0;
+  return table !== undefined && leadingTo(table, hostPortChain(owner)).length > 0;
 }
 
 /** Addresses that a container's chain sends to. */

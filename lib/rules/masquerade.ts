@@ -6,7 +6,7 @@ import { badConfig } from "../cni/error.ts";
 import type { Call } from "../cni/plugin.ts";
 import type { ValidAttachment } from "../cni/types.ts";
 import type { Step } from "../kernel/plan.ts";
-import { formatPrefix, parsePrefix, type Prefix } from "../net/cidr.ts";
+import { formatPrefix, hostPrefix, parseAddress, parsePrefix, type Prefix } from "../net/cidr.ts";
 import type { Attachment } from "../net/name.ts";
 import {
   type Backend,
@@ -19,7 +19,7 @@ import {
   type Subject,
 } from "./backend.ts";
 import { masqueradeIptables } from "./masquerade_iptables.ts";
-import { hostPrefix, masqueradeNft, type Masquerading } from "./masquerade_nft.ts";
+import { masqueradeNft, type Masquerading } from "./masquerade_nft.ts";
 
 const upkeep = () => import("./rule_upkeep.ts");
 
@@ -58,7 +58,8 @@ const configuredOf = (backend: MasqueradeBackend) => backend === "default" ? und
 function wanted(owner: Attachment, ips: readonly string[]): Masquerading {
   const found = new Map<string, Prefix>();
   for (const ip of ips) {
-    const prefix = parsePrefix(ip) ?? hostPrefix(ip);
+    const single = parseAddress(ip);
+    const prefix = single ? hostPrefix(single) : parsePrefix(ip);
     if (prefix) found.set(formatPrefix(prefix), prefix);
   }
   const byFamily = Map.groupBy(found.values(), ({ address }) => address.family);

@@ -2,11 +2,10 @@
 import { all } from "../cni/error.ts";
 import type { Call } from "../cni/plugin.ts";
 import { attachmentsOf, type ValidAttachment } from "../cni/types.ts";
-import { ruleComment, ruleTarget, type SavedTable, savedTable } from "../kernel/iptables.ts";
+import { leadingTo, ruleComment, ruleTarget, type SavedTable, savedTable } from "../kernel/iptables.ts";
 import type { Family } from "../net/cidr.ts";
 import { chainName, nftNetworkHash, nftRuleComment, type Owner } from "../net/name.ts";
 import { type Host, settledTable } from "./backend.ts";
-import { jumpsTo } from "./masquerade_iptables.ts";
 import { deleteMasqueradeNft } from "./masquerade_nft.ts";
 import { collectionJobs } from "./rule_upkeep.ts";
 
@@ -52,7 +51,7 @@ async function collect(
     const table = await savedTable(call.host, family, "nat");
     const chains = table ? masqueradeOwners(table).filter(isStale).map((owner) => chainName(owner)) : [];
     const lines = table === undefined ? [] : chains.flatMap((chain) => [
-      ...jumpsTo(table, chain).map((jump) => `-D ${jump}`),
+      ...leadingTo(table, chain).map((jump) => `-D ${jump}`),
       ...(table.chains.has(chain) ? [`-F ${chain}`, `-X ${chain}`] : []),
     ]);
     return { lines, result: undefined };

@@ -9,14 +9,17 @@
  * share it), or remains of an attachment that was never deleted.
  */
 import type { Link } from "../kernel/ip.ts";
-import { quoteWord, ruleTarget, ruleWords, type SavedTable, savedTable, transaction } from "../kernel/iptables.ts";
+import { leadingTo, quoteWord, ruleTarget, ruleWords, type SavedTable, savedTable, transaction } from "../kernel/iptables.ts";
 import type { Applier } from "../kernel/plan.ts";
 import type { Run } from "../kernel/run.ts";
 import {
+  type Address,
   type Family,
+  familyBits,
   formatAddress,
   formatPrefix,
   networkPrefix,
+  parseAddress,
   parsePrefix,
   type Prefix,
   prefixContains,
@@ -31,7 +34,7 @@ import {
   type RuleSet,
   settledTable,
 } from "./backend.ts";
-import { hostPrefix, type Masquerading, MULTICAST } from "./masquerade_nft.ts";
+import { type Masquerading, MULTICAST } from "./masquerade_nft.ts";
 
 type Wanted = Part<Masquerading>;
 
@@ -63,13 +66,11 @@ function iptablesRules({ owner, family, prefixes }: Wanted, accepted: readonly s
       `-A ${chain} ! -d ${MULTICAST[family]} ${comment} -j MASQUERADE`,
     ],
     // An address may be known twice, with its subnet and without.
-    jumps: [...new Set(prefixes.map(({ address }) => `${formatAddress(address)}/${hostLength(family)}`))].map((
+    jumps: [...new Set(prefixes.map(({ address }) => `${formatAddress(address)}/${familyBits(family)}`))].map((
       source,
     ) => `-A POSTROUTING -s ${source} ${comment} -j ${chain}`),
   };
 }
-
-const hostLength = (family: Family) => family === 4 ? 32 : 128;
 
 function text(wanted: Wanted): string {
   return transaction("nat", additionLines(wanted));
@@ -101,7 +102,7 @@ async function add(call: Applier, wanted: Wanted): Promise<undefined> {
 /** Lines that make the chain serve these addresses too, drop remains, and keep other living interfaces' rules. */
 async function mergedLines(call: Applier, wanted: Wanted, table: SavedTable): Promise<string[]> {
   const chain = chainName(wanted.owner);
-  const jumps = jumpsTo(table, chain);
+  const jumps = leadingTo(table, chain);
   const kept = await keptJumps(call, wanted, jumps);
   const gone = jumps.filter((jump) => !kept.includes(jump));
   const accepted = kept.length === 0 ? [] : (table.chains.get(chain) ?? []).flatMap(({ text }) => {
@@ -112,17 +113,6 @@ async function mergedLines(call: Applier, wanted: Wanted, table: SavedTable): Pr
   const rules = iptablesRules(wanted, accepted);
   // Declaring a chain that is there empties it.
   return [`:${chain} - [0:0]`, ...rules.content, ...gone.map((jump) => `-D ${jump}`), ...rules.jumps];
-}
-
-/** Rules of any chain that lead to `chain`, as `CHAIN RULE`. */
-export function jumpsTo(table: SavedTable, chain: string): string[] {
-  const jumps: string[] = [];
-  for (const rules of table.chains.values()) {
-    for (const rule of rules) {
-      if (rule.text.includes(chain) && ruleTarget(rule.text) === chain) jumps.push(`${rule.chain} ${rule.text}`);
-    }
-  }
-  return jumps;
 }
 
 /** The source that a rule names. */
@@ -142,7 +132,7 @@ async function keptJumps(
   jumps: readonly string[],
 ): Promise<string[]> {
   const mine = (source: Prefix) =>
-    source.length === hostLength(source.address.family) && prefixes.some((one) => prefixContains(source, one.address));
+    source.length === familyBits(source.address.family) && prefixes.some((one) => prefixContains(source, one.address));
   const others = jumps.filter((jump) => {
     const source = sourceOf(jump);
     return source !== undefined && !mine(source);
@@ -151,18 +141,18 @@ async function keptJumps(
   const living = await addressesBeside(call.pod, owner.ifName);
   return others.filter((jump) => {
     const source = sourceOf(jump);
-    return source !== undefined && living.some((address) => prefixContains(source, address.address));
+    return source !== undefined && living.some((address) => prefixContains(source, address));
   });
 }
 
 /** Addresses of the container's interfaces but this one; [] when it cannot be asked. */
-async function addressesBeside(pod: Run, ifName: string): Promise<Prefix[]> {
+async function addressesBeside(pod: Run, ifName: string): Promise<Address[]> {
   try {
     const { code, stdout } = await pod({ argv: ["ip", "-j", "addr", "show"] });
     if (code !== 0) return [];
     const links = JSON.parse(stdout) as Link[];
-    return links.filter((link) => link.ifname !== ifName).flatMap((link) => link.addr_info ?? []).flatMap(({ local }) =>
-      hostPrefix(local) ?? []
+    return links.filter((link) => link.ifname !== ifName).flatMap(({ addr_info = [] }) =>
+      addr_info.flatMap(({ local }) => parseAddress(local) ?? [])
     );
   } catch {
     return [];
@@ -182,7 +172,7 @@ async function remove(call: Remover, wanted: Wanted, { likely }: { readonly like
     }
     // Everything that leads to the container's chain goes, except what another living interface needs.
     const saved = await ownTable(call, family, chain);
-    const jumps = saved ? jumpsTo(saved, chain) : [];
+    const jumps = saved ? leadingTo(saved, chain) : [];
     found = jumps.length > 0 || (saved?.chains.has(chain) ?? false);
     if (!found) return { lines: [], result: false };
     const kept = await keptJumps(call, wanted, jumps);
@@ -194,7 +184,7 @@ async function remove(call: Remover, wanted: Wanted, { likely }: { readonly like
   if (isShared) {
     await settledTable(call, { family, table }, async () => {
       const saved = await ownTable(call, family, chain);
-      const isUnused = saved?.chains.has(chain) && jumpsTo(saved, chain).length === 0;
+      const isUnused = saved?.chains.has(chain) && leadingTo(saved, chain).length === 0;
       return { lines: isUnused ? dropChain : [], result: undefined };
     });
   }
@@ -204,5 +194,5 @@ async function remove(call: Remover, wanted: Wanted, { likely }: { readonly like
 function owned({ tables }: Listing, { owner, family }: Wanted): boolean {
   const chain = chainName(owner);
   const table = tables[family].get("nat");
-  return table !== undefined && jumpsTo(table, chain).length > 0;
+  return table !== undefined && leadingTo(table, chain).length > 0;
 }

@@ -5,7 +5,7 @@
  */
 import { nftComment, nftList } from "../kernel/nft.ts";
 import type { Applier } from "../kernel/plan.ts";
-import { type Family, formatAddress, formatPrefix, networkPrefix, parseAddress, type Prefix } from "../net/cidr.ts";
+import { type Family, formatAddress, formatPrefix, networkPrefix, type Prefix } from "../net/cidr.ts";
 import { type Attachment, nftAttachmentHash, nftRuleComment } from "../net/name.ts";
 import { addToShared, type Host, type Listing, type RuleSet, settledNft } from "./backend.ts";
 
@@ -16,12 +16,6 @@ export interface Masquerading {
 }
 
 export const MULTICAST: Record<Family, string> = { 4: "224.0.0.0/4", 6: "ff00::/8" };
-
-/** An address as the prefix that holds it alone. */
-export function hostPrefix(ip: string): Prefix | undefined {
-  const address = parseAddress(ip);
-  return address && { address, length: address.family === 4 ? 32 : 128 };
-}
 
 /** Masquerading in nftables. */
 export const masqueradeNft: RuleSet<Masquerading> = {
