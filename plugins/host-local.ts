@@ -239,5 +239,5 @@ function requestedIp(value: string, path: string): Address {
   const address = ipOrCidr(value);
   if (address !== undefined) return address;
   const msg = value === "" ? "cannot understand ip: IP <nil> not v4 nor v6" : `invalid IP address ${value}`;
-  throw new FieldError(path, msg, `"${path}" is an address, with or without a prefix length`, value);
+  throw new FieldError(path, msg, `"${path}" is an address, with or without a prefix length`);
 }

@@ -186,7 +186,7 @@ function notAddress(value: unknown, path: string): void {
     : `json: cannot unmarshal ${
       goKind(value, "")
     } into Go struct field Address.ipam.addresses.Address of type net.IPNet`;
-  throw new FieldError(path, msg, `"${path}" is another field than "address": write the key in lower case`, value);
+  throw new FieldError(path, msg, `"${path}" is another field than "address": write the key in lower case`);
 }
 
 function gatewayOf(value: string): Address | undefined {

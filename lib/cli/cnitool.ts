@@ -13,9 +13,8 @@ import {
   statusNetwork,
 } from "../cni/chain.ts";
 import { loadNetwork, type NetworkList } from "../cni/conflist.ts";
-import { isObject } from "../cni/decode.ts";
+import { isObject, kindOf } from "../cni/decode.ts";
 import { CniError, code, goQuote } from "../cni/error.ts";
-import { kindOf } from "../cni/member.ts";
 import { type Attached, CACHE_FOLDER } from "../cni/result_cache.ts";
 import type { JsonObject } from "../cni/types.ts";
 import { goJson } from "../cni/version.ts";

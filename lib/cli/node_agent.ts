@@ -1,24 +1,20 @@
 /** `cnibox node`: this node's subnet, and the ways to those of all others */
 import { machine, openEtcd } from "../ipam/cluster_conf.ts";
-import { holderOf } from "../kernel/lock_holder.ts";
 import { blockOfCommand } from "../kernel/shell.ts";
-import { readFileIfThere } from "../kernel/state_file.ts";
 import { readable, systemRun } from "../kernel/run.ts";
 import { Agent, type World } from "../node/agent.ts";
 import { CONF_FILE, type NodeConf, parseNodeConf } from "../node/conf.ts";
-import { isHeld, takeLock } from "../node/lock.ts";
+import { isHeld } from "../node/lock.ts";
 import { parseNetworkConf } from "../node/records.ts";
 import { batchCommand, type Repair } from "../node/reconcile.ts";
 import { serve } from "../node/serve.ts";
-import { etcdSource, kubernetesSource, type Source } from "../node/source.ts";
+import { EtcdSource, kubernetesSource, type Source } from "../node/source.ts";
 import { PLACES, type Status } from "../node/state.ts";
 import { REQUEST_LIMIT_MS } from "../store/store.ts";
 import { CliError, type CommandCall, status, usageError } from "./command.ts";
-import { needRoot, readText } from "./setup.ts";
+import { agentStatus } from "./peers.ts";
+import { needRoot, onlyOne, readText } from "./setup.ts";
 import { ageOf, columns, complain, jsonText, painter, say } from "./terminal.ts";
-
-/** How long another `cnibox node` has to end, in milliseconds: a unit or pod that is restarted. */
-const LOCK_MS = 10_000;
 
 /** `cnibox node` */
 export async function node(call: CommandCall): Promise<number> {
@@ -39,8 +35,8 @@ export async function node(call: CommandCall): Promise<number> {
   };
   try {
     if (call.is("explain")) return await explain(new Agent(world), call.is("json"));
-    using _lock = await onlyOne();
-    // What the one before remembered is read now.
+    // Exactly one per node; one that is just being restarted has time to end. What it remembered is read then.
+    using _lock = await onlyOne("node", "cnibox node");
     const agent = new Agent(world);
     if (call.is("withdraw")) return await withdraw(agent, call.is("json"));
     if (call.is("once")) return await once(agent, call.is("json"));
@@ -55,19 +51,11 @@ async function sourceOf(conf: NodeConf): Promise<{ source: Source; close: () => 
   const deadline = () => Date.now() + REQUEST_LIMIT_MS;
   const run = systemRun();
   const { etcd, kubernetes } = conf.store ?? {};
-  if (etcd) return { source: etcdSource(openEtcd(run, etcd, { deadline, path: "store.etcd" })), close: () => {} };
+  if (etcd) return { source: new EtcdSource(openEtcd(run, etcd, { deadline, path: "store.etcd" })), close: () => {} };
   // Loaded when used: etcd needs no YAML.
   const { openNodes } = await import("../store/open_kubernetes.ts");
   const { nodes, close } = openNodes(run, kubernetes?.kubeconfig, deadline);
   return { source: kubernetesSource(nodes, parseNetworkConf(JSON.stringify(conf.network), '"network"')), close };
-}
-
-/** Exactly one per node. */
-async function onlyOne(): Promise<Disposable> {
-  const lock = await takeLock(PLACES.lock, LOCK_MS);
-  if (lock) return lock;
-  const { ino } = Deno.statSync(PLACES.lock);
-  throw new CliError("cnibox node runs on this node already", status.tryAgain, [holderOf(ino ?? 0)]);
 }
 
 /** Aborts when this process is asked to end. */
@@ -127,13 +115,13 @@ async function withdraw(agent: Agent, json: boolean): Promise<number> {
 
 /** `cnibox node status` */
 export async function nodeStatus(call: CommandCall): Promise<number> {
-  const text = readFileIfThere(PLACES.status);
-  if (text === undefined) {
+  needRoot(call, "what the agent says of itself is for root alone");
+  const now = agentStatus();
+  if (now === undefined) {
     throw new CliError("cnibox node has not run on this node since it started", status.unknown, [
       `it writes ${PLACES.status} when it has looked at the network once`,
     ]);
   }
-  const now = JSON.parse(text) as Status;
   const isRunning = await isHeld(PLACES.lock);
   if (call.is("json")) say(jsonText({ ...now, running: isRunning }));
   else say(shown(now, isRunning));

@@ -3,9 +3,9 @@
  * library's rules and words, and the request that each member of a list is sent.
  */
 import { readRegular, systemWords } from "../kernel/regular_file.ts";
-import { isObject } from "./decode.ts";
+import { isObject, kindOf } from "./decode.ts";
 import { CniError, goQuote } from "./error.ts";
-import { byBytes, ConfigError, flattened, kindOf, type Member, memberOf, sortedJson, textOf } from "./member.ts";
+import { byBytes, ConfigError, flattened, type Member, memberOf, sortedJson, textOf } from "./member.ts";
 import type { JsonObject } from "./types.ts";
 import { NEWEST } from "./types.ts";
 import { versionParts } from "./version.ts";

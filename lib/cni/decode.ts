@@ -9,11 +9,11 @@ import type { JsonObject } from "./types.ts";
 /** JSON Schema (2020-12), the parts that are used. */
 export type Schema = { readonly [key: string]: unknown };
 
-/** Thrown while decoding: where, what was found and what belongs there. */
+/** Thrown while decoding: where, and what belongs there. */
 export class FieldError extends Error {
   override readonly name = "FieldError";
   /** `path` is dotted: `ipam.ranges.0.0.subnet`; `msg` is the reference's text, `advice` says what to do. */
-  constructor(readonly path: string, readonly msg: string, readonly advice: string, readonly value?: unknown) {
+  constructor(readonly path: string, readonly msg: string, readonly advice: string) {
     super(msg);
   }
 }
@@ -53,7 +53,8 @@ export function goKind(value: unknown, goType: string): string {
   return `number ${value instanceof NumberText ? value.text : value}`;
 }
 
-function kindOf(value: unknown): string {
+/** Name of a value's type in the reference's messages about JSON. */
+export function kindOf(value: unknown): string {
   if (Array.isArray(value)) return "array";
   if (value instanceof NumberText) return "number";
   if (typeof value === "boolean") return "bool";
@@ -67,7 +68,6 @@ function wrongType(value: unknown, path: string, goType: string, wanted: string)
     path,
     `json: cannot unmarshal ${goKind(value, goType)} into Go struct field NetConf.${path} of type ${goType}`,
     `"${path}" is ${shown}: write ${wanted}`,
-    value instanceof NumberText ? Number(value.text) : value,
   );
 }
 
@@ -88,7 +88,7 @@ export function text(
     read: (value, path) => {
       if (typeof value !== "string") throw wrongType(value, path, "string", "a string in double quotes");
       if (value.includes("\0") && !options.bytes) {
-        throw new FieldError(path, `"${path}" holds a NUL byte`, "no name, path or address has one", value);
+        throw new FieldError(path, `"${path}" holds a NUL byte`, "no name, path or address has one");
       }
       return value;
     },
@@ -177,7 +177,6 @@ export function list<T>(items: Key<T>, about: string): Key<NonNullable<T>[] | un
             `${path}.${index}`,
             `${path}: element ${index} is null`,
             `"${path}.${index}" is null: remove it or give it a value`,
-            null,
           );
         }
         return items.read(item, `${path}.${index}`) as NonNullable<T>;

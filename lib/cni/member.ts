@@ -2,7 +2,7 @@
  * A member of a network list: what a runtime reads of its object, and the request that its plugin is sent. `chain`
  * reads its own members the same way.
  */
-import { isObject, lookup } from "./decode.ts";
+import { isObject, kindOf, lookup } from "./decode.ts";
 import type { JsonObject, ValidAttachment } from "./types.ts";
 import { goJson, readDns } from "./version.ts";
 
@@ -28,12 +28,6 @@ export class ConfigError extends Error {
   constructor(message: string, readonly file = "") {
     super(message);
   }
-}
-
-/** Name of a value's type in the reference's messages about JSON. */
-export function kindOf(value: unknown): string {
-  if (Array.isArray(value)) return "array";
-  return typeof value === "boolean" ? "bool" : typeof value;
 }
 
 const SINGLE = "error parsing configuration: ";

@@ -1,5 +1,5 @@
 /** The result that a chain hands from one plugin to the next. */
-import { isObject, lookup } from "./decode.ts";
+import { isObject, kindOf, lookup } from "./decode.ts";
 import { internal } from "./error.ts";
 import type { Call } from "./plugin.ts";
 import type { Result } from "./types.ts";
@@ -12,9 +12,9 @@ export function prevResult(call: Call, doing = "failed to load netconf"): Result
   const source = lookup(call.config, "prevResult");
   if (source === undefined || source === null) return undefined;
   if (!isObject(source)) {
-    const kind = Array.isArray(source) ? "array" : typeof source === "boolean" ? "bool" : typeof source;
-    const text =
-      `json: cannot unmarshal ${kind} into Go struct field NetConf.prevResult of type map[string]interface {}`;
+    const text = `json: cannot unmarshal ${
+      kindOf(source)
+    } into Go struct field NetConf.prevResult of type map[string]interface {}`;
     throw internal(`${doing}: ${text}`, '"prevResult" has to be the object that the previous plugin printed');
   }
   return parsePrevResult(source, call.version);

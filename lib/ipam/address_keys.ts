@@ -12,7 +12,6 @@ export function cidr(value: string | undefined, path: string): string | undefine
     path,
     `invalid CIDR address: ${value}`,
     `"${path}" is an address and a prefix length: 10.1.2.0/24`,
-    value,
   );
 }
 
@@ -20,7 +19,7 @@ export function cidr(value: string | undefined, path: string): string | undefine
 export function plain(value: string | undefined, path: string): string | undefined {
   if (value === undefined || value === "") return undefined;
   if (parseAddress(value) !== undefined) return value;
-  throw new FieldError(path, `invalid IP address: ${value}`, `"${path}" is an address without a prefix length`, value);
+  throw new FieldError(path, `invalid IP address: ${value}`, `"${path}" is an address without a prefix length`);
 }
 
 /** An address with or without a prefix length, which does not count; undefined when it is neither. */
@@ -37,6 +36,5 @@ export function prefixOrAddress(value: string, path: string): Prefix {
     path,
     `invalid CIDR address: ${value}`,
     `"${path}" is an address or a prefix: 10.1.2.3, 10.1.2.0/28`,
-    value,
   );
 }

@@ -10,7 +10,7 @@
  */
 import { badConfig, CniError, code, internal } from "../cni/error.ts";
 import { perform } from "../kernel/plan.ts";
-import { type Store as ClusterStore, StoreError, type StoreRecord } from "../store/store.ts";
+import { revisionNumber, type Store as ClusterStore, StoreError, type StoreRecord } from "../store/store.ts";
 import {
   type Address,
   formatAddress,
@@ -21,15 +21,7 @@ import {
   prefixContains,
   prefixesOverlap,
 } from "../net/cidr.ts";
-import {
-  type BlockState,
-  laterRevision,
-  type OwnBlock,
-  readBlocks,
-  revisionNumber,
-  withBlock,
-  writeBlocks,
-} from "./block_state.ts";
+import { type BlockState, type OwnBlock, readBlocks, withBlock, writeBlocks } from "./block_state.ts";
 import {
   addressesOf,
   blockAt,
@@ -45,7 +37,7 @@ import {
   readOwner,
 } from "./blocks.ts";
 import { lockFolder } from "./lock.ts";
-import { type Candidate, describe, isGateway, rangeOf, takeRequest, unmet } from "./range.ts";
+import { type Candidate, describe, excludedBy, isGateway, rangeOf, takeRequest, unmet } from "./range.ts";
 import { type Holder, openStore, type Store, type StoreOptions, type Taking, takingFrom, withStore } from "./store.ts";
 
 /** A pool as one node's configuration describes it. */
@@ -239,7 +231,7 @@ function requestedAddress(
   if (isGateway(set.ranges, address)) {
     throw internal(`requested ip ${ip} is subnet's gateway`, "request another one");
   }
-  const excluded = set.exclude.find((one) => prefixContains(one, address));
+  const excluded = excludedBy(range, address);
   if (excluded) {
     throw internal(`requested IP address ${ip} is excluded`, `by "exclude": ${formatPrefix(excluded)}`);
   }
@@ -404,8 +396,7 @@ async function claim(pool: Pool, block: Prefix, options: OwnerOptions): Promise<
     const { revision } = made;
     // The store has forgotten what it said before: everything is confirmed once more.
     const bootId = revisionNumber(revision) < revisionNumber(now.revision) ? "" : now.bootId;
-    const own = withBlock(now, block, { phase: "own", revision, value });
-    return { ...own, bootId, revision: bootId === "" ? revision : laterRevision(revision, now.revision) };
+    return { ...withBlock(now, block, { phase: "own", revision, value }), bootId, revision };
   });
   return made !== undefined;
 }

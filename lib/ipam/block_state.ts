@@ -114,13 +114,3 @@ export function withBlock(state: BlockState, block: Prefix, change: Omit<OwnBloc
   const others = state.blocks.filter((one) => formatPrefix(one.block) !== text);
   return { ...state, blocks: change === undefined ? others : [...others, { block, ...change }] };
 }
-
-/** The greater one of two revisions. */
-export function laterRevision(a: string, b: string): string {
-  return revisionNumber(a) > revisionNumber(b) ? a : b;
-}
-
-/** Revisions are decimal numbers in both stores. */
-export function revisionNumber(revision: string): bigint {
-  return /^\d+$/.test(revision) ? BigInt(revision) : 0n;
-}

@@ -10,17 +10,15 @@ import {
   familyBits,
   formatAddress,
   lastAddress,
-  networkAddress,
+  networkPrefix,
   parsePrefix,
   type Prefix,
-  prefixContains,
 } from "../net/cidr.ts";
-import { type Candidate, isGateway, type Range, type RangeSet } from "./range.ts";
+import { type Candidate, candidates, type Range, type RangeSet, size } from "./range.ts";
 
-/** Ranges of a pool, and what of them is never given out. */
+/** Ranges of a pool. */
 export interface PoolSet {
   readonly ranges: RangeSet;
-  readonly exclude: readonly Prefix[];
   /** Prefix length of its blocks. */
   readonly blockSize: number;
 }
@@ -39,8 +37,8 @@ export function defaultBlockSize(ranges: RangeSet): number {
 }
 
 /** The block that an address lies in. */
-export function blockOf({ family, value }: Address, length: number): Prefix {
-  return { address: networkAddress({ address: { family, value }, length }), length };
+export function blockOf(address: Address, length: number): Prefix {
+  return networkPrefix({ address, length });
 }
 
 /** How many blocks the ranges of a set lie in. */
@@ -68,57 +66,28 @@ export function blockAt({ ranges, blockSize }: PoolSet, position: bigint): Prefi
   throw new RangeError("no block has this position");
 }
 
+/** The set within a block: where a range has nothing there it stays, empty, since its gateway is the whole set's. */
+function within(block: Prefix, { ranges }: PoolSet): RangeSet {
+  const { family, value: first } = block.address;
+  const last = lastAddress(block).value;
+  return ranges.map((range) => {
+    const start = range.start.value > first ? range.start.value : first;
+    const end = range.end.value < last ? range.end.value : last;
+    return { ...range, start: { family, value: start }, end: { family, value: end < start ? start - 1n : end } };
+  }) as [Range, ...Range[]];
+}
+
 /** Every address of a block that the set gives out, ascending; at most `limit` of them. */
 export function* addressesOf(block: Prefix, set: PoolSet, limit = 1_000_000): Generator<Candidate> {
-  const last = lastAddress(block).value;
-  for (const range of set.ranges) {
-    if (range.start.family !== block.address.family) continue;
-    const from = range.start.value > block.address.value ? range.start.value : block.address.value;
-    const to = range.end.value < last ? range.end.value : last;
-    for (let value = from; value <= to; value++) {
-      const address = { family: range.start.family, value };
-      const excluded = set.exclude.find((one) => prefixContains(one, address));
-      // To its end at once: what is excluded may be more than can be counted through.
-      if (excluded) value = lastAddress(excluded).value;
-      if (excluded || isGateway(set.ranges, address)) continue;
-      if (limit-- <= 0) return;
-      yield { address, range };
-    }
+  for (const candidate of candidates(within(block, set))) {
+    if (limit-- <= 0) return;
+    yield candidate;
   }
 }
 
 /** How many addresses of a block the set gives out. */
 export function addressCount(block: Prefix, set: PoolSet): bigint {
-  // Prefixes lie in each other or apart: the outer ones count.
-  const gaps = set.exclude.filter((one, index) =>
-    !set.exclude.some((other, at) =>
-      prefixContains(other, one.address) && (other.length < one.length || (other.length === one.length && at < index))
-    )
-  );
-  const gateways = new Map(set.ranges.map(({ gateway }) => [gateway.value, gateway]));
-  let count = 0n;
-  for (const range of set.ranges) {
-    if (range.start.family !== block.address.family) continue;
-    const [from, to] = overlap(block, [range.start.value, range.end.value]);
-    count += to - from;
-    for (const gap of gaps) {
-      const [start, end] = overlap(gap, [from, to - 1n]);
-      count -= end - start;
-    }
-    for (const gateway of gateways.values()) {
-      const isIn = gateway.value >= from && gateway.value < to;
-      if (isIn && !gaps.some((gap) => prefixContains(gap, gateway))) count--;
-    }
-  }
-  return count;
-}
-
-/** Where a prefix and the addresses from `first` to `last` overlap: the first one, and the one after the last one. */
-function overlap(prefix: Prefix, [first, last]: [bigint, bigint]): [bigint, bigint] {
-  const end = lastAddress(prefix).value;
-  const from = first > prefix.address.value ? first : prefix.address.value;
-  const to = (last < end ? last : end) + 1n;
-  return [from, to < from ? from : to];
+  return size(within(block, set));
 }
 
 /** Whether the set can give out any address of a block. */

@@ -26,18 +26,16 @@ import {
   familyBits,
   formatAddress,
   formatPrefix,
-  hostPrefix,
   networkPrefix,
   parseAddress,
   parsePrefix,
-  type Prefix,
   sameAddress,
 } from "../net/cidr.ts";
-import { etcdStore } from "../store/etcd.ts";
+import { EtcdStore } from "../store/etcd.ts";
 import type { Store } from "../store/store.ts";
 import { cidr, ipOrCidr, plain, prefixOrAddress } from "./address_keys.ts";
 import type { Pool } from "./block_owner.ts";
-import { defaultBlockSize, familyOf, type PoolSet } from "./blocks.ts";
+import { defaultBlockSize, type PoolSet } from "./blocks.ts";
 import { type RangeConf, rangeSets } from "./range.ts";
 
 /** Folder of the leases unless `dataDir` names another: host-local's own. */
@@ -266,64 +264,35 @@ function flatFile(path: string): JsonObject | undefined {
 }
 
 function setsOf(ipam: Ipam, call: SetsCall): PoolSet[] {
-  const own = ipam.ranges ?? [];
-  const first = ipam.range === undefined ? [] : [[{ ...ipam.range, ...limits(ipam), exclude: ipam.exclude }]];
+  const own = (ipam.ranges ?? []).map((set) => set.map(({ exclude, ...one }) => ({ ...one, excluded: exclude })));
+  const first = ipam.range === undefined ? [] : [[{ ...ipam.range, ...limits(ipam) }]];
   const more = (ipam.ipRanges ?? []).map((one) => {
     if (one.range === undefined) {
       throw badConfig('an element of "ipam.ipRanges" has no "range"', 'write {"range": "192.0.2.0/24"}');
     }
-    return [{ ...one.range, ...limits(one), exclude: one.exclude }];
+    return [{ ...one.range, ...limits(one), excluded: one.exclude }];
   });
   const sets = [...first, ...more, ...own].map((set) =>
-    set.map((one) => ({ ...one, gateway: one.gateway ?? gatewayFor(one, ipam.gateway) }))
+    set.map((one: RangeConf) => ({ ...one, gateway: one.gateway ?? gatewayFor(one, ipam.gateway) }))
   );
-  const checked = rangeSets(sets as RangeConf[][], {
+  const checked = rangeSets(sets, {
     version: call.version,
     atLeast030: atLeast(call.version, "0.3.0"),
+    excluded: ipam.exclude,
     warn: call.warn,
   });
-  return checked.map((ranges, index) => {
-    const exclude = [...ipam.exclude ?? [], ...(sets[index] ?? []).flatMap((one) => one.exclude ?? [])];
-    const family = ranges[0].start.family;
+  return checked.map((ranges) => {
+    const { family } = ranges[0].start;
     const blockSize = ipam.blockSize?.[family] ?? defaultBlockSize(ranges);
     const shortest = Math.min(...ranges.map(({ subnet }) => subnet.length));
-    if (blockSize > familyBits(family) || blockSize < shortest) {
-      throw badConfig(
-        `"ipam.blockSize" is ${blockSize}`,
-        `for ${ranges.map(({ subnet }) => formatPrefix(subnet)).join(", ")} it is a prefix length from ${shortest} to ${
-          familyBits(family)
-        }`,
-      );
-    }
-    for (const one of exclude) {
-      if (one.address.family !== family || ranges.some(({ subnet }) => overlaps(subnet, one))) continue;
-      if ((sets[index] ?? []).some((range) => range.exclude?.includes(one))) {
-        throw badConfig(`"exclude" names ${formatPrefix(one)}`, "it is in none of the ranges that it stands beside");
-      }
-    }
-    const set = { ranges, exclude, blockSize };
-    if (isAllExcluded(set)) {
-      throw badConfig(
-        `"exclude" leaves nothing of ${ranges.map(({ subnet }) => formatPrefix(subnet)).join(", ")}`,
-        "no address could be given out",
-      );
-    }
-    return set;
+    if (blockSize <= familyBits(family) && blockSize >= shortest) return { ranges, blockSize };
+    throw badConfig(
+      `"ipam.blockSize" is ${blockSize}`,
+      `for ${ranges.map(({ subnet }) => formatPrefix(subnet)).join(", ")} it is a prefix length from ${shortest} to ${
+        familyBits(family)
+      }`,
+    );
   });
-}
-
-function overlaps(a: Prefix, b: Prefix): boolean {
-  if (a.address.family !== b.address.family) return false;
-  const length = Math.min(a.length, b.length);
-  return formatPrefix(networkPrefix({ ...a, length })) === formatPrefix(networkPrefix({ ...b, length }));
-}
-
-function isAllExcluded({ ranges, exclude }: PoolSet): boolean {
-  return ranges.every(({ start, end }) => exclude.some((one) => overlapsWhole(one, start) && overlapsWhole(one, end)));
-}
-
-function overlapsWhole(prefix: Prefix, address: Address): boolean {
-  return overlaps(prefix, hostPrefix(address));
 }
 
 function limits({ range_start, range_end }: { range_start?: string | undefined; range_end?: string | undefined }) {
@@ -331,7 +300,7 @@ function limits({ range_start, range_end }: { range_start?: string | undefined; 
 }
 
 /** One gateway for all ranges of its family, and of no other. */
-function gatewayFor({ subnet }: { subnet?: string | undefined }, gateway: string | undefined): string | undefined {
+function gatewayFor({ subnet }: RangeConf, gateway: string | undefined): string | undefined {
   const family = subnet === undefined ? undefined : parsePrefix(subnet)?.address.family;
   return gateway !== undefined && parseAddress(gateway)?.family === family ? gateway : undefined;
 }
@@ -373,7 +342,7 @@ export function openEtcd(
 ): Store {
   const endpoints = checkEtcd(etcd, path);
   for (const key of ["caFile", "certFile", "keyFile", "passwordFile"] as const) readable(etcd[key], `${path}.${key}`);
-  return etcdStore(host, { ...etcd, endpoints }, { deadline });
+  return new EtcdStore(host, { ...etcd, endpoints }, { deadline });
 }
 
 /** What has to be there in any case; returns the endpoints. */
@@ -434,12 +403,7 @@ function allRequested(others: readonly Address[], args: string): Address[] {
 function requested(value: string, path: string): Address {
   const found = ipOrCidr(value);
   if (found) return found;
-  throw new FieldError(
-    path,
-    `invalid IP address ${value}`,
-    `"${path}" is an address, with or without a prefix length`,
-    value,
-  );
+  throw new FieldError(path, `invalid IP address ${value}`, `"${path}" is an address, with or without a prefix length`);
 }
 
 /** `192.0.2.0/24`, or `192.0.2.10-192.0.2.20/24`: the network is then the last address's. */
@@ -453,7 +417,6 @@ function whereaboutsRange(value: string | undefined, path: string): RangeConf | 
       path,
       `invalid CIDR ${value}`,
       `"${path}" is a network, 192.0.2.0/24, or 192.0.2.10-192.0.2.20/24`,
-      value,
     );
   }
   const subnet = formatPrefix(networkPrefix(whole));
@@ -467,12 +430,7 @@ function blockSizes(value: unknown, path: string): { readonly 4?: number; readon
   if (isObject(value) && Object.entries(value).every(([key, one]) => (key === "4" || key === "6") && isLength(one))) {
     return value;
   }
-  throw new FieldError(
-    path,
-    `"${path}" is ${JSON.stringify(value)}`,
-    'write a prefix length, 28, or {"4": 28, "6": 124}',
-    value,
-  );
+  throw badValue(value, path, 'write a prefix length, 28, or {"4": 28, "6": 124}');
 }
 
 /** Milliseconds of `90s`, `5m`, `1h30m`, `0`. */
@@ -483,29 +441,21 @@ function duration(value: string, path: string): number {
   if (parts.length > 0 && parts.map(([whole]) => whole).join("") === value) {
     return parts.reduce((sum, [, count, name = ""]) => sum + Number(count) * (unit[name] ?? 0), 0);
   }
-  throw new FieldError(path, `"${path}" is ${JSON.stringify(value)}`, "write a duration: 60s, 5m, 1h", value);
+  throw badValue(value, path, "write a duration: 60s, 5m, 1h");
 }
 
 function endpoint(value: string, path: string): string {
   if (/^(https?:\/\/[^\s/]+\/?|unix:\/\/\/\S+)$/.test(value)) return value;
-  throw new FieldError(
-    path,
-    `"${path}" is ${JSON.stringify(value)}`,
-    "write http://HOST:PORT, https://HOST:PORT or unix:///PATH",
-    value,
-  );
+  throw badValue(value, path, "write http://HOST:PORT, https://HOST:PORT or unix:///PATH");
 }
 
 /** A prefix of keys in etcd, as a key of a configuration. */
 export function keyPrefix(value: string, path: string): string {
   if (/^\/[\x21-\x7e]*[^/\s]$/.test(value)) return value;
-  throw new FieldError(
-    path,
-    `"${path}" is ${JSON.stringify(value)}`,
-    "a prefix begins with a slash, and has none at its end",
-    value,
-  );
+  throw badValue(value, path, "a prefix begins with a slash, and has none at its end");
 }
 
-/** Family of a set, for callers that show one. */
-export { familyOf };
+/** The error for a value that a key cannot have. */
+export function badValue(value: unknown, path: string, advice: string): FieldError {
+  return new FieldError(path, `"${path}" is ${JSON.stringify(value)}`, advice);
+}

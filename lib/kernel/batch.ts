@@ -84,3 +84,10 @@ export async function runLines(run: Run, tool: readonly string[], lines: readonl
   }
   return all;
 }
+
+/** The lists that `ip -j` prints for questions of one batch, in order, without the `{}` for what a filter dropped. */
+export function answersOf<T = Record<string, unknown>>(stdout: string): T[][] {
+  return stdout.split("\n").filter((line) => line.startsWith("[")).map((line) =>
+    (JSON.parse(line) as T[]).filter((one) => Object.keys(one as object).length > 0)
+  );
+}

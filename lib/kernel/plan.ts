@@ -3,7 +3,7 @@
  * tool is one child process, and those run side by side. The same plan is applied by ADD, printed by `cnibox explain`,
  * compared by tests, and walked back when something fails.
  */
-import { aloneArgv, batchOf, wordsOf } from "./batch.ts";
+import { aloneArgv, answersOf, batchOf, wordsOf } from "./batch.ts";
 import { systemWords } from "./regular_file.ts";
 import { type Command, CommandError, failureText, type Output, type Run, says, xtablesWait } from "./run.ts";
 import { readSysctl, writeSysctl } from "./sysctl.ts";
@@ -369,9 +369,6 @@ function unparsed(group: readonly Step[], output: Output): Step | undefined {
 function readAnswers(group: readonly Step[], stdout: string, answers: Map<Step, unknown[]>): void {
   const questions = group.filter((one) => one.read);
   if (questions.length === 0) return;
-  const arrays = stdout.split("\n").filter((line) => line.startsWith("[")).map((line) => JSON.parse(line) as object[]);
-  // `ip -j` prints empty objects for what a filter dropped.
-  questions.forEach((one, index) =>
-    answers.set(one, (arrays[index] ?? []).filter((entry) => Object.keys(entry).length > 0))
-  );
+  const lists = answersOf(stdout);
+  questions.forEach((one, index) => answers.set(one, lists[index] ?? []));
 }

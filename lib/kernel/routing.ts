@@ -2,7 +2,7 @@
  * Routes and rules of a network namespace, as numbers: what `ip -N -j` answers, and the words that make the same route
  * again somewhere else. Names of tables and protocols are those of a file on the node, so none are used here.
  */
-import { runLines } from "./batch.ts";
+import { answersOf, runLines } from "./batch.ts";
 import type { Run } from "./run.ts";
 import type { Link, RouteEntry } from "./ip.ts";
 
@@ -61,8 +61,8 @@ export async function routingNow(run: Run, questions: readonly string[] = []): P
     runLines(run, ["ip", "-j", "-N", "-d", "-force"], lines),
     run({ argv: ["ip", "-6", "-j", "-N", "rule", "show"] }),
   ]);
-  const [rules4 = [], routes4 = [], ...rest] = arrays(all.stdout);
-  const [rules6 = []] = arrays(six.stdout);
+  const [rules4 = [], routes4 = [], ...rest] = answersOf(all.stdout);
+  const [rules6 = []] = answersOf(six.stdout);
   const others = rest.flat();
   return {
     rules: [
@@ -75,10 +75,6 @@ export async function routingNow(run: Run, questions: readonly string[] = []): P
     ],
     links: others.filter((one) => "ifname" in one) as unknown as Link[],
   };
-}
-
-function arrays(stdout: string): Record<string, unknown>[][] {
-  return stdout.split("\n").filter((line) => line.startsWith("[")).map((line) => JSON.parse(line));
 }
 
 /** Table of a route; the main one is not always named. */

@@ -1,5 +1,16 @@
 /** What a main plugin does with its IPAM plugin, and with `dns`, beside asking it for addresses. */
-import { anyObject, anything, FieldError, flag, isObject, type Key, lookup, maybeText, refine } from "../cni/decode.ts";
+import {
+  anyObject,
+  anything,
+  FieldError,
+  flag,
+  isObject,
+  type Key,
+  kindOf,
+  lookup,
+  maybeText,
+  refine,
+} from "../cni/decode.ts";
 import { all, groupsFor, internal } from "../cni/error.ts";
 import type { ContainerCall } from "../cni/plugin.ts";
 import type { DNS, JsonObject, Result } from "../cni/types.ts";
@@ -38,9 +49,8 @@ export const masqueradeKeys = {
 export function ipamType(ipam: JsonObject | undefined, doing = "failed to load netconf"): string {
   const type = (ipam && lookup(ipam, "type")) ?? "";
   if (typeof type === "string") return type;
-  const kind = Array.isArray(type) ? "array" : typeof type === "boolean" ? "bool" : typeof type;
   throw internal(
-    `${doing}: json: cannot unmarshal ${kind} into Go struct field NetConf.ipam.type of type string`,
+    `${doing}: json: cannot unmarshal ${kindOf(type)} into Go struct field NetConf.ipam.type of type string`,
     `"ipam.type" is ${JSON.stringify(type)}: write the name of an IPAM plugin`,
   );
 }

@@ -4,9 +4,10 @@
  *
  * @module
  */
-import { CniError, code, toCniError } from "../cni/error.ts";
+import { badConfig, CniError, code, toCniError } from "../cni/error.ts";
+import { defaultLinks } from "../kernel/default_links.ts";
 import type { Link } from "../kernel/ip.ts";
-import { must, type Run } from "../kernel/run.ts";
+import type { Run } from "../kernel/run.ts";
 import { readFileIfThere, removeFile } from "../kernel/state_file.ts";
 import {
   type Address,
@@ -17,19 +18,11 @@ import {
   prefixesOverlap,
   sameAddress,
 } from "../net/cidr.ts";
-import { StoreError } from "../store/store.ts";
+import { revisionNumber, StoreError } from "../store/store.ts";
 import type { NodeConf } from "./conf.ts";
 import { conflistText, MARK, type Shares, subnetEnv } from "./files.ts";
 import { dropMasquerade, type Firewall, firewallOf, keepMasquerade } from "./masquerade.ts";
-import {
-  derivedMac,
-  familiesOf,
-  invalid,
-  type NetworkConf,
-  type NodeRecord,
-  ofFamily,
-  parseNetworkConf,
-} from "./records.ts";
+import { derivedMac, familiesOf, type NetworkConf, type NodeRecord, ofFamily, parseNetworkConf } from "./records.ts";
 import { applyRepair, concerns, kernelState, type Repair, repair, withdrawal } from "./reconcile.ts";
 import type { Snapshot, Source, SourceEvent } from "./source.ts";
 import {
@@ -219,7 +212,7 @@ export class Agent {
     const text = conf.network ? JSON.stringify(conf.network) : this.#memory.network;
     try {
       if (text === undefined) {
-        throw invalid(`${this.world.source.name} has no network configuration`, 'name it under "network"');
+        throw badConfig(`${this.world.source.name} has no network configuration`, 'name it under "network"');
       }
       const network = parseNetworkConf(text, conf.network ? '"network"' : this.world.source.name);
       const names = network.backend.type === "vxlan"
@@ -277,7 +270,7 @@ export class Agent {
     const { source, conf } = this.world;
     const record = this.#memory.records.get(conf.node);
     if (record === undefined) {
-      throw invalid(`${source.name} has no node "${conf.node}"`, 'see "node", or NODENAME of the environment');
+      throw badConfig(`${source.name} has no node "${conf.node}"`, 'see "node", or NODENAME of the environment');
     }
     for (const { network: { address: { family } } } of rules) {
       if (ofFamily(record.subnets, family)) continue;
@@ -322,22 +315,13 @@ export class Agent {
    */
   async #addressOf(family: 4 | 6, links: readonly Link[]): Promise<Address | undefined> {
     const before = this.#memory.own && ofFamily(this.#memory.own.record.publicIps, family);
-    const name = this.world.conf.interface ?? await this.#defaultLink(family);
+    const name = this.world.conf.interface ?? (await defaultLinks(this.world.run, family))[0];
     const link = links.find(({ ifname }) => ifname === name);
     const all = (link?.addr_info ?? []).flatMap(({ local, temporary, deprecated }) => {
       const address = parseAddress(local);
       return address?.family === family && isGlobalUnicast(address) && !temporary && !deprecated ? [address] : [];
     });
     return all.find((one) => before && sameAddress(one, before)) ?? all[0] ?? before;
-  }
-
-  async #defaultLink(family: 4 | 6): Promise<string | undefined> {
-    const argv = ["ip", ...(family === 6 ? ["-6"] : []), "-j", "route", "show", "default"];
-    const routes = JSON.parse(await must(this.world.run, { argv }) || "[]") as {
-      dev?: string;
-      nexthops?: { dev?: string }[];
-    }[];
-    return routes.flatMap(({ dev, nexthops = [] }) => dev ?? nexthops[0]?.dev ?? [])[0];
   }
 
   /** Rules, then the files: a runtime sees the network when it works. */
@@ -413,11 +397,6 @@ export class Agent {
     for (const text of this.#said) if (!texts.includes(text)) this.world.say(`resolved: ${text}`);
     this.#said = new Set(texts);
   }
-}
-
-/** Revisions of one store grow; one that is not a number says nothing. */
-export function revisionNumber(text: string): bigint {
-  return /^\d+$/.test(text) ? BigInt(text) : 0n;
 }
 
 const now = () => new Date().toISOString();

@@ -4,7 +4,6 @@ import {
   FieldError,
   fields,
   flag,
-  isObject,
   list,
   maybeInteger,
   maybeText,
@@ -12,12 +11,12 @@ import {
   refine,
   text,
 } from "../cni/decode.ts";
-import { CniError, code } from "../cni/error.ts";
+import { badConfig } from "../cni/error.ts";
 import type { JsonObject } from "../cni/types.ts";
-import { etcdKeys, keyPrefix, kubernetesKeys } from "../ipam/cluster_conf.ts";
+import { badValue, etcdKeys, keyPrefix, kubernetesKeys } from "../ipam/cluster_conf.ts";
 import { type Address, parseAddress } from "../net/cidr.ts";
 import { isLinkName } from "../net/link_name.ts";
-import { invalid } from "./records.ts";
+import { readObject } from "./records.ts";
 
 /** Where the file is unless another is named. */
 export const CONF_FILE = "/etc/cnibox/node.json";
@@ -70,29 +69,23 @@ const readKeys = (source: JsonObject) => fields(nodeKeys, source);
 
 /** Reads the file's text. Throws {@linkcode CniError} naming key and value. */
 export function parseNodeConf(text: string, where: string): NodeConf {
-  let source: unknown;
-  try {
-    source = JSON.parse(text);
-  } catch (error) {
-    throw new CniError(code.decode, `${where}: ${(error as Error).message}`, "the file is one JSON object");
-  }
-  if (!isObject(source)) throw new CniError(code.decode, `${where}: not an object`, "the file is one JSON object");
+  const source = readObject(text, where, "the file is one JSON object");
   const known = Object.keys(nodeKeys);
   const other = Object.keys(source).find((key) => !known.some((one) => one.toLowerCase() === key.toLowerCase()));
   if (other !== undefined) {
-    throw invalid(`${where}: unknown key ${JSON.stringify(other)}`, `known keys: ${known.join(", ")}`);
+    throw badConfig(`${where}: unknown key ${JSON.stringify(other)}`, `known keys: ${known.join(", ")}`);
   }
   try {
     const { publicIPs, node, ...rest } = readKeys(source);
     const { etcd, kubernetes } = rest.store ?? {};
     if ((etcd === undefined) === (kubernetes === undefined)) {
-      throw invalid(
+      throw badConfig(
         `${where}: "store" names ${etcd === undefined ? "neither etcd nor kubernetes" : "both etcd and kubernetes"}`,
         'write "store": {"etcd": {"endpoints": ["http://10.0.0.1:2379"]}} or {"kubernetes": {}}',
       );
     }
     if (kubernetes && rest.network === undefined) {
-      throw invalid(
+      throw badConfig(
         `${where}: "network" is missing`,
         'write "network": {"Network": "10.42.0.0/16", "Backend": {"Type": "vxlan"}}, the cluster\'s pod network',
       );
@@ -100,28 +93,23 @@ export function parseNodeConf(text: string, where: string): NodeConf {
     return { ...rest, node: node ?? (Deno.env.get("NODENAME") || Deno.hostname()), publicIps: publicIPs ?? [] };
   } catch (error) {
     if (!(error instanceof FieldError)) throw error;
-    throw invalid(`${where}: ${error.msg}`, error.advice);
+    throw badConfig(`${where}: ${error.msg}`, error.advice);
   }
 }
 
 function address(value: string, path: string): Address {
   const found = parseAddress(value);
   if (found) return found;
-  throw new FieldError(
-    path,
-    `"${path}" is ${JSON.stringify(value)}`,
-    "write an address without a prefix length",
-    value,
-  );
+  throw badValue(value, path, "write an address without a prefix length");
 }
 
 function linkName(value: string | undefined, path: string): string | undefined {
   if (value === undefined || isLinkName(value)) return value;
-  throw new FieldError(path, `"${path}" is ${JSON.stringify(value)}`, "write the name of a link of this node", value);
+  throw badValue(value, path, "write the name of a link of this node");
 }
 
 function mtu(value: number | undefined, path: string): number | undefined {
   const { min, max } = MTU_RANGE;
   if (value === undefined || (value >= min && value <= max)) return value;
-  throw new FieldError(path, `"${path}" is ${value}`, `it is from ${min} to ${max} bytes`, value);
+  throw badValue(value, path, `it is from ${min} to ${max} bytes`);
 }

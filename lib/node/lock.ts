@@ -1,15 +1,8 @@
-/** Exactly one agent per node: flock(2) on a file below /run. */
+/** Does the agent of this node run? It holds a lock, flock(2) on a file below /run, for as long as it does. */
 import { lockWithin } from "../kernel/flock.ts";
 
 /** How long a free lock takes to be had on a busy machine, in milliseconds. */
 const LOOK_MS = 1_000;
-
-/** Takes the lock, or gives up after so many milliseconds; disposing of it releases it. */
-export async function takeLock(path: string, limitMs: number): Promise<Disposable | undefined> {
-  Deno.mkdirSync(path.slice(0, path.lastIndexOf("/")), { recursive: true, mode: 0o700 });
-  const file = Deno.openSync(path, { create: true, write: true, mode: 0o600 });
-  return await lockWithin(file, limitMs) ? { [Symbol.dispose]: () => file.close() } : undefined;
-}
 
 /** Does somebody hold the lock? Process IDs tell nothing: the holder may be in a container. */
 export async function isHeld(path: string): Promise<boolean> {

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { answersOf } from "../kernel/batch.ts";
 import type { Link } from "../kernel/ip.ts";
 import type { KernelRoute } from "../kernel/routing.ts";
 import { failureText, must, type Output, type Run } from "../kernel/run.ts";
@@ -64,32 +65,27 @@ export async function kernelState(run: Run, names: readonly string[]): Promise<K
     // With a table and no family `ip` shows IPv4 alone.
     must(run, { argv: ["ip", "-6", "-j", "-N", "route", "show", "table", "main"] }),
   ]);
-  const [links = [], four = []] = arrays(first);
+  const [links = [], four = []] = answersOf(first) as unknown as [Link[]?, KernelRoute[]?];
   const routes = [
-    ...four.map((one) => ({ ...one, family: 4 }) as unknown as KernelRoute),
-    ...arrays(six).flat().map((one) => ({ ...one, family: 6 }) as unknown as KernelRoute),
+    ...four.map((one) => ({ ...one, family: 4 as const })),
+    ...answersOf<KernelRoute>(six).flat().map((one) => ({ ...one, family: 6 as const })),
   ];
-  const devices = (links as unknown as Link[]).filter((link) => isOurs(link) || names.includes(link.ifname));
-  if (devices.length === 0) return { links: links as unknown as Link[], routes, neighbours: [], fdb: [] };
+  const devices = links.filter((link) => isOurs(link) || names.includes(link.ifname));
+  if (devices.length === 0) return { links, routes, neighbours: [], fdb: [] };
   const [neighbours, ...tables] = await Promise.all([
     must(run, { argv: ["ip", "-j", "neigh", "show", "nud", "permanent"] }),
     ...devices.map(({ ifname }) => must(run, { argv: ["bridge", "-j", "fdb", "show", "dev", ifname] })),
   ]);
-  const isOn = ({ dev }: { readonly dev?: unknown }) => devices.some(({ ifname }) => ifname === dev);
   return {
-    links: links as unknown as Link[],
+    links,
     routes,
-    neighbours: arrays(neighbours).flat().filter(isOn) as unknown as NeighbourEntry[],
+    neighbours: answersOf<NeighbourEntry>(neighbours).flat().filter(({ dev }) =>
+      devices.some(({ ifname }) => ifname === dev)
+    ),
     fdb: tables.flatMap((table, at) =>
-      arrays(table).flat().map((one) => ({ ...one, dev: devices[at]!.ifname }) as unknown as FdbEntry)
+      answersOf<FdbEntry>(table).flat().map((one) => ({ ...one, dev: devices[at]!.ifname }))
     ),
   };
-}
-
-function arrays(stdout: string): Record<string, unknown>[][] {
-  return stdout.split("\n").filter((line) => line.startsWith("[")).map((line) =>
-    (JSON.parse(line) as Record<string, unknown>[]).filter((entry) => Object.keys(entry).length > 0)
-  );
 }
 
 /** Is this a device of ours? */

@@ -5,7 +5,7 @@
  * @module
  */
 import { isObject } from "../cni/decode.ts";
-import { CniError, code } from "../cni/error.ts";
+import { badConfig } from "../cni/error.ts";
 import type { JsonObject } from "../cni/types.ts";
 import {
   type Address,
@@ -20,6 +20,7 @@ import {
   type Prefix,
   prefixContains,
 } from "../net/cidr.ts";
+import { macLength, parseMac } from "../net/mac.ts";
 import { sha512 } from "../net/sha512.ts";
 import type { NodeObject } from "../store/kubernetes_nodes.ts";
 import { jsonObject, word } from "../store/store.ts";
@@ -83,27 +84,25 @@ export function isInside({ address, length }: Prefix, { rules }: NetworkConf): b
   return rules.some(({ network }) => network.length <= length && prefixContains(network, address));
 }
 
-/** A configuration that cannot work. */
-export function invalid(msg: string, details: string): CniError {
-  return new CniError(code.config, msg, details);
-}
-
-/** Reads flannel's network configuration (`net-conf.json`, or the key `config` in etcd). `where` names it in errors. */
-export function parseNetworkConf(text: string, where: string): NetworkConf {
+/** The JSON object that a text is. Throws an error that names `where`, and tells what to write. */
+export function readObject(text: string, where: string, advice: string): JsonObject {
   let source: unknown;
   try {
     source = JSON.parse(text);
   } catch (error) {
-    throw invalid(
-      `${where}: ${(error as Error).message}`,
-      'write {"Network": "10.42.0.0/16", "Backend": {"Type": "vxlan"}}',
-    );
+    throw badConfig(`${where}: ${(error as Error).message}`, advice);
   }
-  if (!isObject(source)) throw invalid(`${where}: not an object`, "flannel's net-conf.json is one");
+  if (!isObject(source)) throw badConfig(`${where}: not an object`, advice);
+  return source;
+}
+
+/** Reads flannel's network configuration (`net-conf.json`, or the key `config` in etcd). `where` names it in errors. */
+export function parseNetworkConf(text: string, where: string): NetworkConf {
+  const source = readObject(text, where, 'write {"Network": "10.42.0.0/16", "Backend": {"Type": "vxlan"}}');
   const rules: SubnetRule[] = [];
   if (source["EnableIPv4"] !== false) rules.push(subnetRule(source, 4, where));
   if (source["EnableIPv6"] === true) rules.push(subnetRule(source, 6, where));
-  if (rules.length === 0) throw invalid(`${where}: neither IPv4 nor IPv6 is enabled`, 'write "EnableIPv6": true');
+  if (rules.length === 0) throw badConfig(`${where}: neither IPv4 nor IPv6 is enabled`, 'write "EnableIPv6": true');
   return { rules, backend: backendOf(source["Backend"], where) };
 }
 
@@ -115,7 +114,7 @@ function subnetRule(source: JsonObject, family: Family, where: string): SubnetRu
   const value = (name: string) => source[`${front}${name}`];
   const network = typeof value("Network") === "string" ? parsePrefix(String(value("Network"))) : undefined;
   if (network === undefined || network.address.family !== family) {
-    throw invalid(
+    throw badConfig(
       `${where}: "${front}Network" is ${JSON.stringify(value("Network"))}`,
       `write the IPv${family} network of all nodes in CIDR form`,
     );
@@ -126,7 +125,7 @@ function subnetRule(source: JsonObject, family: Family, where: string): SubnetRu
     ? (network.length + 2 <= usual ? usual : network.length + 2)
     : given as number;
   if (!Number.isInteger(length) || length < network.length + 2 || length > longest) {
-    throw invalid(
+    throw badConfig(
       `${where}: "${front}SubnetLen" is ${JSON.stringify(given ?? length)}`,
       `for ${formatPrefix(network)} it is a prefix length from ${network.length + 2} to ${longest}`,
     );
@@ -139,7 +138,7 @@ function subnetRule(source: JsonObject, family: Family, where: string): SubnetRu
     if (text === undefined || text === null) return { family, value: absent };
     const address = typeof text === "string" ? parseAddress(text) : undefined;
     if (address && prefixContains(network, address) && !hasHostBits({ address, length })) return address;
-    throw invalid(
+    throw badConfig(
       `${where}: "${front}${name}" is ${JSON.stringify(text)}`,
       `it is the address of a /${length} in ${formatPrefix(network)}`,
     );
@@ -159,12 +158,12 @@ function backendOf(source: unknown, where: string): Backend {
   // flannel's word for "others route" is alloc.
   const known = type === "alloc" ? "none" : type;
   if (known !== "host-gw" && known !== "vxlan" && known !== "none") {
-    throw invalid(`${where}: backend type ${JSON.stringify(type)} is not supported`, "host-gw, vxlan and none are");
+    throw badConfig(`${where}: backend type ${JSON.stringify(type)} is not supported`, "host-gw, vxlan and none are");
   }
   const whole = (name: string, absent: number, max: number): number => {
     const value = given[name] ?? absent;
     if (typeof value === "number" && Number.isInteger(value) && value >= 0 && value <= max) return value || absent;
-    throw invalid(`${where}: "Backend.${name}" is ${JSON.stringify(value)}`, `it is a whole number up to ${max}`);
+    throw badConfig(`${where}: "Backend.${name}" is ${JSON.stringify(value)}`, `it is a whole number up to ${max}`);
   };
   return {
     type: known,
@@ -235,15 +234,9 @@ export function subnetRecord(record: NodeRecord): string {
 
 function vtepOf(data: unknown): { vni?: number; mac?: string } {
   if (!isObject(data)) return {};
-  const { VNI: vni, VtepMAC: mac } = data;
-  return {
-    ...(typeof vni === "number" && { vni }),
-    ...(typeof mac === "string" && isMac(mac) && { mac: mac.toLowerCase() }),
-  };
-}
-
-function isMac(text: string): boolean {
-  return /^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/i.test(text);
+  const { VNI: vni, VtepMAC } = data;
+  const mac = typeof VtepMAC === "string" ? parseMac(VtepMAC) : undefined;
+  return { ...(typeof vni === "number" && { vni }), ...(mac && macLength(mac) === 6 && { mac }) };
 }
 
 /**

@@ -3,8 +3,8 @@
  * a minute.
  */
 import { streamLines } from "../kernel/lines.ts";
-import { Compacted } from "../store/store.ts";
-import { type Agent, revisionNumber } from "./agent.ts";
+import { Compacted, revisionNumber } from "../store/store.ts";
+import type { Agent } from "./agent.ts";
 
 /** What waits, in milliseconds; tests make it shorter. */
 export interface Pace {

@@ -1,10 +1,9 @@
 /** Where nodes tell each other about themselves: an etcd in flannel's layout, or the Node objects of Kubernetes. */
-import { CniError, code } from "../cni/error.ts";
+import { badConfig, CniError, code } from "../cni/error.ts";
 import { formatAddress, type Prefix, prefixesOverlap, sameAddress } from "../net/cidr.ts";
 import type { NodeObject, NodeObjects } from "../store/kubernetes_nodes.ts";
 import type { Store, StoreRecord } from "../store/store.ts";
 import {
-  invalid,
   isInside,
   type NetworkConf,
   type NodeRecord,
@@ -74,15 +73,11 @@ const CONFIG = "config";
 const ROUNDS = 16;
 
 /** An etcd whose prefix is flannel's. */
-export function etcdSource(store: Store): Source {
-  return new Etcd(store);
-}
+export class EtcdSource implements Source {
+  constructor(readonly store: Store) {}
 
-class Etcd implements Source {
-  readonly name: string;
-
-  constructor(readonly store: Store) {
-    this.name = store.name;
+  get name(): string {
+    return this.store.name;
   }
 
   async list(): Promise<Snapshot> {
@@ -143,7 +138,7 @@ class Etcd implements Source {
         continue;
       }
       if (record.machineId !== "" && record.machineId !== self.machineId) {
-        throw invalid(
+        throw badConfig(
           `node "${record.name}" says that it has this node's address ${formatAddress(address)}`,
           `it is another machine; if it is gone for good, remove ${one.key} from ${this.name}`,
         );

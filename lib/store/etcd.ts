@@ -52,11 +52,7 @@ interface KeyValue {
 }
 
 /** An etcd as a store. */
-export function etcdStore(run: Run, conf: EtcdConf, options: StoreOptions): Store {
-  return new Etcd(run, conf, options);
-}
-
-class Etcd implements Store {
+export class EtcdStore implements Store {
   readonly name: string;
   /** Sent with every request once a password was accepted. */
   #token: string | undefined;

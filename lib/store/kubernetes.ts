@@ -46,11 +46,7 @@ const POOL = "cnibox.dev/pool";
 const MANAGED = "app.kubernetes.io/managed-by";
 
 /** Lease objects as a store. */
-export function kubernetesStore(run: Run, conf: KubernetesConf, options: StoreOptions): Store {
-  return new Kubernetes(run, conf, options);
-}
-
-class Kubernetes implements Store {
+export class KubernetesStore implements Store {
   readonly name: string;
   readonly #api: KubernetesApi;
   readonly #leases: string;

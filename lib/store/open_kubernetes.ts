@@ -3,7 +3,7 @@ import { CniError, code } from "../cni/error.ts";
 import type { Run } from "../kernel/run.ts";
 import { type Access, fromKubeconfig, inCluster } from "./kubeconfig.ts";
 import { KubernetesApi } from "./kubernetes_api.ts";
-import { kubernetesStore } from "./kubernetes.ts";
+import { KubernetesStore } from "./kubernetes.ts";
 import { NodeObjects } from "./kubernetes_nodes.ts";
 import type { Store } from "./store.ts";
 
@@ -28,9 +28,8 @@ export function openKubernetes(
   deadline: () => number,
 ): { store: () => Store; close: () => void } {
   const access = open(kubeconfig, 'see "store.kubernetes" in "ipam"');
-  const store = kubernetesStore(run, { access, namespace: namespace ?? access.namespace ?? NAMESPACE, node }, {
-    deadline,
-  });
+  const conf = { access, namespace: namespace ?? access.namespace ?? NAMESPACE, node };
+  const store = new KubernetesStore(run, conf, { deadline });
   return { store: () => store, close: access.close };
 }
 

@@ -123,6 +123,11 @@ export function jsonObject(text: string): JsonObject | undefined {
   }
 }
 
+/** Revisions are decimal numbers in both stores, and grow; one that is not a number says nothing. */
+export function revisionNumber(revision: string): bigint {
+  return /^\d+$/.test(revision) ? BigInt(revision) : 0n;
+}
+
 /** A text that says something; undefined for anything else. */
 export function word(value: unknown): string | undefined {
   return typeof value === "string" && value !== "" ? value : undefined;

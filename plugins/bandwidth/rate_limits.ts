@@ -42,7 +42,6 @@ export function bits(about: string): Key<bigint> {
         path,
         `json: cannot unmarshal ${shown} into Go struct field PluginConf.${path} of type uint64`,
         `"${path}": write a whole number of bits from 0 to ${MAX}, without quotes`,
-        value,
       );
     },
   };

@@ -299,7 +299,7 @@ worldTest("a second agent of one node waits, and says who holds the place", asyn
   await eventually("it runs", async () => (await status(node))?.ready, 60_000);
   const { code, stderr } = await cnibox(node, ["node", "--once"]);
   assertEquals(code, 75);
-  assertMatch(stderr, /cnibox node runs on this node already\n.*held by process \d+/);
+  assertMatch(stderr, /another cnibox node is at work\n.*held by process \d+/);
 });
 
 nodeTest(

@@ -29,12 +29,8 @@ import { FakeStore } from "../fakes/store.ts";
 const POOL = { version: "1.0.0", atLeast030: true, warn: () => {} };
 
 function set(subnet: string, blockSize?: number, exclude: string[] = []): PoolSet {
-  const [ranges] = rangeSets([[{ subnet }]], POOL);
-  return {
-    ranges: ranges!,
-    exclude: exclude.map((text) => parsePrefix(text)!),
-    blockSize: blockSize ?? defaultBlockSize(ranges!),
-  };
+  const [ranges] = rangeSets([[{ subnet, excluded: exclude.map((text) => parsePrefix(text)!) }]], POOL);
+  return { ranges: ranges!, blockSize: blockSize ?? defaultBlockSize(ranges!) };
 }
 
 interface Node {

@@ -41,6 +41,12 @@ Deno.test("whereabouts' flat file fills what the configuration leaves empty", ()
   });
 });
 
+Deno.test("an exclude that is in no range is named", () => {
+  const ipam = { range: "10.9.0.0/16", kubernetes: {} };
+  checkConf(call({ ...ipam, exclude: ["10.9.0.0/28"] }));
+  assertThrows(() => checkConf(call({ ...ipam, exclude: ["10.8.0.1"] })), CniError, "10.8.0.1/32 is in no range");
+});
+
 Deno.test("a flat file that is missing, broken or no object is named", () => {
   const missing = call({ configuration_path: "/there/is/none.conf" });
   assertThrows(() => checkConf(missing), CniError, '"ipam.configuration_path" is "/there/is/none.conf"');

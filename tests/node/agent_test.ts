@@ -5,7 +5,7 @@ import { Agent, type World } from "../../lib/node/agent.ts";
 import { type NodeConf, parseNodeConf } from "../../lib/node/conf.ts";
 import { derivedMac } from "../../lib/node/records.ts";
 import { serve } from "../../lib/node/serve.ts";
-import { etcdSource } from "../../lib/node/source.ts";
+import { EtcdSource } from "../../lib/node/source.ts";
 import type { Status } from "../../lib/node/state.ts";
 import { StoreError } from "../../lib/store/store.ts";
 import { RoutingKernel } from "../fakes/routing_kernel.ts";
@@ -55,7 +55,7 @@ class TestNode implements Disposable {
   start(): Agent {
     const world: World = {
       run: (command) => this.kernel.run(command),
-      source: etcdSource(this.store),
+      source: new EtcdSource(this.store),
       conf: this.conf,
       places: { memory: this.path("memory.json"), status: this.path("status.json"), lock: this.path("lock") },
       machineId: `machine ${this.number}`,

@@ -1,8 +1,8 @@
 /** What curl says, and what is made of it: whether a write may have been done decides what happens next. */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import type { Command, Output } from "../../lib/kernel/run.ts";
-import { etcdStore } from "../../lib/store/etcd.ts";
-import { kubernetesStore } from "../../lib/store/kubernetes.ts";
+import { EtcdStore } from "../../lib/store/etcd.ts";
+import { KubernetesStore } from "../../lib/store/kubernetes.ts";
 import { type Store, StoreError } from "../../lib/store/store.ts";
 
 const TOKEN = "a-token-that-nobody-sees";
@@ -34,12 +34,12 @@ const UNSENT = { stdout: "\n000 0", code: 7, stderr: "curl: (7) Failed to connec
 const LOST = { stdout: "\n000 120", code: 52, stderr: "curl: (52) Empty reply from server" };
 
 const etcd = (run: (command: Command) => Promise<Output>, endpoints = ["https://10.0.0.1:2379"]) =>
-  etcdStore(run, { endpoints, prefix: "/p" }, { deadline });
+  new EtcdStore(run, { endpoints, prefix: "/p" }, { deadline });
 
 function kubernetes(run: (command: Command) => Promise<Output>): Store {
   const endpoint = { url: "https://10.0.0.1:6443" };
   const access = { endpoint, token: () => TOKEN, namespace: undefined, close: () => {} };
-  return kubernetesStore(run, { access, namespace: "kube-system", node: "node1" }, { deadline });
+  return new KubernetesStore(run, { access, namespace: "kube-system", node: "node1" }, { deadline });
 }
 
 async function failing(work: () => Promise<unknown>): Promise<StoreError> {
@@ -120,7 +120,7 @@ Deno.test("a write whose answer was lost stays unknown where it cannot be read b
   }
   // No time is left to ask.
   let left = 60_000;
-  const late = etcdStore(
+  const late = new EtcdStore(
     () => {
       left = 0;
       return Promise.resolve({ code: 28, signal: null, stdout: "\n000 120", stderr: "curl: (28) Operation timed out" });
