@@ -103,11 +103,11 @@ export function parseResult(source: JsonObject, confVersion: string): Result {
 class Misread extends Error {}
 
 function readResult(source: JsonObject, family: Family): Result {
-  const result: Result = {};
+  const interfaces: Interface[] = [];
+  const ips: IPConfig[] = [];
+  const routes: Route[] = [];
+  const dns = readDns(lookup(source, "dns"));
   if (family === "ip4/ip6") {
-    const dns = readDns(lookup(source, "dns"));
-    const ips: IPConfig[] = [];
-    const routes: Route[] = [];
     for (const name of ["ip4", "ip6"]) {
       const part = lookup(source, name);
       if (part === undefined || part === null) continue;
@@ -117,20 +117,17 @@ function readResult(source: JsonObject, family: Family): Result {
       ips.push(gateway === undefined ? ip : { ...ip, gateway });
       routes.push(...readRoutes(lookup(part, "routes"), `${name}.routes`));
     }
-    if (ips.length > 0) result.ips = ips;
-    if (routes.length > 0) result.routes = routes;
-    if (dns) result.dns = dns;
-    return result;
+  } else {
+    interfaces.push(...elements(lookup(source, "interfaces"), "interfaces").map(readInterface));
+    ips.push(...elements(lookup(source, "ips"), "ips").map(readIp));
+    routes.push(...readRoutes(lookup(source, "routes"), "routes"));
   }
-  const interfaces = elements(lookup(source, "interfaces"), "interfaces").map(readInterface);
-  const ips = elements(lookup(source, "ips"), "ips").map(readIp);
-  const routes = readRoutes(lookup(source, "routes"), "routes");
-  const dns = readDns(lookup(source, "dns"));
-  if (interfaces.length > 0) result.interfaces = interfaces;
-  if (ips.length > 0) result.ips = ips;
-  if (routes.length > 0) result.routes = routes;
-  if (dns) result.dns = dns;
-  return result;
+  return {
+    ...(interfaces.length > 0 && { interfaces }),
+    ...(ips.length > 0 && { ips }),
+    ...(routes.length > 0 && { routes }),
+    ...(dns && { dns }),
+  };
 }
 
 function wrong(value: unknown, path: string, goType: string): Misread {
@@ -151,16 +148,12 @@ function elements(value: unknown, path: string): JsonObject[] {
 function readInterface(source: JsonObject, index: number): Interface {
   const at = `interfaces.${index}`;
   const result: Interface = { name: textOf(lookup(source, "name"), `${at}.name`) ?? "" };
-  const mac = textOf(lookup(source, "mac"), `${at}.mac`);
   const mtu = numberOf(lookup(source, "mtu"), `${at}.mtu`);
-  const sandbox = textOf(lookup(source, "sandbox"), `${at}.sandbox`);
-  const socketPath = textOf(lookup(source, "socketPath"), `${at}.socketPath`);
-  const pciID = textOf(lookup(source, "pciID"), `${at}.pciID`);
-  if (mac) result.mac = mac;
   if (mtu) result.mtu = mtu;
-  if (sandbox) result.sandbox = sandbox;
-  if (socketPath) result.socketPath = socketPath;
-  if (pciID) result.pciID = pciID;
+  for (const name of ["mac", "sandbox", "socketPath", "pciID"] as const) {
+    const text = textOf(lookup(source, name), `${at}.${name}`);
+    if (text) result[name] = text;
+  }
   return result;
 }
 

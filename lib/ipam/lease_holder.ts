@@ -4,12 +4,19 @@ import { readRegularText } from "../kernel/regular_file.ts";
 /** Where host-local keeps who has which address, unless a configuration says otherwise. */
 const LEASES = "/var/lib/cni/networks";
 
-/** The container that host-local has given an address of this network to; undefined when it is free, or not its own. */
-export function leaseHolder(network: string, address: string): string | undefined {
+/**
+ * Has host-local given an address of this network to another container? A lease in that one's name is proof; none at
+ * all is not: other IPAM plugins keep theirs elsewhere, and `network` may be unknown.
+ */
+export function heldByAnother(
+  address: string,
+  { network, containerId }: { readonly network: string | undefined; readonly containerId: string },
+): boolean {
+  if (network === undefined) return false;
   try {
-    const text = readRegularText(`${LEASES}/${network}/${address}`);
-    return text.trim().split(/[\r\n]/)[0]?.trim() || undefined;
+    const holder = readRegularText(`${LEASES}/${network}/${address}`).trim().split(/[\r\n]/)[0]?.trim();
+    return !!holder && holder !== containerId;
   } catch {
-    return undefined;
+    return false;
   }
 }

@@ -5,7 +5,7 @@
  * @module
  */
 import { readKernelFile } from "./proc.ts";
-import { readRegularText } from "./regular_file.ts";
+import { exists, readRegularText } from "./regular_file.ts";
 import { missingTool, toolPath } from "./run.ts";
 
 /** What a program that stays is started with. */
@@ -79,7 +79,7 @@ const PROXY_PATHS = ["/usr/lib/systemd/systemd-socket-proxyd", "/lib/systemd/sys
  * The relay that an earlier process left is ended first; `pidFile` tells which. Returns what stops it.
  */
 export function startSocketProxy(target: string, pidFile: string): () => void {
-  const tool = PROXY_PATHS.find((path) => isFile(path));
+  const tool = PROXY_PATHS.find((path) => exists(path, { links: true }));
   if (tool === undefined) {
     throw new Error(
       "Error getting listener: this build cannot use systemd's socket, and systemd-socket-proxyd is missing: " +
@@ -100,12 +100,4 @@ export function startSocketProxy(target: string, pidFile: string): () => void {
   }).spawn();
   Deno.writeTextFileSync(pidFile, String(child.pid), { mode: 0o600 });
   return () => void signal(child.pid, "SIGTERM");
-}
-
-function isFile(path: string): boolean {
-  try {
-    return Deno.statSync(path).isFile;
-  } catch {
-    return false;
-  }
 }

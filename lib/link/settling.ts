@@ -1,4 +1,4 @@
-/** Duplicate address detection: waits for its end. Loaded when called, which is with IPv6 gateways alone. */
+/** Duplicate address detection: waits for its end. Loaded when called, which is seldom. */
 import { during, internal } from "../cni/error.ts";
 import type { ContainerCall } from "../cni/plugin.ts";
 import type { Address, Link } from "../kernel/ip.ts";
@@ -12,7 +12,7 @@ const SETTLE_STEP_MS = 50;
  * Constant text for /bin/sh in the container: waits until no IPv6 address of link $1 is tentative (flag 0x40), or one
  * has failed (0x08), and looks $2 times at most, every $3 seconds. Exit status 0: all are settled.
  */
-const SETTLE_SCRIPT = [
+export const SETTLE_SCRIPT = [
   "n=0; while :; do t=0",
   'while read -r a i l s f d; do [ "$d" = "$1" ] || continue',
   "[ $((0x$f & 0x08)) = 0 ] || exit 2; [ $((0x$f & 0x40)) = 0 ] || t=1; done </proc/net/if_inet6 || exit 1",

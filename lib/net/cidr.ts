@@ -168,7 +168,7 @@ export function isLoopback({ family, value }: Address): boolean {
 }
 
 /** Whether it is in 224.0.0.0/4 or ff00::/8. */
-export function isMulticast({ family, value }: Address): boolean {
+function isMulticast({ family, value }: Address): boolean {
   return family === 4 ? value >> 28n === 0xen : value >> 120n === 0xffn;
 }
 

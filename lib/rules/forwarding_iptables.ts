@@ -52,8 +52,8 @@ export const RELOADED =
   "somebody removed rules of this container, for example by reloading a firewall; ADD makes them again";
 
 export const FORWARD_CHAIN = "CNI-FORWARD";
-const STAGE_1 = "CNI-ISOLATION-STAGE-1";
-const STAGE_2 = "CNI-ISOLATION-STAGE-2";
+export const STAGE_1 = "CNI-ISOLATION-STAGE-1";
+export const STAGE_2 = "CNI-ISOLATION-STAGE-2";
 
 const comment = (text: string) => `-m comment --comment "${text}"`;
 const JUMP = `${comment("CNI firewall plugin rules")} -j ${FORWARD_CHAIN}`;

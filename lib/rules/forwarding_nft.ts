@@ -32,51 +32,49 @@ import { type Adder, type Host, type Remover, settledNft } from "./backend.ts";
 import {
   addForwarding,
   canBeInRule,
+  FORWARD_CHAIN,
   type Forwarding,
   isForwarded,
   type Parts,
   RELOADED,
+  STAGE_1,
+  STAGE_2,
   takeBackForwarding,
   unsaid,
 } from "./forwarding_iptables.ts";
 
 const TABLE = "inet cni_firewall";
-const STAGE_1 = "CNI-ISOLATION-STAGE-1";
-const STAGE_2 = "CNI-ISOLATION-STAGE-2";
-const FORWARD = "CNI-FORWARD";
 /** In tables of others. */
 const GUEST = "cni_forward";
 const JUMP_COMMENT = "CNI firewall plugin rules";
 
-const setOf = ({ family }: Address) => `cni_addresses_v${family}`;
-const isV4Table = (table: string) => !table.startsWith("ip6 ");
-const isV6Table = (table: string) => !table.startsWith("ip ");
+const FAMILIES = [4, 6] as const;
+
+const setOf = ({ family }: { readonly family: Family }) => `cni_addresses_v${family}`;
+/** Do packets of the family meet the table? */
+const meets = (table: string, family: Family) => !table.startsWith(family === 4 ? "ip6 " : "ip ");
 
 /** Sets and rules that accept addresses, in any table. */
 function acceptText(table: string, chain: string): string[] {
-  const lines: string[] = [];
-  for (const [there, ip, version] of [[isV4Table(table), "ip", 4], [isV6Table(table), "ip6", 6]] as const) {
-    if (!there) continue;
-    const set = `cni_addresses_v${version}`;
-    lines.push(
+  return FAMILIES.filter((family) => meets(table, family)).flatMap((family) => {
+    const [ip, set] = [family === 4 ? "ip" : "ip6", setOf({ family })];
+    return [
       `add rule ${table} ${chain} ${ip} daddr @${set} ct state established,related accept`,
       `add rule ${table} ${chain} ${ip} saddr @${set} accept`,
-    );
-  }
-  return lines;
+    ];
+  });
 }
 
 function setsText(table: string): string[] {
-  return [
-    ...(isV4Table(table) ? [`add set ${table} cni_addresses_v4 { type ipv4_addr ; }`] : []),
-    ...(isV6Table(table) ? [`add set ${table} cni_addresses_v6 { type ipv6_addr ; }`] : []),
-  ];
+  return FAMILIES.filter((family) => meets(table, family)).map((family) =>
+    `add set ${table} ${setOf({ family })} { type ipv${family}_addr ; }`
+  );
 }
 
 /** Elements for the addresses. Added, deleted and added again: an address that is there gets its new owner's name. */
 function elementsText(table: string, owner: Attachment, addresses: readonly Address[]): string[] {
   const comment = nftComment(nftRuleComment(owner));
-  return addresses.filter(({ family }) => family === 4 ? isV4Table(table) : isV6Table(table)).flatMap((address) => {
+  return addresses.filter(({ family }) => meets(table, family)).flatMap((address) => {
     const [set, ip] = [setOf(address), formatAddress(address)];
     return [
       `add element ${table} ${set} { ${ip} }`,
@@ -109,20 +107,20 @@ function ownText(
     `add set ${TABLE} restricted { type ifname ; }`,
     `add set ${TABLE} same { type ifname . ifname ; }`,
     `add set ${TABLE} isolated { type ifname . ifname ; }`,
-    ...[STAGE_1, STAGE_2, FORWARD].map((name) => chain(name)),
+    ...[STAGE_1, STAGE_2, FORWARD_CHAIN].map((name) => chain(name)),
     `add rule ${TABLE} ${STAGE_1} iifname . oifname @isolated drop`,
     `add rule ${TABLE} ${STAGE_1} iifname . oifname @same return`,
     `add rule ${TABLE} ${STAGE_1} iifname @restricted jump ${STAGE_2}`,
     `add rule ${TABLE} ${STAGE_2} oifname @restricted drop`,
-    ...acceptText(TABLE, FORWARD),
+    ...acceptText(TABLE, FORWARD_CHAIN),
     chain("forward", " { type filter hook forward priority 0 ; }"),
     `add rule ${TABLE} forward jump ${STAGE_1}`,
-    `add rule ${TABLE} forward jump ${FORWARD}`,
+    `add rule ${TABLE} forward jump ${FORWARD_CHAIN}`,
   ];
   return [
     ...(whole ? [] : shared),
     ...(there.has(admin) ? [] : [`create chain ${TABLE} ${admin}`]),
-    ...(there.has(admin) && whole ? [] : [`insert rule ${TABLE} ${FORWARD} jump ${admin}`]),
+    ...(there.has(admin) && whole ? [] : [`insert rule ${TABLE} ${FORWARD_CHAIN} jump ${admin}`]),
     ...(accept ? elementsText(TABLE, owner, addresses) : []),
     ...isolationText({ policy, bridge }),
   ];
@@ -294,7 +292,7 @@ async function removeElements(
     }
   }
   for (const table of [TABLE, ...foreign]) {
-    const mine = gone.filter(({ set }) => set.endsWith("_v4") ? isV4Table(table) : isV6Table(table));
+    const mine = gone.filter(({ set }) => meets(table, set.endsWith("_v4") ? 4 : 6));
     const lines = mine.map(({ set, address }) => `delete element ${table} ${set} { ${address} }\n`);
     if (lines.length === 0) continue;
     try {
@@ -308,7 +306,7 @@ async function removeElements(
       }
     }
   }
-  for (const family of [4, 6] as const) {
+  for (const family of FAMILIES) {
     if (!foreign.includes(family === 4 ? "ip filter" : "ip6 filter")) continue;
     try {
       await moveToIptables({ host }, family, admin);
@@ -397,8 +395,9 @@ async function lostParts(host: Run, forwarding: Forwarding, parts: Parts): Promi
 /** Which of the rules that all containers share is missing; undefined when none is. */
 function missingShared({ rules }: NftListing): string | undefined {
   const expected = [
-    ...[["forward", STAGE_1], ["forward", FORWARD], [STAGE_1, "@isolated"], [STAGE_1, "@same"], [STAGE_1, STAGE_2]],
-    ...[[STAGE_2, "@restricted"], [FORWARD, "@cni_addresses_v4"], [FORWARD, "@cni_addresses_v6"]],
+    ...[["forward", STAGE_1], ["forward", FORWARD_CHAIN], [STAGE_1, "@isolated"], [STAGE_1, "@same"]],
+    ...[[STAGE_1, STAGE_2], [STAGE_2, "@restricted"]],
+    ...FAMILIES.map((family) => [FORWARD_CHAIN, `@${setOf({ family })}`]),
   ];
   for (const [chain = "", word = ""] of expected) {
     if (rules.some((rule) => rule.chain === chain && JSON.stringify(rule.expr).includes(`"${word}"`))) continue;
@@ -443,7 +442,7 @@ export async function checkForeignTables({ host }: Host, addresses: readonly Add
       );
     }
     const jumps = rules.some(({ expr }) => JSON.stringify(expr).includes(`"${GUEST}"`));
-    const wanted = taken.filter(({ family }) => family === 4 ? isV4Table(table) : isV6Table(table));
+    const wanted = taken.filter(({ family }) => meets(table, family));
     for (const address of wanted) {
       const set = jumps ? await nftList(host, `set ${table} ${setOf(address)}`) : undefined;
       if (set && holds(set.sets, address)) continue;

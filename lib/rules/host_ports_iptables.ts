@@ -171,7 +171,7 @@ export function ownRules(ports: HostPorts, target: Prefix): OwnRules {
 function entryRules(owner: Owner, mappings: readonly PortMapping[], conditions: readonly string[]): string[] {
   const comment = quoteWord(dnatComment(owner));
   const more = conditions.map((word) => ` ${quoteWord(word)}`).join("");
-  const protocols = [...new Set(mappings.map((mapping) => mapping.protocol))].sort(byBytes);
+  const protocols = [...new Set(mappings.map((mapping) => mapping.protocol))].sort();
   return protocols.flatMap((protocol) => {
     const ports = mappings.filter((mapping) => mapping.protocol === protocol).map((mapping) => mapping.hostPort);
     const rules: string[] = [];
@@ -184,10 +184,6 @@ function entryRules(owner: Owner, mappings: readonly PortMapping[], conditions: 
     }
     return rules;
   });
-}
-
-function byBytes(a: string, b: string): number {
-  return a < b ? -1 : a > b ? 1 : 0;
 }
 
 /** The usual ADD: everything shared is there, nothing of the container's is. */

@@ -9,7 +9,15 @@
  * share it), or remains of an attachment that was never deleted.
  */
 import type { Link } from "../kernel/ip.ts";
-import { leadingTo, quoteWord, ruleTarget, ruleWords, type SavedTable, savedTable, transaction } from "../kernel/iptables.ts";
+import {
+  leadingTo,
+  quoteWord,
+  ruleTarget,
+  ruleWords,
+  type SavedTable,
+  savedTable,
+  transaction,
+} from "../kernel/iptables.ts";
 import type { Applier } from "../kernel/plan.ts";
 import type { Run } from "../kernel/run.ts";
 import {

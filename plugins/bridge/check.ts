@@ -7,12 +7,10 @@ import { linkNow } from "../../lib/link/container_link.ts";
 import { linkFolder, readKernelFile } from "../../lib/kernel/proc.ts";
 import { isLinkName } from "../../lib/net/link_name.ts";
 import type { Seen } from "../../lib/link/verify.ts";
+import type { Config } from "./conf.ts";
 
 /** The part of bridge's configuration that CHECK compares with. */
-export interface BridgeConf {
-  readonly bridge: string;
-  readonly promiscMode: boolean;
-}
+type BridgeConf = Pick<Config, "bridge" | "promiscMode">;
 
 /** What is around the container's link: the bridge, and the other end of the link as its port. */
 export async function checkAround(call: ContainerCall, conf: BridgeConf, seen: Seen): Promise<void> {

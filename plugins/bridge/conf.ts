@@ -16,7 +16,7 @@ import { internal } from "../../lib/cni/error.ts";
 import type { ContainerCall } from "../../lib/cni/plugin.ts";
 import type { JsonObject } from "../../lib/cni/types.ts";
 import { ipamType, masqueradeKeys } from "../../lib/link/ipam.ts";
-import { checkedMac } from "../../lib/link/mac_input.ts";
+import { checkedMac, macKeys } from "../../lib/link/mac_input.ts";
 import { isLinkName } from "../../lib/net/link_name.ts";
 
 const trunk = {
@@ -48,10 +48,7 @@ export const keys = {
     { cni: object({ mac: text("", "MAC of the container's link") }, "conventional arguments") },
     "arguments of the configuration",
   ),
-  runtimeConfig: object(
-    { mac: text("", "MAC of the container's link (capability mac)") },
-    "what the runtime grants by capabilities",
-  ),
+  runtimeConfig: macKeys.runtimeConfig,
   prevResult: anything("result of the plugin before, for CHECK and DEL"),
 };
 

@@ -90,6 +90,12 @@ export function gatewayAddresses(ips: readonly IPConfig[]): string[] {
   return [...new Set(all.filter((one) => one !== undefined && one !== ""))] as string[];
 }
 
+/** Switches of a port: key of the configuration, iproute2's word, the words for a failure. */
+const PORT_FLAGS = [
+  ["hairpinMode", "hairpin", "failed to setup hairpin mode"],
+  ["portIsolation", "isolated", "failed to set isolated on"],
+] as const;
+
 function portSteps(call: ContainerCall, conf: Config, { host, pod, ips }: Ends): Step[] {
   const { bridge } = conf;
   const veth = host.name;
@@ -114,21 +120,10 @@ function portSteps(call: ContainerCall, conf: Config, { host, pod, ips }: Ends):
       why: "the port; its alias tells whose it is",
     }),
   ];
-  if (conf.hairpinMode) {
-    steps.push(
-      step("host", "ip", `link set dev ${veth} type bridge_slave hairpin on`, {
-        failing: `failed to setup hairpin mode for ${veth}`,
-        why: "hairpinMode",
-      }),
-    );
-  }
-  if (conf.portIsolation) {
-    steps.push(
-      step("host", "ip", `link set dev ${veth} type bridge_slave isolated on`, {
-        failing: `failed to set isolated on for ${veth}`,
-        why: "portIsolation",
-      }),
-    );
+  for (const [key, word, failing] of PORT_FLAGS) {
+    if (!conf[key]) continue;
+    const text = `link set dev ${veth} type bridge_slave ${word} on`;
+    steps.push(step("host", "ip", text, { failing: `${failing} for ${veth}`, why: key }));
   }
   for (const ip of ips) {
     const address = ip.address.split("/")[0] ?? "";

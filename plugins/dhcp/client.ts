@@ -16,7 +16,7 @@
  */
 import { CniError, code } from "../../lib/cni/error.ts";
 import { isObject } from "../../lib/cni/decode.ts";
-import { runLines } from "../../lib/kernel/batch.ts";
+import { answersOf, runLines } from "../../lib/kernel/batch.ts";
 import { commandLine, signal, startBackground } from "../../lib/kernel/background.ts";
 import { namesOf, readRegular, readRegularText, removeIfThere } from "../../lib/kernel/regular_file.ts";
 import { replaceFile } from "../../lib/kernel/state_file.ts";
@@ -330,9 +330,7 @@ export async function ip(
 ): Promise<{ readonly failure: string; readonly answers: unknown[][] }> {
   try {
     const output = await runLines(inNetns(host, netns), ["ip", "-j", "-d"], lines);
-    const answers = output.stdout.split("\n").filter((line) => line.startsWith("["))
-      .map((line) => (JSON.parse(line) as unknown[]).filter((one) => Object.keys(one as object).length > 0));
-    return { failure: output.code === 0 ? "" : failureText(output), answers };
+    return { failure: output.code === 0 ? "" : failureText(output), answers: answersOf(output.stdout) };
   } catch (error) {
     return { failure: (error as Error).message, answers: [] };
   }

@@ -8,6 +8,7 @@ import { decode, isObject, lookup } from "../../lib/cni/decode.ts";
 import { badConfig, CniError } from "../../lib/cni/error.ts";
 import type { JsonObject, Result } from "../../lib/cni/types.ts";
 import { startSocketProxy } from "../../lib/kernel/background.ts";
+import { removeIfThere } from "../../lib/kernel/regular_file.ts";
 import { must, type Run, systemRun } from "../../lib/kernel/run.ts";
 import { findClient } from "../../lib/kernel/udhcpc.ts";
 import { type Acceptor, connectUnix, listenUnix, SocketError } from "../../lib/kernel/unix_socket.ts";
@@ -180,11 +181,7 @@ class Daemon implements AsyncDisposable, Keeper {
   /** Hooks write one line each into a FIFO, which is held open for writing too, so that it never ends. */
   async #listenToHooks(): Promise<void> {
     const path = `${this.state}/wake`;
-    try {
-      Deno.removeSync(path);
-    } catch (error) {
-      if (!(error instanceof Deno.errors.NotFound)) throw error;
-    }
+    removeIfThere(path);
     await must(this.host, { argv: ["mkfifo", "-m", "600", "--", path] });
     const fifo = Deno.openSync(path, { read: true, write: true });
     (async () => {

@@ -7,7 +7,6 @@ import { isObject } from "../../lib/cni/decode.ts";
 import { keepFile, namesIn, readFileIfThere, removeDrafts, removeFile } from "../../lib/kernel/state_file.ts";
 import { type Address, formatAddress, parseAddress } from "../../lib/net/cidr.ts";
 import { type Attachment, nftAttachmentHash, sameAttachment } from "../../lib/net/name.ts";
-import { leaseHolder } from "../../lib/ipam/lease_holder.ts";
 
 const FOLDER = "/run/cnibox/firewall";
 /** Where runtimes keep results by the CNI library, unless they are told otherwise. */
@@ -68,12 +67,6 @@ export function forgetOwner(address: Address, owner: Attachment): boolean {
   const name = formatAddress(address);
   const noted = readOwner(name);
   return !noted || !sameAttachment(noted, owner) || removeFile(`${FOLDER}/${name}`);
-}
-
-/** Has host-local given the address to another container since? */
-export function isGivenAway(address: Address, { network, containerId }: Attachment): boolean {
-  const holder = leaseHolder(network, formatAddress(address));
-  return holder !== undefined && holder !== containerId;
 }
 
 /** Does a runtime remember an attachment, other than this one, that has the address? */

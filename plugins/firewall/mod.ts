@@ -10,7 +10,6 @@
 import {
   dropOwnerDrafts,
   forgetOwner,
-  isGivenAway,
   isRemembered,
   noteOwner,
   type Owned,
@@ -25,6 +24,7 @@ import { all, CniError, code } from "../../lib/cni/error.ts";
 import type { Call, ContainerCall, NetworkCall, Plugin } from "../../lib/cni/plugin.ts";
 import { prevResultLeniently } from "../../lib/cni/prev_result.ts";
 import { type Result, since } from "../../lib/cni/types.ts";
+import { heldByAnother } from "../../lib/ipam/lease_holder.ts";
 import { busAbsence, busAddress, firewalldRunning } from "../../lib/kernel/firewalld.ts";
 import { apply, type Step, step } from "../../lib/kernel/plan.ts";
 import { linkExists } from "../../lib/kernel/proc.ts";
@@ -124,7 +124,7 @@ async function del(call: ContainerCall): Promise<void> {
   const noted = ownedAddresses().filter(({ owner }) => sameAttachment(owner, call)).map(({ address }) => address);
   const known = new Map([...(previous ? addressesOf(previous) : []), ...noted].map((one) => [formatAddress(one), one]));
   // An address that is somebody else's by now keeps its rules: they are his.
-  const addresses = [...known.values()].filter((address) => !isGivenAway(address, call));
+  const addresses = [...known.values()].filter((address) => !heldByAnother(formatAddress(address), call));
   const bridge = previous?.interfaces?.[0]?.name ?? "";
   await all([
     // Either backend may have them, whatever is configured now.
@@ -204,8 +204,9 @@ async function gc(call: NetworkCall): Promise<void> {
   const isValid = ({ containerId, ifName }: Owned["owner"]) =>
     valid.some((one) => one.containerID === containerId && one.ifname === ifName);
   const stale = ownedAddresses().filter(({ owner }) => owner.network === call.network && !isValid(owner));
-  const free = stale.filter(({ address, owner }) => !isGivenAway(address, owner) && !isRemembered(address, owner))
-    .map(({ address }) => address);
+  const free = stale.filter(({ address, owner }) =>
+    !heldByAnother(formatAddress(address), owner) && !isRemembered(address, owner)
+  ).map(({ address }) => address);
   const { admin } = config;
   const { collectionJobs } = await upkeep();
   // Unknown counts as there.

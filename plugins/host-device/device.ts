@@ -287,29 +287,21 @@ export async function moveOut(
     why: "its own name again, before the host sees it",
   });
   const move = step("pod", "ip", `link set dev ${name} netns ${home}`, { failing: moving, why: "back to the host" });
+  const both = step("pod", "ip", `link set dev ${from} netns ${home} name ${name}`, {
+    failing: `failed to move "${from}" to hostNS`,
+    why: `the container has another link "${name}"`,
+  });
   try {
     await apply([from === name ? [down, move] : [down, rename, move]], call);
   } catch (error) {
     if (!(error instanceof StepError) || !says(error, "nameTaken")) throw error;
     // The container has another link of that name, or the host has one now.
-    if (error.step === rename) await moveAndRename(call, { from, name, home });
+    if (error.step === rename) await apply([[both]], call);
     else await stay(call, { from, name });
   }
   if (keepAlias) return;
   const forget = step("host", "ip", `link set dev ${name} alias `, { failing: `failed to unset alias of "${name}"` });
   await apply([[forget]], call);
-}
-
-async function moveAndRename(
-  call: ContainerCall,
-  { from, name, home }: { from: string; name: string; home: string },
-): Promise<void> {
-  await apply([[
-    step("pod", "ip", `link set dev ${from} netns ${home} name ${name}`, {
-      failing: `failed to move "${from}" to hostNS`,
-      why: `the container has another link "${name}"`,
-    }),
-  ]], call);
 }
 
 async function stay(call: ContainerCall, { from, name }: { from: string; name: string }): Promise<never> {

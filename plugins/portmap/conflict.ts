@@ -2,7 +2,8 @@
  * One host port asked for twice: by two containers, or by a container and a program of this host. Rules take no notice,
  * the older one just keeps the traffic, so somebody has to look.
  */
-import { leaseHolder } from "../../lib/ipam/lease_holder.ts";
+import { heldByAnother } from "../../lib/ipam/lease_holder.ts";
+import { answersOf } from "../../lib/kernel/batch.ts";
 import { listedChain, ruleTarget, ruleWords, type SavedRule } from "../../lib/kernel/iptables.ts";
 import type { Host } from "../../lib/rules/backend.ts";
 import type { NftPort } from "../../lib/rules/host_ports_nft.ts";
@@ -171,23 +172,23 @@ const WAITS_MS = [5, 15, 30, 60, 120, 240, 480];
  */
 export async function isLiving(
   { host }: Host,
-  other: Pick<ConflictingMapping, "containerId" | "network" | "address">,
+  { address, ...owner }: Pick<ConflictingMapping, "containerId" | "network" | "address">,
   family: Family,
 ): Promise<boolean> {
-  if (other.address === "" || heldByAnother(other)) return false;
-  const flag = family === 4 ? "-4" : "-6";
-  const routes = await json(host, ["ip", "-j", flag, "route", "get", other.address]);
-  const route = routes?.[0] as { dev?: string; gateway?: string; type?: string } | undefined;
+  if (address === "" || heldByAnother(address, owner)) return false;
+  const ask = async <T>(words: string): Promise<T | undefined> => {
+    const { code, stdout } = await host({ argv: ["ip", "-j", `-${family}`, ...words.split(" ")] });
+    return code === 0 ? answersOf<T>(stdout)[0]?.[0] : undefined;
+  };
+  const route = await ask<{ dev?: string; gateway?: string; type?: string }>(`route get ${address}`);
   if (route?.dev === undefined || route.type === "unreachable" || route.type === "blackhole") return false;
   // An address of this host, or one behind a router: cannot be asked.
   if (route.type === "local" || route.gateway !== undefined) return true;
-  const neighbour = async () => {
-    const shown = await json(host, ["ip", "-j", flag, "neigh", "show", other.address, "dev", route.dev ?? ""]);
-    return (shown?.[0] as { state?: string[] } | undefined)?.state?.[0] ?? "NONE";
-  };
+  const neighbour = async () =>
+    (await ask<{ state?: string[] }>(`neigh show ${address} dev ${route.dev}`))?.state?.[0] ?? "NONE";
   if (["PERMANENT", "NOARP"].includes(await neighbour())) return true;
-  await host({ argv: ["ip", "neigh", "del", other.address, "dev", route.dev] });
-  await host({ argv: ["ip", "neigh", "add", other.address, "dev", route.dev, "use"] });
+  await host({ argv: ["ip", "neigh", "del", address, "dev", route.dev] });
+  await host({ argv: ["ip", "neigh", "add", address, "dev", route.dev, "use"] });
   for (const wait of WAITS_MS) {
     await new Promise((done) => setTimeout(done, wait));
     const state = await neighbour();
@@ -195,24 +196,6 @@ export async function isLiving(
     if (state === "FAILED") return false;
   }
   return false;
-}
-
-/** A lease in another container's name is proof; none at all is not: other IPAM plugins keep theirs elsewhere. */
-function heldByAnother(
-  { network, address, containerId }: Pick<ConflictingMapping, "containerId" | "network" | "address">,
-): boolean {
-  const holder = network === undefined ? undefined : leaseHolder(network, address);
-  return holder !== undefined && holder !== containerId;
-}
-
-async function json(host: Run, argv: readonly string[]): Promise<unknown[] | undefined> {
-  const { code, stdout } = await host({ argv });
-  if (code !== 0) return undefined;
-  try {
-    return JSON.parse(stdout || "[]") as unknown[];
-  } catch {
-    return undefined;
-  }
 }
 
 /** A program of this host that listens on a published port. */

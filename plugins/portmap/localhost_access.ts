@@ -8,6 +8,7 @@ import type { Call, ContainerCall, NetworkCall } from "../../lib/cni/plugin.ts";
 import type { Link } from "../../lib/kernel/ip.ts";
 import { savedTable } from "../../lib/kernel/iptables.ts";
 import { nftUsable } from "../../lib/kernel/nft.ts";
+import { exists } from "../../lib/kernel/regular_file.ts";
 import { dnatTarget } from "../../lib/rules/host_ports_iptables.ts";
 import { nftPorts } from "../../lib/rules/host_ports_nft.ts";
 import {
@@ -20,7 +21,7 @@ import {
   makeNote,
   notedFor,
   notePath,
-  ownerOfNote,
+  ownerText,
   settingOf,
   switchBack,
   switchLocalnetOn,
@@ -72,18 +73,10 @@ export async function publishedThrough(call: Call, dev: string, backend: Localne
 
 /** The host's end of a container's own pair goes with the container, and its settings with it. */
 async function isVeth(call: Call, dev: string): Promise<boolean> {
-  if (isBridge(dev)) return false;
+  if (exists(`/sys/class/net/${dev}/bridge`)) return false;
   const { code, stdout } = await call.host({ argv: ["ip", "-j", "-d", "link", "show", "dev", dev] });
   if (code !== 0) return false;
   return (JSON.parse(stdout) as Link[])[0]?.linkinfo?.info_kind === "veth";
-}
-
-function isBridge(dev: string): boolean {
-  try {
-    return Deno.statSync(`/sys/class/net/${dev}/bridge`).isDirectory;
-  } catch {
-    return false;
-  }
 }
 
 /** Will the setting of a link go with this container, as far as notes tell? */
@@ -116,7 +109,7 @@ export async function withdrawLocalhost(
 /** The same for all containers of the network that are not valid, and for what a killed DEL has left. */
 export async function collectLocalhost(call: NetworkCall, backends: readonly LocalnetBackend[]): Promise<void> {
   const valid = attachmentsOf(call.network, call.valid ?? []);
-  const owners = new Set(valid.map(ownerOfNote));
+  const owners = new Set(valid.map(ownerText));
   const ids = new Set(valid.map(({ containerId }) => containerId));
   for (const dev of leaveInvalid(call.network, (owner, id) => owners.has(owner) || ids.has(id))) {
     const needed = await Promise.all(backends.map((backend) => isPublishedThrough(call, dev, backend)));

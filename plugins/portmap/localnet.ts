@@ -88,7 +88,7 @@ interface Note {
 }
 
 /** An attachment in a file's name, which has 255 bytes at most. None of its parts has a colon. */
-function ownerText({ network, containerId, ifName }: Attachment): string {
+export function ownerText({ network, containerId, ifName }: Attachment): string {
   const text = `${network}:${containerId}:${ifName}`;
   return text.length <= 200 ? text : `${text.slice(0, 100)}~${sha512(text).slice(0, 40)}`;
 }
@@ -166,9 +166,6 @@ export function leaveInvalid(network: string, isValid: (owner: string, container
   const all = notes();
   return [...new Set(all.map(({ dev }) => dev))].filter((dev) => !all.some((one) => isUser(one, dev)));
 }
-
-/** The text by which {@linkcode leaveInvalid} asks for an attachment. */
-export const ownerOfNote = ownerText;
 
 /** Switches the setting of a link off that nobody needs; on again, if somebody has come meanwhile who found it on. */
 export function switchBack(dev: string): void {

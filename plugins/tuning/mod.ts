@@ -304,27 +304,26 @@ function isAllMulticast({ flags }: Link): boolean {
 
 /** What the kernel would refuse, in its words, with the reason that it does not give. */
 function checkLinkValues(call: ContainerCall, { mac, mtu, txQLen }: Wanted, link: Link): void {
-  const refuse = (msg: string, details: string) => internal(msg, details);
   if (mac !== "") {
     const parsed = parseMac(mac);
     const length = macLength(link.address ?? "");
     if (parsed === undefined || macLength(parsed) !== length) {
       const text = `invalid args ${mac} for MAC addr: address ${mac}: invalid MAC address`;
-      throw refuse(text, `${call.ifName} takes an address of ${length} bytes`);
+      throw internal(text, `${call.ifName} takes an address of ${length} bytes`);
     }
     if (!isUnicastMac(parsed)) {
-      throw refuse("cannot assign requested address", `mac ${mac} is not the address of one interface`);
+      throw internal("cannot assign requested address", `mac ${mac} is not the address of one interface`);
     }
   }
   const { min_mtu: min = 0, max_mtu: max = 0 } = link;
   if (mtu !== 0 && (mtu < Math.max(1, min) || mtu > (max || 2 ** 31 - 1))) {
-    throw refuse("invalid argument", `mtu ${mtu}: ${call.ifName} takes ${min} to ${max || "any number of"} bytes`);
+    throw internal("invalid argument", `mtu ${mtu}: ${call.ifName} takes ${min} to ${max || "any number of"} bytes`);
   }
   if (mtu !== 0 && mtu < 1280 && link.mtu >= 1280) {
     call.warn(`mtu ${mtu} is below 1280: the kernel takes all IPv6 addresses off ${call.ifName}`);
   }
   if (txQLen !== undefined && (txQLen < 0 || txQLen > 2 ** 31 - 1)) {
-    throw refuse("numerical result out of range", `txQLen ${txQLen}: write a number of packets`);
+    throw internal("numerical result out of range", `txQLen ${txQLen}: write a number of packets`);
   }
 }
 

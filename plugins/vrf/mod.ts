@@ -247,32 +247,10 @@ async function enslave(
     return await enslave(call, { vrfname, table: wanted, previous });
   }
   // Only after a main plugin that did not wait for it.
-  if (move.addresses.some((text) => !text.includes(" nodad"))) await settled(call);
-  if (move.late.length > 0) await apply([move.late.map(routeLine)], call);
-}
-
-/** Longest wait for the search for duplicate addresses, in milliseconds. */
-const SETTLE_MS = 10_000;
-
-async function settled(call: ContainerCall): Promise<void> {
-  const deadline = performance.now() + SETTLE_MS;
-  for (;;) {
-    const link = (await linksOf(call)).find((one) => one.ifname === call.ifName);
-    const addresses = (link?.addr_info ?? []).filter((one) => one.family === "inet6");
-    const twin = addresses.find((one) => one.dadfailed);
-    if (twin) {
-      throw internal(
-        `could not restore address ${twin.local}/${twin.prefixlen}: it is in DADFAILED state`,
-        "another host on this link has the address",
-      );
-    }
-    // A link that is down never gets there.
-    if (!link?.flags.includes("LOWER_UP") || !addresses.some((one) => one.tentative)) return;
-    if (performance.now() > deadline) {
-      throw internal(`${call.ifName} has tentative addresses after ${SETTLE_MS / 1000} s`);
-    }
-    await new Promise((resolve) => setTimeout(resolve, 50));
+  if (move.addresses.some((text) => !text.includes(" nodad"))) {
+    await call.perform(undefined, async () => await (await import("../../lib/link/settling.ts")).settle(call));
   }
+  if (move.late.length > 0) await apply([move.late.map(routeLine)], call);
 }
 
 /** The interface is where it belongs: an earlier ADD was here. What of prevResult it lacks, it gets. */

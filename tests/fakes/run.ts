@@ -43,7 +43,8 @@ export function recordedRun(transcript: string): RecordedRun {
   }
   const run = async (command: Command): Promise<Output> => {
     await Promise.resolve();
-    const line = command.argv.join(" ");
+    // A script is written in one line, as anything else.
+    const line = command.argv.join(" ").replaceAll("\n", " ");
     const stdin = command.input?.join("") ?? "";
     const entry = entries.find((one) => !one.used && one.command === line && one.stdin === stdin);
     if (!entry) {

@@ -5,6 +5,7 @@ import { CniError } from "../../lib/cni/error.ts";
 import type { JsonObject } from "../../lib/cni/types.ts";
 import type { Link } from "../../lib/kernel/ip.ts";
 import type { KernelRoute } from "../../lib/kernel/routing.ts";
+import { SETTLE_SCRIPT } from "../../lib/link/settling.ts";
 import { fakeCall } from "../fakes/call.ts";
 import { recordedRun } from "../fakes/run.ts";
 
@@ -179,8 +180,7 @@ Deno.test("vrf ADD waits for addresses that are still looked for duplicates of, 
       routes6: [route4("fd01::/64", { gateway: "fd00::1", prefsrc: "fd00::2" })],
     }),
     batch("addr del fd00::2/64 dev net1", "link set dev net1 master blue", "addr add fd00::2/64 dev net1"),
-    shown({ ...LINK, addr_info: tentative }),
-    shown({ ...LINK, addr_info: [ADDRESSES[1]] }),
+    `${enter} sh -c ${SETTLE_SCRIPT.replaceAll("\n", " ")} sh net1 100 0.05`,
     batch("route append fd01::/64 via fd00::1 dev net1 proto 3 scope 0 src fd00::2 table 1"),
   );
 });
