@@ -13,14 +13,6 @@ export interface Requested {
   readonly args: readonly (readonly [string, string])[];
 }
 
-/** A published port as the portMappings capability has it. */
-export interface PortMapping {
-  readonly hostPort: number;
-  readonly containerPort: number;
-  readonly protocol: string;
-  readonly hostIP?: string;
-}
-
 /** Flags that not every network can act on. */
 export const REQUEST_FLAGS = ["publish", "bandwidth", "ip", "mac"] as const;
 
@@ -30,7 +22,10 @@ export function requestedBy(
   list: NetworkList,
   args: readonly (readonly [string, string])[],
 ): Requested {
-  const wanted: JsonObject = { ...capArgs(Deno.env.get("CAP_ARGS") ?? ""), ...jsonFlag(call.value("cap")) };
+  const wanted: JsonObject = {
+    ...objectOf(Deno.env.get("CAP_ARGS") || "{}", (why) => new CliError(`CAP_ARGS${why}`, status.badData)),
+    ...objectOf(call.value("cap") ?? "{}", (why) => usageError(`--cap${why}`, EXAMPLE)),
+  };
   const pairs = [...args];
   const ports = call.values("publish").flatMap(parsePublish);
   if (ports.length > 0) {
@@ -64,34 +59,22 @@ function needCapability(list: NetworkList, [capability, type]: readonly [string,
   throw usageError(`${complaint}: add {"type": "${type}", "capabilities": {"${capability}": true}}`, ...here);
 }
 
-/** CAP_ARGS of the environment: a JSON object. */
-function capArgs(text: string): JsonObject {
-  if (text === "") return {};
-  try {
-    const value: unknown = JSON.parse(text);
-    if (value === null) return {};
-    if (isObject(value)) return value;
-  } catch (error) {
-    throw new CliError(`CAP_ARGS: ${(error as Error).message}`, status.badData);
-  }
-  throw new CliError("CAP_ARGS is not a JSON object", status.badData);
-}
-
-function jsonFlag(text: string | undefined): JsonObject {
-  if (text === undefined) return {};
-  const example = `--cap '{"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}'`;
+/** A JSON object that somebody wrote; null is as good as an empty one. */
+function objectOf(text: string, refusal: (why: string) => CliError): JsonObject {
   let value: unknown;
   try {
-    value = JSON.parse(text);
+    value = JSON.parse(text) ?? {};
   } catch (error) {
-    throw usageError(`--cap: ${(error as Error).message}`, example);
+    throw refusal(`: ${(error as Error).message}`);
   }
-  if (!isObject(value)) throw usageError("--cap is not a JSON object", example);
-  return value;
+  if (isObject(value)) return value;
+  throw refusal(" is not a JSON object");
 }
 
+const EXAMPLE = `--cap '{"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}'`;
+
 /** `[HOSTIP:]HOSTPORT:CONTAINERPORT[/PROTOCOL]`, ports single or as ranges of the same length; IPv6 in brackets. */
-export function parsePublish(text: string): PortMapping[] {
+export function parsePublish(text: string): JsonObject[] {
   const bad = (why: string) =>
     usageError(`--publish "${text}": ${why}`, "-p [HOSTIP:]HOSTPORT:CONTAINERPORT[/tcp|udp|sctp]");
   const [, address, hosts = "", containers = "", protocol = "tcp"] =

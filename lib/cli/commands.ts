@@ -95,8 +95,10 @@ const cluster = () => import("./pools.ts");
 const ipam = () => import("./ipam.ts");
 const network = () => import("./network.ts");
 
-/** All commands, in the order in which people are shown them. */
-export const COMMANDS: readonly OperatorCommand[] = [
+/** A command as it is declared here: without what it does not take. */
+type Declared = Omit<OperatorCommand, "positional" | "flags"> & Partial<OperatorCommand>;
+
+const DECLARED: readonly Declared[] = [
   {
     name: "add",
     group: "run",
@@ -266,7 +268,6 @@ export const COMMANDS: readonly OperatorCommand[] = [
       "on the node is the same, so that lists can be swapped while containers live. Reference plugins cannot run a chain.",
     ],
     positional: [LIST_FILE],
-    flags: [],
     examples: [[
       "fold a network",
       "cnibox fold /etc/cni/net.d/10-pods.conflist >pods.new && mv pods.new /etc/cni/net.d/10-pods.conflist",
@@ -279,7 +280,6 @@ export const COMMANDS: readonly OperatorCommand[] = [
     summary: "print a network list with the members of its chain in the list itself",
     about: ["The reverse of cnibox fold: what it prints can be run by any set of plugins."],
     positional: [LIST_FILE],
-    flags: [],
     examples: [["back to a list for the reference plugins", "cnibox unfold /etc/cni/net.d/10-pods.conflist"]],
     run: async (call) => (await import("./fold.ts")).unfold(call),
   },
@@ -293,7 +293,6 @@ export const COMMANDS: readonly OperatorCommand[] = [
       optional: true,
       about: "a plugin, or conflist, which is the default",
     }],
-    flags: [],
     examples: [
       ["for an editor", "cnibox schema conflist >cni.schema.json"],
       ["what does bridge take?", "cnibox schema bridge"],
@@ -309,7 +308,6 @@ export const COMMANDS: readonly OperatorCommand[] = [
       "routes, vxlan devices and what is on them as the records of all nodes want them. When the store does not answer, everything " +
       "stays as it is; when this program ends, too. Docs: docs/node.md.",
     ],
-    positional: [],
     flags: [
       { name: "conf", value: "FILE", kind: "file", about: "the configuration; default /etc/cnibox/node.json" },
       { name: "once", about: "one round, then end" },
@@ -332,7 +330,6 @@ export const COMMANDS: readonly OperatorCommand[] = [
     name: "node status",
     group: "show",
     summary: "how this node's part of the network is: subnets, store, other nodes, and what keeps it from them",
-    positional: [],
     flags: [JSON_FLAG],
     examples: [["for a probe: exit status 0 when ready", "cnibox node status --json"]],
     statuses: [[0, "running and ready"], [1, "not running, or not ready"]],
@@ -342,7 +339,6 @@ export const COMMANDS: readonly OperatorCommand[] = [
     name: "cluster pools",
     group: "show",
     summary: "the pools of addresses that nodes share, and how much of each is taken",
-    positional: [],
     flags: [JSON_FLAG, CONF_DIR, ROOT],
     examples: [["all pools", "cnibox cluster pools"]],
     run: async (call) => (await cluster()).listPools(call),
@@ -504,7 +500,6 @@ export const COMMANDS: readonly OperatorCommand[] = [
       "Masquerading, published ports and firewall rules of attachments whose namespace lives are made again from the cached results; what is there stays as it is, so this can be repeated. All that is missing, of all containers, goes in with one transaction: one for nft, and one each for iptables and ip6tables, which commit it table by table (raw, filter, nat).",
       "The unit cnibox-restore.service does this after firewalld or nftables starts again.",
     ],
-    positional: [],
     flags: [
       { name: "all", about: "every living attachment of this node" },
       { ...ID, about: "only this container's" },
@@ -523,7 +518,6 @@ export const COMMANDS: readonly OperatorCommand[] = [
     name: "networks",
     group: "show",
     summary: "the networks of this node, one line each",
-    positional: [],
     flags: [{ name: "quiet", short: "q", about: "only the names" }, ...TABLE, JSON_FLAG, ...LEASE_PLACES],
     examples: [["what can be attached to?", "cnibox networks"], ["for a loop", "cnibox networks -q"]],
     run: async (call) => (await import("./networks.ts")).networks(call),
@@ -635,7 +629,6 @@ export const COMMANDS: readonly OperatorCommand[] = [
       "attachments, bridges, daemons, disk. Changes nothing without --fix, which runs the fixes that do no harm and shows " +
       "each command first.",
     ],
-    positional: [],
     flags: [
       { name: "verbose", short: "v", about: "list every case of a problem that several things have" },
       { name: "fix", about: "run the fixes that do no harm" },
@@ -654,7 +647,6 @@ export const COMMANDS: readonly OperatorCommand[] = [
     name: "plugins",
     group: "show",
     summary: "the plugins in this program, one line each",
-    positional: [],
     flags: [{ name: "names", about: "only the names" }, JSON_FLAG],
     examples: [["what is in it", "cnibox plugins"]],
     run: async (call) => (await import("./about.ts")).plugins(call),
@@ -667,7 +659,6 @@ export const COMMANDS: readonly OperatorCommand[] = [
       "The executable is tried where it will live, then takes its place by rename: calls that are under way and calls that begin meanwhile all work. The one before is kept for rollback. Plugins that are not ours stay as they are: they are named with the command that swaps them (--replace), and the exit status says so.",
       "The command line that runs networks is linked as well: cnitool in the folder of the plugins, cnibox and cnitool on the PATH. Where something of that name exists, it stays.",
     ],
-    positional: [],
     flags: [
       BIN_DIR,
       PATH_DIR,
@@ -692,7 +683,6 @@ export const COMMANDS: readonly OperatorCommand[] = [
     name: "rollback",
     group: "install",
     summary: "put the executable from before the last change back",
-    positional: [],
     flags: [BIN_DIR, JSON_FLAG],
     examples: [["the last upgrade was no good", "cnibox rollback"]],
     run: async (call) => (await import("./install.ts")).rollback(call),
@@ -701,7 +691,6 @@ export const COMMANDS: readonly OperatorCommand[] = [
     name: "uninstall",
     group: "install",
     summary: "remove executable, symlinks and systemd units, put replaced files back",
-    positional: [],
     flags: [BIN_DIR, PATH_DIR, JSON_FLAG],
     examples: [["from /opt/cni/bin", "cnibox uninstall"]],
     run: async (call) => (await import("./install.ts")).uninstall(call),
@@ -745,7 +734,6 @@ export const COMMANDS: readonly OperatorCommand[] = [
     name: "manifest",
     group: "install",
     summary: "print what kubectl applies to install plugins and network on every node, or to remove them",
-    positional: [],
     flags: [
       { name: "image", value: "NAME", about: "the image; default localhost/cnibox:VERSION" },
       { name: "namespace", value: "NAME", about: "default kube-system" },
@@ -771,7 +759,6 @@ export const COMMANDS: readonly OperatorCommand[] = [
     name: "verify",
     group: "install",
     summary: "is everything in place, owned by root, and this version",
-    positional: [],
     flags: [BIN_DIR, PLUGINS, { name: "sha256", value: "SUM", about: "what the executable has to be" }, JSON_FLAG],
     examples: [["after an upgrade", "cnibox verify"]],
     statuses: [[0, "everything is in place"], [1, "something is not"]],
@@ -781,7 +768,6 @@ export const COMMANDS: readonly OperatorCommand[] = [
     name: "version",
     group: "install",
     summary: "version of this program",
-    positional: [],
     flags: [{ name: "sbom", about: "what it is made of, as CycloneDX" }, JSON_FLAG],
     examples: [["which one is this?", "cnibox version"]],
     run: async (call) => (await import("./about.ts")).version(call),
@@ -803,7 +789,6 @@ export const COMMANDS: readonly OperatorCommand[] = [
     group: "install",
     summary: "completion for a shell",
     positional: [{ name: "SHELL", about: "the shell", kind: "shell", oneOf: ["bash", "zsh", "fish"] }],
-    flags: [],
     examples: [
       ["for this session of bash", "source <(cnibox completion bash)"],
       ["for every session of bash", "cnibox completion bash >/etc/bash_completion.d/cnibox"],
@@ -823,6 +808,9 @@ export const COMMANDS: readonly OperatorCommand[] = [
     run: async (call) => (await import("./completion.ts")).complete(call),
   },
 ];
+
+/** All commands, in the order in which people are shown them. */
+export const COMMANDS: readonly OperatorCommand[] = DECLARED.map((one) => ({ positional: [], flags: [], ...one }));
 
 /** The command that a line begins with: two words where there is such a command, else one. */
 export function findCommand(

@@ -69,6 +69,12 @@ function secondWords(): Map<string, string[]> {
   return words;
 }
 
+/** What the command does, or the first one that begins with this word. */
+function summaryOf(word: string): string {
+  const found = shown().find(({ name }) => name === word) ?? shown().find(({ name }) => name.startsWith(`${word} `));
+  return found?.summary ?? "";
+}
+
 /** One quoted word for a shell. */
 const quoted = (text: string): string => `'${text.replaceAll("'", `'\\''`)}'`;
 
@@ -168,9 +174,7 @@ function zsh(): string {
     `_cnibox_${kind}() { local -a words; words=(\${(f)"$(cnibox complete ${kind} 2>/dev/null)"}); compadd -a words }\n`
   ).join("");
   const firsts = [...secondWords().keys()].map((first) => {
-    const command = shown().find(({ name }) => name === first) ??
-      shown().find(({ name }) => name.startsWith(`${first} `));
-    return `    '${first}:${inSpec(command?.summary ?? "")}'\n`;
+    return `    '${first}:${inSpec(summaryOf(first))}'\n`;
   }).join("");
   const cases = shown().map((command) => {
     const specs = flagsOf(command).map((flag) => {
@@ -273,14 +277,11 @@ function fish(): string {
   ];
   const on = (condition: string, rest: string) => lines.push(`complete -c cnibox -n ${quoted(condition)} ${rest}`);
   for (const first of words.keys()) {
-    const command = shown().find(({ name }) => name === first) ??
-      shown().find(({ name }) => name.startsWith(`${first} `));
-    on("__fish_use_subcommand", `-a ${first} -d ${quoted(command?.summary ?? "")}`);
+    on("__fish_use_subcommand", `-a ${first} -d ${quoted(summaryOf(first))}`);
   }
   for (const name of pairs) {
     const [first = "", second = ""] = name.split(" ");
-    const summary = shown().find((command) => command.name === name)?.summary ?? "";
-    on(`__cnibox_in ${first} 0`, `-a ${second} -d ${quoted(summary)}`);
+    on(`__cnibox_in ${first} 0`, `-a ${second} -d ${quoted(summaryOf(name))}`);
   }
   for (const command of shown()) {
     const inCommand = `__cnibox_in "${command.name}"`;

@@ -1,15 +1,15 @@
 /** What plugins need beyond their tables of keys: values that must fit together, and what cannot be meant. */
 import { isObject } from "../cni/decode.ts";
 import { CniError } from "../cni/error.ts";
-import { prefixOrAddress } from "../ipam/address_keys.ts";
 import { checkConf } from "../ipam/cluster_conf.ts";
-import { type RangeConf, rangeSets } from "../ipam/range.ts";
+import { rangeSets } from "../ipam/range.ts";
 import { isAnyName, isLinkName } from "../net/link_name.ts";
 import { canBeInRule } from "../rules/forwarding_iptables.ts";
 import { parseMac } from "../net/mac.ts";
 import { formatPrefix, networkPrefix, parseAddress, parsePrefix, type Prefix, prefixContains } from "../net/cidr.ts";
 import { Section, shown } from "./config_source.ts";
 import { type Node, valueOf } from "./jsonc.ts";
+import { configuredSets, rangeConf } from "./leases.ts";
 
 /** A member of a list, and the list around it. */
 export interface MemberView {
@@ -304,19 +304,9 @@ function hostLocal(view: MemberView, ipam: Section): void {
     for (const node of set) range(new Section(source, node));
   });
   if (source.findings.some(({ severity }) => severity === "error")) return;
-  const plain = nodes.map((set) =>
-    set.map((node): RangeConf => {
-      const section = new Section(source, node);
-      return { ...rangeOf(section), ...(node !== ipam.node && { excluded: excludedOf(section) }) };
-    })
-  );
   try {
-    rangeSets(plain, {
-      excluded: excludedOf(ipam),
-      version: version || "0.1.0",
-      atLeast030: !["", "0.1.0", "0.2.0"].includes(version),
-      warn: () => {},
-    });
+    // What a runtime adds is not known here.
+    if (nodes.length > 0) configuredSets(ipam.value, version || "0.1.0");
   } catch (error) {
     if (!(error instanceof CniError)) throw error;
     source.error("range", sets ?? ipam.node, error.msg, error.details);
@@ -365,27 +355,11 @@ function clusterPool(view: MemberView, ipam: Section): void {
   noteSubnets(view, ipam.items("ranges").flatMap(({ items = [] }) => items));
 }
 
-/** What a section's `exclude` names; that each is an address or a prefix has been checked. */
-function excludedOf(section: Section): Prefix[] {
-  return section.items("exclude").map((node) => prefixOrAddress(String(valueOf(node)), "exclude"));
-}
-
-function rangeOf(section: Section): RangeConf {
-  return {
-    subnet: section.text("subnet"),
-    rangeStart: section.text("rangeStart") || undefined,
-    rangeEnd: section.text("rangeEnd") || undefined,
-    gateway: section.text("gateway") || undefined,
-  };
-}
-
 /** One range: each mistake at the key that makes it. */
 function range(section: Section): void {
-  const conf = rangeOf(section);
-  if (conf.subnet === undefined || conf.subnet === "") {
-    if (section.get("subnet") === undefined || conf.subnet === "") {
-      section.source.error("missing-key", section.at("subnet"), 'a range needs "subnet"');
-    }
+  const conf = rangeConf(section.value);
+  if (conf.subnet === undefined) {
+    if (!section.get("subnet")) section.source.error("missing-key", section.at("subnet"), 'a range needs "subnet"');
     return;
   }
   const subnet = parsePrefix(conf.subnet);

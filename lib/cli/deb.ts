@@ -3,13 +3,12 @@
  * network.
  */
 import { gzipSync } from "node:zlib";
-import { exists, removeIfThere } from "../kernel/regular_file.ts";
+import { exists } from "../kernel/regular_file.ts";
 import { must, systemRun, toolPath } from "../kernel/run.ts";
-import { CliError, type CommandCall, status } from "./command.ts";
+import { CliError, type CommandCall, status, tell } from "./command.ts";
 import { completionScript } from "./completion.ts";
 import { manualPages } from "./man.ts";
-import { fileError } from "./setup.ts";
-import { jsonDocument, say } from "./terminal.ts";
+import { writeWhole } from "./setup.ts";
 
 /** `cnibox deb FILE` */
 export async function deb(call: CommandCall): Promise<number> {
@@ -20,26 +19,19 @@ export async function deb(call: CommandCall): Promise<number> {
     throw new CliError("dpkg-deb is not on this machine", status.failed, ["it comes with every Debian and Ubuntu"]);
   }
   const file = fileOf(call);
-  const draft = `${file}.draft-${Deno.pid}`;
-  try {
-    Deno.openSync(draft, { write: true, createNew: true }).close();
-  } catch (error) {
-    throw fileError(file, error);
-  }
   const folder = Deno.makeTempDirSync({ prefix: "cnibox-deb-" });
   try {
     await fill(folder, call);
     // The executable is compressed already where it can be: more effort saves little and takes half a minute.
-    const pack = ["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", folder, draft];
+    const pack = ["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", folder];
     // No time of day in it: the same executable gives the same bytes.
-    await must(systemRun(), { argv: ["env", "SOURCE_DATE_EPOCH=0", ...pack] });
-    Deno.renameSync(draft, file);
+    const argv = ["env", "SOURCE_DATE_EPOCH=0", ...pack];
+    await writeWhole(file, (draft) => must(systemRun(), { argv: [...argv, draft] }));
   } finally {
-    removeIfThere(draft);
     Deno.removeSync(folder, { recursive: true });
   }
   const bytes = Deno.statSync(file).size;
-  say(call.is("json") ? jsonDocument({ file, bytes }) : `${file}: ${(bytes / 1e6).toFixed(1)} MB\n`);
+  tell(call, { file, bytes }, () => `${file}: ${(bytes / 1e6).toFixed(1)} MB\n`);
   return status.done;
 }
 

@@ -4,6 +4,7 @@
  */
 import { loadAll } from "../cni/conflist.ts";
 import type { Cached } from "../cni/result_cache.ts";
+import { exists } from "../kernel/regular_file.ts";
 import { systemRun, toolPath } from "../kernel/run.ts";
 import { type CommandCall, status, usageError } from "./command.ts";
 import { addressesOf, pools } from "./leases.ts";
@@ -212,13 +213,5 @@ class Changes {
       for await (const _ of child.stdout) this.#wake();
     })();
     return child;
-  }
-}
-
-function exists(folder: string): boolean {
-  try {
-    return Deno.statSync(folder).isDirectory;
-  } catch {
-    return false;
   }
 }

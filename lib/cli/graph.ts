@@ -2,7 +2,7 @@
  * `cnibox graph`: a picture of the node, as a tree for a terminal, for Mermaid, for Graphviz, or as an SVG that stands
  * alone.
  */
-import type { RouteEntry } from "../kernel/ip.ts";
+import { defaultLinks } from "../kernel/default_links.ts";
 import { systemRun } from "../kernel/run.ts";
 import { type CommandCall, status } from "./command.ts";
 import { type Bridge, type Container, type Drawing, drawingOf, type Port } from "./drawing.ts";
@@ -21,7 +21,8 @@ export async function graph(call: CommandCall): Promise<number> {
   for (const text of seen.blind) note(text);
   const peers = network === undefined ? peersOf(agentStatus()) : [];
   for (const { node, devices } of peers) if (devices.length === 0) note(`no way leads to node ${node}`);
-  const drawing = drawingOf(seen, { host: Deno.hostname(), defaults: await defaultLinks(), peers });
+  const links = await Promise.all(([4, 6] as const).map((family) => defaultLinks(systemRun(), family).catch(() => [])));
+  const drawing = drawingOf(seen, { host: Deno.hostname(), defaults: links.flat(), peers });
   switch (call.value("format") ?? "tree") {
     case "mermaid":
       say(mermaidOf(drawing));
@@ -36,15 +37,6 @@ export async function graph(call: CommandCall): Promise<number> {
       say(treeOf(drawing, painter()));
   }
   return status.done;
-}
-
-async function defaultLinks(): Promise<string[]> {
-  const host = systemRun();
-  const found = await Promise.all(["-4", "-6"].map(async (family) => {
-    const { code, stdout } = await host({ argv: ["ip", "-j", family, "route", "show", "default"] });
-    return code === 0 ? (JSON.parse(stdout || "[]") as RouteEntry[]).flatMap(({ dev }) => dev ?? []) : [];
-  }));
-  return [...new Set(found.flat())];
 }
 
 /** Ports of all containers that lead to one place. */

@@ -315,14 +315,7 @@ function drawn(card: Card, box: Box | undefined): string {
   const left = round(x + PAD + (dense ?? 0));
   const body = rows.map(({ text, style, port, published }, index) => {
     const at = round(y + baseline(card, index));
-    if (style === "badge") {
-      return `<rect class="badge" x="${x + PAD}" y="${round(at - 13)}" width="${
-        round(badgeWidth(text))
-      }" height="20" rx="10"/>` +
-        `<text class="badge-text" x="${round(x + PAD + badgeWidth(text) / 2)}" y="${
-          round(at + 1)
-        }" text-anchor="middle">${escaped(text)}</text>`;
-    }
+    if (style === "badge") return badge(text, x + PAD, at - 3);
     if (!port) return `<text class="${style}" x="${left}" y="${at}">${escaped(text)}</text>`;
     const addresses = port.addresses.map((one) => `<tspan dx="12">${escaped(one)}</tspan>`).join("");
     const ports = published ? `<tspan class="badge-text" dx="16">${escaped(published)}</tspan>` : "";

@@ -6,7 +6,7 @@
 import { createHash } from "node:crypto";
 import { gzipSync } from "node:zlib";
 import { CliError, type CommandCall, status, tell, usageError } from "./command.ts";
-import { fileError } from "./setup.ts";
+import { writeWhole } from "./setup.ts";
 
 /** Name of the image, tag aside. */
 export const IMAGE = "localhost/cnibox";
@@ -19,7 +19,7 @@ export interface TarFile {
 }
 
 /** `cnibox image FILE` */
-export function image(call: CommandCall): number {
+export async function image(call: CommandCall): Promise<number> {
   if (!Deno.build.standalone) {
     throw new CliError("only a compiled cnibox can make an image of itself", status.failed, [
       "./install.sh --image FILE",
@@ -35,13 +35,7 @@ export function image(call: CommandCall): number {
     version: call.invocation.version,
     architecture: Deno.build.arch === "aarch64" ? "arm64" : "amd64",
   });
-  const draft = `${file}.draft-${Deno.pid}`;
-  try {
-    Deno.writeFileSync(draft, archive, { createNew: true });
-    Deno.renameSync(draft, file);
-  } catch (error) {
-    throw fileError(file, error);
-  }
+  await writeWhole(file, (draft) => Deno.writeFileSync(draft, archive));
   const text = `${file}: ${name}, ${(archive.length / 1e6).toFixed(1)} MB, ${digest}\n`;
   tell(call, { file, name, digest, bytes: archive.length }, () => text);
   return status.done;

@@ -17,7 +17,7 @@ import { exists, openRegular, readRegularText, removeIfThere } from "../kernel/r
 import { systemRun, toolPath } from "../kernel/run.ts";
 import { quotedWords } from "../kernel/shell.ts";
 import { CliError, type CommandCall, status } from "./command.ts";
-import { fileError, needRoot, PLUGIN_FOLDER } from "./setup.ts";
+import { fileError, nearestExisting, needRoot, PLUGIN_FOLDER } from "./setup.ts";
 import { progress } from "./progress.ts";
 import { columns, jsonDocument, painter, say } from "./terminal.ts";
 import { placeUnits, removeUnits, type Row, systemdRuns, UNIT_FOLDER, unitFolder } from "./units.ts";
@@ -119,7 +119,7 @@ interface Workplace {
 async function inWorkFolder(dir: string, doing: (place: Workplace) => Promise<void>): Promise<void> {
   const state = `${dir}/.${NAME}`;
   try {
-    const parent = nearestFolder(dir);
+    const parent = nearestExisting(dir);
     needTrusted(parent, parent !== dir);
     Deno.mkdirSync(dir, { recursive: true, mode: 0o755 });
     needTrusted(dir);
@@ -177,12 +177,6 @@ const dirname = (path: string) => path.slice(0, path.lastIndexOf("/")) || "/";
 
 function absolute(path: string): string {
   return path.startsWith("/") ? path : `${Deno.cwd()}/${path}`;
-}
-
-function nearestFolder(dir: string): string {
-  let path = dir;
-  while (path !== "" && !exists(path)) path = path.slice(0, path.lastIndexOf("/"));
-  return path === "" ? "/" : path;
 }
 
 function needTrusted(folder: string, above = false): void {
@@ -505,11 +499,10 @@ function pathFolder(call: CommandCall): string | undefined {
 
 /** Links for people, and the executable or link that each leads to: `cnitool` here, it and `cnibox` on the PATH. */
 function commandLinks(dir: string, path: string | undefined): { file: string; target: string }[] {
-  const whole = dir.startsWith("/") ? dir : `${Deno.cwd()}/${dir}`;
   const onPath = path === undefined ? [] : [NAME, "cnitool"];
   return [
     { file: `${dir}/cnitool`, target: NAME },
-    ...onPath.map((name) => ({ file: `${path}/${name}`, target: `${whole}/${NAME}` })),
+    ...onPath.map((name) => ({ file: `${path}/${name}`, target: `${dir}/${NAME}` })),
   ];
 }
 

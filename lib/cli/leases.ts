@@ -157,28 +157,35 @@ function shareOf(
 /** Range sets of an `ipam` section; a bad one gives none, with the reason. */
 export function setsOf(ipam: JsonObject, version: string): { sets: readonly RangeSet[]; trouble: string } {
   try {
-    const text = (value: unknown) => typeof value === "string" && value !== "" ? value : undefined;
-    const range = (source: unknown): RangeConf =>
-      isObject(source)
-        ? {
-          subnet: text(lookup(source, "subnet")),
-          rangeStart: text(lookup(source, "rangeStart")),
-          rangeEnd: text(lookup(source, "rangeEnd")),
-          gateway: text(lookup(source, "gateway")),
-          excluded: prefixes(lookup(source, "exclude")),
-        }
-        : {};
-    const prefixes = (value: unknown) =>
-      Array.isArray(value) ? value.map((one) => prefixOrAddress(String(one), "exclude")) : undefined;
-    const legacy = text(lookup(ipam, "subnet")) === undefined ? [] : [[{ ...range(ipam), excluded: undefined }]];
-    const ranges = lookup(ipam, "ranges");
-    const sets = Array.isArray(ranges) ? ranges.map((set) => Array.isArray(set) ? set.map(range) : []) : [];
-    const excluded = prefixes(lookup(ipam, "exclude"));
-    const options = { version, atLeast030: atLeast(version, "0.3.0"), excluded, warn: () => {} };
-    return { sets: rangeSets([...legacy, ...sets], options), trouble: "" };
+    return { sets: configuredSets(ipam, version), trouble: "" };
   } catch (error) {
     return { sets: [], trouble: (error as Error).message };
   }
+}
+
+/** Range sets of an `ipam` section of host-local. Throws what is wrong with them. */
+export function configuredSets(ipam: JsonObject, version: string): RangeSet[] {
+  const excluded = (source: unknown) => {
+    const value = isObject(source) ? lookup(source, "exclude") : undefined;
+    return Array.isArray(value) ? value.map((one) => prefixOrAddress(String(one), "exclude")) : undefined;
+  };
+  const legacy = rangeConf(ipam).subnet === undefined ? [] : [[rangeConf(ipam)]];
+  const ranges = lookup(ipam, "ranges");
+  const sets = (Array.isArray(ranges) ? ranges : []).map((set) =>
+    Array.isArray(set) ? set.map((one) => ({ ...rangeConf(one), excluded: excluded(one) })) : []
+  );
+  const options = { version, atLeast030: atLeast(version, "0.3.0"), excluded: excluded(ipam), warn: () => {} };
+  return rangeSets([...legacy, ...sets], options);
+}
+
+/** A range as it is configured, without what it excludes. */
+export function rangeConf(source: unknown): RangeConf {
+  const text = (key: string) => {
+    const value = isObject(source) ? lookup(source, key) : undefined;
+    return typeof value === "string" && value !== "" ? value : undefined;
+  };
+  const [subnet, rangeStart] = [text("subnet"), text("rangeStart")];
+  return { subnet, rangeStart, rangeEnd: text("rangeEnd"), gateway: text("gateway") };
 }
 
 /** What leases and attachments are judged by: looked at once, for all judgements of a command. */

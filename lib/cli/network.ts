@@ -10,7 +10,6 @@ import {
 } from "../cni/chain.ts";
 import { locate } from "../cni/delegate.ts";
 import type { NetworkList } from "../cni/conflist.ts";
-import { isObject, lookup } from "../cni/decode.ts";
 import { netnsState } from "../kernel/netns.ts";
 import { must, type Run, systemRun } from "../kernel/run.ts";
 import { type Attached, type Cached, cachePath, readCache } from "../cni/result_cache.ts";
@@ -29,6 +28,7 @@ import {
   idOfNetns,
   ifNameOf,
   ifNames,
+  ipamType,
   needNetns,
   needRoot,
   NETNS_FOLDER,
@@ -167,10 +167,7 @@ async function addAll(call: CommandCall, folders: Folders, targets: readonly Tar
 
 /** What ADD of a network does, for those who wait for it. */
 export function attachingText({ name, plugins }: NetworkList): string {
-  const isLeased = plugins.some(({ config }) => {
-    const ipam = lookup(config, "ipam");
-    return isObject(ipam) && lookup(ipam, "type") === "dhcp";
-  });
+  const isLeased = plugins.some(({ config }) => ipamType(config) === "dhcp");
   if (isLeased) return `network ${name}: waiting for an address from a DHCP server`;
   return `network ${name}: ADD of ${plugins.map(({ type }) => type).join(", ")}`;
 }

@@ -4,12 +4,11 @@
  */
 import { configFiles } from "../cni/conflist.ts";
 import { isObject } from "../cni/decode.ts";
-import { readRegularText } from "../kernel/regular_file.ts";
 import { type Run, systemRun, toolPath } from "../kernel/run.ts";
 import { CliError, type CommandCall, status } from "./command.ts";
 import { tar, type TarFile } from "./image.ts";
 import { parseJsonc, valueOf } from "./jsonc.ts";
-import { fileError, type Folders, foldersOf, note } from "./setup.ts";
+import { fileError, type Folders, foldersOf, note, readIfUsable } from "./setup.ts";
 import { jsonText, say } from "./terminal.ts";
 
 /** What this program is asked, and the file that keeps its answer. */
@@ -96,7 +95,7 @@ async function contents(call: CommandCall, folders: Folders): Promise<[string, s
   );
   return [
     ...await Promise.all([...own, ...tools]),
-    ["os-release.txt", textOf("/etc/os-release") ?? ""],
+    ["os-release.txt", readIfUsable("/etc/os-release", { links: true }) ?? ""],
     ...configurations(folders),
     ...logs(),
   ];
@@ -136,7 +135,7 @@ function configurations(folders: Folders): [string, string][] {
 }
 
 function configurationText(file: string): string {
-  const text = textOf(file);
+  const text = readIfUsable(file, { links: true });
   if (text === undefined) return "[not readable]\n";
   try {
     return jsonText(redacted(valueOf(parseJsonc(text).root)));
@@ -174,14 +173,6 @@ export function withoutSecrets(text: string): string {
 /** The end of the plugins' log, where this environment names one. */
 function logs(): [string, string][] {
   const file = Deno.env.get("CNIBOX_LOG") ?? "";
-  const text = file === "" ? undefined : textOf(file);
+  const text = file === "" ? undefined : readIfUsable(file, { links: true });
   return text === undefined ? [] : [["cnibox.log", withoutSecrets(text.slice(-LOG_LIMIT))]];
-}
-
-function textOf(file: string): string | undefined {
-  try {
-    return readRegularText(file, { links: true });
-  } catch {
-    return undefined;
-  }
 }

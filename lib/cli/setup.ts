@@ -13,8 +13,16 @@ import { CACHE_FOLDER, type Cached, listAttachments } from "../cni/result_cache.
 import { lockWithin } from "../kernel/flock.ts";
 import { holderOf } from "../kernel/lock_holder.ts";
 import { fileIdentity } from "../kernel/proc.ts";
-import { openRegular, readRegularText, systemWords, UnusableFile } from "../kernel/regular_file.ts";
+import {
+  exists,
+  openRegular,
+  readRegularText,
+  removeIfThere,
+  systemWords,
+  UnusableFile,
+} from "../kernel/regular_file.ts";
 import { netnsState } from "../kernel/netns.ts";
+import { CommandError } from "../kernel/run.ts";
 import { isOwnFolder, notAlone, RUN_FOLDER } from "../kernel/run_folder.ts";
 import { sha512 } from "../net/sha512.ts";
 import { isObject, lookup } from "../cni/decode.ts";
@@ -138,6 +146,15 @@ export function readFound(file: string): string {
   }
 }
 
+/** Text of a regular file; undefined when there is none, something else in its place, or it may not be read. */
+export function readIfUsable(file: string, options: { readonly links?: boolean } = {}): string | undefined {
+  try {
+    return readRegularText(file, options);
+  } catch {
+    return undefined;
+  }
+}
+
 /** Text of a file that a person named, which may be a pipe; `-` is standard input. */
 export function readText(file: string): string {
   try {
@@ -164,6 +181,22 @@ export function fileError(file: string, error: unknown): CliError {
     return new CliError(`${file}: permission denied`, status.noRights, ["run this command as root"]);
   }
   return new CliError(`${file}: ${systemWords(error)}`, status.failed);
+}
+
+/** Makes a file that appears whole or not at all: `write` gets the path of a draft, of which nothing ever stays. */
+export async function writeWhole(file: string, write: (draft: string) => Promise<unknown> | unknown): Promise<void> {
+  const draft = `${file}.draft-${Deno.pid}`;
+  try {
+    Deno.openSync(draft, { write: true, createNew: true }).close();
+    try {
+      await write(draft);
+      Deno.renameSync(draft, file);
+    } finally {
+      removeIfThere(draft);
+    }
+  } catch (error) {
+    throw error instanceof CommandError ? error : fileError(file, error);
+  }
 }
 
 /** Networks and namespace of a call whose arguments are `NETWORK… NETNS`, with or without `--conf`. */
@@ -219,6 +252,13 @@ export function cleaned(path: string): string {
     else if (part !== "" && part !== ".") parts.push(part);
   }
   return `/${parts.join("/")}`;
+}
+
+/** The nearest folder above a path that is there, or the path itself. */
+export function nearestExisting(path: string): string {
+  let at = path;
+  while (at !== "" && !exists(at, { links: true })) at = at.slice(0, at.lastIndexOf("/"));
+  return at || "/";
 }
 
 /** What is in a folder; nothing where it cannot be read. */
@@ -334,9 +374,10 @@ export async function onlyOne(name: string, doing: string): Promise<Deno.FsFile>
   const path = `${RUN_FOLDER}/${name}.lock`;
   const file = openRegular(path, { write: true, create: 0o600 });
   if (await lockWithin(file, 20_000)) return file;
-  const holder = holderOf(file.statSync().ino ?? 0);
-  file.close();
-  throw new CliError(`another ${doing} is at work`, status.tryAgain, [`${path} is ${holder}`]);
+  // The file is not closed: a thread still asks for its lock.
+  throw new CliError(`another ${doing} is at work`, status.tryAgain, [
+    `${path} is ${holderOf(file.statSync().ino ?? 0)}`,
+  ]);
 }
 
 /** Seconds of `--timeout`. */

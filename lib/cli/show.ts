@@ -330,7 +330,8 @@ function rowOf(
   ];
 }
 
-function stateText(view: View, paint: Paint): string {
+/** Its health in a colour. */
+export function stateText(view: View, paint: Paint): string {
   const health = healthOf(view);
   const colour = health === "ok" ? "green" : health === "unknown" ? "yellow" : "red";
   return paint(colour, health);

@@ -9,7 +9,7 @@ import { chainName, nftAttachmentHash } from "../net/name.ts";
 import { hostPortChain } from "../rules/host_ports_iptables.ts";
 import type { CommandCall } from "./command.ts";
 import { portText } from "./network.ts";
-import { healthOf, podOfView, viewJson } from "./show.ts";
+import { podOfView, stateText, viewJson } from "./show.ts";
 import { listOf, type Rules, type Survey, type View } from "./survey.ts";
 import { ageOf, jsonDocument, oneLine, painter, sections } from "./terminal.ts";
 
@@ -130,7 +130,6 @@ function detailsJson({ view, inside, outside, rules, limits }: Details) {
 function detailText({ view, inside, outside, rules, limits }: Details): string {
   const paint = painter();
   const { network, containerId, ifName, netns, addresses, leases, ports, since, problems, bridge } = view;
-  const health = healthOf(view);
   const pod = podOfView(view);
   const text = sections([
     ["container", [containerId]],
@@ -146,9 +145,8 @@ function detailText({ view, inside, outside, rules, limits }: Details): string {
     ["rules", rules],
     ["problems", problems.map(({ text, fix }) => `${text}${fix === "" ? "" : `: ${fix}`}`)],
   ], "  ");
-  const colour = health === "ok" ? "green" : health === "unknown" ? "yellow" : "red";
   const head = `${paint("bold", oneLine(pod ?? containerId))} ${oneLine(ifName)} on ${paint("bold", oneLine(network))}`;
-  return `${head}  ${paint(colour, health)}\n${text}`;
+  return `${head}  ${stateText(view, paint)}\n${text}`;
 }
 
 function linkText({ ifname, address, mtu, flags }: Link, bridge: string): string {

@@ -90,19 +90,13 @@ export function widthOf(text: string): number {
   return [...escaped(text.replace(STYLES, ""))].length;
 }
 
-/** Pads to a width, seen as a terminal shows it. */
-export function pad(text: string, width: number): string {
-  return text + " ".repeat(Math.max(0, width - widthOf(text)));
-}
-
 /** Rows in columns, two blanks between them; no blanks at the ends of lines. */
 export function columns(given: readonly (readonly string[])[], indent = ""): string {
   const rows = given.map((row) => row.map(oneLine));
   const widths: number[] = [];
   for (const row of rows) row.forEach((cell, i) => widths[i] = Math.max(widths[i] ?? 0, widthOf(cell)));
-  return rows.map((row) => indent + row.map((cell, i) => pad(cell, widths[i] ?? 0)).join("  ").trimEnd() + "\n").join(
-    "",
-  );
+  const padded = (cell: string, i: number) => cell + " ".repeat((widths[i] ?? 0) - widthOf(cell));
+  return rows.map((row) => `${indent}${row.map(padded).join("  ").trimEnd()}\n`).join("");
 }
 
 /** Columns of the terminal, or of $COLUMNS; undefined where neither says. */

@@ -1,7 +1,8 @@
 /** systemd's units of cnibox: their text, put into a folder and removed again. None is enabled or started. */
-import { exists, readRegularText } from "../kernel/regular_file.ts";
+import { exists } from "../kernel/regular_file.ts";
 import { type Run, toolPath } from "../kernel/run.ts";
 import { removeDrafts, replaceFile } from "../kernel/state_file.ts";
+import { readIfUsable } from "./setup.ts";
 
 /** Where administrators' units are. */
 export const UNIT_FOLDER = "/etc/systemd/system";
@@ -112,7 +113,7 @@ export interface UnitPlace {
 
 /** The folder that units were put into; undefined when none were. */
 export function unitFolder(state: string): string | undefined {
-  return textOf(`${state}/units-folder`)?.trim();
+  return readIfUsable(`${state}/units-folder`)?.trim();
 }
 
 /** Puts the units for plugins in `bin` into `folder`. What is another's, or was changed since, is left alone. */
@@ -121,8 +122,8 @@ export async function placeUnits(bin: string, folder: string, { state, run }: Un
   const rows: Row[] = [];
   for (const [name, text] of Object.entries(units(bin))) {
     const file = `${folder}/${name}`;
-    const now = textOf(file);
-    if (exists(file) && now !== text && (now === undefined || now !== textOf(`${state}/units/${name}`))) {
+    const now = readIfUsable(file);
+    if (exists(file) && now !== text && (now === undefined || now !== readIfUsable(`${state}/units/${name}`))) {
       rows.push({ file, state: "left alone: not ours, or changed since", good: false });
       continue;
     }
@@ -147,8 +148,8 @@ export async function removeUnits({ state, run }: UnitPlace): Promise<Row[]> {
   for (const name of Object.keys(units(""))) {
     const file = `${folder}/${name}`;
     if (!exists(file)) continue;
-    const now = textOf(file);
-    if (now === undefined || now !== textOf(`${state}/units/${name}`)) {
+    const now = readIfUsable(file);
+    if (now === undefined || now !== readIfUsable(`${state}/units/${name}`)) {
       rows.push({ file, state: "left alone: not ours, or changed since", good: false });
       continue;
     }
@@ -160,15 +161,6 @@ export async function removeUnits({ state, run }: UnitPlace): Promise<Row[]> {
   if (exists(`${state}/units`)) Deno.removeSync(`${state}/units`, { recursive: true });
   Deno.removeSync(`${state}/units-folder`);
   return rows;
-}
-
-/** Text of a regular file; undefined when there is none, or something else in its place. */
-function textOf(path: string): string | undefined {
-  try {
-    return readRegularText(path);
-  } catch {
-    return undefined;
-  }
 }
 
 /** Does systemd run here as the first process of this machine? */

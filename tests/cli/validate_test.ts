@@ -86,6 +86,18 @@ Deno.test("keys are read in any case, and that is said", async () => {
   }
 });
 
+Deno.test("ranges may be the runtime's affair alone", async () => {
+  const file = await Deno.makeTempFile({ suffix: ".conflist" });
+  try {
+    const bridge = { type: "bridge", capabilities: { ipRanges: true }, ipam: { type: "host-local" } };
+    await Deno.writeTextFile(file, JSON.stringify({ cniVersion: "1.0.0", name: "n", plugins: [bridge] }));
+    const { findings } = await reportOf([file]);
+    assertEquals(findings.map(({ message }) => message), []);
+  } finally {
+    await Deno.remove(file);
+  }
+});
+
 Deno.test("a foreign plugin is asked which versions it speaks", async () => {
   const bin = await Deno.makeTempDir();
   try {

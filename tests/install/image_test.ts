@@ -56,6 +56,15 @@ Deno.test("install.sh --image writes an archive that tar reads, with one file in
   assertEquals([config.os, config.config.Entrypoint], ["linux", ["/cnibox"]]);
 });
 
+Deno.test("an image that cannot take its name leaves nothing", async () => {
+  using folder = temporaryFolder();
+  const file = join(folder.path, "image.tar");
+  await Deno.mkdir(file);
+  const { code, stderr } = await run(CNIBOX, ["image", file]);
+  assertEquals([code, stderr], [1, `cnibox image: ${file}: is a directory\n`]);
+  assertEquals([...Deno.readDirSync(folder.path)].map(({ name }) => name), ["image.tar"]);
+});
+
 Deno.test("deploy/kubernetes.yaml is what cnibox manifest prints", async () => {
   assertEquals(await Deno.readTextFile(join(ROOT, "deploy/kubernetes.yaml")), manifestText(DEFAULTS));
 });

@@ -2,6 +2,7 @@
 import { exists } from "../../kernel/regular_file.ts";
 import { readKernelFile } from "../../kernel/proc.ts";
 import type { Run } from "../../kernel/run.ts";
+import { nearestExisting } from "../setup.ts";
 import { findings, type Line, type Node, output } from "./finding.ts";
 
 export async function disk({ folders, host, root }: Node): Promise<Line[]> {
@@ -25,12 +26,6 @@ export async function disk({ folders, host, root }: Node): Promise<Line[]> {
     }
   }
   return lines.length > 0 ? lines : [ok(`${folders.data} and ${folders.cache} can be written, with room left`)];
-}
-
-function nearestExisting(path: string): string {
-  let at = path;
-  while (at !== "/" && at !== "" && !exists(at, { links: true })) at = at.slice(0, at.lastIndexOf("/")) || "/";
-  return at || "/";
 }
 
 async function usedPercent(host: Run, path: string, option: string): Promise<number> {

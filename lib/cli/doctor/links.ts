@@ -1,5 +1,6 @@
 /** `doctor` on links of the host: programs that manage interfaces, MTUs, bridges and overlapping subnets. */
 import { exists, readRegularText } from "../../kernel/regular_file.ts";
+import { defaultLinks } from "../../kernel/default_links.ts";
 import {
   familyBits,
   formatPrefix,
@@ -36,8 +37,7 @@ function textsIn(folder: string): string[] {
 
 export async function mtu({ host, seen }: Node): Promise<Line[]> {
   const { ok, warning } = findings("MTU");
-  const { code, stdout } = await host({ argv: ["ip", "-j", "route", "show", "default"] });
-  const dev = code === 0 ? (JSON.parse(stdout || "[]") as { dev?: string }[])[0]?.dev : undefined;
+  const [dev] = await defaultLinks(host, 4).catch(() => []);
   const uplink = seen.links.find(({ ifname }) => ifname === dev);
   if (!uplink) return [];
   const larger = seen.views.filter(({ inside }) => inside && inside.mtu > uplink.mtu);
