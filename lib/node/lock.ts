@@ -1,4 +1,4 @@
-/** Does the agent of this node run? It holds a lock, flock(2) on a file below /run, for as long as it does. */
+/** Whether the agent of this node runs: it holds flock(2) on a file below /run. */
 import { lockWithin } from "../kernel/flock.ts";
 
 /** How long a free lock takes to be had on a busy machine, in milliseconds. */
