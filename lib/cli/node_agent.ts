@@ -2,7 +2,7 @@
 import { machine, openEtcd } from "../ipam/cluster_conf.ts";
 import { holderOf } from "../kernel/lock_holder.ts";
 import { blockOfCommand } from "../kernel/shell.ts";
-import { readFileIfThere } from "../kernel/state_file.ts";
+import { readFileIfThere, removeFile } from "../kernel/state_file.ts";
 import { readable, systemRun } from "../kernel/run.ts";
 import { Agent, type World } from "../node/agent.ts";
 import { CONF_FILE, type NodeConf, parseNodeConf } from "../node/conf.ts";
@@ -119,6 +119,8 @@ export function explained({ batches, problems }: Repair): string {
 
 async function withdraw(agent: Agent, json: boolean): Promise<number> {
   const problems = await agent.withdraw();
+  // Still locked: whoever waits for it sees that it is gone.
+  removeFile(PLACES.lock);
   if (json) say(jsonText({ version: 1, problems }));
   for (const { text } of problems) complain(`cnibox node: ${text}\n`);
   if (problems.length === 0 && !json) say("this node is out of the network\n");
