@@ -1,10 +1,11 @@
 /** `cnibox node`: this node's subnet, and the ways to those of all others */
 import { machine, openEtcd } from "../ipam/cluster_conf.ts";
+import { isLocked } from "../kernel/lock_file.ts";
 import { blockOfCommand } from "../kernel/shell.ts";
+import { removeFile } from "../kernel/state_file.ts";
 import { readable, systemRun } from "../kernel/run.ts";
 import { Agent, type World } from "../node/agent.ts";
 import { CONF_FILE, type NodeConf, parseNodeConf } from "../node/conf.ts";
-import { isHeld } from "../node/lock.ts";
 import { parseNetworkConf } from "../node/records.ts";
 import { batchCommand, type Repair } from "../node/reconcile.ts";
 import { serve } from "../node/serve.ts";
@@ -107,6 +108,8 @@ export function explained({ batches, problems }: Repair): string {
 
 async function withdraw(agent: Agent, json: boolean): Promise<number> {
   const problems = await agent.withdraw();
+  // Still locked: whoever waits for it sees that it is gone.
+  removeFile(PLACES.lock);
   if (json) say(jsonText({ version: 1, problems }));
   for (const { text } of problems) complain(`cnibox node: ${text}\n`);
   if (problems.length === 0 && !json) say("this node is out of the network\n");
@@ -122,7 +125,7 @@ export async function nodeStatus(call: CommandCall): Promise<number> {
       `it writes ${PLACES.status} when it has looked at the network once`,
     ]);
   }
-  const isRunning = await isHeld(PLACES.lock);
+  const isRunning = await isLocked(PLACES.lock);
   if (call.is("json")) say(jsonText({ ...now, running: isRunning }));
   else say(shown(now, isRunning));
   return now.ready && isRunning ? status.done : status.failed;

@@ -10,17 +10,10 @@ import {
 } from "../cni/conflist.ts";
 import type { ConfigError } from "../cni/member.ts";
 import { CACHE_FOLDER, type Cached, listAttachments } from "../cni/result_cache.ts";
-import { lockWithin } from "../kernel/flock.ts";
+import { lockFile } from "../kernel/lock_file.ts";
 import { holderOf } from "../kernel/lock_holder.ts";
 import { fileIdentity } from "../kernel/proc.ts";
-import {
-  exists,
-  openRegular,
-  readRegularText,
-  removeIfThere,
-  systemWords,
-  UnusableFile,
-} from "../kernel/regular_file.ts";
+import { exists, readRegularText, removeIfThere, systemWords, UnusableFile } from "../kernel/regular_file.ts";
 import { netnsState } from "../kernel/netns.ts";
 import { CommandError } from "../kernel/run.ts";
 import { isOwnFolder, notAlone, RUN_FOLDER } from "../kernel/run_folder.ts";
@@ -372,11 +365,10 @@ export function ifAllowed<T>(what: string, read: () => T, blind: (text: string) 
 export async function onlyOne(name: string, doing: string): Promise<Deno.FsFile> {
   if (!isOwnFolder(RUN_FOLDER)) throw new CliError(notAlone(RUN_FOLDER), status.failed);
   const path = `${RUN_FOLDER}/${name}.lock`;
-  const file = openRegular(path, { write: true, create: 0o600 });
-  if (await lockWithin(file, 20_000)) return file;
-  // The file is not closed: a thread still asks for its lock.
+  const file = await lockFile(path, 20_000);
+  if (file) return file;
   throw new CliError(`another ${doing} is at work`, status.tryAgain, [
-    `${path} is ${holderOf(file.statSync().ino ?? 0)}`,
+    `${path} is ${holderOf(fileIdentity(path).ino ?? 0)}`,
   ]);
 }
 

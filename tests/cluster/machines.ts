@@ -133,19 +133,19 @@ export async function bareMachines(
     const kubernetes = new Kubernetes(world, server, cgroup);
     startControllers(kubernetes);
     await Promise.all(world.nodes.map(async (machine) => {
+      await machine.write("/etc/machine-id", `${world.nodes.indexOf(machine) + 1}`.repeat(32) + "\n");
       await prepare(machine, images);
       await startMachine(kubernetes, machine);
     }));
-    await eventually("all nodes are registered", async () => {
+    await patiently("all nodes are registered", async () => {
       const { items } = await server.ask("GET", "/api/v1/nodes");
       return items.length === count && items.every(({ spec }: Json) => spec.podCIDR !== undefined);
     }, 120_000).catch((error) => {
       throw new Error(`${error}\n${kubernetes.said()}`);
     });
     for (const machine of world.nodes) {
-      await eventually("the kubelet's rules are there, and those of the API's service", async () => {
-        const rules = await machine.run("iptables-save");
-        return ["KUBE-FIREWALL", "KUBE-KUBELET-CANARY", "10.96.0.1"].every((one) => rules.includes(one));
+      await patiently("the kubelet's rules are there, and those of the API's service", async () => {
+        return hasRulesOfKubernetes(await machine.run("iptables-save"));
       }, 60_000).catch((error) => {
         throw new Error(`${error}\n${kubernetes.said()}`);
       });
@@ -156,6 +156,22 @@ export async function bareMachines(
     await removeCgroups(cgroup);
     throw error;
   }
+}
+
+/** Their chains in each of the three tables, and the way to the API server. */
+function hasRulesOfKubernetes(rules: string): boolean {
+  const canaries = (name: string) => rules.split(`\n:KUBE-${name}-CANARY `).length - 1;
+  return canaries("KUBELET") === 3 && canaries("PROXY") === 3 && rules.includes("-j KUBE-FIREWALL") &&
+    rules.includes("--to-destination 10.99.0.254:6443");
+}
+
+/** `eventually` for what takes seconds: it asks once a second, and leaves the processors to Kubernetes. */
+export async function patiently(what: string, holds: () => Promise<boolean>, timeout: number): Promise<void> {
+  await eventually(what, async () => {
+    if (await holds()) return true;
+    await new Promise((done) => setTimeout(done, 1_000));
+    return false;
+  }, timeout);
 }
 
 const tokenOf = (name: string) => `token-of-${name}`;

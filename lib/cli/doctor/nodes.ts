@@ -3,7 +3,7 @@
  * what pods send?
  */
 import { type Run, toolPath } from "../../kernel/run.ts";
-import { isHeld } from "../../node/lock.ts";
+import { isLocked } from "../../kernel/lock_file.ts";
 import { PLACES, type Status } from "../../node/state.ts";
 import { agentStatus } from "../peers.ts";
 import { findings, type Line, ofKind } from "./finding.ts";
@@ -30,7 +30,7 @@ export async function otherNodes({ host }: { readonly host: Run }): Promise<Line
   const now = agentStatus();
   if (now === undefined) return [];
   const lines: Line[] = [];
-  if (!await isHeld(PLACES.lock)) {
+  if (!await isLocked(PLACES.lock)) {
     lines.push(failure(`cnibox node does not run; it last looked at ${now.reconciled}`, {
       breaks: "ways to other nodes that are lost are not restored, and new nodes are not reached",
       fix: "systemctl enable --now cnibox-node.service",
