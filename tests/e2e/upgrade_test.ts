@@ -1,14 +1,27 @@
-/** Upgrades under load: containers come while the program is replaced, again and again. */
+/** A node that takes containers while cnibox is replaced by another version; one with containers of the reference. */
 import { assertEquals } from "@std/assert";
 import { VERSION } from "../../lib/version.ts";
 import { otherBuild, temporaryFolder } from "../install/support.ts";
-import { eventually, type Json, runPlugin, testNode } from "./support/mod.ts";
+import { eventually, inVm, type Json, nodeTest, runPlugin, testNode } from "./support/mod.ts";
 import { cniboxDir } from "./support/bin.ts";
 import { unmet } from "./support/needs.ts";
+import { passToCniboxAndBack } from "./support/replacement.ts";
+
+/** A chain's whole way takes half a minute of an emulated processor. */
+const LIVING = inVm ? 4 : 20;
+
+nodeTest(`${LIVING} chains of the reference pass to cnibox and back: CHECK of all, half deleted by each`, {
+  needs: ["bridge", "veth", "iptables", "reference"],
+}, async ({ node }) => {
+  await node.run("umount", "/opt/cni/bin");
+  const { ipv4 } = await node.outside();
+  await passToCniboxAndBack(node, LIVING, ipv4);
+});
 
 const [ADDS, UPGRADES, CALLERS] = [1000, 20, 4];
 const BIN = "/opt/upgraded/bin";
 const missing = unmet(["bridge", "veth", "tool:strace"]);
+if (inVm) missing.push("another version cannot be built in test:vm, whose file system is read-only");
 const name = `${ADDS} ADDs during ${UPGRADES} upgrades, and none fails`;
 
 Deno.test({

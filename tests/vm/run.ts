@@ -19,7 +19,7 @@
  */
 import { parseArgs } from "@std/cli/parse-args";
 import { basename, fromFileUrl, join, relative, resolve } from "@std/path";
-import { cniboxDir, referenceDir } from "../e2e/support/bin.ts";
+import { cniboxDir } from "../e2e/support/bin.ts";
 import { ciFiles, ciMissing } from "./ci_set.ts";
 import {
   accelerator,
@@ -182,14 +182,17 @@ function report(): never {
 
 function findKernel(): Kernel {
   try {
-    if (options.kernel !== undefined) return kernelOf(resolve(options.kernel));
-    const found = new Deno.Command("sh", { args: [join(root, "tests/support/kernel.sh")], stderr: "inherit" })
-      .outputSync();
-    if (!found.success) Deno.exit(2);
-    return kernelOf(new TextDecoder().decode(found.stdout).trim());
+    return kernelOf(options.kernel === undefined ? fetched("kernel.sh") ?? Deno.exit(2) : resolve(options.kernel));
   } catch (error) {
     give((error as Error).message);
   }
+}
+
+/** Path that a script of tests/support finds or fetches; undefined when it cannot, and has said why. */
+function fetched(script: string): string | undefined {
+  const { success, stdout } = new Deno.Command("sh", { args: [join(root, "tests/support", script)], stderr: "inherit" })
+    .outputSync();
+  return success ? new TextDecoder().decode(stdout).trim() : undefined;
 }
 
 /** The test files of this run, from the project's folder. */
@@ -238,7 +241,7 @@ function environment(): string {
     CNIBOX_VM_OPTIONS: "",
     CNIBOX_E2E_VM: ciSet ? "ci" : "all",
     CNIBOX_E2E_BIN_DIR: cniboxDir(),
-    CNIBOX_E2E_REFERENCE: referenceDir() ?? "",
+    CNIBOX_E2E_REFERENCE: fetched("reference.sh") ?? "",
     CNIBOX_E2E_MATRIX: "/run/out/matrix",
     DENO_DIR: denoDir(),
     DENO_NO_UPDATE_CHECK: "1",

@@ -27,6 +27,13 @@ if [ ! -e /etc/cnibox-vm ]; then
   : >/etc/cnibox-vm
 fi
 
+# firewalld begins with its own defaults; the build machine's folder may be one that only root may read, and qemu runs as
+# an ordinary user.
+if [ -d /etc/firewalld ]; then
+  mkdir -p /var/lib/cnibox-vm/firewalld
+  mount --bind /var/lib/cnibox-vm/firewalld /etc/firewalld
+fi
+
 # What starts in a second on a machine takes a minute on an emulated processor of a busy one.
 mkdir -p /run/systemd/system /run/systemd/system.conf.d
 printf '[Manager]\nDefaultTimeoutStartSec=10min\nDefaultTimeoutStopSec=5min\n' >/run/systemd/system.conf.d/cnibox-vm.conf

@@ -108,8 +108,7 @@ export async function request(
 ): Promise<Reply | undefined> {
   const host = address.includes(":") ? `[${address}]` : address;
   const source = bind === undefined ? "" : `,bind=${bind.includes(":") ? `[${bind}]` : bind}`;
-  // Where no answer is expected, this is waited for every time.
-  const seconds = timeout * Math.min(patience, 3) / 1000;
+  const seconds = timeout * patience / 1000;
   const to = transport === "udp"
     ? `UDP:${host}:${port}${source}`
     : `${transport.toUpperCase()}:${host}:${port}${source},connect-timeout=${seconds}`;
