@@ -9,7 +9,7 @@ import { chainName, nftAttachmentHash } from "../net/name.ts";
 import { hostPortChain } from "../rules/host_ports_iptables.ts";
 import type { CommandCall } from "./command.ts";
 import { portText } from "./network.ts";
-import { healthOf, podOfView, viewJson } from "./show.ts";
+import { healthOf, nameOfView, podOfView, viewJson } from "./show.ts";
 import { listOf, type Rules, type Survey, type View } from "./survey.ts";
 import { ageOf, jsonDocument, oneLine, painter, sections } from "./terminal.ts";
 
@@ -134,7 +134,7 @@ function detailText({ view, inside, outside, rules, limits }: Details): string {
   const pod = podOfView(view);
   const text = sections([
     ["container", [containerId]],
-    ["pod", pod === undefined ? [] : [pod]],
+    [pod?.includes("/") ? "pod" : "name", pod === undefined ? [] : [pod]],
     ["namespace", [netns || "not known"]],
     ["addresses", addresses],
     ["leases", [leases.length === 0 ? "none" : leases.join(" ")]],
@@ -147,7 +147,7 @@ function detailText({ view, inside, outside, rules, limits }: Details): string {
     ["problems", problems.map(({ text, fix }) => `${text}${fix === "" ? "" : `: ${fix}`}`)],
   ], "  ");
   const colour = health === "ok" ? "green" : health === "unknown" ? "yellow" : "red";
-  const head = `${paint("bold", oneLine(pod ?? containerId))} ${oneLine(ifName)} on ${paint("bold", oneLine(network))}`;
+  const head = `${paint("bold", oneLine(nameOfView(view)))} ${oneLine(ifName)} on ${paint("bold", oneLine(network))}`;
   return `${head}  ${paint(colour, health)}\n${text}`;
 }
 

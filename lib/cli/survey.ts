@@ -135,6 +135,8 @@ export interface Survey {
   readonly broken: readonly string[];
   /** What could not be looked at, for people. */
   readonly blind: readonly string[];
+  /** Whether attachments could be read: where they could not, that there are none says nothing. */
+  readonly seesAttachments: boolean;
 }
 
 export interface Rules extends Listing {
@@ -215,6 +217,7 @@ export function surveyOf({ lists, broken, attachments, pools, links, rules, evid
     unseen: evidence.unseen,
     broken: broken.map(brokenText),
     blind,
+    seesAttachments: attachments !== undefined,
   };
 }
 
@@ -509,7 +512,7 @@ function orphanLinks(views: readonly View[], links: readonly Link[]): Orphan[] {
       network: name,
       text: `link of container ${shortId(containerId)} (${ifName}), which nobody knows` +
         (lives ? ", and whose namespace lives" : ""),
-      fix: lives ? delCommand(owner) : `cnibox gc ${name}`,
+      fix: lives ? delCommand(owner, { isKnown: false }) : `cnibox gc ${name}`,
     }];
   });
 }

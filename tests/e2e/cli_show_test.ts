@@ -349,6 +349,37 @@ nodeTest("cnibox doctor says without root what it can see, and calls nothing unk
   ]);
 });
 
+nodeTest(
+  "cnibox says without root what it could not see, and not that it is not there",
+  { needs: ["iptables"] },
+  async ({
+    node,
+  }) => {
+    await healthyNode(node);
+    const user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "/opt/cni/bin/cnibox"];
+    const said = async (...args: string[]) => await node.exec([...user, ...args]);
+    const status = await said("status");
+    assertEquals(status.code, 0, status.stderr);
+    assertMatch(status.stdout, /^node +no problem in what could be seen$/m);
+    assertMatch(status.stdout, /^attachments +not known$/m);
+    assertMatch(status.stdout, /^not seen +attachments cannot be read without root$/m);
+    const { healthy, attachments } = JSON.parse((await said("status", "--json")).stdout);
+    assertEquals([healthy, attachments], [undefined, undefined]);
+    const show = await said("show");
+    assertMatch(show.stdout, /^ {2}attachments are not known$/m);
+    assertMatch(show.stderr, /^cnibox: attachments cannot be read without root$/m);
+    const web = await said("show", "web");
+    assertEquals(web.code, 77);
+    assertMatch(
+      web.stderr,
+      /"web" is not among what can be seen without root\n {2}attachments cannot be read without root/,
+    );
+    assertMatch((await said("networks", "--no-headings")).stdout, /^back .* - +20-back\.conflist$/m);
+    assertEquals(JSON.parse((await said("networks", "--json")).stdout).networks[0].attachments, undefined);
+    assertMatch((await said("inspect", "front")).stdout, /^ {2}attached +not known$/m);
+  },
+);
+
 nodeTest("cnibox graph draws the node in four ways", { needs: ["iptables", "tool:rsvg-convert"] }, async ({ node }) => {
   await healthyNode(node);
   await breakThree(node);

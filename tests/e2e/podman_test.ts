@@ -63,6 +63,15 @@ runtimeTest("podman's networks are taken as podman writes them; ports are publis
   const second = links.find(({ addr_info }) => addr_info.some(({ local }: Json) => local === "10.77.0.129"));
   assertEquals(second?.mtu, 1400);
 
+  // podman's names are in the cache.
+  const shown = await must(node, ["show", "one", "--json"]);
+  assertEquals(shown.json.networks[0].attachments.map(({ pod, state }: Json) => [pod, state]), [
+    ["both", "ok"],
+    ["web", "ok"],
+  ]);
+  assertEquals((await must(node, ["show", "web", "--json"])).json.attachments[0].pod, "web");
+  await must(node, ["check", "one", "--id", "web"]);
+
   // Networks of a running container; the same container started again.
   await podman.run("network", "connect", "two", "web");
   await assertPings(web, "10.77.0.129");
