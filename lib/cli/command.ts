@@ -313,6 +313,10 @@ function described(rows: readonly (readonly [string, string])[]): string {
 export function nearest(given: string, words: readonly string[]): string | undefined {
   const plain = (word: string) => word.toLowerCase().replace(/[-_]/g, "");
   const wanted = plain(given);
+  // The same parts in another order: startRange for rangeStart.
+  const parts = (word: string) => word.split(/[-_]|(?=[A-Z])/).map((part) => part.toLowerCase()).sort().join(" ");
+  const turned = parts(given).includes(" ") ? words.find((word) => parts(word) === parts(given)) : undefined;
+  if (turned !== undefined) return turned;
   let best: string | undefined;
   let least = Infinity;
   for (const word of words) {

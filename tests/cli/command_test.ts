@@ -105,6 +105,7 @@ Deno.test("the nearest word is what was meant, or nothing", () => {
     ["ipMask", "ipMasq"],
     ["isGatway", "isGateway"],
     ["range_start", "rangeStart"],
+    ["startRange", "rangeStart"],
     ["MTU", "mtu"],
     ["isDefaultGatway", "isDefaultGateway"],
     ["zzz", undefined],

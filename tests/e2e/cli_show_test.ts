@@ -209,6 +209,35 @@ nodeTest(
   },
 );
 
+nodeTest("what nobody knows is removed by the commands that are advised for it, also with an ID of 64 digits", {
+  needs: ["iptables"],
+}, async ({ node }) => {
+  await configure(
+    node,
+    network("front", "br-front", "10.88.0.0/24", [{ type: "portmap", capabilities: { portMappings: true } }]),
+  );
+  const [kept, lost] = ["web", "lost"].map((name, at) => [name, `${at}`.repeat(64)] as const);
+  for (const [name, id] of [kept!, lost!]) {
+    await node.container(name);
+    await must(node, ["add", "front", name, "--id", id, "-p", name === "web" ? "8080:80" : "8081:80"]);
+  }
+  await node.sh('rm "/var/lib/cni/results/front-$1-eth0" /var/lib/cni/networks/front/10.88.0.3', lost![1]);
+  await node.write("/var/lib/cni/networks/front/10.88.0.77", "stranger\r\neth0");
+  const { json } = await cnibox(node, ["status", "--json"]);
+  const fixes: string[] = [...json.orphans, ...json.problems].map(({ fix }: Json) => fix);
+  assertEquals(fixes, [
+    `cnibox del front --id ${lost![1]} --ifname eth0`,
+    "cnibox gc front",
+    "cnibox ipam free 10.88.0.77 --network front",
+  ]);
+  for (const fix of fixes) {
+    await must(node, [...fix.split(" ").slice(1), ...(fix.startsWith("cnibox del") ? [] : ["--yes"])]);
+  }
+  assertMatch((await must(node, ["status"])).stdout, /^node +healthy$/m);
+  assertEquals((await must(node, ["show", "-q"])).stdout, `${kept![1]}\n`);
+  await must(node, ["check", "front", "--id", kept![1].slice(0, 12)]);
+});
+
 nodeTest("cnibox doctor reports flushed rules once for all containers, and the fix that it names works", {
   needs: ["iptables"],
 }, async ({ node }) => {

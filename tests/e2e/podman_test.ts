@@ -34,6 +34,9 @@ runtimeTest("podman's networks are taken as podman writes them; ports are publis
   const written: Json = JSON.parse(await node.read("/etc/cni/net.d/one.conflist") ?? "");
   assertEquals(written.cniVersion, "0.4.0");
   assertEquals(written.plugins.map((plugin: Json) => plugin.type), ["bridge", "portmap", "firewall", "tuning"]);
+  await podman.run("network", "create", "--label", "team=shop", "--opt", "mtu=1400", "labelled");
+  for (const name of ["one", "two", "labelled"]) await must(node, ["validate", `/etc/cni/net.d/${name}.conflist`]);
+  await podman.run("network", "rm", "labelled");
 
   await podman.serve("web", "--network", "one", "--publish", "127.0.0.1:9090:80");
   assertEquals(await fetchPage(node, "http://127.0.0.1:9090/"), PAGE);
