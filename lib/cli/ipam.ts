@@ -13,6 +13,7 @@ import {
   gather,
   GONE,
   HELD,
+  isCountable,
   judge,
   type Judged,
   type Judgement,
@@ -27,7 +28,6 @@ import { troubleText } from "./problem_groups.ts";
 import { attachmentsOf, entriesOf, type Folders, foldersOf, needRoot, note } from "./setup.ts";
 import {
   ageOf,
-  columns,
   counted,
   hanging,
   jsonDocument,
@@ -44,21 +44,23 @@ const { warning } = linesOf("addresses");
 /** `cnibox ipam [NETWORK]` */
 export function usage(call: CommandCall): number {
   const chosen = poolsOf(call);
-  say(call.is("json") ? jsonDocument({ pools: chosen.map(shownPool) }) : usageText(chosen));
+  tell(call, { pools: chosen.map(shownPool) }, () => usageText(chosen));
   return status.done;
 }
 
-function usageText(chosen: readonly Pool[]): string {
+/** How full each range is. */
+export function usageText(chosen: readonly Pool[]): string {
   const paint = painter();
   const rows = chosen.flatMap((pool) => {
     const [name, uses] = [paint("bold", pool.network), useOf(pool)];
     if (uses.length === 0) return [[name, "-", "", `${pool.leases.length} taken`, paint("yellow", pool.trouble)]];
     return uses.map(({ range, taken, total, blocks }) => {
       const where = blocks === undefined ? "" : ` in ${counted(blocks, "block")} of this node`;
-      return [name, range, bar(taken, total, paint), `${taken} taken`, `${freeOf(taken, total)} free${where}`];
+      const free = isCountable(total) ? `${freeOf(taken, total)} free${where}` : where.trim();
+      return [name, range, bar(taken, total, paint), `${taken} taken`, free];
     });
   });
-  return rows.length > 0 ? columns(rows) : "no network of this node keeps addresses\n";
+  return rows.length > 0 ? table([], rows, { width: terminalWidth() }) : "no network of this node keeps addresses\n";
 }
 
 function shownPool(pool: Pool) {

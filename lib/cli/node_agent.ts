@@ -15,7 +15,7 @@ import { PLACES, type Status } from "../node/state.ts";
 import { REQUEST_LIMIT_MS } from "../store/store.ts";
 import { CliError, type CommandCall, status, usageError } from "./command.ts";
 import { needRoot, readText } from "./setup.ts";
-import { ageOf, columns, complain, jsonText, painter, say } from "./terminal.ts";
+import { ageOf, columns, complain, jsonText, painter, say, table, terminalWidth } from "./terminal.ts";
 
 /** How long another `cnibox node` has to end, in milliseconds: a unit or pod that is restarted. */
 const LOCK_MS = 10_000;
@@ -154,18 +154,19 @@ function shown(now: Status, isRunning: boolean): string {
     ["network", `${now.networks.join(", ")}, ${now.backend || "no backend"}, MTU ${now.mtu}`],
     ["subnet", now.subnets.join(", ") || "none"],
   ]);
-  const table = columns([
+  const others = table(
     ["NODE", "ADDRESS", "SUBNET", "WAY"],
-    ...nodes.map((one) => [
+    nodes.map((one) => [
       one.node,
       one.publicIPs.join(", "),
       one.subnets.join(", "),
       (one.ways.map((way) => way.replace(/^\S+ /, "")).join(", ") || "none") +
       (one.unconfirmed ? " (unconfirmed)" : ""),
     ]),
-  ]);
+    { width: terminalWidth() },
+  );
   const notes = problems.map(({ node, text }) => `${paint("red", node === "" ? "this node" : node)}: ${text}\n`).join(
     "",
   );
-  return [front, nodes.length > 0 ? table : "", notes].filter((part) => part !== "").join("\n");
+  return [front, nodes.length > 0 ? others : "", notes].filter((part) => part !== "").join("\n");
 }

@@ -16,7 +16,7 @@ import { CliError, type CommandCall, didYouMean, status, tell, usageError } from
 import { confirm } from "./confirm.ts";
 import { isIn } from "./leases.ts";
 import { type Folders, foldersOf, ipamType, needRoot, note } from "./setup.ts";
-import { ageOf, columns, counted, painter, say } from "./terminal.ts";
+import { ageOf, counted, painter, say, table, terminalWidth } from "./terminal.ts";
 
 /** A network of this node with its pool. */
 interface Configured {
@@ -40,7 +40,7 @@ function shared(all: readonly Configured[]): Shared[] {
 
 /** Rows in columns, below their titles; or what is said where there are none. */
 function listed(none: string, rows: readonly string[][], titles?: readonly string[]): string {
-  return rows.length === 0 ? none : columns(titles ? [titles, ...rows] : rows);
+  return rows.length === 0 ? none : table(titles ?? [], rows, { width: terminalWidth() });
 }
 
 /** `cnibox cluster pools` */

@@ -1,5 +1,5 @@
 /**
- * The screens of docs/screens: what `show`, `status`, `doctor`, `ipam check`, `networks` and `graph` print of recorded
+ * The screens of docs/screens: what `show`, `status`, `doctor`, `ipam`, `networks` and `graph` print of recorded
  * nodes, at two widths, and two pictures. With CNIBOX_WRITE_EXPECTED=1 this writes them, to be looked at.
  */
 import { assert, assertEquals } from "@std/assert";
@@ -12,7 +12,7 @@ import { bridges } from "../../lib/cli/doctor/links.ts";
 import { drawingOf } from "../../lib/cli/drawing.ts";
 import { treeOf } from "../../lib/cli/graph.ts";
 import { svgOf } from "../../lib/cli/graph_svg.ts";
-import { checkText, findingsOf } from "../../lib/cli/ipam.ts";
+import { checkText, findingsOf, usageText } from "../../lib/cli/ipam.ts";
 import { knownOf, networksText } from "../../lib/cli/networks.ts";
 import { overviewOf, overviewText } from "../../lib/cli/node_overview.ts";
 import { listText } from "../../lib/cli/show.ts";
@@ -66,6 +66,7 @@ function screens(found: Found): [command: string, text: string][] {
     ["cnibox status", overviewText(overviewOf(seen, { version: "v0.1.0", plugins }))],
     ["cnibox networks", networksText(knownOf(found.lists, found.attachments, found.pools))],
     ["cnibox doctor", doctorText(found, seen)],
+    ["cnibox ipam", usageText(found.pools)],
     ["cnibox ipam check", checkText(findingsOf(seen.judgement, []))],
     ["cnibox show", listText(seen)],
     ["cnibox graph", treeOf(drawn(seen), painter())],
