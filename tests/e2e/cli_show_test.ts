@@ -209,6 +209,47 @@ nodeTest(
   },
 );
 
+nodeTest("a container that was attached by hand stands where its link leads, also where no lease tells of it", {
+  needs: ["bridge", "veth", "iptables"],
+}, async ({ node }) => {
+  const plugin = {
+    type: "bridge",
+    bridge: "br-hand",
+    isGateway: true,
+    ipMasq: true,
+    ipam: { type: "static", addresses: [{ address: "10.91.0.7/24", gateway: "10.91.0.1" }] },
+  };
+  await configure(node, { cniVersion: "1.1.0", name: "hand", plugins: [plugin] });
+  await node.write("/run/hand.conf", JSON.stringify({ ...plugin, cniVersion: "1.1.0", name: "hand" }));
+  await node.container("box");
+  const variables = "CNI_CONTAINERID=box CNI_NETNS=/run/netns/box CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin";
+  await node.sh(`CNI_COMMAND=ADD ${variables} /opt/cni/bin/bridge </run/hand.conf`);
+  const { json } = await must(node, ["show", "hand", "--json"]);
+  const [box, ...others] = json.networks[0].attachments;
+  assertEquals([box.containerId, box.ifName, box.bridge, box.addresses, box.netns, box.state, others, json.orphans], [
+    "box",
+    "eth0",
+    "br-hand",
+    ["10.91.0.7/24"],
+    "/run/netns/box",
+    "ok",
+    [],
+    [],
+  ]);
+  assertMatch(
+    (await must(node, ["show"])).stdout,
+    /^ {2}box +eth0 +10\.91\.0\.7\/24 +- +veth\w{8} +\/run\/netns\/box/m,
+  );
+  assertMatch((await must(node, ["graph"])).stdout, /br-hand[^]*─ veth\w{8} ── eth0 of box {2}10\.91\.0\.7\/24$/m);
+  assertMatch((await must(node, ["status"])).stdout, /^node +healthy$/m);
+  assertEquals(
+    (await must(node, ["gc", "hand", "--yes"])).stdout,
+    "hand: 1 living attachment stays, nothing is known to go\n",
+  );
+  await node.sh(`CNI_COMMAND=DEL ${variables} /opt/cni/bin/bridge </run/hand.conf`);
+  assertEquals((await must(node, ["show", "-q"])).stdout, "");
+});
+
 nodeTest("what nobody knows is removed by the commands that are advised for it, also with an ID of 64 digits", {
   needs: ["iptables"],
 }, async ({ node }) => {
