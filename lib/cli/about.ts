@@ -1,6 +1,6 @@
 /** `cnibox plugins` and `cnibox version`: what this program is. */
 import { type CommandCall, tell } from "./command.ts";
-import { columns, jsonText, painter, say } from "./terminal.ts";
+import { jsonText, painter, say, table, terminalWidth } from "./terminal.ts";
 
 /** `cnibox plugins` */
 export async function plugins(call: CommandCall): Promise<number> {
@@ -15,7 +15,7 @@ export async function plugins(call: CommandCall): Promise<number> {
   const paint = painter();
   const span = (versions: readonly string[]) => `${versions[0]} to ${versions.at(-1)}`;
   const rows = plugins.map(({ name, kind, about, versions }) => [paint("bold", name), kind, about, span(versions)]);
-  tell(call, { plugins }, () => columns(rows));
+  tell(call, { plugins }, () => table([], rows, { width: terminalWidth() }));
   return 0;
 }
 

@@ -275,12 +275,17 @@ export function flagText({ name, short, value }: Flag): string {
   return `${short ? `-${short}, ` : ""}--${name}${value ? ` ${value}` : ""}`;
 }
 
+/** Columns of a help text where the terminal has room for them. */
+export const HELP_WIDTH = 100;
+
 /** The text of `--help`. */
-export function helpText(command: OperatorCommand): string {
-  const parts = [`cnibox ${command.name}: ${command.summary}\n`, `${usageLine(command)}\n`];
+export function helpText(command: OperatorCommand, width = HELP_WIDTH): string {
+  const described = (rows: readonly (readonly [string, string])[]) => describedIn(width, rows);
+  const head = wrapped(`cnibox ${command.name}: ${command.summary}`, width).join("\n");
+  const parts = [`${head}\n`, `${usageLine(command)}\n`];
   const named = [...command.positional, ...(command.rest ? [command.rest] : [])];
   if (named.length > 0) parts.push(described(named.map(({ name, about }) => [name, about])));
-  for (const paragraph of command.about ?? []) parts.push(`${wrapped(paragraph, 100).join("\n")}\n`);
+  for (const paragraph of command.about ?? []) parts.push(`${wrapped(paragraph, width).join("\n")}\n`);
   parts.push(`flags:\n${described([...command.flags, HELP].map((flag) => [flagText(flag), flagAbout(flag)]))}`);
   const examples = command.examples.map(([why, line]) => `  # ${why}\n  ${line}\n`).join("");
   if (examples !== "") parts.push(`${command.examples.length === 1 ? "example" : "examples"}:\n${examples}`);
@@ -296,10 +301,10 @@ export function flagAbout({ about, oneOf, many }: Flag): string {
   return `${about}${oneOf ? ` (${oneOf.join(", ")})` : ""}${many ? "; may be given several times" : ""}`;
 }
 
-function described(rows: readonly (readonly [string, string])[]): string {
+function describedIn(columns: number, rows: readonly (readonly [string, string])[]): string {
   const width = Math.min(28, Math.max(...rows.map(([name]) => name.length)));
   return rows.map(([name, about]) => {
-    const lines = wrapped(about, 96 - width);
+    const lines = wrapped(about, Math.max(20, columns - 4 - width));
     const [first = "", ...more] = lines;
     const head = name.length > width
       ? `  ${name}\n  ${" ".repeat(width)}  ${first}`
@@ -312,6 +317,10 @@ function described(rows: readonly (readonly [string, string])[]): string {
 export function nearest(given: string, words: readonly string[]): string | undefined {
   const plain = (word: string) => word.toLowerCase().replace(/[-_]/g, "");
   const wanted = plain(given);
+  // The same parts in another order: startRange for rangeStart.
+  const parts = (word: string) => word.split(/[-_]|(?=[A-Z])/).map((part) => part.toLowerCase()).sort().join(" ");
+  const turned = parts(given).includes(" ") ? words.find((word) => parts(word) === parts(given)) : undefined;
+  if (turned !== undefined) return turned;
   let best: string | undefined;
   let least = Infinity;
   for (const word of words) {

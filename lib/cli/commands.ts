@@ -3,6 +3,11 @@ import type { Flag, OperatorCommand, Positional } from "./command.ts";
 
 const YES: Flag = { name: "yes", short: "y", about: "do not ask" };
 const JSON_FLAG: Flag = { name: "json", about: "print JSON for scripts" };
+const VERBOSE: Flag = {
+  name: "verbose",
+  short: "v",
+  about: "list every case of a problem that several things have",
+};
 const folder = (name: string, about: string): Flag => ({ name, value: "DIR", kind: "folder", about });
 const ROOT = folder("root", "look for configuration, cache, leases and plugins below this folder");
 const CONF_DIR = folder("conf-dir", "folder of network configurations; default $NETCONFPATH or /etc/cni/net.d");
@@ -433,7 +438,7 @@ const DECLARED: readonly Declared[] = [
     group: "show",
     summary: "addresses whose owner is gone, owners whose address is not recorded, duplicates, odd files",
     positional: [ONLY_NETWORK],
-    flags: [JSON_FLAG, ...LEASE_PLACES],
+    flags: [VERBOSE, JSON_FLAG, ...LEASE_PLACES],
     examples: [["is anything wrong", "cnibox ipam check || cnibox ipam repair --dry-run"]],
     statuses: [[0, "nothing wrong"], [1, "something is wrong, or could not be looked at"]],
     run: async (call) => (await ipam()).check(call),
@@ -630,7 +635,7 @@ const DECLARED: readonly Declared[] = [
       "each command first.",
     ],
     flags: [
-      { name: "verbose", short: "v", about: "list every case of a problem that several things have" },
+      VERBOSE,
       { name: "fix", about: "run the fixes that do no harm" },
       JSON_FLAG,
       CONF_DIR,

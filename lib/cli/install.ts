@@ -19,7 +19,7 @@ import { quotedWords } from "../kernel/shell.ts";
 import { CliError, type CommandCall, status } from "./command.ts";
 import { fileError, nearestExisting, needRoot, PLUGIN_FOLDER } from "./setup.ts";
 import { progress } from "./progress.ts";
-import { columns, jsonDocument, painter, say } from "./terminal.ts";
+import { jsonDocument, painter, say, table, terminalWidth } from "./terminal.ts";
 import { placeUnits, removeUnits, type Row, systemdRuns, UNIT_FOLDER, unitFolder } from "./units.ts";
 
 const NAME = "cnibox";
@@ -453,7 +453,8 @@ function show(call: CommandCall, rows: readonly Row[]): number {
   if (call.is("json")) say(jsonDocument({ files: rows }));
   else {
     const paint = painter();
-    say(columns(rows.map(({ file, state, good }) => [file, paint(good ? "green" : "yellow", state)])));
+    const shown = rows.map(({ file, state, good }) => [file, paint(good ? "green" : "yellow", state)]);
+    say(table([], shown, { width: terminalWidth() }));
   }
   return status.done;
 }

@@ -6,11 +6,14 @@ import { systemRun } from "../kernel/run.ts";
 import { canonicalAddress } from "../net/cidr.ts";
 import { CliError, type CommandCall, didYouMean, nearest, status, tell, usageError } from "./command.ts";
 import { confirm } from "./confirm.ts";
+import { conflicts, leaks } from "./doctor/addresses.ts";
+import { findings as linesOf, type Line, ofKind } from "./doctor/finding.ts";
 import {
   type Claim,
   gather,
   GONE,
   HELD,
+  isCountable,
   judge,
   type Judged,
   type Judgement,
@@ -20,12 +23,13 @@ import {
   unseenLines,
   useOf,
 } from "./leases.ts";
-import { containerIdOf, nameOf, ownerText } from "./owner_names.ts";
+import { beginsId, containerIdOf, nameOf, ownerText } from "./owner_names.ts";
+import { troubleText } from "./problem_groups.ts";
 import { attachmentsOf, entriesOf, type Folders, foldersOf, needRoot, note } from "./setup.ts";
 import {
   ageOf,
-  columns,
   counted,
+  hanging,
   jsonDocument,
   oneLine,
   type Paint,
@@ -35,24 +39,28 @@ import {
   terminalWidth,
 } from "./terminal.ts";
 
+const { warning } = linesOf("addresses");
+
 /** `cnibox ipam [NETWORK]` */
 export function usage(call: CommandCall): number {
   const chosen = poolsOf(call);
-  say(call.is("json") ? jsonDocument({ pools: chosen.map(shownPool) }) : usageText(chosen));
+  tell(call, { pools: chosen.map(shownPool) }, () => usageText(chosen));
   return status.done;
 }
 
-function usageText(chosen: readonly Pool[]): string {
+/** How full each range is. */
+export function usageText(chosen: readonly Pool[]): string {
   const paint = painter();
   const rows = chosen.flatMap((pool) => {
     const [name, uses] = [paint("bold", pool.network), useOf(pool)];
     if (uses.length === 0) return [[name, "-", "", `${pool.leases.length} taken`, paint("yellow", pool.trouble)]];
     return uses.map(({ range, taken, total, blocks }) => {
       const where = blocks === undefined ? "" : ` in ${counted(blocks, "block")} of this node`;
-      return [name, range, bar(taken, total, paint), `${taken} taken`, `${freeOf(taken, total)} free${where}`];
+      const free = isCountable(total) ? `${freeOf(taken, total)} free${where}` : where.trim();
+      return [name, range, bar(taken, total, paint), `${taken} taken`, free];
     });
   });
-  return rows.length > 0 ? columns(rows) : "no network of this node keeps addresses\n";
+  return rows.length > 0 ? table([], rows, { width: terminalWidth() }) : "no network of this node keeps addresses\n";
 }
 
 function shownPool(pool: Pool) {
@@ -100,17 +108,24 @@ export async function find(call: CommandCall): Promise<number> {
   const { judged, unrecorded } = await judgement(pools(folders), folders);
   const id = ip === undefined ? containerIdOf(what, folders) : what;
   const isMeant = (address: string, containerId: string) =>
-    address === ip || containerId === id || (ip === undefined && containerId.startsWith(id));
+    address === ip || containerId === id || (ip === undefined && beginsId(id, containerId));
   const found = judged.filter(({ lease }) => isMeant(lease.ip, lease.containerId));
   const lost = unrecorded.filter(({ ip, attachment }) => isMeant(ip, attachment.containerId));
   if (found.length + lost.length === 0) {
     throw new CliError(ip === undefined ? `"${what}" holds no address` : `nobody holds "${what}"`, status.unknown, [
-      ...(ip === undefined ? didYouMean(what, judged.map(({ lease }) => lease.containerId)) : []),
+      ...(ip === undefined ? didYouMean(what, namesOf(judged)) : []),
       "cnibox ipam list shows every address",
     ]);
   }
   print(call, found, lost);
   return status.done;
+}
+
+/** What their owners can be called by. */
+function namesOf(judged: readonly Judged[]): string[] {
+  return judged.flatMap((
+    { lease: { containerId }, attachment },
+  ) => [containerId, nameOf({ ...attachment, containerId })]);
 }
 
 /** Whose an address is. */
@@ -164,7 +179,7 @@ function shownClaim(claim: Claim) {
 const claimText = (claim: Claim): string => `${claim.ip} of ${ownerText(claim)} on ${claim.network}`;
 
 /** What `check` found and `repair` can fix. */
-interface Findings {
+export interface Findings {
   readonly gone: readonly Judged[];
   readonly suspects: readonly Judged[];
   readonly unrecorded: readonly Unrecorded[];
@@ -174,13 +189,17 @@ interface Findings {
 
 async function findings(call: CommandCall, folders: Folders): Promise<Findings> {
   const chosen = poolsOf(call);
-  const { judged, unrecorded, duplicates } = await judgement(chosen, folders);
+  return findingsOf(await judgement(chosen, folders), chosen.flatMap(oddFiles));
+}
+
+/** What is wrong by this judgement, and these files. */
+export function findingsOf({ judged, unrecorded, duplicates }: Judgement, odd: readonly string[]): Findings {
   return {
     gone: judged.filter(({ state }) => GONE.includes(state)),
     suspects: judged.filter(({ state }) => state !== "alive" && !GONE.includes(state)),
     unrecorded,
     duplicates,
-    odd: chosen.flatMap(oddFiles),
+    odd,
   };
 }
 
@@ -202,7 +221,7 @@ export async function check(call: CommandCall): Promise<number> {
     duplicates: found.duplicates.map((list) => list.map(shownClaim)),
     odd: found.odd,
   };
-  tell(call, document, () => report(found));
+  tell(call, document, () => checkText(found, { verbose: call.is("verbose") }));
   return isClean(found) ? status.done : status.failed;
 }
 
@@ -210,30 +229,37 @@ function isClean({ gone, suspects, unrecorded, duplicates, odd }: Findings): boo
   return gone.length + suspects.length + unrecorded.length + duplicates.length + odd.length === 0;
 }
 
-function report(found: Findings): string {
-  if (isClean(found)) return "every address has a living owner, and every living owner's address is recorded\n";
+/** Lists every case of every finding. */
+const VERBOSE = "cnibox ipam check --verbose";
+
+/** What people read: a finding for each kind of problem, its cases below where they are wanted. */
+export function checkText(
+  { gone, suspects, unrecorded, duplicates, odd }: Findings,
+  { verbose = false }: { readonly verbose?: boolean } = {},
+): string {
   const paint = painter();
-  const lines: string[] = [];
-  const owner = ({ pool, lease, attachment }: Judged) =>
-    `${lease.ip} of ${ownerText({ ...attachment, ...lease })} on ${pool.network}`;
-  for (const one of found.gone) lines.push(`${paint("red", "gone")}        ${owner(one)}: ${one.evidence}`);
-  for (const one of found.suspects) lines.push(`${paint("yellow", "suspect")}     ${owner(one)}: ${one.evidence}`);
-  for (const { pool, ip, attachment } of found.unrecorded) {
-    const use = `${ip} is used by ${ownerText(attachment)} on ${pool.network}`;
-    lines.push(`${paint("red", "unrecorded")}  ${use}, and no file says so: it can be given out twice`);
+  const lines: Line[] = [
+    ...leaks([...gone, ...suspects], VERBOSE),
+    ...conflicts({ unrecorded, duplicates }, VERBOSE),
+    ...ofKind(
+      warning(`${odd.length} files are not valid addresses; ignored`),
+      odd.map((file) => ({ text: `${file} is not a valid address; ignored` })),
+    ),
+  ];
+  if (lines.length === 0) {
+    return `${
+      hanging("", "every address has a living owner, and every living owner's address is recorded").join("\n")
+    }\n`;
   }
-  for (const list of found.duplicates) {
-    lines.push(`${paint("red", "duplicate")}   ${list.map(claimText).join(" and ")}`);
-  }
-  for (const file of found.odd) {
-    lines.push(`${paint("yellow", "odd file")}    ${file} is not a valid address; ignored`);
-  }
-  lines.push(
-    "",
-    "cnibox ipam repair --all releases what is gone and records what is used; suspects it leaves alone: " +
-      "cnibox ipam free ADDRESS",
-  );
-  return `${lines.map(oneLine).join("\n")}\n`;
+  const shown = lines.map(({ grade, text, fix = "", cases = [] }) => {
+    const mark = paint(grade === "failure" ? "red" : "yellow", "!");
+    if (!verbose || cases.length < 2) return troubleText({ text, fix }, mark, "");
+    const below = cases.map((one) => ({ text: one.text, fix: one.fix === fix ? "" : one.fix ?? "" }));
+    return troubleText({ text, fix: fix === VERBOSE ? "" : fix }, mark, "") +
+      below.map((one) => troubleText(one, "-", "  ")).join("");
+  });
+  const isMore = !verbose && lines.some(({ cases = [] }) => cases.length > 1);
+  return shown.join("") + (isMore ? `\neach case: ${VERBOSE}\n` : "");
 }
 
 /** One thing that `repair` does. */

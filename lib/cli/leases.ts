@@ -410,7 +410,10 @@ export interface Use {
 }
 
 /** Nobody runs out of the addresses of an IPv6 network. */
-export const shareText = (taken: number, total: bigint) => total < 1n << 32n ? `${taken} of ${total}` : `${taken}`;
+export const isCountable = (total: bigint) => total < 1n << 32n;
+
+/** `5 of 253`, or how many are taken where there is no end of them. */
+export const shareText = (taken: number, total: bigint) => isCountable(total) ? `${taken} of ${total}` : `${taken}`;
 
 /** Subnets of range sets, in CIDR form. */
 export const subnetsOf = (sets: readonly RangeSet[]) =>

@@ -3,9 +3,9 @@ import { ConfigError } from "../cni/member.ts";
 import { CniError, code } from "../cni/error.ts";
 import type { Plugin } from "../cni/plugin.ts";
 import { aboutText, errorText, pluginMain } from "../cni/skel.ts";
-import { brokenText, CliError, GROUPS, helpText, nearest, parseCall, status } from "./command.ts";
+import { brokenText, CliError, GROUPS, HELP_WIDTH, helpText, nearest, parseCall, status } from "./command.ts";
 import { COMMANDS, findCommand } from "./commands.ts";
-import { columns, complain, oneLine, painter, say } from "./terminal.ts";
+import { complain, hanging, oneLine, painter, say, terminalWidth } from "./terminal.ts";
 
 /** How the program was called, and what it has. */
 export interface Invocation {
@@ -51,7 +51,7 @@ async function run(args: readonly string[], invocation: Invocation): Promise<num
   try {
     const call = parseCall(command, found.args, invocation);
     if (call.is("help")) {
-      say(helpText(command));
+      say(helpText(command, Math.min(HELP_WIDTH, terminalWidth() ?? HELP_WIDTH)));
       return status.done;
     }
     json = call.is("json");
@@ -110,15 +110,13 @@ function overview({ names }: Invocation): string {
   for (const [group, title] of Object.entries(GROUPS)) {
     const commands = COMMANDS.filter((command) => command.group === group && !command.hidden);
     if (commands.length === 0) continue;
-    parts.push(`${paint("bold", title)}\n${columns(commands.map(({ name, summary }) => [name, summary]), "  ")}`);
+    const width = Math.max(...commands.map(({ name }) => name.length));
+    const lines = commands.flatMap(({ name, summary }) => hanging(`  ${name.padEnd(width)}  `, summary));
+    parts.push([paint("bold", title), ...lines, ""].join("\n"));
   }
-  parts.push(
-    `${
-      paint("bold", "Plugins")
-    } (cnibox PLUGIN runs one as its symlink does: CNI_COMMAND and the like in the environment)
-  ${names.join(" ")}
-`,
-  );
+  const how = "(cnibox PLUGIN runs one as its symlink does: CNI_COMMAND and the like in the environment)";
+  const head = hanging("", `${paint("bold", "Plugins")} ${how}`);
+  parts.push([...head, ...hanging("  ", names.join(" ")), ""].join("\n"));
   parts.push("cnibox COMMAND --help says more, with examples.\n");
   return parts.join("\n");
 }

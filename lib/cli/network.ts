@@ -17,7 +17,7 @@ import { rounded } from "../cni/log.ts";
 import { atLeast, goJson } from "../cni/version.ts";
 import { REQUEST_FLAGS, type Requested, requestedBy } from "./capabilities.ts";
 import { CliError, type CommandCall, didYouMean, status, tell, usageError } from "./command.ts";
-import { containerIdOf, delCommand, podOf } from "./owner_names.ts";
+import { containerIdOf, delCommand, nameOf, podOf } from "./owner_names.ts";
 import { progress } from "./progress.ts";
 import { watchedRuntime } from "./runtime.ts";
 import {
@@ -330,11 +330,10 @@ function knownAttachment(
 
 function report(call: CommandCall, { list, attached }: Target, calls: readonly MemberCall[], word: string): void {
   const { containerId, ifName, netns } = attached;
+  const name = nameOf(attached);
   const plugins = calls.map(({ type, ms, inProcess }) => ({ type, ms: rounded(ms), inProcess }));
   const paint = painter();
-  const head = `${paint("green", word)} ${paint("bold", ifName)} of ${containerId}, network ${
-    paint("bold", list.name)
-  }`;
+  const head = `${paint("green", word)} ${paint("bold", ifName)} of ${name}, network ${paint("bold", list.name)}`;
   const times = calls.length > 0 ? `\n  plugins    ${timesText(calls)}` : "";
   tell(call, { network: list.name, containerId, ifName, netns, [word]: true, plugins }, () => `${head}${times}\n`);
 }
@@ -347,7 +346,7 @@ function notAttached(call: CommandCall, network: string, folders: Folders): CliE
   return new CliError(`${who} is not attached to network "${network}", as far as is known`, status.unknown, [
     ...(id === undefined ? [] : didYouMean(id, others.flatMap((one) => podOf(one) ?? one.containerId))),
     `looked in ${folders.cache}`,
-    ...(others.length > 0 ? [`attached there: ${others.map(({ containerId }) => containerId).join(", ")}`] : []),
+    ...(others.length > 0 ? [`attached there: ${others.map((one) => nameOf(one)).join(", ")}`] : []),
   ]);
 }
 

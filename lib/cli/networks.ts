@@ -21,7 +21,8 @@ interface Known {
   readonly list: NetworkList | undefined;
   /** Whether runtimes can attach to it. */
   readonly configured: boolean;
-  readonly attachments: readonly Cached[];
+  /** Undefined where they may not be read. */
+  readonly attachments: readonly Cached[] | undefined;
   readonly pools: readonly Pool[];
 }
 
@@ -29,21 +30,21 @@ interface Known {
 function knownNetworks(folders: Folders): Known[] {
   const { lists, broken } = loadAll(folders.conf);
   for (const error of broken) note(`not readable: ${brokenText(error)}`);
-  const attachments = ifAllowed("attachments", () => attachmentsOf(folders), note) ?? [];
+  const attachments = ifAllowed("attachments", () => attachmentsOf(folders), note);
   return knownOf(lists, attachments, ifAllowed("leases", () => pools(folders), note) ?? []);
 }
 
 /** What these say of networks, by name. */
 export function knownOf(
   lists: readonly NetworkList[],
-  attachments: readonly Cached[],
+  attachments: readonly Cached[] | undefined,
   all: readonly Pool[],
 ): Known[] {
-  return knownLists(lists, attachments, all).sort(([a], [b]) => natural(a, b)).map(([name, list]) => ({
+  return knownLists(lists, attachments ?? [], all).sort(([a], [b]) => natural(a, b)).map(([name, list]) => ({
     name,
     list,
     configured: lists.some((one) => one.name === name),
-    attachments: attachments.filter(({ network }) => network === name),
+    attachments: attachments?.filter(({ network }) => network === name),
     pools: all.filter(({ network }) => network === name),
   }));
 }
@@ -71,7 +72,7 @@ export function networksText(all: readonly Known[], { headings = true, whole = f
     one.list?.plugins.map(({ type }) => type).join(", ") ?? "-",
     subnetsOf(setsOf(one)).join(" ") || "-",
     usesOf(one).map(({ taken, total }) => shareText(taken, total)).join(", ") || "-",
-    `${one.attachments.length}`,
+    `${one.attachments?.length ?? "-"}`,
     one.configured
       ? one.list?.file.slice(one.list.file.lastIndexOf("/") + 1) ?? "-"
       : paint("yellow", "not configured"),
@@ -100,7 +101,7 @@ function summaryOf(one: Known) {
       total: String(total),
       ...(blocks !== undefined && { blocks }),
     })),
-    attachments: attachments.length,
+    ...(attachments && { attachments: attachments.length }),
   };
 }
 
@@ -127,13 +128,17 @@ function detailsOf(one: Known) {
       },
     }),
     gateways: gatewaysOf(one),
-    attachments: one.attachments.map(({ containerId, ifName, netns, args, written }) => ({
-      containerId,
-      ...(podOf({ args }) !== undefined && { pod: podOf({ args }) }),
-      ifName,
-      netns,
-      ...(written && { since: written.toISOString() }),
-    })),
+    attachments: one.attachments?.map((each) => {
+      const { containerId, ifName, netns, written } = each;
+      const pod = podOf(each);
+      return {
+        containerId,
+        ...(pod !== undefined && { pod }),
+        ifName,
+        netns,
+        ...(written && { since: written.toISOString() }),
+      };
+    }),
   };
 }
 
@@ -146,7 +151,7 @@ function inspectText(one: Known): string {
   const paint = painter();
   const unconfigured = list ? "none any more: known by its attachments" : "none: known by its leases";
   const gateways = gatewaysOf(one);
-  const attached = attachments.toSorted((a, b) => byName(nameOf(a), nameOf(b))).map((
+  const attached = (attachments ?? []).toSorted((a, b) => byName(nameOf(a), nameOf(b))).map((
     each,
   ) => [nameOf(each), each.ifName, each.netns || "-"]);
   const text = sections([
@@ -165,7 +170,7 @@ function inspectText(one: Known): string {
     ["gateway", gateways.length === 0 ? [] : [gateways.join(" ")]],
     ["leases", pools.map(({ folder }) => folder)],
     ["attached", [
-      attachments.length === 0 ? "nothing" : `${attachments.length}`,
+      attachments === undefined ? "not known" : attachments.length === 0 ? "nothing" : `${attachments.length}`,
       ...columns(attached).split("\n").slice(0, -1),
     ]],
   ], "  ");

@@ -15,7 +15,7 @@ import { REQUEST_LIMIT_MS } from "../store/store.ts";
 import { CliError, type CommandCall, status, usageError } from "./command.ts";
 import { agentStatus } from "./peers.ts";
 import { needRoot, onlyOne, readText } from "./setup.ts";
-import { ageOf, columns, complain, jsonText, painter, say } from "./terminal.ts";
+import { ageOf, columns, complain, jsonText, painter, say, table, terminalWidth } from "./terminal.ts";
 
 /** `cnibox node` */
 export async function node(call: CommandCall): Promise<number> {
@@ -145,18 +145,19 @@ function shown(now: Status, isRunning: boolean): string {
     ["network", `${now.networks.join(", ")}, ${now.backend || "no backend"}, MTU ${now.mtu}`],
     ["subnet", now.subnets.join(", ") || "none"],
   ]);
-  const table = columns([
+  const others = table(
     ["NODE", "ADDRESS", "SUBNET", "WAY"],
-    ...nodes.map((one) => [
+    nodes.map((one) => [
       one.node,
       one.publicIPs.join(", "),
       one.subnets.join(", "),
       (one.ways.map((way) => way.replace(/^\S+ /, "")).join(", ") || "none") +
       (one.unconfirmed ? " (unconfirmed)" : ""),
     ]),
-  ]);
+    { width: terminalWidth() },
+  );
   const notes = problems.map(({ node, text }) => `${paint("red", node === "" ? "this node" : node)}: ${text}\n`).join(
     "",
   );
-  return [front, nodes.length > 0 ? table : "", notes].filter((part) => part !== "").join("\n");
+  return [front, nodes.length > 0 ? others : "", notes].filter((part) => part !== "").join("\n");
 }

@@ -13,7 +13,8 @@ export interface Overview {
   readonly version: string;
   readonly plugins: { readonly folder: string; readonly ours: number; readonly foreign: readonly string[] };
   readonly networks: readonly string[];
-  readonly attachments: Readonly<Record<ReturnType<typeof healthOf>, number>>;
+  /** Undefined where they may not be read. */
+  readonly attachments: Readonly<Record<ReturnType<typeof healthOf>, number>> | undefined;
   readonly addresses: readonly { network: string; range: string; taken: number; total: bigint }[];
   readonly problems: readonly ProblemGroup[];
   /** What belongs to no attachment. */
@@ -28,20 +29,19 @@ export async function nodeOverview(call: CommandCall): Promise<number> {
   const folders = foldersOf(call);
   const { version, names } = call.invocation;
   const overview = overviewOf(await survey(folders), { version, plugins: pluginsIn(folders, names) });
-  const healthy = isHealthy(overview);
-  tell(call, jsonOf(overview, healthy), () => overviewText(overview));
-  return healthy ? status.done : status.failed;
+  tell(call, jsonOf(overview), () => overviewText(overview));
+  return problemsIn(overview) === 0 ? status.done : status.failed;
 }
 
 /** What the screen tells of a survey and of this program. */
 export function overviewOf(seen: Survey, program: Pick<Overview, "version" | "plugins">): Overview {
   const attachments = { ok: 0, broken: 0, gone: 0, unknown: 0 };
   for (const view of seen.views) attachments[healthOf(view)]++;
-  const { networks, pools, orphans, broken, blind } = seen;
+  const { networks, pools, orphans, broken, blind, seesAttachments } = seen;
   return {
     ...program,
     networks: networks.map(({ name }) => name).sort(natural),
-    attachments,
+    attachments: seesAttachments ? attachments : undefined,
     addresses: pools.flatMap((pool) =>
       useOf(pool).map(({ range, taken, total }) => ({ network: pool.network, range, taken, total }))
     ),
@@ -67,14 +67,17 @@ function pluginsIn({ path }: Folders, names: readonly string[]): Overview["plugi
   return { folder: path.join(":"), ours, foreign };
 }
 
-function isHealthy({ problems, orphans, broken }: Overview): boolean {
-  return problems.length + orphans.length + broken.length === 0;
+function problemsIn({ problems, orphans, broken }: Overview): number {
+  return problems.length + groupOrphans(orphans).length + broken.length;
 }
 
-function jsonOf({ version, addresses, problems, ...rest }: Overview, healthy: boolean) {
+function jsonOf(overview: Overview) {
+  const { version, addresses, problems, ...rest } = overview;
+  const count = problemsIn(overview);
   return {
     cnibox: version,
-    healthy,
+    // Who could not see everything cannot say that all is well.
+    ...((count > 0 || rest.blind.length === 0) && { healthy: count === 0 }),
     ...rest,
     addresses: addresses.map((one) => ({ ...one, total: String(one.total) })),
     problems: problems.map(({ code, text, fix, cases }) => ({
@@ -95,18 +98,24 @@ export function overviewText(overview: Overview): string {
     ...[...overview.problems, ...groupOrphans(overview.orphans)].flatMap(({ text, fix }) => problemLines(text, fix)),
     ...broken.flatMap((text) => problemLines(text, "cnibox validate")),
   ];
-  const count = overview.problems.length + groupOrphans(overview.orphans).length + broken.length;
+  const count = problemsIn(overview);
   const foreign = plugins.foreign.length === 0 ? "" : `; not this program: ${plugins.foreign.join(", ")}`;
-  const all = Object.values(attachments).reduce((sum, one) => sum + one, 0);
-  const states = Object.entries(attachments).filter(([, number]) => number > 0).map(([state, number]) =>
+  const all = Object.values(attachments ?? {}).reduce((sum, one) => sum + one, 0);
+  const states = Object.entries(attachments ?? {}).filter(([, number]) => number > 0).map(([state, number]) =>
     `${number} ${state}`
   );
   const shares = addresses.map((one) => [one.network, one.range, `${shareText(one.taken, one.total)} taken`]);
   return sections([
-    ["node", [count === 0 ? paint("green", "healthy") : paint("red", counted(count, "problem"))]],
+    ["node", [
+      count > 0
+        ? paint("red", counted(count, "problem"))
+        : blind.length > 0
+        ? paint("yellow", "no problem in what could be seen")
+        : paint("green", "healthy"),
+    ]],
     ["cnibox", [`${version}, ${plugins.ours} plugins in ${plugins.folder}${foreign}`]],
     ["networks", [networks.length === 0 ? "none" : `${networks.length}: ${networks.join(", ")}`]],
-    ["attachments", [all === 0 ? "none" : `${all}: ${states.join(", ")}`]],
+    ["attachments", [!attachments ? "not known" : all === 0 ? "none" : `${all}: ${states.join(", ")}`]],
     ["addresses", columns(shares).split("\n").slice(0, -1)],
     ["problems", problems],
     ["not seen", blind],

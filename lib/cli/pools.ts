@@ -16,7 +16,7 @@ import { CliError, type CommandCall, didYouMean, status, tell, usageError } from
 import { confirm } from "./confirm.ts";
 import { isIn } from "./leases.ts";
 import { type Folders, foldersOf, ipamType, needRoot, note } from "./setup.ts";
-import { ageOf, columns, painter, say } from "./terminal.ts";
+import { ageOf, counted, painter, say, table, terminalWidth } from "./terminal.ts";
 
 /** A network of this node with its pool. */
 interface Configured {
@@ -40,7 +40,7 @@ function shared(all: readonly Configured[]): Shared[] {
 
 /** Rows in columns, below their titles; or what is said where there are none. */
 function listed(none: string, rows: readonly string[][], titles?: readonly string[]): string {
-  return rows.length === 0 ? none : columns(titles ? [titles, ...rows] : rows);
+  return rows.length === 0 ? none : table(titles ?? [], rows, { width: terminalWidth() });
 }
 
 /** `cnibox cluster pools` */
@@ -227,23 +227,30 @@ export async function forget(call: CommandCall): Promise<number> {
         ...(names.size > 0 ? [`nodes with blocks: ${[...names].sort().join(", ")}`] : []),
       ]);
     }
-    for (const { pool } of all) {
-      if (pool.identity.node !== node || call.is("force")) continue;
+    if (!call.is("force") && found.some(isOwn)) {
       throw new CliError(`"${node}" is this very node, and it is alive`, status.failed, [
         "cnibox cluster trim returns what it does not need",
         "--force frees its blocks all the same: addresses in use here may be given to others then",
       ]);
     }
     const list = found.map(({ pool, record }) => `${pool.name} ${formatPrefix(blockOfKey(record.key)!)}`);
-    if (!call.is("json")) say(`${list.length} blocks of node ${node} to free: ${list.join(", ")}\n`);
+    if (!call.is("json")) say(`${counted(list.length, "block")} of node ${node} to free: ${list.join(", ")}\n`);
     confirm(call, "free them?", [`containers of node ${node} that still live would share their addresses with others`]);
     let removed = 0;
     for (const { pool, record } of found) {
       if (await asked(pool, () => pool.store().removeIfRevision(record.key, record.revision))) removed++;
     }
-    tell(call, { node, removed, blocks: list }, () => `${removed} blocks of node ${node} are free\n`);
+    tell(call, { node, removed, blocks: list }, () => `freed ${counted(removed, "block")} of node ${node}\n`);
     return status.done;
   });
+}
+
+/** Is the record this machine's, or may it be? Another machine can have the same node name. */
+function isOwn({ pool: { identity }, record }: { pool: Pool; record: StoreRecord }): boolean {
+  const owner = readOwner(record.value);
+  const isOther = owner !== undefined && owner.machineId !== "" && identity.machineId !== "" &&
+    owner.machineId !== identity.machineId;
+  return owner?.node === identity.node && !isOther;
 }
 
 async function recordsOf(pool: Pool): Promise<StoreRecord[]> {

@@ -1,5 +1,6 @@
 /** Problems of many attachments told once each: what is wrong, how many it concerns, and what repairs all of them. */
 import type { Orphan, Problem, ProblemCode, View } from "./survey.ts";
+import { hanging, oneLine, painter } from "./terminal.ts";
 
 /** One kind of problem, with all that have it. */
 export interface ProblemGroup {
@@ -90,4 +91,13 @@ export function fixOfAll(fixes: readonly string[], list: string): string {
   if (each(/^cnibox gc [^ ]+$/)) return `${GC}${all.map((fix) => fix.slice(GC.length)).join(",")}`;
   if (each(/^cnibox ipam repair [^ ]+$/)) return "cnibox ipam repair --all";
   return list;
+}
+
+/** What is wrong, and below it the command that repairs it. */
+export function troubleText({ text, fix }: Pick<Problem, "text" | "fix">, mark: string, indent: string): string {
+  const lines = [
+    ...hanging(`${indent}${mark} `, oneLine(text)),
+    ...(fix === "" ? [] : hanging(`${indent}    `, painter()("dim", oneLine(fix)))),
+  ];
+  return lines.map((line) => `${line}\n`).join("");
 }

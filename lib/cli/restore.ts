@@ -24,11 +24,11 @@ import { NotOneTransaction, RuleBatch } from "../kernel/rule_batch.ts";
 import { CommandError, inNetns, type Run, type RunHooks, systemRun } from "../kernel/run.ts";
 import { type Address, parsePrefix } from "../net/cidr.ts";
 import { CliError, type CommandCall, status, tell, usageError } from "./command.ts";
-import { containerIdOf, podOf, shortId, unknownContainer } from "./owner_names.ts";
+import { byName, containerIdOf, podOf, shortId, unknownContainer } from "./owner_names.ts";
 import { type Progress, progress } from "./progress.ts";
 import { watchedRuntime } from "./runtime.ts";
 import { attachmentsOf, type Folders, foldersOf, needRoot, onlyOne } from "./setup.ts";
-import { complain, painter, table, terminalWidth } from "./terminal.ts";
+import { complain, counted, painter, table, terminalWidth } from "./terminal.ts";
 
 /** What came of one attachment's rules of one kind. */
 interface Outcome {
@@ -291,14 +291,19 @@ const MANY = 12;
 function textOf(outcomes: readonly Outcome[], dead: number): string {
   const paint = painter();
   const colours = { there: "green", restored: "green", missing: "yellow", failed: "red" } as const;
-  const alike = Map.groupBy(outcomes, ({ what, state, reason = "" }) => `${what} ${state} ${reason}`);
+  const nameOf = ({ pod, containerId }: Outcome) => pod ?? shortId(containerId);
+  const sorted = outcomes.toSorted((a, b) => byName(nameOf(a), nameOf(b)));
+  const alike = Map.groupBy(sorted, ({ what, state, reason = "" }) => `${what} ${state} ${reason}`);
   const rows = [...alike.values()].flatMap((all) => {
     const shown = ({ what, state, reason = "" }: Outcome) => [what, paint(colours[state], state), reason];
     if (all.length > MANY && all[0]) return [[`${all.length} attachments`, "", "", ...shown(all[0])]];
-    return all.map((one) => [one.pod ?? shortId(one.containerId), one.ifName, one.network, ...shown(one)]);
+    return all.map((one) => [nameOf(one), one.ifName, one.network, ...shown(one)]);
   });
   const count = (state: Outcome["state"]) => outcomes.filter((one) => one.state === state).length;
-  const others = dead > 0 ? `, ${dead} attachments of dead containers left alone` : "";
-  const sum = `${count("restored")} restored, ${count("there")} were there${others}\n`;
+  const others = [
+    ...(["missing", "failed"] as const).flatMap((state) => count(state) > 0 ? [`${count(state)} ${state}`] : []),
+    ...(dead > 0 ? [`${counted(dead, "attachment")} of dead containers left alone`] : []),
+  ];
+  const sum = `${[`${count("restored")} restored`, `${count("there")} were there`, ...others].join(", ")}\n`;
   return `${table([], rows, { width: terminalWidth() })}${sum}`;
 }

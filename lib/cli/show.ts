@@ -6,10 +6,10 @@ import { canonicalAddress } from "../net/cidr.ts";
 import { CliError, type CommandCall, didYouMean, status, usageError } from "./command.ts";
 import { shareText, subnetsOf } from "./leases.ts";
 import { portText } from "./network.ts";
-import { nameOf, podOf, unknownContainer, unknownNetwork } from "./owner_names.ts";
+import { beginsId, nameOf, podOf, unknownContainer, unknownNetwork } from "./owner_names.ts";
 import { type Folders, foldersOf, note } from "./setup.ts";
 import { agentStatus, peersOf } from "./peers.ts";
-import { groupOrphans, groupProblems, LIST } from "./problem_groups.ts";
+import { groupOrphans, groupProblems, LIST, troubleText } from "./problem_groups.ts";
 import { type NetworkView, ofNetwork, type Problem, type Survey, survey, type View } from "./survey.ts";
 import {
   ageOf,
@@ -66,19 +66,26 @@ function isMeant(word: string, view: View): boolean {
     return view.addresses.some((address) => canonicalAddress(address.split("/")[0] ?? "") === ip);
   }
   return view.containerId === word || pod === word || pod?.split("/")[1] === word ||
-    (word.length >= 4 && view.containerId.startsWith(word));
+    (word.length >= 4 && beginsId(word, view.containerId));
 }
 
-function unknownThing(word: string, { networks, views }: Survey): CliError {
+function unknownThing(word: string, seen: Survey): CliError {
+  if (!seen.seesAttachments) return unseenThing(word, seen);
+  const { networks, views } = seen;
   const names = [
     ...networks.map(({ name }) => name),
-    ...views.map(nameOfView),
+    ...views.map(nameOfView).flatMap((name) => [name, ...name.split("/").slice(1)]),
     ...views.flatMap(({ addresses }) => addresses),
   ];
   return new CliError(`there is no network, container, pod or address "${word}" on this node`, status.unknown, [
     ...didYouMean(word, names),
     "cnibox show lists those that there are",
   ]);
+}
+
+/** What this user cannot see may be there. */
+function unseenThing(word: string, { blind }: Survey): CliError {
+  return new CliError(`"${word}" is not among what can be seen without root`, status.noRights, blind);
 }
 
 /** The pod that an attachment is for. */
@@ -108,6 +115,7 @@ function filtered(call: CommandCall, seen: Survey): Survey {
     (!broken || !["ok", "unknown"].includes(healthOf(view)))
   );
   if (pod !== undefined && views.length === 0 && !broken) {
+    if (!seen.seesAttachments) throw unseenThing(pod, seen);
     throw unknownContainer(pod, seen.views.flatMap(({ cached }) => cached ?? []), { isPod: true });
   }
   const all = pod === undefined && !broken;
@@ -232,15 +240,6 @@ export function listText(seen: Survey, options: ListOptions = {}): string {
   return parts.join("\n");
 }
 
-/** What is wrong, and below it the command that repairs it. */
-function troubleText({ text, fix }: Pick<Problem, "text" | "fix">, mark: string, indent: string): string {
-  const lines = [
-    ...hanging(`${indent}${mark} `, oneLine(text)),
-    ...(fix === "" ? [] : hanging(`${indent}    `, painter()("dim", oneLine(fix)))),
-  ];
-  return lines.map((line) => `${line}\n`).join("");
-}
-
 const TITLES = ["CONTAINER", "IF", "ADDRESS", "PORTS", "HOST END", "NAMESPACE", "AGE", "STATE"];
 /** What a narrow terminal does without. */
 const DISPENSABLE = ["NAMESPACE", "HOST END", "AGE", "PORTS"];
@@ -278,7 +277,9 @@ function networkText(network: NetworkView, seen: Survey, { problems, whole, head
   // Lines break between facts alone.
   const text = oneLine(facts.map((fact) => fact.replaceAll(" ", FIRM)).join(" · "));
   const head = hanging(`${paint("bold", oneLine(name))}  `, paint("dim", text)).join("\n").replaceAll(FIRM, " ");
-  if (own.length === 0) return `${head}\n  nothing attached\n`;
+  if (own.length === 0) {
+    return `${head}\n  ${seen.seesAttachments ? "nothing attached" : "attachments are not known"}\n`;
+  }
   const rest = table(TITLES, own.map((view) => rowOf(view, { whole, bridge, paint })), {
     width: whole ? undefined : terminalWidth(),
     indent: "  ",

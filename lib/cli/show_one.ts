@@ -9,7 +9,7 @@ import { chainName, nftAttachmentHash } from "../net/name.ts";
 import { hostPortChain } from "../rules/host_ports_iptables.ts";
 import type { CommandCall } from "./command.ts";
 import { portText } from "./network.ts";
-import { podOfView, stateText, viewJson } from "./show.ts";
+import { nameOfView, podOfView, stateText, viewJson } from "./show.ts";
 import { listOf, type Rules, type Survey, type View } from "./survey.ts";
 import { ageOf, jsonDocument, oneLine, painter, sections } from "./terminal.ts";
 
@@ -133,7 +133,7 @@ function detailText({ view, inside, outside, rules, limits }: Details): string {
   const pod = podOfView(view);
   const text = sections([
     ["container", [containerId]],
-    ["pod", pod === undefined ? [] : [pod]],
+    [pod?.includes("/") ? "pod" : "name", pod === undefined ? [] : [pod]],
     ["namespace", [netns || "not known"]],
     ["addresses", addresses],
     ["leases", [leases.length === 0 ? "none" : leases.join(" ")]],
@@ -145,7 +145,7 @@ function detailText({ view, inside, outside, rules, limits }: Details): string {
     ["rules", rules],
     ["problems", problems.map(({ text, fix }) => `${text}${fix === "" ? "" : `: ${fix}`}`)],
   ], "  ");
-  const head = `${paint("bold", oneLine(pod ?? containerId))} ${oneLine(ifName)} on ${paint("bold", oneLine(network))}`;
+  const head = `${paint("bold", oneLine(nameOfView(view)))} ${oneLine(ifName)} on ${paint("bold", oneLine(network))}`;
   return `${head}  ${stateText(view, paint)}\n${text}`;
 }
 

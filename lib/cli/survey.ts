@@ -39,7 +39,7 @@ import {
 } from "./leases.ts";
 import { brokenText } from "./command.ts";
 import { byName, delCommand, nameOf, type Owner, shortId } from "./owner_names.ts";
-import { attachmentsOf, type Folders, ifAllowed, ipamType } from "./setup.ts";
+import { attachmentsOf, type Folders, ifAllowed, ipamType, sameNetns } from "./setup.ts";
 import { natural } from "./terminal.ts";
 
 /** What is wrong with an attachment. */
@@ -135,6 +135,8 @@ export interface Survey {
   readonly broken: readonly string[];
   /** What could not be looked at, for people. */
   readonly blind: readonly string[];
+  /** Whether attachments could be read: where they could not, that there are none says nothing. */
+  readonly seesAttachments: boolean;
 }
 
 export interface Rules extends Listing {
@@ -197,7 +199,9 @@ export function surveyOf({ lists, broken, attachments, pools, links, rules, evid
     return { ...lease, network, folder, state, evidence: why, ...(path !== undefined && { inUse: path }) };
   });
   const around = { links: links ?? [], seesLinks: links !== undefined, rules, leases, networks, evidence, judgement };
-  const views = [...cached.map((one) => viewOf(one, around)), ...uncached(cached, around)].sort((a, b) =>
+  const recorded = [...cached.map((one) => viewOf(one, around)), ...uncached(cached, around)];
+  // Whoever may not read the attachments cannot tell whom nothing but a link speaks of.
+  const views = [...recorded, ...(attachments === undefined ? [] : byLinkAlone(recorded, around))].sort((a, b) =>
     byName(nameOf({ ...a.cached, ...a }), nameOf({ ...b.cached, ...b })) || natural(a.ifName, b.ifName)
   );
   // Whoever may not read the attachments knows of none that it belongs to nobody.
@@ -215,6 +219,7 @@ export function surveyOf({ lists, broken, attachments, pools, links, rules, evid
     unseen: evidence.unseen,
     broken: broken.map(brokenText),
     blind,
+    seesAttachments: attachments !== undefined,
   };
 }
 
@@ -391,11 +396,16 @@ function problemsOf(facts: Facts, around: Around): Problem[] {
   return problems;
 }
 
+/** Does an IPAM plugin of this network keep its addresses in files of this node? */
+function hasLeases({ plugins }: NetworkList): boolean {
+  const ipam = plugins.map(({ config }) => ipamType(config)).find((type) => type !== "") ?? "";
+  return ["host-local", "cluster"].includes(ipam);
+}
+
 /** Addresses of host-local and cluster that no lease names, or that others have as well. */
 function leaseProblems(facts: Facts, around: Around): Problem[] {
   const { network, addresses, own, list } = facts;
-  const ipam = list?.plugins.map(({ config }) => ipamType(config)).find((type) => type !== "") ?? "";
-  const isKept = ["host-local", "cluster"].includes(ipam);
+  const isKept = list !== undefined && hasLeases(list);
   return addresses.flatMap((cidr): Problem[] => {
     const ip = cidr.split("/")[0] ?? "";
     const claims = around.judgement.duplicates.find((list) => list[0]?.ip === ip) ?? [];
@@ -459,7 +469,7 @@ function uncached(cached: readonly Cached[], { leases, links, evidence }: Around
     const outside = inside && peerOf(inside, links);
     const key = `${lease.network} ${lease.containerId} ${lease.ifName ?? ""}`;
     const known = views.get(key);
-    const netns = known?.netns || (lease.inUse ?? "");
+    const netns = known?.netns || ownPath(lease.inUse ?? "");
     const state = netns !== "" ? "alive" : GONE.includes(lease.state) ? "gone" : "unknown";
     views.set(key, {
       network: lease.network,
@@ -478,6 +488,42 @@ function uncached(cached: readonly Cached[], { leases, links, evidence }: Around
     });
   }
   return [...views.values()];
+}
+
+/** A namespace was found by the mounts of the first process: its path here, where that is the same namespace. */
+function ownPath(found: string): string {
+  const path = found.replace(/^\/proc\/1\/root(?=\/)/, "");
+  return path !== found && sameNetns(path, found) ? path : found;
+}
+
+/**
+ * Living containers that neither cache nor lease knows, of networks whose addresses have no leases: the alias of the
+ * host's end says whose it is.
+ */
+function byLinkAlone(views: readonly View[], { links, networks, evidence }: Around): View[] {
+  const elsewhere = [...evidence.links.values()].flat();
+  return links.flatMap((outside): View[] => {
+    const owner = ownerByAlias(outside);
+    const list = networks.find(({ name }) => name === owner?.network)?.list;
+    if (!owner?.lives || !list || hasLeases(list) || views.some((view) => isHolder(owner, view))) return [];
+    const { network, containerId, ifName } = owner;
+    const inside = elsewhere.find((link) => link.ifname === ifName && peerOf(link, [outside]) !== undefined);
+    const addresses = (inside?.addr_info ?? []).filter(({ scope }) => scope !== "link");
+    return [{
+      network,
+      containerId,
+      ifName,
+      netns: ownPath(addresses.map(({ local }) => evidence.inUse.get(local)).find((path) => path !== undefined) ?? ""),
+      state: "alive",
+      ...(inside && { inside }),
+      outside,
+      bridge: outside.master ?? "",
+      addresses: addresses.map(({ local, prefixlen }) => `${local}/${prefixlen}`),
+      leases: [],
+      ports: [],
+      problems: [{ code: "not-cached", text: "no runtime remembers it: only its link does", fix: "" }],
+    }];
+  });
 }
 
 function uncachedProblem({ network, ip, state, evidence }: LeaseView, of: View["state"]): Problem {
@@ -509,7 +555,7 @@ function orphanLinks(views: readonly View[], links: readonly Link[]): Orphan[] {
       network: name,
       text: `link of container ${shortId(containerId)} (${ifName}), which nobody knows` +
         (lives ? ", and whose namespace lives" : ""),
-      fix: lives ? delCommand(owner) : `cnibox gc ${name}`,
+      fix: lives ? delCommand(owner, { isKnown: false }) : `cnibox gc ${name}`,
     }];
   });
 }

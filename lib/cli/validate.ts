@@ -187,10 +187,17 @@ const nameOf = (file: string) => file.slice(file.lastIndexOf("/") + 1);
 const FLAGS = ["disableCheck", "disableGC", "loadOnlyInlinedPlugins"];
 const LIST_KEYS = ["cniVersion", "cniVersions", "name", ...FLAGS, "plugins"];
 
+/** Keys that runtimes write into their lists for themselves: nerdctl's own, and podman's labels and options. */
+function isRuntimes({ key, value }: Section["properties"][number]): boolean {
+  if (/^nerdctl[A-Z]/.test(key)) return true;
+  return key === "args" && value.properties?.every((one) => one.key.startsWith("podman_")) === true;
+}
+
 async function list(section: Section, network: Network, known: Known): Promise<void> {
   const { source } = section;
-  for (const { key, at } of section.properties) {
-    if (LIST_KEYS.includes(key)) continue;
+  for (const property of section.properties) {
+    const { key, at } = property;
+    if (LIST_KEYS.includes(key) || isRuntimes(property)) continue;
     const meant = LIST_KEYS.find((one) => one.toLowerCase() === key.toLowerCase());
     if (meant) source.error("key-case", at, `"${key}" is not read: here case counts`, `write "${meant}"`);
     else {

@@ -46,7 +46,7 @@ export function exhausted(store: Store, { set, during, verdict }: Draw & { verdi
       (reason === "" ? ", but their addresses are in use" : `, but that cannot be proved: ${reason}`);
   throw internal(
     `${during}: no IP addresses available in range set: ${describe(set)}`,
-    `${usedOf(set, store.names())} of ${size(set)} addresses are taken, ${doubt}; \`cnibox ipam\` lists them`,
+    `${usedOf(set, store.names())} of ${size(set)} addresses are taken, ${doubt}; \`cnibox ipam list\` shows them`,
   );
 }
 

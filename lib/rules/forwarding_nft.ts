@@ -315,7 +315,7 @@ async function removeElements(
       warn?.(
         `${
           iptablesTool(family)
-        } may drop what other containers forward: ${error.message}; \`cnibox restore\` looks again`,
+        } may drop what other containers forward: ${error.message}; \`cnibox restore --all\` looks again`,
       );
     }
   }

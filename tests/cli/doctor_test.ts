@@ -31,6 +31,7 @@ const surveyOf = (views: View[], orphans: Survey["orphans"] = []): Survey => ({
   unseen: [],
   broken: [],
   blind: [],
+  seesAttachments: true,
 });
 
 const found = (views: View[], orphans?: Survey["orphans"]) =>

@@ -1,6 +1,6 @@
 /**
- * The screens of docs/screens: what `show`, `status`, `doctor`, `networks` and `graph` print of recorded nodes, at two
- * widths, and two pictures. With CNIBOX_WRITE_EXPECTED=1 this writes them, to be looked at.
+ * The screens of docs/screens: what `show`, `status`, `doctor`, `ipam`, `networks` and `graph` print of recorded
+ * nodes, at two widths, and two pictures. With CNIBOX_WRITE_EXPECTED=1 this writes them, to be looked at.
  */
 import { assert, assertEquals } from "@std/assert";
 import { addresses } from "../../lib/cli/doctor/addresses.ts";
@@ -12,6 +12,7 @@ import { bridges } from "../../lib/cli/doctor/links.ts";
 import { drawingOf } from "../../lib/cli/drawing.ts";
 import { treeOf } from "../../lib/cli/graph.ts";
 import { svgOf } from "../../lib/cli/graph_svg.ts";
+import { checkText, findingsOf, usageText } from "../../lib/cli/ipam.ts";
 import { knownOf, networksText } from "../../lib/cli/networks.ts";
 import { overviewOf, overviewText } from "../../lib/cli/node_overview.ts";
 import { listText } from "../../lib/cli/show.ts";
@@ -63,8 +64,10 @@ function screens(found: Found): [command: string, text: string][] {
   const plugins = { folder: "/opt/cni/bin", ours: 21, foreign: [] };
   return [
     ["cnibox status", overviewText(overviewOf(seen, { version: "v0.1.0", plugins }))],
-    ["cnibox networks", networksText(knownOf(found.lists, found.attachments ?? [], found.pools))],
+    ["cnibox networks", networksText(knownOf(found.lists, found.attachments, found.pools))],
     ["cnibox doctor", doctorText(found, seen)],
+    ["cnibox ipam", usageText(found.pools)],
+    ["cnibox ipam check", checkText(findingsOf(seen.judgement, []))],
     ["cnibox show", listText(seen)],
     ["cnibox graph", treeOf(drawn(seen), painter())],
   ];

@@ -67,6 +67,47 @@ Deno.test("the configurations of the documentation are found sound", async () =>
   assertEquals(findings.filter(({ rule }) => rule !== "not-installed").map(lineOf), []);
 });
 
+/** A list as nerdctl writes it, and one of podman's. */
+const OF_RUNTIMES = [
+  `{"cniVersion": "1.0.0", "name": "bridge",
+  "nerdctlID": "17f29b073143d8cd97b5bbe492bdeffec1c5fee55cc1fe2112c8b9335f8b6121",
+  "nerdctlLabels": {"nerdctl/default-network": "true"},
+  "plugins": [
+    {"type": "bridge", "bridge": "nerdctl0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
+      "ipam": {"ranges": [[{"gateway": "10.4.0.1", "subnet": "10.4.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}],
+        "type": "host-local"}},
+    {"type": "portmap", "capabilities": {"portMappings": true}},
+    {"type": "firewall", "ingressPolicy": "same-bridge"},
+    {"type": "tuning"}]}`,
+  `{"args": {"podman_labels": {"team": "shop"}, "podman_options": {"isolate": "true"}},
+  "cniVersion": "0.4.0", "name": "one",
+  "plugins": [
+    {"type": "bridge", "bridge": "cni-podman1", "isGateway": true, "ipMasq": true, "hairpinMode": true,
+      "ipam": {"type": "host-local", "routes": [{"dst": "0.0.0.0/0"}],
+        "ranges": [[{"subnet": "10.89.0.0/24", "gateway": "10.89.0.1"}]]},
+      "capabilities": {"ips": true}},
+    {"type": "portmap", "capabilities": {"portMappings": true}},
+    {"type": "firewall", "backend": "", "ingressPolicy": "same-bridge"},
+    {"type": "tuning"}]}`,
+];
+
+Deno.test("lists that nerdctl and podman write are found sound, with the keys that these have for themselves", async () => {
+  for (const text of OF_RUNTIMES) {
+    const file = await Deno.makeTempFile({ suffix: ".conflist" });
+    try {
+      await Deno.writeTextFile(file, text);
+      const { findings } = await reportOf([file]);
+      assertEquals(findings.filter(({ rule }) => rule !== "not-installed").map(lineOf), []);
+      // The same key for anything else has no effect.
+      await Deno.writeTextFile(file, text.replace("podman_labels", "cni").replace('"nerdctlID"', '"nerdctID"'));
+      const spoiled = (await reportOf([file])).findings.filter(({ rule }) => rule === "unknown-key");
+      assertEquals(spoiled.length, 1);
+    } finally {
+      await Deno.remove(file);
+    }
+  }
+});
+
 Deno.test("keys are read in any case, and that is said", async () => {
   const file = await Deno.makeTempFile({ suffix: ".conflist" });
   try {

@@ -133,8 +133,13 @@ nodeTest(
     await hand.add();
     assertEquals((await cnibox(node, "gc", "pods", "--yes")).code, 0);
     await hand.check();
-    const { orphans } = JSON.parse((await cnibox(node, "show", "--json")).stdout);
-    assertEquals(orphans.map(({ fix }: Json) => fix), ["cnibox del pods --id hand --ifname eth0"]);
+    // It lives, and there is nothing to repair.
+    const { networks, orphans } = JSON.parse((await cnibox(node, "show", "--json")).stdout);
+    assertEquals(networks[0].attachments.map(({ containerId, state }: Json) => [containerId, state]), [[
+      "hand",
+      "ok",
+    ]]);
+    assertEquals(orphans, []);
   },
 );
 

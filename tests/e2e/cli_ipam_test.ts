@@ -74,6 +74,31 @@ nodeTest("cnibox ipam names what is broken, fixes what can be, and touches nothi
   assertStringIncludes(await ok(node, "ipam", "check"), "every address has a living owner");
 });
 
+nodeTest("cnibox ipam check tells a kind of problem once, and the command that it names repairs every case", {
+  needs: ["bridge", "veth"],
+}, async ({ node }) => {
+  const pods = await tenContainers(node);
+  for (const pod of pods.slice(0, 4)) await node.removeContainer(pod);
+  await node.sh("cd /var/lib/cni/networks/pods; rm 10.22.0.9 10.22.0.10 10.22.0.11");
+  const told = await cnibox(node, "ipam", "check");
+  assertEquals([told.code, told.stderr], [1, ""]);
+  assertEquals(told.stdout.split("\n"), [
+    "! 4 addresses are held by containers whose namespace is gone",
+    "    cnibox ipam repair pods",
+    "! 3 addresses are used by containers, and no file says so",
+    "    cnibox ipam repair pods",
+    "",
+    "each case: cnibox ipam check --verbose",
+    "",
+  ]);
+  const each = (await cnibox(node, "ipam", "check", "-v")).stdout.split("\n").filter((line) => line.startsWith("  - "));
+  assertEquals(each.length, 7);
+  assertEquals(each[0], "  - 10.22.0.2 of c0 (eth0) on pods: /run/netns/p0 is gone; DEL never came");
+  assertEquals(each[4], "  - 10.22.0.9 is used by c7 (eth0) on pods, and no file says so");
+  await ok(node, "ipam", "repair", "pods", "--yes");
+  assertStringIncludes(await ok(node, "ipam", "check"), "every address has a living owner");
+});
+
 nodeTest(
   "cnibox ipam find and free: whose an address is, and releasing it by hand",
   { needs: ["bridge", "veth"] },

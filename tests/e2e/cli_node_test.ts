@@ -166,6 +166,13 @@ nodeTest("cnibox show filters and prints what scripts and narrow terminals want"
     const rows = stdout.split("\n").filter((line) => /^ {2}\S/.test(line));
     assertEquals(rows.length, 3);
     for (const line of rows) assert(line.length <= Number(COLUMNS), line);
+    for (const words of ["networks", "ipam", "ipam list", "status", "plugins", "verify", "--help", "show --help"]) {
+      const { stdout } = await cnibox(node, words.split(" "), { env: { COLUMNS } });
+      // What cannot be broken stays whole: the usage, and the commands of examples.
+      const lines = stdout.split("\n").filter((line) => !/^(usage:| +(cnibox|#) )/.test(line));
+      assert(lines.length > 1, words);
+      for (const line of lines) assert(line.length <= Number(COLUMNS), `${words} at ${COLUMNS}: ${line}`);
+    }
   }
   const { code, stderr } = await cnibox(node, ["show", "--format", "{{.nonsense}}"]);
   assertEquals(code, 64);

@@ -1,6 +1,6 @@
 /** What takes long says so on a terminal, in one line that is gone in the end, and nowhere else. */
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { type Node, nodeTest, type Output } from "./support/mod.ts";
+import { type Node, nodeTest, type Output, realTool, standIn, withStandIns } from "./support/mod.ts";
 import { configure, must } from "./support/operator.ts";
 
 const CNIBOX = "/opt/cni/bin/cnibox";
@@ -35,7 +35,9 @@ nodeTest("cnibox add waits for a DHCP server on a terminal with a line, and in a
 });
 
 const isQuiet = ({ stdout, stderr }: Output) =>
-  !["waiting for", "attachments removed", "\x1b"].some((text) => (stdout + stderr).includes(text));
+  !["waiting for", "attachments removed", "rules looked at", "rules made", "\x1b"].some((text) =>
+    (stdout + stderr).includes(text)
+  );
 
 /** A plugin whose DEL takes longer than what needs no line. */
 const SLOW = `#!/bin/sh
@@ -69,6 +71,34 @@ nodeTest("cnibox gc counts on a terminal what it has removed, and in a pipe prin
   assert(lastLineRemoved(stdout, "attachments removed"), stdout);
   await left(node);
   const piped = await node.exec(inPipe(line));
+  assertEquals([piped.code, piped.stderr, isQuiet(piped)], [0, "", true]);
+});
+
+/** Three containers whose rules are flushed; the tool that shows what is left takes longer than what needs no line. */
+async function flushed(node: Node): Promise<void> {
+  const ipam = { type: "host-local", ranges: [[{ subnet: "10.22.0.0/24" }]] };
+  const bridge = { type: "bridge", bridge: "br0", isGateway: true, ipMasq: true, ipMasqBackend: "iptables", ipam };
+  await configure(node, { cniVersion: "1.0.0", name: "pods", plugins: [bridge] });
+  for (const name of ["a", "b", "c"]) {
+    await node.container(name);
+    await must(node, ["add", "pods", name, "--id", name]);
+  }
+  await standIn(node, "iptables-save", `sleep 1.2; exec ${await realTool(node, "iptables-save")} "$@"`);
+  await node.run("iptables", "-t", "nat", "-F");
+}
+
+nodeTest("cnibox restore counts on a terminal the rules that it has looked at, and in a pipe prints its result alone", {
+  needs: ["bridge", "veth", "iptables", "tool:script"],
+}, async ({ node }) => {
+  await flushed(node);
+  const line = `${CNIBOX} restore --all`;
+  const { code, stdout } = await node.exec([...withStandIns, ...onTerminal(line)]);
+  assertEquals(code, 0, stdout);
+  assertMatch(stdout, shown("rules looked at: [0-3] of 3"));
+  assert(lastLineRemoved(stdout, "rules "), stdout);
+  assertMatch(stdout, /3 restored, 0 were there/);
+  await node.run("iptables", "-t", "nat", "-F");
+  const piped = await node.exec([...withStandIns, ...inPipe(line)]);
   assertEquals([piped.code, piped.stderr, isQuiet(piped)], [0, "", true]);
 });
 

@@ -209,6 +209,76 @@ nodeTest(
   },
 );
 
+nodeTest("a container that was attached by hand stands where its link leads, also where no lease tells of it", {
+  needs: ["bridge", "veth", "iptables"],
+}, async ({ node }) => {
+  const plugin = {
+    type: "bridge",
+    bridge: "br-hand",
+    isGateway: true,
+    ipMasq: true,
+    ipam: { type: "static", addresses: [{ address: "10.91.0.7/24", gateway: "10.91.0.1" }] },
+  };
+  await configure(node, { cniVersion: "1.1.0", name: "hand", plugins: [plugin] });
+  await node.write("/run/hand.conf", JSON.stringify({ ...plugin, cniVersion: "1.1.0", name: "hand" }));
+  await node.container("box");
+  const variables = "CNI_CONTAINERID=box CNI_NETNS=/run/netns/box CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin";
+  await node.sh(`CNI_COMMAND=ADD ${variables} /opt/cni/bin/bridge </run/hand.conf`);
+  const { json } = await must(node, ["show", "hand", "--json"]);
+  const [box, ...others] = json.networks[0].attachments;
+  assertEquals([box.containerId, box.ifName, box.bridge, box.addresses, box.netns, box.state, others, json.orphans], [
+    "box",
+    "eth0",
+    "br-hand",
+    ["10.91.0.7/24"],
+    "/run/netns/box",
+    "ok",
+    [],
+    [],
+  ]);
+  assertMatch(
+    (await must(node, ["show"])).stdout,
+    /^ {2}box +eth0 +10\.91\.0\.7\/24 +- +veth\w{8} +\/run\/netns\/box/m,
+  );
+  assertMatch((await must(node, ["graph"])).stdout, /br-hand[^]*─ veth\w{8} ── eth0 of box {2}10\.91\.0\.7\/24$/m);
+  assertMatch((await must(node, ["status"])).stdout, /^node +healthy$/m);
+  assertEquals(
+    (await must(node, ["gc", "hand", "--yes"])).stdout,
+    "hand: 1 living attachment stays, nothing is known to go\n",
+  );
+  await node.sh(`CNI_COMMAND=DEL ${variables} /opt/cni/bin/bridge </run/hand.conf`);
+  assertEquals((await must(node, ["show", "-q"])).stdout, "");
+});
+
+nodeTest("what nobody knows is removed by the commands that are advised for it, also with an ID of 64 digits", {
+  needs: ["iptables"],
+}, async ({ node }) => {
+  await configure(
+    node,
+    network("front", "br-front", "10.88.0.0/24", [{ type: "portmap", capabilities: { portMappings: true } }]),
+  );
+  const [kept, lost] = ["web", "lost"].map((name, at) => [name, `${at}`.repeat(64)] as const);
+  for (const [name, id] of [kept!, lost!]) {
+    await node.container(name);
+    await must(node, ["add", "front", name, "--id", id, "-p", name === "web" ? "8080:80" : "8081:80"]);
+  }
+  await node.sh('rm "/var/lib/cni/results/front-$1-eth0" /var/lib/cni/networks/front/10.88.0.3', lost![1]);
+  await node.write("/var/lib/cni/networks/front/10.88.0.77", "stranger\r\neth0");
+  const { json } = await cnibox(node, ["status", "--json"]);
+  const fixes: string[] = [...json.orphans, ...json.problems].map(({ fix }: Json) => fix);
+  assertEquals(fixes, [
+    `cnibox del front --id ${lost![1]} --ifname eth0`,
+    "cnibox gc front",
+    "cnibox ipam free 10.88.0.77 --network front",
+  ]);
+  for (const fix of fixes) {
+    await must(node, [...fix.split(" ").slice(1), ...(fix.startsWith("cnibox del") ? [] : ["--yes"])]);
+  }
+  assertMatch((await must(node, ["status"])).stdout, /^node +healthy$/m);
+  assertEquals((await must(node, ["show", "-q"])).stdout, `${kept![1]}\n`);
+  await must(node, ["check", "front", "--id", kept![1].slice(0, 12)]);
+});
+
 nodeTest("cnibox doctor reports flushed rules once for all containers, and the fix that it names works", {
   needs: ["iptables"],
 }, async ({ node }) => {
@@ -348,6 +418,37 @@ nodeTest("cnibox doctor says without root what it can see, and calls nothing unk
     "not run as root: rules, namespaces and leases could not be looked at",
   ]);
 });
+
+nodeTest(
+  "cnibox says without root what it could not see, and not that it is not there",
+  { needs: ["iptables"] },
+  async ({
+    node,
+  }) => {
+    await healthyNode(node);
+    const user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "/opt/cni/bin/cnibox"];
+    const said = async (...args: string[]) => await node.exec([...user, ...args]);
+    const status = await said("status");
+    assertEquals(status.code, 0, status.stderr);
+    assertMatch(status.stdout, /^node +no problem in what could be seen$/m);
+    assertMatch(status.stdout, /^attachments +not known$/m);
+    assertMatch(status.stdout, /^not seen +attachments cannot be read without root$/m);
+    const { healthy, attachments } = JSON.parse((await said("status", "--json")).stdout);
+    assertEquals([healthy, attachments], [undefined, undefined]);
+    const show = await said("show");
+    assertMatch(show.stdout, /^ {2}attachments are not known$/m);
+    assertMatch(show.stderr, /^cnibox: attachments cannot be read without root$/m);
+    const web = await said("show", "web");
+    assertEquals(web.code, 77);
+    assertMatch(
+      web.stderr,
+      /"web" is not among what can be seen without root\n {2}attachments cannot be read without root/,
+    );
+    assertMatch((await said("networks", "--no-headings")).stdout, /^back .* - +20-back\.conflist$/m);
+    assertEquals(JSON.parse((await said("networks", "--json")).stdout).networks[0].attachments, undefined);
+    assertMatch((await said("inspect", "front")).stdout, /^ {2}attached +not known$/m);
+  },
+);
 
 nodeTest("cnibox graph draws the node in four ways", { needs: ["iptables", "tool:rsvg-convert"] }, async ({ node }) => {
   await healthyNode(node);

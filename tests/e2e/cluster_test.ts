@@ -5,7 +5,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import type { Namespace, Node } from "./support/node.ts";
 import { type Need, unmet } from "./support/needs.ts";
-import { configure, must } from "./support/operator.ts";
+import { cnibox, configure, must } from "./support/operator.ts";
 import { Attachment, binDir, type Json, type PluginOutput, runPlugin } from "./support/plugins.ts";
 import { realTool, standIn, withStandIns } from "./support/tools.ts";
 import { eventually } from "./support/traffic.ts";
@@ -514,6 +514,30 @@ worldTest("one name for two machines, an overlapping pool, a record edited by ha
   assertEquals(stdout, "records and files agree\n");
   await done(one, "CHECK", "c1", mine);
   await done(one, "DEL", "c1", mine);
+});
+
+worldTest("a machine that is gone for good is forgotten by the command that the error of its successor names", {
+  machines: 2,
+}, async (world) => {
+  const [gone, successor] = world.nodes as [Node, Node];
+  const mine = ipam(world, gone);
+  await added(gone, "c1", conf(mine));
+  await publish(gone, mine);
+  const same = ipam(world, successor, { node: "node1" });
+  await publish(successor, same);
+  const { json } = await ask(successor, "ADD", "c1", conf(same));
+  const [, advised = ""] = /`cnibox (cluster forget node1)`/.exec(json.details) ?? [];
+
+  const unknown = await cnibox(gone, ["cluster", "forget", "node2"]);
+  assertEquals(unknown.code, 66, unknown.stderr);
+  assertMatch(unknown.stderr, /^ {2}did you mean node1\?$/m);
+  const living = await cnibox(gone, [...advised.split(" "), "--yes"]);
+  assertEquals(living.code, 1, living.stdout);
+  assertMatch(living.stderr, /"node1" is this very node, and it is alive/);
+
+  assertMatch((await must(successor, [...advised.split(" "), "--yes"])).stdout, /^freed \d+ blocks? of node node1$/m);
+  await added(successor, "c1", conf(same));
+  await done(successor, "DEL", "c1", conf(same));
 });
 
 worldTest("two networks of one node share a pool, each with blocks of its own", { machines: 1 }, async (world) => {

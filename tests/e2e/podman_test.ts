@@ -34,6 +34,9 @@ runtimeTest("podman's networks are taken as podman writes them; ports are publis
   const written: Json = JSON.parse(await node.read("/etc/cni/net.d/one.conflist") ?? "");
   assertEquals(written.cniVersion, "0.4.0");
   assertEquals(written.plugins.map((plugin: Json) => plugin.type), ["bridge", "portmap", "firewall", "tuning"]);
+  await podman.run("network", "create", "--label", "team=shop", "--opt", "mtu=1400", "labelled");
+  for (const name of ["one", "two", "labelled"]) await must(node, ["validate", `/etc/cni/net.d/${name}.conflist`]);
+  await podman.run("network", "rm", "labelled");
 
   await podman.serve("web", "--network", "one", "--publish", "127.0.0.1:9090:80");
   assertEquals(await fetchPage(node, "http://127.0.0.1:9090/"), PAGE);
@@ -62,6 +65,15 @@ runtimeTest("podman's networks are taken as podman writes them; ports are publis
   const links = await (await podman.namespace("both")).ipJson("addr", "show");
   const second = links.find(({ addr_info }) => addr_info.some(({ local }: Json) => local === "10.77.0.129"));
   assertEquals(second?.mtu, 1400);
+
+  // podman's names are in the cache.
+  const shown = await must(node, ["show", "one", "--json"]);
+  assertEquals(shown.json.networks[0].attachments.map(({ pod, state }: Json) => [pod, state]), [
+    ["both", "ok"],
+    ["web", "ok"],
+  ]);
+  assertEquals((await must(node, ["show", "web", "--json"])).json.attachments[0].pod, "web");
+  await must(node, ["check", "one", "--id", "web"]);
 
   // Networks of a running container; the same container started again.
   await podman.run("network", "connect", "two", "web");

@@ -18,11 +18,11 @@ Deno.test("a lock is had by one at a time", () =>
     assert(first);
     const second = lockFile(path, 10_000);
     assertEquals(await Promise.race([second, Promise.resolve("waits")]), "waits");
-    first.close();
+    first?.close();
     const held = await second;
     assert(held);
     assertEquals(await isLocked(path), true);
-    held.close();
+    held?.close();
     assertEquals(await isLocked(path), false);
   }));
 
@@ -33,9 +33,9 @@ Deno.test("a lock that is removed while another waits for it keeps off a third o
     const waiting = lockFile(path, 10_000);
     // It has opened the file by now, and asks for the lock of that.
     Deno.removeSync(path);
-    first.close();
+    first?.close();
     const second = await waiting;
     assert(second);
     assertEquals(await isLocked(path), true);
-    second.close();
+    second?.close();
   }));

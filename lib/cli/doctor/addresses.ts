@@ -42,7 +42,7 @@ function fullRanges(all: readonly Pool[]): Line[] {
   );
 }
 
-type Leak = Exclude<State, "alive" | "in use, unknown" | "not examined">;
+type Leak = Exclude<State, "alive">;
 
 /** What is wrong with several leases of a state. */
 const LEASES: Readonly<Record<Leak, string>> = {
@@ -51,10 +51,15 @@ const LEASES: Readonly<Record<Leak, string>> = {
   "before boot": "addresses are held since before this boot, and nobody uses them",
   "unknown": "addresses are held by containers that nobody knows",
   "empty": "files of addresses are empty",
+  "in use, unknown": "addresses are in use by containers that no runtime's cache knows",
+  "not examined": "addresses could not be examined",
 };
 
-/** Leases without a living owner who has the address. */
-function leaks(judged: readonly Judged[]): Line[] {
+/** States that may be as they should be: only who asks about addresses wants to know of them. */
+const UNCERTAIN: readonly State[] = ["in use, unknown", "not examined"];
+
+/** Leases without a living owner who has the address: a finding for each state. `list` is as for `ofKind`. */
+export function leaks(judged: readonly Judged[], list?: string): Line[] {
   return (Object.keys(LEASES) as Leak[]).flatMap((state) => {
     const own = judged.filter((one) => one.state === state);
     return ofKind(
@@ -63,6 +68,7 @@ function leaks(judged: readonly Judged[]): Line[] {
         ...(GONE.includes(state) && { run: repair(own) }),
       }),
       own.map(caseOf),
+      list,
     );
   });
 }
@@ -71,7 +77,9 @@ function caseOf({ pool: { network }, lease, state, evidence, attachment }: Judge
   const { ip, containerId, ifName } = lease;
   return {
     text: `${ip} of ${ownerText({ ...attachment, containerId, ifName })} on ${network}: ${evidence}`,
-    fix: state === "idle"
+    fix: UNCERTAIN.includes(state)
+      ? ""
+      : state === "idle"
       ? `${delCommand({ network, containerId, ifName })}, then add it again`
       : state === "unknown"
       ? `cnibox ipam free ${ip} --network ${network}`
@@ -89,8 +97,8 @@ function repair(of: readonly { readonly pool: Pool }[]): string[] {
   return ["cnibox", "ipam", "repair", others.length === 0 ? network : "--all", "--yes"];
 }
 
-/** Addresses that are used and not recorded, or held by several. */
-function conflicts({ unrecorded, duplicates }: Judgement): Line[] {
+/** Addresses that are used and not recorded, or held by several. `list` is as for `ofKind`. */
+export function conflicts({ unrecorded, duplicates }: Omit<Judgement, "judged">, list?: string): Line[] {
   return [
     ...ofKind(
       failure(`${unrecorded.length} addresses are used by containers, and no file says so`, {
@@ -105,16 +113,18 @@ function conflicts({ unrecorded, duplicates }: Judgement): Line[] {
         ifName: attachment.ifName,
         address: ip,
       })),
+      list,
     ),
     ...ofKind(
       failure(`${duplicates.length} addresses are held by several containers each`, {
         breaks: "all of them answer to it",
       }),
-      duplicates.map((list) => ({
-        text: `${list[0]?.ip} is held by ${list.map((one) => `${nameOf(one)} on ${one.network}`).join(" and ")}`,
+      duplicates.map((claims) => ({
+        text: `${claims[0]?.ip} is held by ${claims.map((one) => `${nameOf(one)} on ${one.network}`).join(" and ")}`,
         fix: "delete and add one of them again",
-        ...(list[0] && { address: list[0].ip }),
+        ...(claims[0] && { address: claims[0].ip }),
       })),
+      list,
     ),
   ];
 }
@@ -133,7 +143,8 @@ export function addresses({ seen: { views, pools, judgement, unseen }, root }: P
     // Of a container that lacks its interface or address, its attachment tells.
     ...leaks(
       judgement.judged.filter(({ state, attachment }) =>
-        state !== "idle" || !views.some(({ cached, problems }) => cached === attachment && problems.length > 0)
+        !UNCERTAIN.includes(state) &&
+        (state !== "idle" || !views.some(({ cached, problems }) => cached === attachment && problems.length > 0))
       ),
     ),
     ...conflicts(judgement),

@@ -61,12 +61,12 @@ export const VERBOSE = "cnibox doctor --verbose";
 
 /**
  * One finding for all cases of a kind, none where there are none. A single case keeps its own words; the text of the
- * finding is for several.
+ * finding is for several. `list` is the command that lists the cases where no one command fixes all of them.
  */
-export function ofKind(line: Line, cases: readonly Case[]): Line[] {
+export function ofKind(line: Line, cases: readonly Case[], list = VERBOSE): Line[] {
   const [first, ...others] = cases;
   if (!first) return [];
-  const fix = fixOfAll(cases.map(({ fix = "" }) => fix), VERBOSE);
+  const fix = fixOfAll(cases.map(({ fix = "" }) => fix), list);
   return [{ ...line, text: others.length === 0 ? first.text : line.text, ...(fix !== "" && { fix }), cases }];
 }
 
