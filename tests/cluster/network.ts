@@ -5,6 +5,7 @@
  */
 import { assertEquals } from "@std/assert";
 import { fromFileUrl, join } from "@std/path";
+import { VERSION } from "../../lib/version.ts";
 import { cniboxDir } from "../e2e/support/bin.ts";
 import { unmet } from "../e2e/support/needs.ts";
 import type { Namespace, Node } from "../e2e/support/node.ts";
@@ -25,6 +26,8 @@ const MACHINES = 3;
 const PODS = Number(Deno.env.get("PODS") ?? 60);
 /** Pods that start while the DaemonSet is upgraded. */
 const STARTS = Number(Deno.env.get("STARTS") ?? 100);
+/** The manifest's image, and another version's. */
+const FIRST = `localhost/cnibox:${VERSION}`;
 const NEXT = "localhost/cnibox:next";
 const MANIFEST = fromFileUrl(new URL("../../deploy/kubernetes.yaml", import.meta.url));
 const secondsSince = (from: number) => ((performance.now() - from) / 1000).toFixed(0);
@@ -126,19 +129,26 @@ Deno.test({
     });
 
     await step(`the DaemonSet is upgraded while ${STARTS} pods start, and none fails`, async () => {
-      await cluster.kubectl([
-        ...["-n", "kube-system", "set", "image", "daemonset/cnibox", `install=${NEXT}`, `node=${NEXT}`],
-      ]);
       const started = new Set<string>();
-      for (let done = false; !done || started.size < STARTS;) {
-        await scale(cluster, 30);
-        const pods = await cluster.running("app=pods");
-        assertEquals(new Set(pods.map(({ ip }) => ip)).size, pods.length);
-        for (const { uid } of pods) started.add(uid);
-        done = await isRolledOut(cluster);
-        await scale(cluster, 0);
+      let image = FIRST;
+      let upgrades = 0;
+      // Back to the first one, and on again, so that no pod starts after the upgrade instead of during one.
+      while (started.size < STARTS || image !== NEXT) {
+        image = image === NEXT ? FIRST : NEXT;
+        upgrades++;
+        await cluster.kubectl([
+          ...["-n", "kube-system", "set", "image", "daemonset/cnibox", `install=${image}`, `node=${image}`],
+        ]);
+        for (let done = false; !done;) {
+          await scale(cluster, 30);
+          const pods = await cluster.running("app=pods");
+          assertEquals(new Set(pods.map(({ ip }) => ip)).size, pods.length);
+          for (const { uid } of pods) started.add(uid);
+          done = await isRolledOut(cluster);
+          await scale(cluster, 0);
+        }
       }
-      say(`${started.size} pods started during the upgrade`);
+      say(`${started.size} pods started during ${upgrades} upgrades`);
       for (const node of nodes) {
         assertEquals((await node.run("/opt/cni/bin/cnibox", "version")).trim(), "cnibox v9.9.9");
       }
