@@ -28,10 +28,31 @@ function sources(folder: string, ends = [".ts"]): string[] {
 
 const linesOf = (file: string) => Deno.readTextFileSync(join(root, file)).replace(/\n$/, "").split("\n");
 
-Deno.test("a bridge ADD reads no more text than its budget, and what is declared by `using` is closed", async () => {
+/** Chunks that a chunk leads to, itself included: those that it loads at once, and those that it loads when called. */
+function reached(chunk: string, textOf: (chunk: string) => string, found = new Set<string>()): Set<string> {
+  // Of the program's own chunk a plugin uses a part; `node:NAME` is the runtime's.
+  if (found.has(chunk) || chunk === "main" || chunk === "node") return found;
+  found.add(chunk);
+  for (const [, next = ""] of textOf(chunk).matchAll(/\$(?:load|lazily)\("([^":]+):/g)) reached(next, textOf, found);
+  return found;
+}
+
+const stemsIn = (folder: string) =>
+  [...Deno.readDirSync(join(root, folder))].map(({ name }) => name.replace(/\.ts$/, ""));
+
+Deno.test("a bridge ADD reads no more text than its budget, and what is declared by `using` is closed", async (test) => {
   const folder = await Deno.makeTempDir({ prefix: "cnibox-sizes-" });
   try {
     await writeChunks(join(root, "main.ts"), folder);
+    await test.step("no plugin loads what lies in a command's chunk", () => {
+      const commands = new Set(stemsIn("lib/cli"));
+      const textOf = (chunk: string) => Deno.readTextFileSync(join(folder, `chunks/${chunk}.js`));
+      for (const plugin of stemsIn("plugins").filter((name) => name !== "mod")) {
+        const chunks = [...reached(plugin, textOf)];
+        assertEquals(chunks.includes(plugin), true);
+        assertEquals(chunks.filter((name) => commands.has(name)), [], plugin);
+      }
+    });
     const read = ["main", "bridge", "host-local"].map((name) => Deno.statSync(join(folder, `chunks/${name}.js`)).size);
     const total = read.reduce((sum, size) => sum + size, 0);
     const usings = (texts: readonly string[]) => texts.join("\n").match(/\busing [\w$]+ ?=/g)?.length;

@@ -13,11 +13,22 @@ import { join } from "@std/path";
 const HOT = ["bridge", "host-local", "portmap", "firewall", "loopback"];
 /** What those load when called: each is a chunk of its own, though commands import it statically. */
 const LATE = ["foreign", "lease_upkeep", "lock_holder", "log", "rule_error", "rule_upkeep"];
+/** What plugins load when called and share with commands. */
+const PARTS = ["foreign_versions", "masquerade_gc", "link_upkeep"];
+
 /**
- * Entries in the order in which they take what they import statically, where nobody before them did; all others follow
- * by name.
+ * Entries in the order in which they take what they import statically, where nobody before them did: no plugin has to
+ * load a command's chunk. All others follow by name.
  */
-const FIRST = [...HOT, ...LATE, "ptp", "mod", "network"];
+const orderOf = (plugins: Iterable<string>) => [
+  ...HOT,
+  ...LATE,
+  "ptp",
+  ...[...plugins].sort(),
+  ...PARTS,
+  "mod",
+  "network",
+];
 
 /**
  * Handed to each chunk: a script that is evaluated by `node:vm` sees Node's own in their place, which take time to load
@@ -48,9 +59,10 @@ export async function chunks(folder: string, entry: string): Promise<Map<string,
     return own === "mod" ? pluginOf.get(name) ?? own : own;
   };
 
+  const order = orderOf(pluginOf.values());
   const place = (name: string) => {
-    const at = name === entry ? -1 : FIRST.indexOf(stem(name));
-    return at < 0 && name !== entry ? FIRST.length : at;
+    const at = name === entry ? -1 : order.indexOf(stem(name));
+    return at < 0 && name !== entry ? order.length : at;
   };
   // By plugin, not by file name: of two `mod-HASH.js` the hash depends on where the sources lie on this machine.
   const byStem = (a: string, b: string) => stem(a) < stem(b) ? -1 : Number(stem(a) > stem(b));
