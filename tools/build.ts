@@ -33,13 +33,15 @@ const V8_FLAGS = ["--no-sparkplug"];
 /**
  * Those of the warm-up run: nothing is collected. Between parts of its code V8 leaves what lay there before, and memory
  * that is used for the first time is empty: the code is the same each time. The memory reducer collects after eight
- * seconds, which a busy machine may need.
+ * seconds, which a busy machine may need. And the code says nothing of which functions were optimized meanwhile, by
+ * threads beside: that differs too.
  */
 const WARM_UP_FLAGS = [
   ...V8_FLAGS,
   "--min-semi-space-size=256",
   "--initial-old-space-size=1024",
   "--no-memory-reducer",
+  "--no-profile-guided-optimization",
 ];
 
 if (import.meta.main) {
