@@ -101,5 +101,6 @@ runtimeTest(
       [await node.list("/run/plugins"), await node.list("/etc/cni/net.d"), await node.list("/run/flannel")],
       [[], [], []],
     );
+    assertEquals((await node.list("/run/cnibox")).filter((name) => name.startsWith("node.")), []);
   },
 );
