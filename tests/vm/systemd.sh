@@ -27,8 +27,8 @@ if [ ! -e /etc/cnibox-vm ]; then
   : >/etc/cnibox-vm
 fi
 
-# firewalld starts with its own defaults: the build machine's folder may be for root alone, and qemu may be another
-# user's.
+# firewalld starts with its own defaults: on the build machine its folder is one that only root may read, and qemu may
+# be an ordinary user's.
 if [ -d /etc/firewalld ]; then
   mkdir -p /var/lib/cnibox-vm/firewalld
   mount --bind /var/lib/cnibox-vm/firewalld /etc/firewalld
