@@ -69,7 +69,8 @@ export async function passToCniboxAndBack(host: Host, count: number, world: stri
     say(`${some.length} of ${count} checked by ${whose}`);
   };
 
-  await sh(`mkdir -p ${bin}; cp -a ${referenceDir()}/. ${bin}/`);
+  // Root's, whoever has fetched them: the installer refuses a folder of somebody else's.
+  await sh(`mkdir -p ${bin}; cp -R ${referenceDir()}/. ${bin}/`);
   const sums = () => sh(`cd ${bin}; sha256sum *`);
   const reference = await sums();
   for (const name of names) await run("ip", "netns", "add", name);
