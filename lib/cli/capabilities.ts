@@ -23,7 +23,11 @@ export function requestedBy(
   args: readonly (readonly [string, string])[],
 ): Requested {
   const wanted: JsonObject = {
-    ...objectOf(Deno.env.get("CAP_ARGS") || "{}", (why) => new CliError(`CAP_ARGS${why}`, status.badData)),
+    // cnitool takes null for an empty object.
+    ...objectOf(
+      Deno.env.get("CAP_ARGS")?.replace(/^(\s*null\s*)?$/, "{}") ?? "{}",
+      (why) => new CliError(`CAP_ARGS${why}`, status.badData),
+    ),
     ...objectOf(call.value("cap") ?? "{}", (why) => usageError(`--cap${why}`, EXAMPLE)),
   };
   const pairs = [...args];
@@ -59,11 +63,11 @@ function needCapability(list: NetworkList, [capability, type]: readonly [string,
   throw usageError(`${complaint}: add {"type": "${type}", "capabilities": {"${capability}": true}}`, ...here);
 }
 
-/** A JSON object that somebody wrote; null is as good as an empty one. */
+/** A JSON object that somebody wrote. */
 function objectOf(text: string, refusal: (why: string) => CliError): JsonObject {
   let value: unknown;
   try {
-    value = JSON.parse(text) ?? {};
+    value = JSON.parse(text);
   } catch (error) {
     throw refusal(`: ${(error as Error).message}`);
   }

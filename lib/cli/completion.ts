@@ -173,9 +173,7 @@ function zsh(): string {
   const asked = ASKED.map((kind) =>
     `_cnibox_${kind}() { local -a words; words=(\${(f)"$(cnibox complete ${kind} 2>/dev/null)"}); compadd -a words }\n`
   ).join("");
-  const firsts = [...secondWords().keys()].map((first) => {
-    return `    '${first}:${inSpec(summaryOf(first))}'\n`;
-  }).join("");
+  const firsts = [...secondWords().keys()].map((first) => `    '${first}:${inSpec(summaryOf(first))}'\n`).join("");
   const cases = shown().map((command) => {
     const specs = flagsOf(command).map((flag) => {
       const names = spellings(flag);

@@ -1,4 +1,5 @@
 /** Every network namespace of this host: its links, and which addresses are in use where. */
+import { answersOf } from "./batch.ts";
 import { each } from "./each.ts";
 import type { Link } from "./ip.ts";
 import { type Command, CommandError, failureText, must, type Run } from "./run.ts";
@@ -105,21 +106,19 @@ async function askSome(host: Run, namespaces: readonly (readonly [ns: string, pa
     const [text = "", code] = isWhole ? texts.slice(2 * at, 2 * at + 2) : [];
     if (code !== "0") return { ns, path, reason: text.trim() || trouble };
     try {
-      // Beside its answer ip may warn of something.
-      return { ns, path, links: linksOf(/^\[.*$/m.exec(text)?.[0] ?? text) };
+      const [links] = answersOf<Link>(text);
+      return links ? { ns, path, links } : { ns, path, reason: text.trim() || trouble };
     } catch (error) {
       return { ns, path, reason: reasonOf(error) };
     }
   });
 }
 
-const linksOf = (stdout: string) => (JSON.parse(stdout || "[]") as Link[]).filter(({ ifname }) => ifname !== undefined);
-
 const addressesOf = ({ addr_info = [] }: Link) => addr_info.flatMap(({ local }) => local === undefined ? [] : [local]);
 
 /** Links of a namespace, with their addresses and details. Throws when they cannot be listed. */
 export async function linksIn(run: Run): Promise<Link[]> {
-  return linksOf(await must(run, { argv: IP }));
+  return answersOf<Link>(await must(run, { argv: IP })).flat();
 }
 
 /** Paths to the namespaces by their inode numbers, and the listings that failed. */

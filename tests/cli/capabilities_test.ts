@@ -112,4 +112,5 @@ Deno.test("what no plugin could act on is refused with what to add", () => {
   refused([bridge], ["--mac", "nonsense"], '--mac "nonsense" is not a valid hardware address');
   refused([bridge], ["--cap", "["], "--cap: ");
   refused([bridge], ["--cap", "[]"], "--cap is not a JSON object");
+  refused([bridge], ["--cap", "null"], "--cap is not a JSON object");
 });
