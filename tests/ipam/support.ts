@@ -1,5 +1,6 @@
 /** A lease folder of a test: a real one, gone afterwards. */
 import type { Run } from "../../lib/kernel/run.ts";
+import { untilClosed } from "../kernel/open_files.ts";
 
 export interface Folder {
   /** Folder of the leases; not made yet. */
@@ -41,6 +42,7 @@ export async function inFolder(test: (folder: Folder) => Promise<void> | void): 
         Deno.writeTextFileSync(`${path}/${name}`, text);
       },
     });
+    await untilClosed(base);
   } finally {
     await Deno.remove(base, { recursive: true });
   }

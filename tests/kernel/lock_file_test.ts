@@ -1,11 +1,13 @@
 /** One at a time, also where the one before removes the lock's file. */
 import { assert, assertEquals } from "@std/assert";
 import { isLocked, lockFile } from "../../lib/kernel/lock_file.ts";
+import { untilClosed } from "./open_files.ts";
 
 async function inFolder(body: (path: string) => Promise<void>): Promise<void> {
   const folder = Deno.makeTempDirSync();
   try {
     await body(`${folder}/node.lock`);
+    await untilClosed(folder);
   } finally {
     Deno.removeSync(folder, { recursive: true });
   }
