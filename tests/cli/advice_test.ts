@@ -1,4 +1,4 @@
-/** Commands that messages advise: each exists, with the flags and arguments that it is advised with. */
+/** Commands that messages advise: each exists, with the flags and arguments that it is advised with, and is run. */
 import { assert, assertEquals } from "@std/assert";
 import { dirname, fromFileUrl, join } from "@std/path";
 import { COMMANDS, findCommand } from "../../lib/cli/commands.ts";
@@ -69,4 +69,49 @@ Deno.test("a command that refuses to guess what it is for is advised with what i
     if (!found || !CHOOSY.includes(found.command.name) || NAMES.includes(file)) continue;
     assert(found.args.length > 0, `${file}: cnibox ${words.join(" ")}`);
   }
+});
+
+/** Folders of tests that run the compiled program. */
+const RUNNING = ["tests/e2e", "tests/install", "tests/cluster"];
+
+/** Command lines in the tests: `["gc", "--all"]`, `["/opt/cni/bin/cnibox", "gc"]`, `cnibox gc --all` in a script. */
+function* linesOfTests(): Generator<string[]> {
+  for (const file of RUNNING.flatMap((folder) => [...sources(join(root, folder))])) {
+    const text = code(Deno.readTextFileSync(file));
+    for (const [, elements = ""] of text.matchAll(/\[([^[\]]*)\]/g)) {
+      const words = [...elements.matchAll(/"([^"]*)"|`([^`]*)`|[^,\s]+/g)].map(([all, a, b]) => a ?? b ?? all);
+      yield words.slice(words.findIndex((word) => /(^|\/)cnibox$/.test(word)) + 1);
+    }
+    for (const [, line = ""] of text.matchAll(/\bcnibox ((?:[\w./=${}-]+ ?)+)/g)) yield line.trim().split(" ");
+  }
+}
+
+/** A command's name, and after it each flag that it is given here. */
+function usesOf(words: string[]): string[] {
+  const found = findCommand(words);
+  if (!found) return [];
+  const { name, flags } = found.command;
+  const given = found.args.filter((one) => /^--\w/.test(one)).map((one) => one.split("=")[0] ?? "");
+  return [
+    name,
+    ...given.filter((flag) => flags.some((one) => `--${one.name}` === flag)).map((flag) => `${name} ${flag}`),
+  ];
+}
+
+/** Uses whose words are put together at run time, with the word to find and the file that does so. */
+const PUT_TOGETHER: Record<string, [word: string, file: string]> = {
+  "unfold": ['"unfold"', "tests/e2e/containerd_test.ts"],
+  "manifest --uninstall": ['"--uninstall"', "tests/cluster/network.ts"],
+};
+
+Deno.test("every command that a message advises is run by a test, with each flag that it is advised with", () => {
+  const run = new Set([...linesOfTests()].flatMap(usesOf));
+  for (const [use, [word, file]] of Object.entries(PUT_TOGETHER)) {
+    if (Deno.readTextFileSync(join(root, file)).includes(word)) run.add(use);
+  }
+  const messages = advised().filter(([file]) => file !== DECLARATIONS);
+  const missing = messages.flatMap(([file, words]) =>
+    usesOf(words).filter((use) => !run.has(use)).map((use) => `${use} (${file})`)
+  );
+  assertEquals([...new Set(missing)], []);
 });
