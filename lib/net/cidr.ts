@@ -147,16 +147,6 @@ export function sameAddress(a: Address, b: Address): boolean {
   return a.family === b.family && a.value === b.value;
 }
 
-/**
- * Whether packets of one host go to one host with it, over any distance (Go `IsGlobalUnicast`): private addresses
- * count, unspecified, loopback, multicast, link-local and the IPv4 broadcast address do not.
- */
-export function isGlobalUnicast(address: Address): boolean {
-  const { family, value } = address;
-  if (isUnspecified(address) || isLoopback(address) || isMulticast(address) || isLinkLocal(address)) return false;
-  return family === 6 || value !== 0xffff_ffffn;
-}
-
 /** Whether it is 0.0.0.0 or ::. */
 export function isUnspecified({ value }: Address): boolean {
   return value === 0n;
@@ -165,11 +155,6 @@ export function isUnspecified({ value }: Address): boolean {
 /** Whether it is in 127.0.0.0/8, or ::1. */
 export function isLoopback({ family, value }: Address): boolean {
   return family === 4 ? value >> 24n === 127n : value === 1n;
-}
-
-/** Whether it is in 224.0.0.0/4 or ff00::/8. */
-function isMulticast({ family, value }: Address): boolean {
-  return family === 4 ? value >> 28n === 0xen : value >> 120n === 0xffn;
 }
 
 /** Whether it is in 169.254.0.0/16 or fe80::/10. */

@@ -9,15 +9,8 @@ import { defaultLinks } from "../kernel/default_links.ts";
 import type { Link } from "../kernel/ip.ts";
 import type { Run } from "../kernel/run.ts";
 import { readFileIfThere, removeFile } from "../kernel/state_file.ts";
-import {
-  type Address,
-  formatAddress,
-  formatPrefix,
-  isGlobalUnicast,
-  parseAddress,
-  prefixesOverlap,
-  sameAddress,
-} from "../net/cidr.ts";
+import { type Address, formatAddress, formatPrefix, parseAddress, prefixesOverlap, sameAddress } from "../net/cidr.ts";
+import { isGlobalUnicast } from "../net/global_unicast.ts";
 import { revisionNumber, StoreError } from "../store/store.ts";
 import type { NodeConf } from "./conf.ts";
 import { conflistText, MARK, type Shares, subnetEnv } from "./files.ts";
@@ -319,7 +312,7 @@ export class Agent {
     const link = links.find(({ ifname }) => ifname === name);
     const all = (link?.addr_info ?? []).flatMap(({ local, temporary, deprecated }) => {
       const address = parseAddress(local);
-      return address?.family === family && isGlobalUnicast(address) && !temporary && !deprecated ? [address] : [];
+      return address?.family === family && isGlobalUnicast(local) && !temporary && !deprecated ? [address] : [];
     });
     return all.find((one) => before && sameAddress(one, before)) ?? all[0] ?? before;
   }

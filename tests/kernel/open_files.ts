@@ -2,8 +2,8 @@
 
 /**
  * Waits until it has no file open below the folder. Who gave up a lock still waits for it, and closes the file once it
- * is free: that is the work of a thread, which no promise tells. What is open after ten seconds is a leak, and is left to
- * the test runner to report.
+ * is free: that is the work of a thread, which no promise tells. What is open after ten seconds is a leak, which the
+ * test runner reports.
  */
 export async function untilClosed(folder: string): Promise<void> {
   for (let tries = 0; tries < 2_000 && isOpenIn(folder); tries++) {

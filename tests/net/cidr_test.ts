@@ -7,7 +7,6 @@ import {
   formatPrefix,
   hasHostBits,
   hostPrefix,
-  isGlobalUnicast,
   lastAddress,
   networkAddress,
   networkPrefix,
@@ -200,14 +199,6 @@ Deno.test("addresses are ordered by family, then by value", () => {
       assertEquals(sameAddress(parseAddress(a)!, parseAddress(b)!), i === j, `${a} ${b}`);
     }
   }
-});
-
-Deno.test("global unicast leaves out what does not travel", () => {
-  for (const text of ["10.0.0.1", "192.168.0.1", "8.8.8.8", "fd00::1", "2001:db8::1", "100.64.0.1"]) {
-    assertEquals(isGlobalUnicast(parseAddress(text)!), true, text);
-  }
-  const local = ["0.0.0.0", "::", "127.0.0.1", "::1", "169.254.3.4", "fe80::1", "febf::1", "224.0.0.1", "ff02::1"];
-  for (const text of [...local, "255.255.255.255"]) assertEquals(isGlobalUnicast(parseAddress(text)!), false, text);
 });
 
 Deno.test("a host prefix is as long as its family's addresses", () => {
