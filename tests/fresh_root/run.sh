@@ -2,6 +2,7 @@
 # `deno task test:fresh-root`: what README and the tutorials say is typed, on a root file system of this machine's
 # Debian release that has nothing but its essential packages and apt. First everything is installed there (install.ts),
 # with the machine's network; then the tests of README and of the tutorials run on nodes that have that root.
+# With --tests it is README's second command instead, all tests in a checkout there (tests.ts).
 # Needs root. Where no mirror of Debian answers, it says so and is skipped. The root before anything is installed, and
 # packages, are kept in .cache/fresh-root.
 set -eu
@@ -37,12 +38,21 @@ if [ ! -f "$kept" ]; then
 fi
 mkdir "$work/root"
 tar -xf "$kept" -C "$work/root"
+# The machine's network: who tells names, and authorities that only this machine knows, such as a proxy's.
 cat /etc/resolv.conf >"$work/root/etc/resolv.conf"
+mkdir -p "$work/root/usr/local/share/ca-certificates"
+for authority in /usr/local/share/ca-certificates/*.crt; do
+  [ ! -f "$authority" ] || cp "$authority" "$work/root/usr/local/share/ca-certificates/"
+done
 # No server is started by its installation: it would run on the machine's network.
 printf '#!/bin/sh\nexit 101\n' >"$work/root/usr/sbin/policy-rc.d"
 chmod 755 "$work/root/usr/sbin/policy-rc.d"
 
 export CNIBOX_E2E_ROOT="$work/root" CNIBOX_E2E_PACKAGES="$cache/packages"
+if [ "${1:-}" = --tests ]; then
+  "$deno" test -A --no-check tests/fresh_root/tests.ts
+  exit
+fi
 failed=0
 "$deno" test -A --no-check tests/fresh_root/install.ts || failed=1
 [ "$failed" -ne 0 ] || "$deno" test -A --no-check tests/readme_test.ts tests/docs_tutorials_test.ts || failed=1
