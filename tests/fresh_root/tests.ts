@@ -12,7 +12,7 @@ const packages = Deno.env.get("CNIBOX_E2E_PACKAGES") ?? "";
 
 /** The second command of README's section on installing. */
 function command(): string {
-  const [, block = ""] = /\n## Install\n[^]*?```sh\n([^]*?)```/.exec(Deno.readTextFileSync(join(ROOT, "README.md"))) ??
+  const [, block = ""] = /\n## Install[^]*?```sh\n([^]*?)```/.exec(Deno.readTextFileSync(join(ROOT, "README.md"))) ??
     [];
   const [, second = ""] = block.split("\n");
   assertMatch(second, /^sh tests\/run\.sh +# in a checkout/);
