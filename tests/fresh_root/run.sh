@@ -38,8 +38,10 @@ if [ ! -f "$kept" ]; then
 fi
 mkdir "$work/root"
 tar -xf "$kept" -C "$work/root"
-# The machine's network: who tells names, and authorities that only this machine knows, such as a proxy's.
+# The machine's network: who tells names, how old a mirror's lists may be, and authorities that only this machine knows,
+# such as a proxy's.
 cat /etc/resolv.conf >"$work/root/etc/resolv.conf"
+apt-config dump | grep '^Acquire::Check-' >"$work/root/etc/apt/apt.conf.d/90machine" || true
 mkdir -p "$work/root/usr/local/share/ca-certificates"
 for authority in /usr/local/share/ca-certificates/*.crt; do
   [ ! -f "$authority" ] || cp "$authority" "$work/root/usr/local/share/ca-certificates/"
