@@ -302,6 +302,7 @@ nodeTest("ptp CHECK notices what is missing or changed, and nothing right after 
       "kind",
       (pod) =>
         pod.ip(
+          "link set eth0 down",
           "link set eth0 name gone",
           "link add eth0 type veth peer name x",
           "link del eth0",

@@ -1,8 +1,7 @@
 /**
- * What CI runs in the virtual machine: tests of what few kernels have. A test takes ten to twenty seconds of a
- * processor there, so of each link plugin there are ADD, CHECK, DEL and GC, its traffic, and two ways to share an
- * attachment with the reference. All else of these plugins is the code of macvlan and tap, which runs on the machine's
- * own kernel. `--all`, the long form, runs every test of every plugin.
+ * What CI runs in the virtual machine. A test takes ten to twenty seconds of a processor there, so of each plugin there
+ * are its traffic with ADD, CHECK and DEL, its GC, and two ways to share an attachment with the reference; of what few
+ * kernels have, all tests of VLAN filtering. `--all`, the long form, runs every test of every plugin.
  */
 import { join } from "@std/path";
 import type { KernelFeature, Need } from "../e2e/support/needs.ts";
@@ -16,9 +15,48 @@ const shared = /: (cnibox adds, ref checks, ref deletes|ref adds, cnibox checks,
 
 /** Other tests, by their file; of ways to share an attachment, two run. */
 const chosen: Record<string, RegExp[]> = {
+  "bandwidth_test.ts": [/^bandwidth works behind bridge/, /^bandwidth GC removes devices/, /^bandwidth: /],
+  "bridge_test.ts": [
+    /^a container behind the bridge reaches the outside masqueraded/,
+    /^GC removes veths, rules and addresses/,
+    /^bridge \+ host-local, nftables: /,
+  ],
+  "chain_plugin_test.ts": [
+    /^chain publishes ports that are reached from outside/,
+    /^a list and its folded form take over each other's living containers/,
+    /^a folded list and the reference's plugins: ref adds, /,
+    /^chain GC collects/,
+  ],
+  "cluster_test.ts": [/^two networks of one node share a pool, /],
+  "dhcp_test.ts": [/^dhcp under bridge: traffic/, /^dhcp: cnibox's plugin with ref's daemon/, /^dhcp GC releases/],
   "dummy_test.ts": [/^dummy gives addresses/, /^dummy forwards STATUS and GC/, /^dummy, both families/],
-  "host_device_test.ts": [/^host-device DEL finds a device that the container renamed/],
+  "firewall_test.ts": [
+    /^firewall nftables: the container's traffic passes/,
+    /^firewall nftables: rules, owners of addresses, GC/,
+    /^firewall: (cnibox|ref) adds/,
+  ],
+  "flannel_test.ts": [/^flannel attaches with both families/, /^flannel with the reference's/, /^flannel GC collects/],
+  "host_device_test.ts": [
+    /^host-device moves a device in, with its traffic/,
+    /^host-device DEL finds a device that the container renamed/,
+    /^host-device forwards STATUS and GC/,
+    /^host-device: (cnibox|ref) adds/,
+  ],
+  "host_local_test.ts": [/^host-local GC and STATUS/, /^host-local, both families/],
   "ipvlan_test.ts": [/^ipvlan in mode l(2|3s):/, /^ipvlan forwards STATUS and GC/, /^ipvlan, both families/],
+  "loopback_test.ts": [/^loopback changes nothing but the container's lo/, /^loopback: /],
+  "macvlan_test.ts": [/^macvlan in mode "bridge"/, /^macvlan forwards STATUS and GC/, /^macvlan, both families/],
+  "portmap_test.ts": [
+    /^portmap nftables: a published port answers from everywhere/,
+    /^portmap nftables: CHECK names what is missing/,
+    /^portmap nftables: GC removes/,
+    /^portmap (iptables|nftables): (cnibox|ref) adds/,
+  ],
+  "ptp_test.ts": [/^ptp containers reach each other and the outside/, /^ptp STATUS asks .* GC/, /^ptp, both families/],
+  "sbr_test.ts": [/^sbr sends answers back/, /^sbr CHECK notices what is gone/, /^sbr: /],
+  "static_test.ts": [/^static of cnibox serves the bridge of ref/, /^static of ref serves the bridge of cnibox/],
+  "tap_test.ts": [/^tap carries frames/, /^tap forwards STATUS and GC/, /^tap, both families/],
+  "tuning_test.ts": [/^tuning sets everything inside/, /^tuning GC puts back/, /^tuning: /],
   "vlan_test.ts": [/^vlan frames carry their tag/, /^vlan forwards STATUS and GC/, /^vlan, both families/],
   "vrf_test.ts": [/^vrf keeps the routes of two interfaces apart/, /^vrf: /],
 };
