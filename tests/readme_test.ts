@@ -93,6 +93,27 @@ Deno.test("docs/README.md leads to every page and folder of docs/", () => {
   }
 });
 
+Deno.test("docs/licenses.md names every package that the program imports, and the runtime, with their versions", async () => {
+  const page = Deno.readTextFileSync(join(root, "docs/licenses.md"));
+  const { imports } = JSON.parse(Deno.readTextFileSync(join(root, "deno.json")));
+  const { stdout } = await new Deno.Command("grep", {
+    args: ["-rhoE", 'from "(@[a-z]+/)?[a-z][^./"][^"]*"', "lib", "plugins", "main.ts"],
+    cwd: root,
+  }).output();
+  const used = new Set([...new TextDecoder().decode(stdout).matchAll(/"([^"]+)"/g)].map(([, name = ""]) => name));
+  const packages = [...used].flatMap((name) => imports[name] === undefined ? [] : [imports[name]]);
+  assert(packages.length >= 4, packages.join(" "));
+  for (const specifier of packages) {
+    const [, name = "", version = ""] = /^npm:(.*)@([^/]*)/.exec(specifier) ?? [];
+    const row = page.split("\n").find((line) =>
+      line.includes(name === "deno-std" ? "standard library" : `\`${name}\``)
+    );
+    assertStringIncludes(row ?? "", ` ${version} `, specifier);
+  }
+  const base = /^version=(.*)$/m.exec(Deno.readTextFileSync(join(root, "tools/deno.sh")))?.[1];
+  assertMatch(page, new RegExp(`runtime base +\\| ${base} `));
+});
+
 Deno.test("README's figures are those of docs/performance.md", () => {
   const page = Deno.readTextFileSync(join(root, "docs/performance.md"));
   for (const what of ["ADD and DEL of a pod", "ADD"]) {

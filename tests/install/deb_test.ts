@@ -28,6 +28,7 @@ nodeTest("a Debian package installs the plugins, leaves what is not ours, and go
       "./usr/share/man/man8/cnibox.8.gz",
       "./usr/share/man/man8/cnibox-bridge.8.gz",
       "./usr/share/bash-completion/completions/cnibox",
+      "./usr/share/doc/cnibox/copyright",
     ]
   ) assertStringIncludes(listed, file);
   assert(!/^\S+ (?!root\/root)/m.test(listed), "all of it is root's");
@@ -43,6 +44,7 @@ nodeTest("a Debian package installs the plugins, leaves what is not ours, and go
     assertStringIncludes(await node.run(`${root}/usr/bin/cnibox`, "--version"), "cnibox v");
     assertEquals([await link("/opt/cni/bin/bridge"), await link("/opt/cni/bin/cnitool")], ["cnibox", "cnibox"]);
     assertEquals(await node.read(`${root}/opt/cni/bin/ptp`), "theirs");
+    assertStringIncludes(await node.read(`${root}/usr/share/doc/cnibox/copyright`) ?? "", "whitequark");
   }
   await node.write(`${root}/var/lib/cnibox/removed-leases/x`, "x");
   await dpkg("-r", "cnibox");
