@@ -1,7 +1,9 @@
 /** One at a time, also where the one before removes the lock's file. */
 import { assert, assertEquals } from "@std/assert";
+import { dirname } from "@std/path";
 import { isLocked, lockFile } from "../../lib/kernel/lock_file.ts";
-import { untilClosed } from "./open_files.ts";
+import { holdLock } from "../ipam/support.ts";
+import { openIn, untilClosed } from "./open_files.ts";
 
 async function inFolder(body: (path: string) => Promise<void>): Promise<void> {
   const folder = Deno.makeTempDirSync();
@@ -40,4 +42,13 @@ Deno.test("a lock that is removed while another waits for it keeps off a third o
     assert(second);
     assertEquals(await isLocked(path), true);
     second?.close();
+  }));
+
+Deno.test("a lock that another process holds is seen by asking once", () =>
+  inFolder(async (path) => {
+    Deno.writeTextFileSync(path, "");
+    await using _holder = await holdLock(path);
+    const before = openIn(dirname(path));
+    assertEquals(await isLocked(path), true);
+    assertEquals(openIn(dirname(path)) - before, 1);
   }));

@@ -6,13 +6,14 @@
  * test runner reports.
  */
 export async function untilClosed(folder: string): Promise<void> {
-  for (let tries = 0; tries < 2_000 && isOpenIn(folder); tries++) {
+  for (let tries = 0; tries < 2_000 && openIn(folder) > 0; tries++) {
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
 }
 
-function isOpenIn(folder: string): boolean {
-  return [...Deno.readDirSync("/proc/self/fd")].some(({ name }) => {
+/** How many files are open below the folder. */
+export function openIn(folder: string): number {
+  return [...Deno.readDirSync("/proc/self/fd")].filter(({ name }) => {
     try {
       return Deno.readLinkSync(`/proc/self/fd/${name}`).startsWith(`${folder}/`);
     } catch (error) {
@@ -20,5 +21,5 @@ function isOpenIn(folder: string): boolean {
       if (error instanceof Deno.errors.NotFound) return false;
       throw error;
     }
-  });
+  }).length;
 }
