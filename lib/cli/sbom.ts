@@ -3,10 +3,11 @@
  * program's imports.
  */
 
-/** npm packages that are in the program itself: none. Those of tests and build are not shipped. */
+/** npm packages that are in the program itself, by name. Those of tests and build alone are not shipped. */
 export const PACKAGES: readonly { readonly name: string; readonly version: string; readonly license: string }[] = [
   { name: "@humanwhocodes/momoa", version: "3.3.13", license: "Apache-2.0" },
   { name: "deno-std", version: "1.4.0", license: "MIT" },
+  { name: "ipaddr.js", version: "2.5.0", license: "MIT" },
 ];
 
 /** The document. Same executable, same bytes: no date, no random serial number. */

@@ -4,9 +4,10 @@
  */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import type { Namespace, Node } from "./support/node.ts";
-import { type Need, unmet } from "./support/needs.ts";
+import type { Need } from "./support/needs.ts";
 import { cnibox, configure, must } from "./support/operator.ts";
 import { Attachment, binDir, type Json, type PluginOutput, runPlugin } from "./support/plugins.ts";
+import { register } from "./support/test.ts";
 import { realTool, standIn, withStandIns } from "./support/tools.ts";
 import { eventually } from "./support/traffic.ts";
 import { type EtcdOptions, type Member, switchboard, type World } from "./support/world.ts";
@@ -21,17 +22,12 @@ interface WorldOptions {
 
 function worldTest(name: string, options: WorldOptions, body: (world: World) => Promise<void>): void {
   const { machines = 3, etcd = {}, needs = [] } = options;
-  const missing = unmet(["root", "bridge", "veth", "tool:etcd", "tool:curl", ...needs]);
-  Deno.test({
-    name: missing.length > 0 ? `${name} [skipped: ${missing.join("; ")}]` : name,
-    ignore: missing.length > 0,
-    fn: async () => {
-      await using world = await switchboard(machines, { etcd });
-      for (const [index, node] of world.nodes.entries()) {
-        await node.write("/etc/machine-id", `${index + 1}`.repeat(32) + "\n");
-      }
-      await body(world);
-    },
+  register(name, { needs: ["root", "bridge", "veth", "tool:etcd", "tool:curl", ...needs] }, async () => {
+    await using world = await switchboard(machines, { etcd });
+    for (const [index, node] of world.nodes.entries()) {
+      await node.write("/etc/machine-id", `${index + 1}`.repeat(32) + "\n");
+    }
+    await body(world);
   });
 }
 

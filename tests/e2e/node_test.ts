@@ -5,11 +5,11 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { type EtcdOptions, switchboard, type World } from "./support/world.ts";
 import { cnibox, must } from "./support/operator.ts";
 import { Namespace, type Node } from "./support/node.ts";
-import { type Need, unmet } from "./support/needs.ts";
+import type { Need } from "./support/needs.ts";
 import { Attachment, type Json } from "./support/plugins.ts";
 import { firstContainer } from "./support/runtimes.ts";
 import { assertSameState, snapshot } from "./support/snapshot.ts";
-import { nodeTest } from "./support/test.ts";
+import { nodeTest, register } from "./support/test.ts";
 import { eventually, ping } from "./support/traffic.ts";
 import { conflistText, type Shares, subnetEnv } from "../../lib/node/files.ts";
 import { parsePrefix } from "../../lib/net/cidr.ts";
@@ -29,15 +29,9 @@ function worldTest(
   body: (world: World) => Promise<void>,
   { needs = [], ...etcd }: EtcdOptions & { needs?: Need[] } = {},
 ): void {
-  const missing = unmet(["root", "bridge", "veth", "vxlan", "tool:etcd", "tool:curl", ...needs]);
-  const ignore = missing.length > 0;
-  Deno.test({
-    name: ignore ? `${name} [skipped: ${missing.join("; ")}]` : name,
-    ignore,
-    fn: async () => {
-      await using world = await switchboard(3, { etcd });
-      await body(world);
-    },
+  register(name, { needs: ["root", "bridge", "veth", "vxlan", "tool:etcd", "tool:curl", ...needs] }, async () => {
+    await using world = await switchboard(3, { etcd });
+    await body(world);
   });
 }
 

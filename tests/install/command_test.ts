@@ -213,7 +213,7 @@ Deno.test("the bill of materials names runtime and packages, and the program imp
   const graph = JSON.parse(info) as { modules: { specifier: string }[] };
   const foreign = graph.modules.map(({ specifier }) => specifier).filter((one) => !/^(file|node|ext):/.test(one));
   const named = foreign.map((one) => /^npm:\/?((?:@[^@/]+\/)?[^@/]+)@([^/]+)/.exec(one)?.slice(1, 3).join("@") ?? one);
-  assertEquals([...new Set(named)], packages.map(({ name, version }) => `${name}@${version}`));
+  assertEquals([...new Set(named)].sort(), packages.map(({ name, version }) => `${name}@${version}`));
   for (const { name, version, purl } of packages) {
     assertEquals(purl, `pkg:npm/${name.replace("@", "%40")}@${version}`);
   }

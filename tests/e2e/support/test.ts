@@ -30,18 +30,29 @@ export function nodeTest(name: string, first: NodeTestOptions | NodeTestBody, se
   const options = typeof first === "function" ? {} : first;
   const body = typeof first === "function" ? first : second;
   if (!body) throw new TypeError(`nodeTest "${name}" has no body`);
-  const needs = options.needs ?? [];
+  register(name, { needs: options.needs ?? [], only: options.only ?? false }, async ({ step }) => {
+    await using node = await testNode(options);
+    await body({ node, step });
+  });
+}
+
+/**
+ * A test that is skipped, with the reason in its name, when this machine lacks what it needs, and left out where the
+ * virtual machine runs CI's set and that does not hold it.
+ */
+export function register(
+  name: string,
+  { needs, only = false }: { readonly needs: readonly Need[]; readonly only?: boolean },
+  fn: Deno.TestDefinition["fn"],
+): void {
   if (Deno.env.get("CNIBOX_E2E_VM") === "ci" && !inCiSet(name, needs)) return;
   const missing = unmet(needs);
   const definition: Deno.TestDefinition = {
     name: missing.length > 0 ? `${name} [skipped: ${missing.join("; ")}]` : name,
     ignore: missing.length > 0,
-    fn: async ({ step }) => {
-      await using node = await testNode(options);
-      await body({ node, step });
-    },
+    fn,
   };
-  if (options.only) definition.only = true;
+  if (only) definition.only = true;
   Deno.test(definition);
 }
 
