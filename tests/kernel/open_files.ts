@@ -6,14 +6,13 @@
  * test runner reports.
  */
 export async function untilClosed(folder: string): Promise<void> {
-  for (let tries = 0; tries < 2_000 && openIn(folder) > 0; tries++) {
+  for (let tries = 0; tries < 2_000 && isOpenIn(folder); tries++) {
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
 }
 
-/** How many files are open below the folder. */
-export function openIn(folder: string): number {
-  return [...Deno.readDirSync("/proc/self/fd")].filter(({ name }) => {
+function isOpenIn(folder: string): boolean {
+  return [...Deno.readDirSync("/proc/self/fd")].some(({ name }) => {
     try {
       return Deno.readLinkSync(`/proc/self/fd/${name}`).startsWith(`${folder}/`);
     } catch (error) {
@@ -21,5 +20,5 @@ export function openIn(folder: string): number {
       if (error instanceof Deno.errors.NotFound) return false;
       throw error;
     }
-  }).length;
+  });
 }
