@@ -1,7 +1,8 @@
 /**
  * What CI runs in the virtual machine. A test takes ten to sixty seconds of a processor there, so of each plugin that
  * asks something of the kernel there are its traffic with ADD, CHECK and DEL, its GC, and a way to share an attachment
- * with the reference; of what few kernels have, two such ways, and all tests of VLAN filtering. `--all`, the long form, runs all tests of all plugins.
+ * with the reference; of what few kernels have, two such ways, and all tests of VLAN filtering. `--all`, the long form,
+ * runs all tests of all plugins.
  */
 import { join } from "@std/path";
 import type { KernelFeature, Need } from "../e2e/support/needs.ts";
