@@ -1,7 +1,7 @@
 /** A file whose lock means that something is at work, see flock.ts. */
 import { lockWithin } from "./flock.ts";
-import { lockHolder } from "./lock_holder.ts";
-import { fileIdentity, readKernelFile } from "./proc.ts";
+import { holderNow } from "./lock_holder.ts";
+import { fileIdentity } from "./proc.ts";
 import { openRegular } from "./regular_file.ts";
 
 /**
@@ -46,14 +46,12 @@ export async function isLocked(path: string): Promise<boolean> {
       if (error instanceof Deno.errors.NotFound) return false;
       throw error;
     }
-    const { ino } = file.statSync();
     if (await lockWithin(file, limitMs)) {
       file.close();
       return false;
     }
-    // The file is closed by whoever waited for its lock, which may be had just now.
-    const holder = lockHolder(readKernelFile("/proc/locks"), { inode: ino ?? 0, waiting: Deno.pid });
-    if (holder !== undefined && holder !== Deno.pid) return true;
+    // Closed by whoever waited for it. An inode would not do: files of other file systems have the same number.
+    if (holderNow() !== undefined) return true;
   }
   return true;
 }

@@ -3,13 +3,18 @@ import { readKernelFile } from "./proc.ts";
 
 /** Who holds the lock on the file with this inode, which we wait for, as the kernel says: a clause for people. */
 export function holderOf(inode: number): string {
-  try {
-    const pid = lockHolder(readKernelFile("/proc/locks"), { inode, waiting: Deno.pid });
-    if (pid !== undefined) return `held by process ${pid}${commandOf(pid)}; if it hangs, end it: the lock goes with it`;
-  } catch {
-    // Not to be known from here.
-  }
+  const pid = holderNow(inode);
+  if (pid !== undefined) return `held by process ${pid}${commandOf(pid)}; if it hangs, end it: the lock goes with it`;
   return `find the holder in /proc/locks: inode ${inode}`;
+}
+
+/** What {@linkcode lockHolder} says of this process's own wait; undefined also where /proc does not tell. */
+export function holderNow(inode?: number): number | undefined {
+  try {
+    return lockHolder(readKernelFile("/proc/locks"), { inode, waiting: Deno.pid });
+  } catch {
+    return undefined;
+  }
 }
 
 function commandOf(pid: number): string {
@@ -23,10 +28,13 @@ function commandOf(pid: number): string {
 /**
  * Process ID of the holder of a flock(2) lock, in the text of /proc/locks (proc_locks(5)): of the one that process
  * `waiting` waits for, since overlayfs and others show inodes there that stat(2) does not know; when it waits for none,
- * or several, of the one on that inode. Undefined when there is none, or it lives in a PID namespace that cannot be
- * seen from here.
+ * or several, of the one on that inode, if one is named. Undefined when there is none, or it lives in a PID namespace
+ * that cannot be seen from here.
  */
-export function lockHolder(locks: string, { inode, waiting }: { inode: number; waiting: number }): number | undefined {
+export function lockHolder(
+  locks: string,
+  { inode, waiting }: { inode?: number | undefined; waiting: number },
+): number | undefined {
   // 7: FLOCK  ADVISORY  WRITE 1234 fe:00:2146678 0 EOF
   // 7: -> FLOCK  ADVISORY  WRITE 1240 fe:00:2146678 0 EOF      one who waits; behind others, further to the right
   const lines = [...locks.matchAll(/^(\d+):( +->)? +FLOCK +\S+ +\S+ +(\d+) [0-9a-f]+:[0-9a-f]+:(\d+) /gm)]

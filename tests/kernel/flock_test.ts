@@ -32,3 +32,8 @@ Deno.test("lockHolder finds the holder by our own wait where inodes differ", () 
   ];
   for (const [waiting, pid] of table) assertEquals(lockHolder(LOCKS, { inode: 1, waiting }), pid, `${waiting}`);
 });
+
+Deno.test("without an inode lockHolder tells of our own wait alone: a file elsewhere may have the same number", () => {
+  assertEquals(lockHolder(LOCKS, { waiting: 21 }), 12);
+  assertEquals(lockHolder(LOCKS, { waiting: 13 }), undefined);
+});
