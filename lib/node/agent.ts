@@ -16,7 +16,7 @@ import type { NodeConf } from "./conf.ts";
 import { conflistText, MARK, type Shares, subnetEnv } from "./files.ts";
 import { dropMasquerade, type Firewall, firewallOf, keepMasquerade } from "./masquerade.ts";
 import { derivedMac, familiesOf, type NetworkConf, type NodeRecord, ofFamily, parseNetworkConf } from "./records.ts";
-import { applyRepair, concerns, kernelState, type Repair, repair, withdrawal } from "./reconcile.ts";
+import { applyRepair, concerns, kernelState, type Repair, repair, type Watched, withdrawal } from "./reconcile.ts";
 import type { Snapshot, Source, SourceEvent } from "./source.ts";
 import {
   keepFile,
@@ -58,9 +58,9 @@ export class Agent {
   #changes = 0;
   #firewall: Firewall | undefined;
   /** What the last round was about, for the filter of kernel events. */
-  #watched = { devices: [] as string[], links: [] as string[] };
+  #watched: Watched = { devices: [], links: [], anyLink: false };
   #said = new Set<string>();
-  #unreadable: readonly string[] = [];
+  #unreadable: ReadonlySet<string> = new Set();
 
   constructor(readonly world: World) {
     const { source, places } = world;
@@ -93,10 +93,14 @@ export class Agent {
       all.set(key, record);
       return true;
     });
-    this.#unreadable = unreadable;
+    this.#unreadable = new Set(unreadable);
+    for (const key of unreadable) {
+      const known = before.records.get(key);
+      if (known && !overlaps(known, records.values())) all.set(key, known);
+    }
     this.#memory = { ...before, network: network ?? before.network, records: all, unconfirmed, revision };
     // Somebody removed it, or wrote it anew: it is claimed again.
-    if (before.own && !records.has(before.own.key)) {
+    if (before.own && !records.has(before.own.key) && !unreadable.includes(before.own.key)) {
       this.#memory = { ...this.#memory, own: { ...before.own, revision: "" } };
     }
     this.connected();
@@ -111,7 +115,15 @@ export class Agent {
       this.#memory = { ...this.#memory, network: event.text };
       return true;
     }
-    const { key, record, revision } = event;
+    const { key, revision } = event;
+    // The node may live: what it last said of itself is true until it says something else, or goes.
+    if (event.kind === "unreadable") {
+      this.#unreadable = new Set([...this.#unreadable, key]);
+      return true;
+    }
+    const wasUnreadable = this.#unreadable.has(key);
+    if (wasUnreadable) this.#unreadable = new Set([...this.#unreadable].filter((one) => one !== key));
+    const { record } = event;
     // What the source itself assigns is read from its records, and needs no claim.
     const isOwn = before.own?.key === key && this.world.source.claim !== undefined;
     if (isOwn && before.own?.revision === revision) return false;
@@ -127,7 +139,7 @@ export class Agent {
     });
     this.#memory = { ...this.#memory, records, unconfirmed };
     if (isOwn && before.own) this.#memory = { ...this.#memory, own: { ...before.own, revision: "" } };
-    return isOwn || JSON.stringify(known, plain) !== JSON.stringify(record, plain);
+    return isOwn || wasUnreadable || JSON.stringify(known, plain) !== JSON.stringify(record, plain);
   }
 
   /** The source has answered. */
@@ -200,7 +212,7 @@ export class Agent {
   }
 
   async #look({ claim }: { claim: boolean }): Promise<{ round?: Round; problems: Problem[] }> {
-    const problems: Problem[] = this.#unreadable.map((key) => ({ node: key, text: "its record is not readable" }));
+    const problems: Problem[] = [...this.#unreadable].map((key) => ({ node: key, text: "its record is not readable" }));
     const { conf, run, takeOver } = this.world;
     const text = conf.network ? JSON.stringify(conf.network) : this.#memory.network;
     try {
@@ -218,7 +230,7 @@ export class Agent {
       const wanted = wantedState({ self, others, conf: network, links: state.links });
       const plan = repair(wanted, state, { takeOver });
       const links = self.publicIps.flatMap((ip) => linkWith(state.links, ip)?.ifname ?? []);
-      this.#watched = { devices: wanted.devices.map(({ name }) => name), links };
+      this.#watched = { devices: wanted.devices.map(({ name }) => name), links, anyLink: wanted.held.length > 0 };
       return { round: { network, self, wanted, plan }, problems };
     } catch (error) {
       problems.push({ node: "", text: toCniError(error).message });
@@ -233,7 +245,7 @@ export class Agent {
     const own = this.#memory.own;
     const wanted = await this.#described(network, links);
     const isCurrent = own !== undefined && own.revision !== "" && isSame(own.record, wanted);
-    if (claim && (!isCurrent || !this.#claimed)) {
+    if (claim && (!isCurrent || !this.#claimed) && !this.#unreadable.has(own?.key ?? "")) {
       try {
         const claimed = await source.claim({
           self: { ...wanted, subnets: [], machineId },

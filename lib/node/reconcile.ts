@@ -9,7 +9,7 @@ import type { Link } from "../kernel/ip.ts";
 import type { KernelRoute } from "../kernel/routing.ts";
 import { failureText, must, type Output, type Run } from "../kernel/run.ts";
 import { complaints } from "../kernel/tool_words.ts";
-import { canonicalAddress } from "../net/cidr.ts";
+import { canonicalAddress, type Family } from "../net/cidr.ts";
 import type { Problem, Wanted, WantedDevice, WantedFdb, WantedNeighbour, WantedRoute } from "./wanted.ts";
 
 /** Our routes' and neighbours' protocol number (rtnetlink(7): above 16 everybody may choose). */
@@ -94,7 +94,8 @@ export function isOurs({ group, linkinfo }: Link): boolean {
 }
 
 /** How to get from one to the other. `takeOver`: what flanneld left that leads the same way becomes ours. */
-export function repair(wanted: Wanted, now: KernelState, { takeOver }: { readonly takeOver: boolean }): Repair {
+export function repair(wanted: Wanted, all: KernelState, { takeOver }: { readonly takeOver: boolean }): Repair {
+  const now = withoutFamilies(all, wanted.held);
   const problems: Problem[] = [];
   const links: PlannedLine[] = [];
   /** Devices of which nothing will be left that is on them now. */
@@ -132,6 +133,21 @@ export function repair(wanted: Wanted, now: KernelState, { takeOver }: { readonl
     ].filter(({ lines }) => lines.length > 0),
     problems,
   };
+}
+
+/** The state without what is ours of these families: neither missed nor removed. */
+function withoutFamilies(now: KernelState, families: readonly Family[]): KernelState {
+  if (families.length === 0) return now;
+  return {
+    ...now,
+    links: now.links.filter((link) => !isOurs(link) || !families.includes(familyOf(link))),
+    routes: now.routes.filter(({ family }) => !families.includes(family)),
+  };
+}
+
+/** Family of what a vxlan device sends. */
+function familyOf({ linkinfo }: Link): Family {
+  return linkinfo?.info_data?.["local6"] === undefined ? 4 : 6;
 }
 
 const own = (text: string): PlannedLine => ({ text, node: "" });
@@ -333,19 +349,26 @@ function failures({ tool, lines }: Batch, output: Output): Problem[] {
 
 /** What takes back everything that is ours in the kernel. */
 export function withdrawal(now: KernelState): Repair {
-  const nothing: Wanted = { devices: [], routes: [], neighbours: [], fdb: [], problems: [], mtu: 0 };
+  const nothing: Wanted = { devices: [], routes: [], neighbours: [], fdb: [], problems: [], held: [], mtu: 0 };
   return repair(nothing, now, { takeOver: false });
 }
 
-/** Does a line of `ip -N -o monitor link address route neigh` concern us? */
-export function concerns(line: string, { devices, links }: {
+/** What kernel events are looked at for. */
+export interface Watched {
+  /** Ours. */
   readonly devices: readonly string[];
+  /** Those that carry packets to other nodes. */
   readonly links: readonly string[];
-}): boolean {
+  /** An address is waited for, on whatever link. */
+  readonly anyLink: boolean;
+}
+
+/** Does a line of `ip -N -o monitor link address route neigh` concern us? */
+export function concerns(line: string, { devices, links, anyLink }: Watched): boolean {
   const text = line.replace(/^Deleted /, "");
   // Links and addresses: `2: eth0@if5: <…`, `2: eth0    inet 10.99.0.1/24 …`.
   const link = /^\d+: ([^\s:@]+)/.exec(text)?.[1];
-  if (link !== undefined) return links.includes(link) || devices.includes(link);
+  if (link !== undefined) return anyLink || links.includes(link) || devices.includes(link);
   const dev = / dev (\S+)/.exec(text)?.[1];
   if (text.includes(` proto ${PROTOCOL} `)) return true;
   return dev !== undefined && devices.includes(dev);

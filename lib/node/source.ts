@@ -7,6 +7,7 @@ import {
   isInside,
   type NetworkConf,
   type NodeRecord,
+  parseSubnetKey,
   parseSubnetRecord,
   recordOfNode,
   subnetKey,
@@ -28,8 +29,10 @@ export interface Snapshot {
 /** One change. */
 export type SourceEvent =
   | { readonly kind: "network"; readonly text: string | undefined; readonly revision: string }
-  /** `record` absent: it went, or is not readable any more. */
-  | { readonly kind: "node"; readonly key: string; readonly record: NodeRecord | undefined; readonly revision: string };
+  /** `record` absent: it went. */
+  | { readonly kind: "node"; readonly key: string; readonly record: NodeRecord | undefined; readonly revision: string }
+  /** It is there, and not readable. */
+  | { readonly kind: "unreadable"; readonly key: string; readonly revision: string };
 
 /** This node's own entry. */
 export interface Claim {
@@ -104,7 +107,8 @@ export class EtcdSource implements Source {
         if (key === CONFIG) event({ kind: "network", text: value, revision });
         if (!key.startsWith(SUBNETS)) return;
         const record = value === undefined ? undefined : parseSubnetRecord(key.slice(SUBNETS.length), value);
-        event({ kind: "node", key, record, revision });
+        const isReadable = value === undefined || record !== undefined;
+        event(isReadable ? { kind: "node", key, record, revision } : { kind: "unreadable", key, revision });
       },
     });
   }
@@ -130,11 +134,19 @@ export class EtcdSource implements Source {
     const others: Prefix[] = [];
     for (const one of records) {
       const record = parseSubnetRecord(one.key.slice(SUBNETS.length), one.value);
-      if (record === undefined) continue;
+      if (record === undefined) {
+        if (one.key === previous?.key) {
+          throw badConfig(
+            `this node's record ${one.key} is not readable`,
+            `remove it from ${this.name} unless another node has that subnet now: it is written anew`,
+          );
+        }
+        others.push(...subnetsOf(one, conf));
+        continue;
+      }
       const address = record.publicIps.find((ip) => self.publicIps.some((own) => sameAddress(own, ip)));
       if (address === undefined) {
-        // What lies outside of the network is nobody's share of it.
-        others.push(...record.subnets.filter((one) => isInside(one, conf)));
+        others.push(...subnetsOf(one, conf));
         continue;
       }
       if (record.machineId !== "" && record.machineId !== self.machineId) {
@@ -185,15 +197,18 @@ export class EtcdSource implements Source {
    */
   async #isBeaten(made: StoreRecord, { subnets }: NodeRecord, conf: NetworkConf): Promise<boolean> {
     const { records } = await this.store.list(SUBNETS);
-    const earlier = records.some(({ key, revision, value }) => {
-      if (key === made.key || BigInt(revision) > BigInt(made.revision)) return false;
-      const other = parseSubnetRecord(key.slice(SUBNETS.length), value);
-      return other?.subnets.some((one) => isInside(one, conf) && subnets.some((own) => prefixesOverlap(one, own))) ??
-        false;
-    });
+    const earlier = records.some((one) =>
+      one.key !== made.key && BigInt(one.revision) <= BigInt(made.revision) &&
+      subnetsOf(one, conf).some((other) => subnets.some((own) => prefixesOverlap(other, own)))
+    );
     if (earlier) await this.store.removeIfRevision(made.key, made.revision);
     return earlier;
   }
+}
+
+/** What a record takes of the network: its key says it, readable or not. What lies outside is nobody's share. */
+function subnetsOf({ key }: StoreRecord, conf: NetworkConf): Prefix[] {
+  return (parseSubnetKey(key.slice(SUBNETS.length)) ?? []).filter((one) => isInside(one, conf));
 }
 
 function isSameNode(one: NodeRecord, other: NodeRecord): boolean {

@@ -69,6 +69,8 @@ export interface Wanted {
   readonly neighbours: readonly WantedNeighbour[];
   readonly fdb: readonly WantedFdb[];
   readonly problems: readonly Problem[];
+  /** Families of which it is not known now how this node is reached: what the kernel has of them stays as it is. */
+  readonly held: readonly Family[];
   /** Largest packet that pods can send to all other nodes, in bytes. */
   readonly mtu: number;
 }
@@ -112,6 +114,8 @@ export function wantedState(
     if (typeof found === "string") problems.push({ node: "", text: found });
     else underlays.set(family, found);
   }
+  // A link that is down, or waits for its address, comes back: pods' ways are not taken away meanwhile.
+  const held = familiesOf(conf).filter((family) => !underlays.has(family));
   const devices = conf.backend.type === "vxlan" ? devicesOf(self, conf, underlays) : [];
   const all = { devices, routes: [] as WantedRoute[], neighbours: [] as WantedNeighbour[], fdb: [] as WantedFdb[] };
   const taken = new PrefixSet(self.subnets);
@@ -138,7 +142,7 @@ export function wantedState(
   const sizes = devices.length > 0
     ? devices.map(({ mtu }) => mtu)
     : [...underlays.values()].map(({ link }) => link.mtu);
-  return { ...all, problems, mtu: Math.min(LARGEST_MTU, ...sizes) };
+  return { ...all, problems, held, mtu: Math.min(LARGEST_MTU, ...sizes) };
 }
 
 function byName(a: NodeRecord, b: NodeRecord): number {

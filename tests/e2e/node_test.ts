@@ -56,6 +56,10 @@ async function status(node: Node): Promise<Json> {
   return stdout.startsWith("{") ? JSON.parse(stdout) : undefined;
 }
 
+async function problems(node: Node): Promise<string[]> {
+  return (await status(node)).problems.map(({ text }: Json) => text);
+}
+
 interface Settled {
   /** How many ways lead to each other node. */
   readonly ways?: number;
@@ -121,9 +125,14 @@ for (const type of ["host-gw", "vxlan"]) {
     await one.run("ip", "route", "flush", "proto", "77");
     await one.run("ip", "-6", "route", "flush", "proto", "77");
     await eventually("flushed routes are back", async () => await ours() === 4);
-    // Flap: the administrator's IPv6 address goes with the link, and comes back with it.
-    await one.ip("link set eth0 down", "link set eth0 up", "addr replace fd99::1/64 dev eth0 nodad");
+    // Flap: the administrator's IPv6 address goes with the link, and comes back with it. The device waits.
+    const [{ ifindex }] = await one.ipJson("link", "show", dev) as [Json];
+    await one.ip("link set eth0 down");
+    await eventually("it says that the link is down", async () => /eth0 .* is down/.test((await problems(one)).join()));
+    await one.ip("link set eth0 up", "addr replace fd99::1/64 dev eth0 nodad");
     await one.ip("route replace 10.77.0.0/16 via 10.99.0.2 proto static");
+    await eventually("it says no more", async () => (await problems(one)).length === 0);
+    assertEquals((await one.ipJson("link", "show", dev))[0].ifindex, ifindex);
     await eventually("the routes are back after a flap", async () => await ours() === 4);
     if (type === "vxlan") {
       const [{ mac, dst }] = JSON.parse(await one.run("bridge", "-j", "fdb", "show", "dev", dev));

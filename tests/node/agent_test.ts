@@ -183,6 +183,85 @@ Deno.test("node repairs what a flap, a flush or a deleted entry took, and touche
   assertEquals(kernel.lines.length, count);
 });
 
+Deno.test("node takes nothing away while its link is down or waits for its address", async () => {
+  for (const conf of [DUAL, { ...DUAL, Backend: { Type: "host-gw" } }]) {
+    const store = newStore(conf);
+    await peer(store, "10.5.2.0-24&fd05:0:0:2::-64", {
+      PublicIP: "10.99.0.2",
+      PublicIPv6: "fd99::2",
+      BackendType: conf.Backend.Type,
+      BackendData: { VNI: 1, VtepMAC: "5a:00:00:00:00:02" },
+      BackendV6Data: { VNI: 1, VtepMAC: "5a:00:00:00:06:02" },
+    });
+    using node = new TestNode(store, 1);
+    const { kernel } = node;
+    await node.round();
+    const [count, routes] = [kernel.lines.length, node.routes()];
+    assertEquals(routes.length, 2);
+    const eth0 = kernel.links.find(({ ifname }) => ifname === "eth0")!;
+    const before = { ...eth0 };
+    for (
+      const [fault, problem] of [
+        [{ flags: ["BROADCAST"] }, "eth0 with 10.99.0.1 is down"],
+        [{ addr_info: [(eth0["addr_info"] as unknown[])[0]] }, "no link of this node has the address fd99::1"],
+        [{ addr_info: [] }, "no link of this node has the address 10.99.0.1"],
+      ] as const
+    ) {
+      Object.assign(eth0, before, fault);
+      const status = await node.round();
+      assertEquals([status.ready, status.problems[0]?.text], [false, problem]);
+      assertEquals([kernel.lines.length, node.routes()], [count, routes], problem);
+    }
+    Object.assign(eth0, before);
+    assertEquals([(await node.round()).problems, kernel.lines.length], [[], count]);
+  }
+});
+
+Deno.test("a node whose record is not readable any more keeps its routes and its subnet, and is named", async () => {
+  const store = newStore(HOST_GW);
+  await peer(store, "10.5.2.0-24", PEER);
+  using node = new TestNode(store, 1);
+  const { subnets } = await node.round();
+  const garble = async (key: string) => {
+    const { revision } = (await store.list(key)).records[0]!;
+    return (await store.replaceIfRevision(key, "garbage", revision))!.revision;
+  };
+  const problem = { node: "subnets/10.5.2.0-24", text: "its record is not readable" };
+  const revision = await garble("subnets/10.5.2.0-24");
+  // Heard of, listed, and after a restart.
+  assertEquals(node.agent.heard({ kind: "unreadable", key: "subnets/10.5.2.0-24", revision }), true);
+  assertEquals([(await node.agent.reconcile()).problems, node.routes()], [[problem], [ROUTE]]);
+  assertEquals([(await node.round()).problems, node.routes()], [[problem], [ROUTE]]);
+  node.start();
+  assertEquals([(await node.round()).problems, node.routes()], [[problem], [ROUTE]]);
+  // Its own: it stays what it was, and is not written over.
+  const own = `subnets/${subnets[0]!.replace("/", "-")}`;
+  await garble(own);
+  const status = await node.round();
+  assertEquals([status.subnets, status.ready, status.problems.length], [subnets, true, 2]);
+  node.start();
+  assertEquals((await node.round()).subnets, subnets);
+  assertEquals((await store.list(own)).records[0]!.value, "garbage");
+  // Readable again, or gone.
+  await store.replaceIfRevision(problem.node, JSON.stringify(PEER), revision);
+  assertEquals([(await node.round()).problems.length, node.routes()], [1, [ROUTE]]);
+  const { revision: now } = (await store.list(problem.node)).records[0]!;
+  await store.removeIfRevision(problem.node, now);
+  assertEquals([(await node.round()).problems.length, node.routes()], [1, []]);
+});
+
+Deno.test("a subnet whose record is not readable is taken", async () => {
+  const store = newStore({ ...HOST_GW, SubnetMin: "10.5.1.0", SubnetMax: "10.5.1.0" });
+  // Under a key of two families: the key of IPv4 alone would be free.
+  await store.createIfAbsent("subnets/10.5.1.0-24&fd05:0:0:1::-64", "garbage");
+  using one = new TestNode(store, 1);
+  const { subnets, problems } = await one.round();
+  assertEquals([subnets, problems.map(({ text }) => text)], [[], [
+    "its record is not readable",
+    "no subnet of the network is free; 1 are taken in fake store; those of nodes that are gone have to be removed there",
+  ]]);
+});
+
 Deno.test("node makes a device anew, with what is on it, when the network's configuration changes, and removes it with the backend", async () => {
   const store = newStore(DUAL);
   const vteps = {
@@ -596,6 +675,11 @@ Deno.test("node hears of kernel events that concern it, and of no others", async
       "10.77.0.0/16 via 10.99.0.9 dev eth0 proto 12 ",
     ]
   ) assert(!concerns(line), line);
+  // While its address is missing, whatever link may bring it.
+  const eth0 = node.kernel.links.find(({ ifname }) => ifname === "eth0")!;
+  eth0["addr_info"] = [];
+  await node.round();
+  assert(concerns("9: eth1    inet 10.99.0.1/24 scope 0 eth1\\       valid_lft forever preferred_lft forever"));
 });
 
 Deno.test("a configuration that cannot be meant names key and value", async () => {
