@@ -58,7 +58,7 @@ export class Agent {
   #changes = 0;
   #firewall: Firewall | undefined;
   /** What the last round was about, for the filter of kernel events. */
-  #watched: Watched = { devices: [], links: [], anyLink: false };
+  #watched: Watched = { devices: [], links: [], anyAddress: false };
   #said = new Set<string>();
   #unreadable: ReadonlySet<string> = new Set();
 
@@ -230,7 +230,7 @@ export class Agent {
       const wanted = wantedState({ self, others, conf: network, links: state.links });
       const plan = repair(wanted, state, { takeOver });
       const links = self.publicIps.flatMap((ip) => linkWith(state.links, ip)?.ifname ?? []);
-      this.#watched = { devices: wanted.devices.map(({ name }) => name), links, anyLink: wanted.held.length > 0 };
+      this.#watched = { devices: wanted.devices.map(({ name }) => name), links, anyAddress: wanted.held.length > 0 };
       return { round: { network, self, wanted, plan }, problems };
     } catch (error) {
       problems.push({ node: "", text: toCniError(error).message });

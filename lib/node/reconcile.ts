@@ -359,16 +359,20 @@ export interface Watched {
   readonly devices: readonly string[];
   /** Those that carry packets to other nodes. */
   readonly links: readonly string[];
-  /** An address is waited for, on whatever link. */
-  readonly anyLink: boolean;
+  /** One of this node's addresses is missing: whatever link may bring it. */
+  readonly anyAddress: boolean;
 }
 
 /** Does a line of `ip -N -o monitor link address route neigh` concern us? */
-export function concerns(line: string, { devices, links, anyLink }: Watched): boolean {
+export function concerns(line: string, { devices, links, anyAddress }: Watched): boolean {
   const text = line.replace(/^Deleted /, "");
   // Links and addresses: `2: eth0@if5: <…`, `2: eth0    inet 10.99.0.1/24 …`.
   const link = /^\d+: ([^\s:@]+)/.exec(text)?.[1];
-  if (link !== undefined) return anyLink || links.includes(link) || devices.includes(link);
+  if (link !== undefined) {
+    // Pods' links come with addresses of the link's own scope, 253.
+    const isAddress = anyAddress && / inet6? \S+ .*scope 0 /.test(text);
+    return isAddress || links.includes(link) || devices.includes(link);
+  }
   const dev = / dev (\S+)/.exec(text)?.[1];
   if (text.includes(` proto ${PROTOCOL} `)) return true;
   return dev !== undefined && devices.includes(dev);

@@ -680,6 +680,13 @@ Deno.test("node hears of kernel events that concern it, and of no others", async
   eth0["addr_info"] = [];
   await node.round();
   assert(concerns("9: eth1    inet 10.99.0.1/24 scope 0 eth1\\       valid_lft forever preferred_lft forever"));
+  assert(concerns("9: eth1    inet6 fd99::1/64 scope 0 \\       valid_lft forever preferred_lft forever"));
+  for (
+    const line of [
+      "7: veth12@if2: <BROADCAST,MULTICAST,UP> mtu 1500 qdisc noqueue master cni0 state UP group 0 ",
+      "7: veth12    inet6 fe80::4/64 scope 253 \\       valid_lft forever preferred_lft forever",
+    ]
+  ) assert(!concerns(line), line);
 });
 
 Deno.test("a configuration that cannot be meant names key and value", async () => {
