@@ -153,8 +153,8 @@ Deno.test({
         assertEquals((await node.run("/opt/cni/bin/cnibox", "version")).trim(), "cnibox v9.9.9");
       }
       assertEquals(await cluster.events("FailedCreatePodSandBox"), []);
-      // The DaemonSet's own pods have the machine's network: no plugin is asked when one is killed, and a kubelet that is
-      // late kills its sandbox twice.
+      // The DaemonSet's own pods have the machine's network: no plugin is asked when one is killed, and a late kubelet
+      // kills its sandbox twice.
       const killed = (await cluster.events("FailedKillPod")).filter((text) => !text.startsWith("cnibox-"));
       assertEquals(killed, []);
       await nothingLeft(nodes);
