@@ -7,6 +7,7 @@
  * that ends, however it ends, every process of the node is killed by the kernel and nothing is left behind.
  */
 
+import { eventually } from "./traffic.ts";
 import { patience } from "./vm.ts";
 
 /** What came of a command. */
@@ -335,6 +336,10 @@ export class Node extends Namespace {
     if (options.defaultRoutes ?? true) {
       await this.ip(`route add default via ${world.ipv4}`, `route add ::/0 via ${world.ipv6}`);
     }
+    // The kernel writes an IPv6 address's own route a moment after the address: a snapshot is to have it.
+    await eventually("the uplink's IPv6 address has its route", async () => {
+      return (await this.exec(["ip", "route", "get", world.hostIPv6])).stdout.startsWith("local ");
+    });
     return world;
   }
 
