@@ -60,7 +60,7 @@ export class Agent {
   /** What the last round was about, for the filter of kernel events. */
   #watched: Watched = { devices: [], links: [], anyAddress: false };
   #said = new Set<string>();
-  #unreadable: ReadonlySet<string> = new Set();
+  #unreadable = new Set<string>();
 
   constructor(readonly world: World) {
     const { source, places } = world;
@@ -87,17 +87,15 @@ export class Agent {
       );
       unconfirmed = [...before.records.keys()];
     } else unconfirmed = [...before.unconfirmed];
-    unconfirmed = unconfirmed.filter((key) => {
+    const keep = (key: string): boolean => {
       const record = before.records.get(key);
       if (record === undefined || all.has(key) || overlaps(record, records.values())) return false;
       all.set(key, record);
       return true;
-    });
+    };
+    unconfirmed = unconfirmed.filter(keep);
+    unreadable.forEach(keep);
     this.#unreadable = new Set(unreadable);
-    for (const key of unreadable) {
-      const known = before.records.get(key);
-      if (known && !overlaps(known, records.values())) all.set(key, known);
-    }
     this.#memory = { ...before, network: network ?? before.network, records: all, unconfirmed, revision };
     // Somebody removed it, or wrote it anew: it is claimed again.
     if (before.own && !records.has(before.own.key) && !unreadable.includes(before.own.key)) {
@@ -118,11 +116,10 @@ export class Agent {
     const { key, revision } = event;
     // The node may live: what it last said of itself is true until it says something else, or goes.
     if (event.kind === "unreadable") {
-      this.#unreadable = new Set([...this.#unreadable, key]);
+      this.#unreadable.add(key);
       return true;
     }
-    const wasUnreadable = this.#unreadable.has(key);
-    if (wasUnreadable) this.#unreadable = new Set([...this.#unreadable].filter((one) => one !== key));
+    const wasUnreadable = this.#unreadable.delete(key);
     const { record } = event;
     // What the source itself assigns is read from its records, and needs no claim.
     const isOwn = before.own?.key === key && this.world.source.claim !== undefined;

@@ -134,18 +134,14 @@ export class EtcdSource implements Source {
     const others: Prefix[] = [];
     for (const one of records) {
       const record = parseSubnetRecord(one.key.slice(SUBNETS.length), one.value);
-      if (record === undefined) {
-        if (one.key === previous?.key) {
-          throw badConfig(
-            `this node's record ${one.key} is not readable`,
-            `remove it from ${this.name} unless another node has that subnet now: it is written anew`,
-          );
-        }
-        others.push(...subnetsOf(one, conf));
-        continue;
+      if (record === undefined && one.key === previous?.key) {
+        throw badConfig(
+          `this node's record ${one.key} is not readable`,
+          `remove it from ${this.name} unless another node has that subnet now: it is written anew`,
+        );
       }
-      const address = record.publicIps.find((ip) => self.publicIps.some((own) => sameAddress(own, ip)));
-      if (address === undefined) {
+      const address = record?.publicIps.find((ip) => self.publicIps.some((own) => sameAddress(own, ip)));
+      if (record === undefined || address === undefined) {
         others.push(...subnetsOf(one, conf));
         continue;
       }

@@ -114,7 +114,7 @@ export function wantedState(
     if (typeof found === "string") problems.push({ node: "", text: found });
     else underlays.set(family, found);
   }
-  // A link that is down, or waits for its address, comes back: pods' ways are not taken away meanwhile.
+  // A link that is down, or waits for its address, comes back: pods' ways are not removed meanwhile.
   const held = familiesOf(conf).filter((family) => !underlays.has(family));
   const devices = conf.backend.type === "vxlan" ? devicesOf(self, conf, underlays) : [];
   const all = { devices, routes: [] as WantedRoute[], neighbours: [] as WantedNeighbour[], fdb: [] as WantedFdb[] };
