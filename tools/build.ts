@@ -164,8 +164,9 @@ async function compile({ main, folder }: Program, output: string, base: Base): P
     await warmUp(folder, base.file);
   }
   const withChunks = join(folder, "base");
-  const places = await embed(base.file, join(folder, "chunks"), withChunks);
-  await Deno.writeTextFile(entry, `const CHUNKS=${JSON.stringify(places)};${await Deno.readTextFile(entry)}`);
+  const { mark, places } = await embed(base.file, join(folder, "chunks"), withChunks);
+  const known = `const MARK=${JSON.stringify(mark)},CHUNKS=${JSON.stringify(places)};`;
+  await Deno.writeTextFile(entry, known + await Deno.readTextFile(entry));
   // The compiler stores the time of the last change.
   await Deno.utime(entry, 0, 0);
   await compileEntry(entry, output, withChunks);

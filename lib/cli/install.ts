@@ -43,7 +43,7 @@ export async function install(call: CommandCall): Promise<number> {
   await inWorkFolder(dir, async ({ state, work }) => {
     const draft = `${work}/${NAME}`;
     await prepare(draft, call.invocation.version);
-    rows.push(replaceBinary(dir, draft));
+    rows.push(replaceBinary({ dir, work, draft }));
     for (const name of names) {
       const row = link({ dir, work, replace: call.is("replace") }, name);
       rows.push(row);
@@ -247,7 +247,7 @@ function readWhole(path: string): void {
 }
 
 /** Atomic: at any moment the name is the old file or the new one. The old one is kept. */
-function replaceBinary(dir: string, draft: string): Row {
+function replaceBinary({ dir, work, draft }: { dir: string; work: string; draft: string }): Row {
   const target = `${dir}/${NAME}`;
   if (exists(target) && !Deno.lstatSync(target).isFile) {
     throw new CliError(`refused: ${target} is in the way and not a file`, status.failed);
@@ -255,8 +255,7 @@ function replaceBinary(dir: string, draft: string): Row {
   const before = sha256(target);
   if (before === sha256(draft)) return { file: target, state: "unchanged", good: true };
   if (before !== undefined) {
-    keep(target, `${dir}/.${NAME}/previous`);
-    keep(target, `${dir}/${REPLACED}`);
+    for (const name of [`.${NAME}/previous`, REPLACED]) keep(target, `${dir}/${name}`, `${work}/kept`);
   }
   Deno.renameSync(draft, target);
   return {
@@ -274,14 +273,16 @@ function replaceBinary(dir: string, draft: string): Row {
  */
 const REPLACED = `${NAME} (deleted)`;
 
-/** The file under another name as well: there is no moment without it. */
-function keep(from: string, to: string): void {
-  removeIfThere(to);
+/** The file under another name as well: there is no moment without either. `draft` is a name in a folder that goes. */
+function keep(from: string, to: string, draft: string): void {
+  // Where both are one file already, renaming leaves the draft.
+  removeIfThere(draft);
   try {
-    Deno.linkSync(from, to);
+    Deno.linkSync(from, draft);
   } catch {
-    Deno.copyFileSync(from, to);
+    Deno.copyFileSync(from, draft);
   }
+  Deno.renameSync(draft, to);
 }
 
 /** Where links are put, where they are prepared, and whether other files are moved out of the way. */
@@ -301,7 +302,7 @@ function link({ dir, work, replace }: Linking, name: string): Row {
       return { file: target, state: "left alone: not ours", good: false };
     }
     Deno.mkdirSync(`${dir}/.${NAME}/replaced`, { recursive: true });
-    keep(target, `${dir}/.${NAME}/replaced/${name}`);
+    keep(target, `${dir}/.${NAME}/replaced/${name}`, `${work}/kept`);
   }
   const draft = `${work}/${name}`;
   Deno.symlinkSync(NAME, draft);
@@ -352,7 +353,7 @@ export async function rollback(call: CommandCall): Promise<number> {
     Deno.copyFileSync(previous, draft);
     Deno.chmodSync(draft, 0o755);
     // Reads the draft from start to end, as `prepare` does.
-    const row = replaceBinary(dir, draft);
+    const row = replaceBinary({ dir, work, draft });
     const { stdout } = await systemRun()({ argv: [`${dir}/${NAME}`, "--version"] });
     rows.push({ ...row, state: `${stdout.trim()} is back, the one from before kept for rollback` });
   });

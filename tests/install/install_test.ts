@@ -290,6 +290,19 @@ Deno.test("install replaces the program while it is being called, and no call fa
   assertEquals(listing(folder.path), { ".cnibox": "/", ...commands, ...replaced, ...links });
 });
 
+Deno.test("install run twice while a call starts leaves it the version in between", async () => {
+  using folder = temporaryFolder();
+  const path = join(folder.path, "cnibox"), called = join(folder.path, "called");
+  Deno.mkdirSync(called);
+  Deno.symlinkSync("/proc/self/fd/3", join(called, "cnibox"));
+  // What the call finds then: the file that it runs has no name any more, and the old one is of another version.
+  const upgraded = 'exec 3<"$1"; rm "$1"; cp "$2" "$1 (deleted)"; exec "$3/cnibox" --version';
+  for (const [runs, found] of [[cnibox, other], [other, cnibox]] as const) {
+    await Deno.copyFile(runs, path);
+    assertEquals((await succeed("sh", ["-c", upgraded, "sh", path, found, called])).stdout, await version(found));
+  }
+});
+
 Deno.test("install by two at once ends with one whole installation", async () => {
   using folder = temporaryFolder();
   const bin = join(folder.path, "bin");
