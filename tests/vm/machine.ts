@@ -116,7 +116,8 @@ export function boot(options: MachineOptions): Machine {
   const console = join(options.run, `console-${++machines}`);
   const parameters = [
     ...[`console=${architecture.console}`, "quiet", "panic=-1", "oops=panic", "reboot=t", "mitigations=off"],
-    ...["rdinit=/init", `cnibox_init=${options.init}`, ...(options.parameters ?? [])],
+    // Emulated code is kept by its address: were programs put elsewhere at each start, each would be translated anew.
+    ...["norandmaps", "rdinit=/init", `cnibox_init=${options.init}`, ...(options.parameters ?? [])],
   ];
   const args = [
     // The kernel ends qemu with this program, however that ends.
