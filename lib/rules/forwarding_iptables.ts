@@ -31,6 +31,7 @@ import {
 import type { Run } from "../kernel/run.ts";
 import { type Address, type Family, familyBits, formatAddress } from "../net/cidr.ts";
 import { type Host, settledTable } from "./backend.ts";
+import { oneAtATime } from "./shared_chains.ts";
 
 /** `ingressPolicy`: `open` keeps no bridge apart. */
 export type IngressPolicy = "open" | "same-bridge" | "isolated";
@@ -158,31 +159,39 @@ export async function addForwarding(
   if (missing === undefined && ordered) return [];
   const rest = missing === undefined ? [] : wanted.slice(missing);
   // One address's rules are made together: where the first is missing, so is the second.
-  const isOwn = ordered && missing !== undefined && rest.length <= 2 && missing >= wanted.length - own.length;
+  if (ordered && missing !== undefined && rest.length <= 2 && missing >= wanted.length - own.length) {
+    try {
+      await restore(host, family, transaction("filter", rest.map(makingLine)));
+      return rest;
+    } catch (error) {
+      if (!(error instanceof TableError) || error.refusal === "locked" || error.refusal === "missing") throw error;
+    }
+  }
   // The reference opens the way to the container before it keeps bridges apart.
   const inTurn = [...(parts.accept ? sharedRules(forwarding) : []), ...own, ...isolationRules(forwarding)];
   const chains = [
     ...(parts.accept ? [FORWARD_CHAIN, forwarding.admin] : []),
     ...(forwarding.policy === "open" ? [] : [STAGE_1, STAGE_2]),
   ];
-  return await settledTable({ host }, { family, table: "filter" }, async (attempt, refusal) => {
-    if (attempt === 0 && isOwn) return { lines: rest.map(makingLine), result: rest };
-    const table = await savedTable(host, family, "filter");
-    if (table === undefined) {
-      // Without a table the transaction is tried once, which tells what does not work.
-      if (attempt > 0) throw refusal;
-      return { lines: wanted.map(makingLine), result: own };
-    }
-    const missing = await missingRules(host, inTurn, { family, table, name: "filter" });
-    return {
-      lines: [
-        ...chains.filter((chain) => !table.chains.has(chain)).map((chain) => `-N ${quoteWord(chain)}`),
-        ...missing.map(makingLine),
-        ...orderLines(table, missing),
-      ],
-      result: missing.filter((rule) => own.some((one) => one.rule === rule.rule)),
-    };
-  });
+  return await oneAtATime(() =>
+    settledTable({ host }, { family, table: "filter" }, async (attempt, refusal) => {
+      const table = await savedTable(host, family, "filter");
+      if (table === undefined) {
+        // Without a table the transaction is tried once, which tells what does not work.
+        if (attempt > 0) throw refusal;
+        return { lines: wanted.map(makingLine), result: own };
+      }
+      const missing = await missingRules(host, inTurn, { family, table, name: "filter" });
+      return {
+        lines: [
+          ...chains.filter((chain) => !table.chains.has(chain)).map((chain) => `-N ${quoteWord(chain)}`),
+          ...missing.map(makingLine),
+          ...orderLines(table, missing),
+        ],
+        result: missing.filter((rule) => own.some((one) => one.rule === rule.rule)),
+      };
+    })
+  );
 }
 
 /** Index of the first wanted rule that is not there; undefined when all are. Nothing is changed. */

@@ -10,7 +10,6 @@
  * container's own. Only when it is refused is the present state read, and what is missing is made as well.
  */
 import { badConfig, type CniError, internal } from "../cni/error.ts";
-import { lockWithin } from "../kernel/flock.ts";
 import {
   iptablesTool,
   leadingTo,
@@ -28,7 +27,6 @@ import {
   transaction,
   type WantedRule,
 } from "../kernel/iptables.ts";
-import { SCRATCH } from "../kernel/run.ts";
 import {
   type Family,
   formatAddress,
@@ -41,6 +39,7 @@ import {
 } from "../net/cidr.ts";
 import { chainName, dnatComment, type Owner } from "../net/name.ts";
 import { type Change, type Host, settledTable } from "./backend.ts";
+import { oneAtATime } from "./shared_chains.ts";
 
 /** One published port, checked: ports from 1 to 65535, `hostIP` "" or an address. */
 export interface PortMapping {
@@ -243,29 +242,6 @@ export async function addHostPorts(
       return { lines, result: undefined };
     })
   );
-}
-
-/** Longest wait for another call that makes what all containers share, in milliseconds. */
-const SHARED_MS = 10_000;
-
-/**
- * One call of this host at a time, as far as that can be had: iptables takes a chain that another call has just made
- * for its own, and adds the jumps to it once more.
- */
-async function oneAtATime(work: () => Promise<void>): Promise<void> {
-  let folder: Deno.FsFile | undefined;
-  try {
-    // Any folder of ours does, and this one is there once a tool has been run.
-    folder = Deno.openSync(SCRATCH);
-  } catch {
-    // Not root, or nothing was run: then without.
-  }
-  const locked = folder !== undefined && await lockWithin(folder, SHARED_MS);
-  try {
-    await work();
-  } finally {
-    if (locked) folder?.close();
-  }
 }
 
 /**

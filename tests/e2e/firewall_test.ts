@@ -201,6 +201,29 @@ nodeTest(
   },
 );
 
+nodeTest("firewall: ADDs that come together on a new node make what all share once", {
+  needs: [...iptables.needs!, "tool:strace"],
+}, async ({ node }) => {
+  // Between a tool's look at the rules and its change to them there is time for all the others.
+  const wrap = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "inject=sendmsg:delay_enter=300000"];
+  const conf = { ingressPolicy: "isolated" };
+  const ids = ["a", "b", "c"], address = (index: number) => `10.22.0.${index + 10}/24`;
+  const outputs = await Promise.all(ids.map((id, index) =>
+    runPlugin(node, {
+      type: "firewall",
+      command: "ADD",
+      containerId: id,
+      netns: "/run/netns/none",
+      stdin: confOf({ conf, result: [address(index)] }),
+      wrap,
+    })
+  ));
+  for (const { code, stdout } of outputs) assertEquals(code, 0, stdout);
+  const rules = (await saved(node)).split("\n").filter((line) => line.startsWith("-A"));
+  assertEquals(rules.filter((rule, index) => rules.indexOf(rule) !== index), []);
+  await Promise.all(ids.map((id, index) => done(node, "CHECK", { id, conf, result: [address(index)] })));
+});
+
 nodeTest("firewall CHECK names what is missing and changes nothing", iptables, async ({ node }) => {
   const conf = { ingressPolicy: "isolated" };
   const result = ["10.22.0.5/24"];
