@@ -1,3 +1,4 @@
+/** Turns for making the chains of iptables that all containers share. */
 import { lockWithin } from "../kernel/flock.ts";
 import { SCRATCH } from "../kernel/run.ts";
 
