@@ -10,6 +10,7 @@ import { Attachment, binDir, type Json, type PluginOutput, runPlugin } from "./s
 import { register } from "./support/test.ts";
 import { realTool, standIn, withStandIns } from "./support/tools.ts";
 import { eventually } from "./support/traffic.ts";
+import { patience } from "./support/vm.ts";
 import { type EtcdOptions, type Member, switchboard, type World } from "./support/world.ts";
 
 const PASSWORD = "a-password-that-nobody-sees";
@@ -37,7 +38,7 @@ function ipam(world: World, node: Node, changes: Json = {}): Json {
     type: "cluster",
     node: world.nameOf(node),
     ranges: [[{ subnet: "10.42.0.0/26" }]],
-    timeout: "15s",
+    timeout: `${15 * patience}s`,
     store: { etcd: { endpoints: [world.etcd] } },
     ...changes,
   };
@@ -149,7 +150,7 @@ worldTest("with two of three members killed a node gives out what it owns, and s
   const section = {
     ranges: [[{ subnet: "10.42.0.0/24", rangeStart: "10.42.0.8" }]],
     blockSize: 30,
-    timeout: "3s",
+    timeout: `${3 * patience}s`,
     store: { etcd: { endpoints: world.endpoints } },
   };
   const mine = conf(ipam(world, one, section));
