@@ -21,20 +21,23 @@ export interface Embedded {
  * chunks, same bytes.
  */
 export async function embed(base: string, folder: string, output: string): Promise<Embedded> {
-  const names = [...Deno.readDirSync(folder)].map(({ name }) => name).sort();
   const contents = new Map<string, Uint8Array>();
-  for (const name of names) contents.set(name, await Deno.readFile(join(folder, name)));
   const hash = createHash("sha256");
-  for (const bytes of contents.values()) hash.update(bytes);
+  for (const name of [...Deno.readDirSync(folder)].map(({ name }) => name).sort()) {
+    const bytes = await Deno.readFile(join(folder, name));
+    contents.set(name, bytes);
+    hash.update(bytes);
+  }
   const mark = hash.digest("hex").slice(0, 16);
   await Deno.copyFile(base, output);
   using file = await Deno.open(output, { append: true });
   const writer = file.writable.getWriter();
   const places: Record<string, Place> = {};
   let at = (await Deno.stat(base)).size;
-  for (const name of names.filter((name) => name.endsWith(".js"))) {
+  for (const [name, text] of contents) {
+    if (!name.endsWith(".js")) continue;
     const chunk = name.slice(0, -".js".length);
-    const text = contents.get(name) ?? new Uint8Array(), code = contents.get(`${chunk}.code`) ?? new Uint8Array();
+    const code = contents.get(`${chunk}.code`) ?? new Uint8Array();
     for (const bytes of [new TextEncoder().encode(mark), text, code]) await writer.write(bytes);
     places[chunk] = [at + mark.length, text.length, code.length];
     at += mark.length + text.length + code.length;

@@ -233,6 +233,11 @@ export interface Change<T> {
 /** How often a change that another process got in the way of is tried with the state read anew. */
 const TRIES = 5;
 
+/** Can what refused a transaction be that the rules were others than its writer took them for? */
+export function mayBeOthers(error: unknown): boolean {
+  return !["", "locked", "missing"].includes(refusalOf(error));
+}
+
 /**
  * Reads, decides, and writes; decides anew when the transaction is refused, since another process may have changed the
  * rules in between. `decide` is told how many transactions were refused before, and the last refusal.
@@ -249,7 +254,7 @@ async function settled<T>(
       await write(lines);
       return result;
     } catch (error) {
-      if (attempt + 1 >= TRIES || ["", "locked", "missing"].includes(refusalOf(error))) throw error;
+      if (attempt + 1 >= TRIES || !mayBeOthers(error)) throw error;
       refusal = error;
     }
   }

@@ -30,8 +30,8 @@ import {
 } from "../kernel/iptables.ts";
 import type { Run } from "../kernel/run.ts";
 import { type Address, type Family, familyBits, formatAddress } from "../net/cidr.ts";
-import { type Host, settledTable } from "./backend.ts";
-import { oneAtATime } from "./shared_chains.ts";
+import { type Host, mayBeOthers, settledTable } from "./backend.ts";
+import { settledInTurn } from "./shared_chains.ts";
 
 /** `ingressPolicy`: `open` keeps no bridge apart. */
 export type IngressPolicy = "open" | "same-bridge" | "isolated";
@@ -164,7 +164,7 @@ export async function addForwarding(
       await restore(host, family, transaction("filter", rest.map(makingLine)));
       return rest;
     } catch (error) {
-      if (!(error instanceof TableError) || error.refusal === "locked" || error.refusal === "missing") throw error;
+      if (!mayBeOthers(error)) throw error;
     }
   }
   // The reference opens the way to the container before it keeps bridges apart.
@@ -173,25 +173,23 @@ export async function addForwarding(
     ...(parts.accept ? [FORWARD_CHAIN, forwarding.admin] : []),
     ...(forwarding.policy === "open" ? [] : [STAGE_1, STAGE_2]),
   ];
-  return await oneAtATime(() =>
-    settledTable({ host }, { family, table: "filter" }, async (attempt, refusal) => {
-      const table = await savedTable(host, family, "filter");
-      if (table === undefined) {
-        // Without a table the transaction is tried once, which tells what does not work.
-        if (attempt > 0) throw refusal;
-        return { lines: wanted.map(makingLine), result: own };
-      }
-      const missing = await missingRules(host, inTurn, { family, table, name: "filter" });
-      return {
-        lines: [
-          ...chains.filter((chain) => !table.chains.has(chain)).map((chain) => `-N ${quoteWord(chain)}`),
-          ...missing.map(makingLine),
-          ...orderLines(table, missing),
-        ],
-        result: missing.filter((rule) => own.some((one) => one.rule === rule.rule)),
-      };
-    })
-  );
+  return await settledInTurn({ host }, { family, table: "filter" }, async (attempt, refusal) => {
+    const table = await savedTable(host, family, "filter");
+    if (table === undefined) {
+      // Without a table the transaction is tried once, which tells what does not work.
+      if (attempt > 0) throw refusal;
+      return { lines: wanted.map(makingLine), result: own };
+    }
+    const missing = await missingRules(host, inTurn, { family, table, name: "filter" });
+    return {
+      lines: [
+        ...chains.filter((chain) => !table.chains.has(chain)).map((chain) => `-N ${quoteWord(chain)}`),
+        ...missing.map(makingLine),
+        ...orderLines(table, missing),
+      ],
+      result: missing.filter((rule) => own.some((one) => one.rule === rule.rule)),
+    };
+  });
 }
 
 /** Index of the first wanted rule that is not there; undefined when all are. Nothing is changed. */

@@ -38,8 +38,8 @@ import {
   type Prefix,
 } from "../net/cidr.ts";
 import { chainName, dnatComment, type Owner } from "../net/name.ts";
-import { type Change, type Host, settledTable } from "./backend.ts";
-import { oneAtATime } from "./shared_chains.ts";
+import { type Change, type Host, mayBeOthers, settledTable } from "./backend.ts";
+import { settledInTurn } from "./shared_chains.ts";
 
 /** One published port, checked: ports from 1 to 65535, `hostIP` "" or an address. */
 export interface PortMapping {
@@ -230,18 +230,16 @@ export async function addHostPorts(
     await restore(call.host, family, (reliance?.check ?? "") + additionText(ports, target));
     return;
   } catch (error) {
-    if (!(error instanceof TableError) || error.refusal === "locked" || error.refusal === "missing") throw error;
+    if (!mayBeOthers(error)) throw error;
   }
   await reliance?.ensure();
-  await oneAtATime(() =>
-    settledTable(call, { family, table: "nat" }, async (attempt, refusal) => {
-      const table = await savedTable(call.host, family, "nat");
-      // Without a table the transaction is tried once more, which tells what does not work.
-      if (table === undefined && attempt > 0) throw refusal;
-      const lines = table ? await repairLines(call, ports, { target, table }) : additionLines(ports, target);
-      return { lines, result: undefined };
-    })
-  );
+  await settledInTurn(call, { family, table: "nat" }, async (attempt, refusal) => {
+    const table = await savedTable(call.host, family, "nat");
+    // Without a table the transaction is tried once more, which tells what does not work.
+    if (table === undefined && attempt > 0) throw refusal;
+    const lines = table ? await repairLines(call, ports, { target, table }) : additionLines(ports, target);
+    return { lines, result: undefined };
+  });
 }
 
 /**

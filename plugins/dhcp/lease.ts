@@ -210,6 +210,7 @@ export function udhcpcArgs(owner: Owner, options: ClientOptions, settings: Clien
   return args;
 }
 
-function hex(bytes: Uint8Array): string {
+/** Bytes as udhcpc takes them: two hexadecimal digits for each. */
+export function hex(bytes: Uint8Array): string {
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

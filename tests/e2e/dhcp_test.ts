@@ -1,5 +1,6 @@
 /** dhcp as a runtime runs it: plugin and daemon against real servers, and each with the reference's other half. */
 import { assert, assertEquals, assertMatch, assertNotEquals, assertStringIncludes } from "@std/assert";
+import { hex } from "../../plugins/dhcp/lease.ts";
 import {
   assertPings,
   Attachment,
@@ -348,10 +349,6 @@ nodeTest("dhcp ADD refuses what it cannot use", { needs: [...MASQ] }, async ({ n
   assertEquals((await attachments(node)).length, 1);
 });
 
-/** Text as a client's command line has it. */
-const hex = (text: string) =>
-  [...new TextEncoder().encode(text)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-
 nodeTest("dhcp follows links and namespaces that go without DEL", { needs: [...MASQ] }, async ({ node }) => {
   const world = await switchWithServer(node);
   const server = await dnsmasq(world, ["--dhcp-option=option:T1,4"]);
@@ -377,8 +374,8 @@ nodeTest("dhcp follows links and namespaces that go without DEL", { needs: [...M
     "a new link of that name gets a client of its own, and the old one's address",
   );
   // The other container's is gone as soon as its lease would have been renewed.
-  const ofBare = (await clients(node)).filter((line) => line.includes(hex("bare/net1/eth0")));
-  assertEquals(ofBare.length, 1, (await clients(node)).join("\n"));
+  const lines = await clients(node), id = hex(new TextEncoder().encode("bare/net1/eth0"));
+  assertEquals(lines.filter((line) => line.includes(id)).length, 1, lines.join("\n"));
   await bare.ip("link del eth0");
   await call(node, { ...request("DEL", bare), netns: null, containerId: "bare" });
   await eventually(

@@ -35,6 +35,7 @@ interface Asked {
   netns?: Namespace | string | null;
   bridge?: string;
   env?: Record<string, string>;
+  wrap?: string[];
 }
 
 const DUAL = ["10.22.0.5/24", "2001:db8:22::5/64"];
@@ -67,6 +68,7 @@ function ask(node: Node, command: string, asked: Asked = {}): Promise<PluginOutp
     netns: asked.netns === undefined ? "/run/netns/none" : asked.netns,
     stdin: confOf(asked),
     ...(asked.env && { env: asked.env }),
+    ...(asked.wrap && { wrap: asked.wrap }),
   });
 }
 
@@ -208,17 +210,7 @@ nodeTest("firewall: ADDs that come together on a new node make what all share on
   const wrap = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "inject=sendmsg:delay_enter=300000"];
   const conf = { ingressPolicy: "isolated" };
   const ids = ["a", "b", "c"], address = (index: number) => `10.22.0.${index + 10}/24`;
-  const outputs = await Promise.all(ids.map((id, index) =>
-    runPlugin(node, {
-      type: "firewall",
-      command: "ADD",
-      containerId: id,
-      netns: "/run/netns/none",
-      stdin: confOf({ conf, result: [address(index)] }),
-      wrap,
-    })
-  ));
-  for (const { code, stdout } of outputs) assertEquals(code, 0, stdout);
+  await Promise.all(ids.map((id, index) => done(node, "ADD", { id, conf, result: [address(index)], wrap })));
   const rules = (await saved(node)).split("\n").filter((line) => line.startsWith("-A"));
   assertEquals(rules.filter((rule, index) => rules.indexOf(rule) !== index), []);
   await Promise.all(ids.map((id, index) => done(node, "CHECK", { id, conf, result: [address(index)] })));

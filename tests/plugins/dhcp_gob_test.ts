@@ -1,5 +1,6 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { GobError, GobReader, type GobValue, GobWriter, type Schema } from "../../plugins/dhcp/gob.ts";
+import { hex } from "../../plugins/dhcp/lease.ts";
 
 /** Messages that the reference's plugin and daemon sent, as they went over the wire. */
 const REQUEST =
@@ -14,10 +15,6 @@ const requestSchema: Schema = { struct: "Request", fields: [["ServiceMethod", "s
 
 function bytes(hex: string): Uint8Array {
   return Uint8Array.from(hex.match(/../g) ?? [], (pair) => parseInt(pair, 16));
-}
-
-function hex(data: Uint8Array): string {
-  return Array.from(data, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 /** What is in a stream of messages whose lengths all fit into one byte. */

@@ -1,6 +1,7 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { decode } from "../../lib/cni/decode.ts";
 import { CniError, code } from "../../lib/cni/error.ts";
+import { hex } from "../../plugins/dhcp/lease.ts";
 import { clientId, clientOptions, type DhcpConf, dhcpKeys, identifierOption } from "../../plugins/dhcp/options.ts";
 
 function conf(ipam: unknown): DhcpConf {
@@ -107,8 +108,7 @@ Deno.test("dhcp asks for what is listed, then for router and mask", () => {
 Deno.test("dhcp client identifier is a zero byte and the attachment, cut after 254 bytes", () => {
   const owner = { containerId: "cid1", network: "mynet", ifName: "eth0" };
   const none = clientOptions(conf({}), "");
-  const hex = Array.from(identifierOption(owner, none), (byte) => byte.toString(16).padStart(2, "0")).join("");
-  assertEquals(hex, "00636964312f6d796e65742f65746830");
+  assertEquals(hex(identifierOption(owner, none)), "00636964312f6d796e65742f65746830");
   const long = { containerId: "c".repeat(200), network: "n".repeat(60), ifName: "eth0" };
   assertEquals(text(clientId(long)), `${"c".repeat(200)}/${"n".repeat(53)}`);
   assertEquals(identifierOption(long, none).length, 255);
