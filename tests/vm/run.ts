@@ -14,7 +14,7 @@
  *   --kernel FILE  a vmlinuz-VERSION with its modules in lib/modules; else that of tests/support/kernel.sh
  *   --vms N        machines side by side: as many as processors unless told
  *   --filter TEXT  only tests whose name contains it, or one of several with | between them
- *   --limit N      for one file, 1800 seconds unless told
+ *   --limit N      for one file, 3600 seconds unless told
  * Exit status: 0 when every file passed, 1 when one failed or did not end, 2 when no virtual machine could be run.
  */
 import { parseArgs } from "@std/cli/parse-args";
@@ -34,7 +34,7 @@ import {
 
 const root = fromFileUrl(new URL("../../", import.meta.url));
 const options = parseArgs(Deno.args, { boolean: ["all", "systemd"], string: ["filter", "vms", "limit", "kernel"] });
-const limit = Number(options.limit ?? 1800);
+const limit = Number(options.limit ?? 3600);
 const started = Date.now();
 const ciSet = !options.all && !options.systemd && options._.length === 0;
 
