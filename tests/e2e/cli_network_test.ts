@@ -153,11 +153,11 @@ nodeTest(
 );
 
 nodeTest("cnibox takes what cnitool takes from the environment", { needs: ["iptables"] }, async ({ node }) => {
-  await node.write("/srv/nets/10-demo.conflist", JSON.stringify(demo));
+  await node.write("/etc/nets/10-demo.conflist", JSON.stringify(demo));
   await node.container("t1");
   const env = {
     PATH: "/usr/sbin:/usr/bin:/sbin:/bin",
-    NETCONFPATH: "/srv/nets",
+    NETCONFPATH: "/etc/nets",
     CNI_PATH: "/opt/cni/bin",
     CNI_ARGS: "IgnoreUnknown=1;K8S_POD_NAME=pod",
     CAP_ARGS: JSON.stringify({ portMappings: ports, dns: { servers: ["192.0.2.53"] } }),

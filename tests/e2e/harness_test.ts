@@ -2,7 +2,7 @@
  * The test harness itself: a node is alone, ends without a trace, and sees what plugins do. Run with the reference
  * plugins.
  */
-import { assert, assertEquals, assertRejects, assertStringIncludes, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects, assertStringIncludes, assertThrows } from "@std/assert";
 import {
   assertPings,
   assertSameState,
@@ -11,6 +11,7 @@ import {
   childPrograms,
   createNode,
   difference,
+  FRESH_ROOT,
   hostLocalLeftovers,
   nodeTest,
   ping,
@@ -60,6 +61,16 @@ nodeTest("what happens in a node stays in it", async ({ node }) => {
   }
   assertEquals((await node.list("/run/netns")).includes(mark), true);
   assertEquals((await node.list("/sys/class/net")).includes(mark), true);
+});
+
+nodeTest("what of the root file system is not the node's own cannot be written there", async ({ node }) => {
+  // A node with a root of its own (test:fresh-root) has all of it.
+  if (FRESH_ROOT !== undefined) return;
+  for (const folder of ["/", "/srv", "/usr/bin"]) {
+    const output = await node.exec(["touch", `${folder}/cnibox-${crypto.randomUUID()}`]);
+    assertMatch(output.stderr, /Read-only file system/, folder);
+  }
+  await assertRejects(() => node.write("/srv/nets/file", ""), Error, "Read-only file system");
 });
 
 nodeTest("a node ends with all its processes, also when one of them ignores SIGTERM", async () => {

@@ -2,8 +2,8 @@
  * A throw-away node: what a machine is to a CNI plugin, in namespaces of its own.
  *
  * One process holds a network, a mount and a PID namespace. Its /run, /etc, /var and /opt are private (overlays on
- * tmpfs), /sys and /proc belong to its own network and processes, so plugins run in it as a runtime runs them on a
- * machine, and nothing that they do reaches the real one. The holder lives as long as a pipe to the test process: when
+ * tmpfs), /sys and /proc belong to its own network and processes, the rest of the root file system but /tmp is
+ * read-only, so plugins run in it as a runtime runs them on a machine, and nothing that they do reaches the real one. The holder lives as long as a pipe to the test process: when
  * that ends, however it ends, every process of the node is killed by the kernel and nothing is left behind.
  */
 
@@ -426,9 +426,11 @@ done
 mkdir -p /var/lib/cni /etc/cni/net.d /opt/cni/bin
 while [ $# -gt 1 ]; do
   mkdir -p "$1"
-  mount --bind "$2" "$1"
+  mount --bind -o ro "$2" "$1"
   shift 2
 done
+mount --bind /tmp /tmp
+mount -o remount,bind,ro /
 ip link set lo up
 echo 0 >/proc/sys/net/ipv4/ip_forward
 echo "ready $pid"
