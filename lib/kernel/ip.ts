@@ -103,14 +103,18 @@ export function vethAdd({ name, mac, peer, peerMac, netns, mtu }: VethPair): str
 
 /**
  * The same pair, made the other way round: the container's end is made in its namespace, and `up` already when the
- * host's end appears. The other way the kernel cannot raise it: at that moment the pair is not joined yet.
+ * host's end appears. The other way the kernel cannot raise it: at that moment the pair is not joined yet. Before Linux
+ * 6.14 a link of the host that is called as the container's end is in the way, though the namespaces differ; not so
+ * where the new one is given an `index` that no link has.
  */
-export function vethInto({ name, mac, peer, peerMac, netns, mtu }: VethPair, { up }: { up: boolean }): string {
+export function vethInto(
+  { name, mac, peer, peerMac, netns, mtu }: VethPair,
+  { up, index }: { readonly up: boolean; readonly index?: number | undefined },
+): string {
   const size = mtu > 0 ? ` mtu ${mtu}` : "";
-  return `link add name ${peer}${peerMac ? ` address ${peerMac}` : ""}${size}${
-    up ? " up" : ""
-  } netns ${netns} type veth peer name ${name}` +
-    `${mac ? ` address ${mac}` : ""}${size}`;
+  return `link add name ${peer}${index === undefined ? "" : ` index ${index}`}${
+    peerMac ? ` address ${peerMac}` : ""
+  }${size}${up ? " up" : ""} netns ${netns} type veth peer name ${name}${mac ? ` address ${mac}` : ""}${size}`;
 }
 
 export const linkUp = (name: string): string => `link set dev ${name} up`;

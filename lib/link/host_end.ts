@@ -47,6 +47,14 @@ export function hostEnd(owner: Attachment, attempt = 0): Interface {
 }
 
 /**
+ * An index for the container's end that no other link has: the kernel counts up from 1, and never came to half of the
+ * 31 bits. From the host end's name, so the same attachment gets the same one.
+ */
+export function podIndex({ name }: Interface): number {
+  return 2 ** 30 + parseInt(name.slice("veth".length), 16) % 2 ** 30;
+}
+
+/**
  * MAC of a host end. The kernel sets it in the step that makes the link, before there can be an alias. As nobody else
  * gives a link of this name just this MAC, it shows which network a link without alias was made for.
  */
@@ -159,7 +167,7 @@ export async function withFreeName<T>(
 }
 
 /** Did a link of this name, or its peer's, stand in the way? */
-function isExisting(error: unknown): boolean {
+export function isExisting(error: unknown): boolean {
   return error instanceof StepError && error.step.text.startsWith("link add ") &&
     /File exists/.test(error.output.stderr);
 }

@@ -5,10 +5,11 @@ import type { ContainerCall } from "../../lib/cni/plugin.ts";
 import type { Interface, IPConfig } from "../../lib/cni/types.ts";
 import { addrShow, vethInto } from "../../lib/kernel/ip.ts";
 import { apply, type Step, step, StepError } from "../../lib/kernel/plan.ts";
+import { linkExists } from "../../lib/kernel/proc.ts";
 import { isAbsent } from "../../lib/kernel/run.ts";
 import { firstHost, linkNow } from "../../lib/link/container_link.ts";
 import { readFailure } from "../../lib/link/failure.ts";
-import { ownerOf, portAlias, undoHostEnd, withFreeName } from "../../lib/link/host_end.ts";
+import { isExisting, ownerOf, podIndex, portAlias, undoHostEnd, withFreeName } from "../../lib/link/host_end.ts";
 import { isIndexName } from "../../lib/net/link_name.ts";
 import type { Config } from "./conf.ts";
 import { type BridgeNow, type BridgeRequest, isComplete } from "./port.ts";
@@ -31,14 +32,19 @@ export async function connect(call: ContainerCall, conf: Config, ends: Ends): Pr
   if (isIndexName(conf.bridge) && !await linkNow(call, "host", conf.bridge)) {
     await (await shape()).createBridge(call, request);
   }
+  // Has the host a link that is called as the container's? See vethInto.
+  let namesake = linkExists(call.ifName) !== false;
   let found: BridgeNow | undefined;
   for (let attempt = 0; found === undefined; attempt++) {
     try {
-      found = await withFreeName(call, { owner: ownerOf(call), end: host }, () => addPort(call, conf, ends));
+      found = await withFreeName(call, { owner: ownerOf(call), end: host }, () => addPort(call, conf, ends, namesake));
     } catch (error) {
       if (!(error instanceof StepError)) throw error;
       if (attempt === 0 && isAbsent(error) && error.step.text === addrShow(conf.bridge)) {
         await (await shape()).createBridge(call, request);
+      } else if (!namesake && isExisting(error)) {
+        // Alternative names count, and are not in /proc.
+        namesake = true;
       } else {
         throw await readFailure(error, async (failure) => (await shape()).portFailure(call, failure, { conf, ends }));
       }
@@ -59,10 +65,10 @@ export async function connect(call: ContainerCall, conf: Config, ends: Ends): Pr
  * One process makes the port, and looks at the bridge before and after: one that nobody gave a MAC takes one from its
  * ports.
  */
-async function addPort(call: ContainerCall, conf: Config, ends: Ends): Promise<BridgeNow> {
+async function addPort(call: ContainerCall, conf: Config, ends: Ends, namesake: boolean): Promise<BridgeNow> {
   const show = () => step("host", "ip", addrShow(conf.bridge), { read: true });
   const [[before] = [], [now] = []] = await apply(
-    [[show(), ...portSteps(call, conf, ends), show()]],
+    [[show(), ...portSteps(call, conf, ends, namesake), show()]],
     call,
   ) as BridgeNow[][];
   if (now) return { ...now, macBefore: before?.address };
@@ -96,7 +102,7 @@ const PORT_FLAGS = [
   ["portIsolation", "isolated", "failed to set isolated on"],
 ] as const;
 
-function portSteps(call: ContainerCall, conf: Config, { host, pod, ips }: Ends): Step[] {
+function portSteps(call: ContainerCall, conf: Config, { host, pod, ips }: Ends, namesake: boolean): Step[] {
   const { bridge } = conf;
   const veth = host.name;
   // Up from the start: once the host's end is up too, the port forwards, and what the container announces is heard.
@@ -108,12 +114,13 @@ function portSteps(call: ContainerCall, conf: Config, { host, pod, ips }: Ends):
     netns: netnsWord(call),
     mtu: conf.mtu,
   };
-  const pair = vethInto(ends, { up: !conf.disableContainerInterface });
+  const pair = vethInto(ends, { up: !conf.disableContainerInterface, index: namesake ? podIndex(host) : undefined });
   const steps = [
     step("host", "ip", pair, {
       failing: "failed to make veth pair",
       undo: undoHostEnd(veth, ownerOf(call)),
-      why: "the container's end is made in its namespace, up from the start",
+      why: "the container's end is made in its namespace, up from the start" +
+        (namesake ? `; by its index the host's own ${pod.name} is not in the way, as before Linux 6.14 by name` : ""),
     }),
     step("host", "ip", `link set dev ${veth} master ${bridge} alias ${portAlias({ ...call })} up`, {
       failing: `failed to connect "${veth}" to bridge ${bridge}`,

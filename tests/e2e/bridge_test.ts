@@ -1,5 +1,6 @@
 /** bridge on a real kernel: what it makes, what it leaves, who reaches whom, and beside the reference. */
 import { assert, assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
+import { namesakeTest } from "./support/main_plugin.ts";
 import {
   assertNoPing,
   assertPings,
@@ -283,6 +284,8 @@ nodeTest(
     assertEquals(await node.list("/var/lib/cni"), []);
   },
 );
+
+namesakeTest("bridge", { needs: ["bridge", "iptables"], net: net() });
 
 nodeTest("DEL with the host's own namespace releases by owner, touches no link and says code 8", {
   needs: ["bridge", "veth", "iptables"],

@@ -3,7 +3,7 @@
  * reference.
  */
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
-import { badIpam, failure, fixed, single, versions } from "./support/main_plugin.ts";
+import { badIpam, failure, fixed, namesakeTest, single, versions } from "./support/main_plugin.ts";
 import {
   assertPings,
   assertSameState,
@@ -406,6 +406,8 @@ nodeTest(
     assertEquals((await failure(node, asked("CHECK", pod, {}))).msg, "Required prevResult missing");
   },
 );
+
+namesakeTest("host-device", { needs, net: net(), prepare: device });
 
 nodeTest("host-device touches no link of the host's own namespace", { needs }, async ({ node }) => {
   await device(node);

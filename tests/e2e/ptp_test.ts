@@ -1,6 +1,16 @@
 /** ptp on a real kernel: what it makes, what it leaves, who reaches whom, and beside the reference. */
 import { assert, assertEquals, assertMatch, assertRejects, assertStringIncludes } from "@std/assert";
-import { badIpam, besideReference, dual, failure, fixed, settled, single, versions } from "./support/main_plugin.ts";
+import {
+  badIpam,
+  besideReference,
+  dual,
+  failure,
+  fixed,
+  namesakeTest,
+  settled,
+  single,
+  versions,
+} from "./support/main_plugin.ts";
 import {
   assertNoPing,
   assertPings,
@@ -117,6 +127,8 @@ nodeTest("ptp DEL removes what the reference added when the namespace is not nam
   await one.del("cnibox", { withoutNetns: true });
   assertSameState(before, await snapshot(node), stays);
 });
+
+namesakeTest("ptp", { needs, net: net() });
 
 nodeTest("ptp ADD and DEL in the host's own namespace touch no link", { needs }, async ({ node }) => {
   await node.ip("link add eth0 type veth peer name eth1");

@@ -1,6 +1,6 @@
 /** What is promised of every plugin that makes a link in the container: macvlan, ipvlan, vlan, dummy and tap. */
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { badIpam, besideReference, dual, failure, fixed, single, versions } from "./main_plugin.ts";
+import { badIpam, besideReference, dual, failure, fixed, namesakeTest, single, versions } from "./main_plugin.ts";
 import type { Need } from "./needs.ts";
 import { inVm } from "./vm.ts";
 import type { Namespace, Node } from "./node.ts";
@@ -183,6 +183,8 @@ export function linkPluginTests(plugin: LinkPlugin): void {
     }
     assertSameState(before, await snapshot(node), stays);
   });
+
+  namesakeTest(type, { needs, net: net(), prepare: plugin.prepare });
 
   nodeTest(`${type} takes a namespace by any path, and an interface name with a dot`, { needs }, async ({ node }) => {
     const pod = await ready(node);

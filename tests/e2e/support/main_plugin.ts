@@ -1,8 +1,10 @@
 /** What the tests of several main plugins need: the error of a call, and ours beside the reference. */
 import { assertEquals } from "@std/assert";
+import type { Need } from "./needs.ts";
 import type { Namespace, Node } from "./node.ts";
 import { Attachment, type By, type Json, type PluginCall, runPlugin } from "./plugins.ts";
 import { type Allowed, difference, type Snapshot, snapshot } from "./snapshot.ts";
+import { nodeTest } from "./test.ts";
 
 /** The error of a call that has to fail. */
 export async function failure(
@@ -66,6 +68,49 @@ export async function settled(...namespaces: Namespace[]): Promise<void> {
       await new Promise((done) => setTimeout(done, 50));
     }
   }
+}
+
+/**
+ * Registers the test that no link of the host is in the way of one in the container that is called the same: nodes have
+ * an eth0, too. Before Linux 6.14 the kernel looks for a new link's name in the namespace of who asks for it.
+ */
+export function namesakeTest(
+  type: string,
+  { needs, net, prepare }: {
+    readonly needs: readonly Need[];
+    readonly net: Json;
+    readonly prepare?: ((node: Node) => Promise<unknown>) | undefined;
+  },
+): void {
+  nodeTest(
+    `${type} attaches by a name that a link of the host has`,
+    { needs: [...needs, "veth"] },
+    async ({ node }) => {
+      await prepare?.(node);
+      const pod = await node.container("a");
+      await node.ip(
+        "link add eth0 type veth peer name eth1",
+        "link set eth0 up",
+        "link set eth1 up",
+        "link property add dev eth1 altname net7",
+      );
+      const known = ["eth0", "eth1"];
+      const own = async () =>
+        (await snapshot(node)).links.filter((line) => known.some((name) => line.includes(`name=${name} `)));
+      const before = await own();
+      assertEquals(before.length, 2);
+      for (const ifName of ["eth0", "net7"]) {
+        const one = new Attachment(node, net, pod, { ifName });
+        await one.add();
+        assertEquals((await pod.ipJson("link", "show", ifName)).length, 1);
+        await one.check();
+        assertEquals(await own(), before);
+        await one.del();
+        assertEquals((await pod.ipJson("link")).map(({ ifname }) => ifname), ["lo"]);
+        assertEquals(await own(), before);
+      }
+    },
+  );
 }
 
 /** What differs between the reference's ADD and ours: in the container, on the host, in the result. */
