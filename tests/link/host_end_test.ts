@@ -4,10 +4,12 @@ import {
   deleteHostVeth,
   hostEnd,
   hostEndNames,
+  podIndex,
   portAlias,
   undoHostEnd,
   withFreeName,
 } from "../../lib/link/host_end.ts";
+import { vethInto } from "../../lib/kernel/ip.ts";
 import { apply, step, StepError } from "../../lib/kernel/plan.ts";
 import type { Run } from "../../lib/kernel/run.ts";
 import { fakeCall } from "../fakes/call.ts";
@@ -108,4 +110,24 @@ Deno.test("an alias that the kernel would cut ends in a hash of the whole", () =
   assertNotEquals(long("1"), long("2"));
   const wide = portAlias({ network: "n", containerId: "c".repeat(234), ifName: "ääääääää" });
   assert(new TextEncoder().encode(wide).length <= 255, wide);
+});
+
+Deno.test("the container's end is given an index that no link has, the same one each time, where its name is the host's too", () => {
+  const owner = { network: "pods", containerId: "c1", ifName: "eth0" };
+  const index = podIndex(hostEnd(owner));
+  assertEquals(index, podIndex(hostEnd(owner)));
+  assertNotEquals(index, podIndex(hostEnd({ ...owner, containerId: "c2" })));
+  for (const name of ["veth00000000", "vethffffffff", hostEnd(owner).name]) {
+    const index = podIndex({ name });
+    assert(Number.isInteger(index) && index >= 2 ** 30 && index < 2 ** 31, `${name}: ${index}`);
+  }
+  const pair = { name: "veth00000001", peer: "eth0", netns: "/run/netns/a", mtu: 1400 };
+  assertEquals(
+    vethInto(pair, { up: true, index: 2 ** 30 }),
+    "link add name eth0 index 1073741824 mtu 1400 up netns /run/netns/a type veth peer name veth00000001 mtu 1400",
+  );
+  assertEquals(
+    vethInto(pair, { up: false }),
+    "link add name eth0 mtu 1400 netns /run/netns/a type veth peer name veth00000001 mtu 1400",
+  );
 });
