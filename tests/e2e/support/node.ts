@@ -430,7 +430,8 @@ while [ $# -gt 1 ]; do
   shift 2
 done
 mount --bind /tmp /tmp
-mount -o remount,bind,ro /
+# Below a chroot / is no mount, and cannot be made read-only.
+! mountpoint -q / || mount -o remount,bind,ro /
 ip link set lo up
 echo 0 >/proc/sys/net/ipv4/ip_forward
 echo "ready $pid"
