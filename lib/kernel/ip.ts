@@ -104,7 +104,7 @@ export function vethAdd({ name, mac, peer, peerMac, netns, mtu }: VethPair): str
 /**
  * The same pair, made the other way round: the container's end is made in its namespace, and `up` already when the
  * host's end appears. The other way the kernel cannot raise it: at that moment the pair is not joined yet. Before Linux
- * 6.14 a link of the host that is called as the container's end is in the way, though the namespaces differ; not so
+ * 6.15 a link of the host that is called as the container's end is in the way, though the namespaces differ; not so
  * where the new one is given an `index` that no link has.
  */
 export function vethInto(

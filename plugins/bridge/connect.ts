@@ -120,7 +120,7 @@ function portSteps(call: ContainerCall, conf: Config, { host, pod, ips }: Ends, 
       failing: "failed to make veth pair",
       undo: undoHostEnd(veth, ownerOf(call)),
       why: "the container's end is made in its namespace, up from the start" +
-        (namesake ? `; by its index the host's own ${pod.name} is not in the way, as before Linux 6.14 by name` : ""),
+        (namesake ? `; by its index the host's own ${pod.name} is not in the way, as before Linux 6.15 by name` : ""),
     }),
     step("host", "ip", `link set dev ${veth} master ${bridge} alias ${portAlias({ ...call })} up`, {
       failing: `failed to connect "${veth}" to bridge ${bridge}`,

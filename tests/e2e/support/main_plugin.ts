@@ -72,7 +72,7 @@ export async function settled(...namespaces: Namespace[]): Promise<void> {
 
 /**
  * Registers the test that no link of the host is in the way of one in the container that is called the same: nodes have
- * an eth0, too. Before Linux 6.14 the kernel looks for a new link's name in the namespace of who asks for it.
+ * an eth0, too. Before Linux 6.15 the kernel looks for a new link's name in the namespace of who asks for it.
  */
 export function namesakeTest(
   type: string,
