@@ -94,11 +94,12 @@ export interface VethPair {
   readonly mtu: number;
 }
 
+const end = (name: string, mac: string | undefined, mtu: number): string =>
+  `name ${name}${mac ? ` address ${mac}` : ""}${mtu > 0 ? ` mtu ${mtu}` : ""}`;
+
 /** Makes both ends in one step, across namespaces. */
 export function vethAdd({ name, mac, peer, peerMac, netns, mtu }: VethPair): string {
-  const size = mtu > 0 ? ` mtu ${mtu}` : "";
-  return `link add name ${name}${mac ? ` address ${mac}` : ""}${size} type veth peer name ${peer}` +
-    `${peerMac ? ` address ${peerMac}` : ""}${size} netns ${netns}`;
+  return `link add ${end(name, mac, mtu)} type veth peer ${end(peer, peerMac, mtu)} netns ${netns}`;
 }
 
 /**
@@ -109,12 +110,10 @@ export function vethAdd({ name, mac, peer, peerMac, netns, mtu }: VethPair): str
  */
 export function vethInto(
   { name, mac, peer, peerMac, netns, mtu }: VethPair,
-  { up, index }: { readonly up: boolean; readonly index?: number | undefined },
+  { up, index }: { readonly up: boolean; readonly index: number },
 ): string {
-  const size = mtu > 0 ? ` mtu ${mtu}` : "";
-  return `link add name ${peer}${index === undefined ? "" : ` index ${index}`}${
-    peerMac ? ` address ${peerMac}` : ""
-  }${size}${up ? " up" : ""} netns ${netns} type veth peer name ${name}${mac ? ` address ${mac}` : ""}${size}`;
+  return `link add ${end(peer, peerMac, mtu)}${index ? ` index ${index}` : ""}${up ? " up" : ""} netns ${netns}` +
+    ` type veth peer ${end(name, mac, mtu)}`;
 }
 
 export const linkUp = (name: string): string => `link set dev ${name} up`;

@@ -51,7 +51,7 @@ export function hostEnd(owner: Attachment, attempt = 0): Interface {
  * 31 bits. From the host end's name, so the same attachment gets the same one.
  */
 export function podIndex({ name }: Interface): number {
-  return 2 ** 30 + parseInt(name.slice("veth".length), 16) % 2 ** 30;
+  return 2 ** 30 + parseInt(name.slice(4), 16) % 2 ** 30;
 }
 
 /**

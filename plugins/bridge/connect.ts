@@ -21,6 +21,11 @@ export interface Ends {
   readonly ips: readonly IPConfig[];
 }
 
+/** What a port is made from; `index`: of the container's end, 0 leaves it to the kernel. */
+interface Port extends Ends {
+  readonly index: number;
+}
+
 /** Loaded when used: what a bridge that is as it should be does without. */
 const shape = () => import("./shape.ts");
 
@@ -32,19 +37,24 @@ export async function connect(call: ContainerCall, conf: Config, ends: Ends): Pr
   if (isIndexName(conf.bridge) && !await linkNow(call, "host", conf.bridge)) {
     await (await shape()).createBridge(call, request);
   }
-  // Has the host a link that is called as the container's? See vethInto.
-  let namesake = linkExists(call.ifName) !== false;
+  // Where the host has a link that is called as the container's: see vethInto.
+  const free = podIndex(host);
+  let index = linkExists(call.ifName) === false ? 0 : free;
   let found: BridgeNow | undefined;
   for (let attempt = 0; found === undefined; attempt++) {
     try {
-      found = await withFreeName(call, { owner: ownerOf(call), end: host }, () => addPort(call, conf, ends, namesake));
+      found = await withFreeName(
+        call,
+        { owner: ownerOf(call), end: host },
+        () => addPort(call, conf, { ...ends, index }),
+      );
     } catch (error) {
       if (!(error instanceof StepError)) throw error;
       if (attempt === 0 && isAbsent(error) && error.step.text === addrShow(conf.bridge)) {
         await (await shape()).createBridge(call, request);
-      } else if (!namesake && isExisting(error)) {
+      } else if (!index && isExisting(error)) {
         // Alternative names count, and are not in /proc.
-        namesake = true;
+        index = free;
       } else {
         throw await readFailure(error, async (failure) => (await shape()).portFailure(call, failure, { conf, ends }));
       }
@@ -65,10 +75,10 @@ export async function connect(call: ContainerCall, conf: Config, ends: Ends): Pr
  * One process makes the port, and looks at the bridge before and after: one that nobody gave a MAC takes one from its
  * ports.
  */
-async function addPort(call: ContainerCall, conf: Config, ends: Ends, namesake: boolean): Promise<BridgeNow> {
+async function addPort(call: ContainerCall, conf: Config, ends: Port): Promise<BridgeNow> {
   const show = () => step("host", "ip", addrShow(conf.bridge), { read: true });
   const [[before] = [], [now] = []] = await apply(
-    [[show(), ...portSteps(call, conf, ends, namesake), show()]],
+    [[show(), ...portSteps(call, conf, ends), show()]],
     call,
   ) as BridgeNow[][];
   if (now) return { ...now, macBefore: before?.address };
@@ -102,7 +112,7 @@ const PORT_FLAGS = [
   ["portIsolation", "isolated", "failed to set isolated on"],
 ] as const;
 
-function portSteps(call: ContainerCall, conf: Config, { host, pod, ips }: Ends, namesake: boolean): Step[] {
+function portSteps(call: ContainerCall, conf: Config, { host, pod, ips, index }: Port): Step[] {
   const { bridge } = conf;
   const veth = host.name;
   // Up from the start: once the host's end is up too, the port forwards, and what the container announces is heard.
@@ -114,13 +124,12 @@ function portSteps(call: ContainerCall, conf: Config, { host, pod, ips }: Ends, 
     netns: netnsWord(call),
     mtu: conf.mtu,
   };
-  const pair = vethInto(ends, { up: !conf.disableContainerInterface, index: namesake ? podIndex(host) : undefined });
+  const pair = vethInto(ends, { up: !conf.disableContainerInterface, index });
   const steps = [
     step("host", "ip", pair, {
       failing: "failed to make veth pair",
       undo: undoHostEnd(veth, ownerOf(call)),
-      why: "the container's end is made in its namespace, up from the start" +
-        (namesake ? `; by its index the host's own ${pod.name} is not in the way, as before Linux 6.15 by name` : ""),
+      why: `the container's end, up from the start${index ? "; told from the host's by index" : ""}`,
     }),
     step("host", "ip", `link set dev ${veth} master ${bridge} alias ${portAlias({ ...call })} up`, {
       failing: `failed to connect "${veth}" to bridge ${bridge}`,

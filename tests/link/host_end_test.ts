@@ -124,10 +124,10 @@ Deno.test("the container's end is given an index that no link has, the same one 
   const pair = { name: "veth00000001", peer: "eth0", netns: "/run/netns/a", mtu: 1400 };
   assertEquals(
     vethInto(pair, { up: true, index: 2 ** 30 }),
-    "link add name eth0 index 1073741824 mtu 1400 up netns /run/netns/a type veth peer name veth00000001 mtu 1400",
+    "link add name eth0 mtu 1400 index 1073741824 up netns /run/netns/a type veth peer name veth00000001 mtu 1400",
   );
   assertEquals(
-    vethInto(pair, { up: false }),
+    vethInto(pair, { up: false, index: 0 }),
     "link add name eth0 mtu 1400 netns /run/netns/a type veth peer name veth00000001 mtu 1400",
   );
 });

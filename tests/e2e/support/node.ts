@@ -2,9 +2,10 @@
  * A throw-away node: what a machine is to a CNI plugin, in namespaces of its own.
  *
  * One process holds a network, a mount and a PID namespace. Its /run, /etc, /var and /opt are private (overlays on
- * tmpfs), /sys and /proc belong to its own network and processes, the rest of the root file system but /tmp is
- * read-only, so plugins run in it as a runtime runs them on a machine, and nothing that they do reaches the real one. The holder lives as long as a pipe to the test process: when
- * that ends, however it ends, every process of the node is killed by the kernel and nothing is left behind.
+ * tmpfs), /sys and /proc belong to its own network and processes, and the rest of the root file system but /tmp is
+ * read-only. So plugins run in it as a runtime runs them on a machine, and nothing that they do reaches the real one.
+ * The holder lives as long as a pipe to the test process: when that ends, however it ends, every process of the node is
+ * killed by the kernel and nothing is left behind.
  */
 
 import { eventually } from "./traffic.ts";
