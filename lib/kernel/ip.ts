@@ -94,6 +94,7 @@ export interface VethPair {
   readonly mtu: number;
 }
 
+/** What `link add` is told of one end of a pair. */
 const end = (name: string, mac: string | undefined, mtu: number): string =>
   `name ${name}${mac ? ` address ${mac}` : ""}${mtu > 0 ? ` mtu ${mtu}` : ""}`;
 
@@ -112,7 +113,7 @@ export function vethInto(
   { name, mac, peer, peerMac, netns, mtu }: VethPair,
   { up, index }: { readonly up: boolean; readonly index: number },
 ): string {
-  return `link add ${end(peer, peerMac, mtu)}${index ? ` index ${index}` : ""}${up ? " up" : ""} netns ${netns}` +
+  return `link add${index ? ` index ${index}` : ""} ${end(peer, peerMac, mtu)}${up ? " up" : ""} netns ${netns}` +
     ` type veth peer ${end(name, mac, mtu)}`;
 }
 

@@ -124,7 +124,7 @@ Deno.test("the container's end is given an index that no link has, the same one 
   const pair = { name: "veth00000001", peer: "eth0", netns: "/run/netns/a", mtu: 1400 };
   assertEquals(
     vethInto(pair, { up: true, index: 2 ** 30 }),
-    "link add name eth0 mtu 1400 index 1073741824 up netns /run/netns/a type veth peer name veth00000001 mtu 1400",
+    "link add index 1073741824 name eth0 mtu 1400 up netns /run/netns/a type veth peer name veth00000001 mtu 1400",
   );
   assertEquals(
     vethInto(pair, { up: false, index: 0 }),

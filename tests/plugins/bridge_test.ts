@@ -53,9 +53,7 @@ function adding(early: IPConfig[], answer = early, options: { reached?: () => vo
   const short = () =>
     log.map((entry) =>
       entry.startsWith("host ip: addr show dev br9")
-        ? `host: ${
-          / address (\S+)(?: index \d+)? up netns/.exec(entry)?.[1]?.replace(/^/, "link ") ?? "a look at the bridge"
-        }`
+        ? `host: ${/ address (\S+) up netns/.exec(entry)?.[1]?.replace(/^/, "link ") ?? "a look at the bridge"}`
         : entry.startsWith("pod ip: ?")
         ? "pod: configured"
         : entry
