@@ -182,10 +182,10 @@ async function settleConflicts(
     };
   }));
   const [four, six] = [found.find(isFour), found.find((one) => !isFour(one))];
-  const behind = four && six && six.living.length > 0
-    ? await behindInFour(call, publication, { four, six, backend: backendOf(4) })
+  const gone = four && six && six.living.length > 0
+    ? await givingUp(call, publication, { four, six, backendOf })
     : new Set<string>();
-  const living = [...(four?.living ?? []), ...(six?.living ?? []).filter(({ key }) => !behind.has(key))];
+  const living = [...(four?.living ?? []), ...(six?.living ?? []).filter(({ key }) => !gone.has(key))];
   const taken = living.filter(({ conditional }) => !conditional);
   const [first] = taken;
   if (first && portConflict !== "warn") {
@@ -205,7 +205,9 @@ async function settleConflicts(
           "DEL of that container or GC of its network removes them",
       );
     }
-    if (dead.length > 0 && living.length === 0) await moveFirst(call, publication, { target, backendOf });
+    if (dead.length > 0 && living.every(({ key }) => gone.has(key))) {
+      await moveFirst(call, publication, { target, backendOf });
+    }
   }
 }
 
@@ -232,25 +234,34 @@ async function conflictsFor(
   return nftConflicts(rules, ports, family);
 }
 
-/** How often, and how long apart, the other family is looked at once more. */
-const [LOOKS, LOOK_MS] = [8, 50];
+/** How long both families are looked at again: a container that comes at the same time has its rules in one only. */
+const WAITS_MS = [25, 50, 100, 200, 400, 800, 1600];
 
 /**
- * Both families are set side by side, so of two containers that come at once each may be first in one. IPv4 decides
- * then: who is behind there will give up in both. One that is not there yet is waited for.
+ * Who is ahead in IPv6 but does not keep the port. Both families are set side by side, so of several containers that
+ * come at once each may be first in one. IPv4 decides then: who is behind there gives up in both, and may have done so
+ * before it is seen there. One that is not there yet is waited for.
  */
-async function behindInFour(
+async function givingUp(
   call: ContainerCall,
   publication: Publication,
-  { four, six, backend }: { four: Found; six: Found; backend: Backend },
+  { four, six, backendOf }: { four: Found; six: Found; backendOf: (family: Family) => Backend },
 ): Promise<ReadonlySet<string>> {
-  let { conflicts } = four;
-  for (let i = 0; i < LOOKS && six.living.some(({ key }) => !conflicts.some((one) => one.key === key)); i++) {
-    await new Promise((done) => setTimeout(done, LOOK_MS));
-    conflicts = await conflictsFor(call, publication, { target: four.target, backend });
+  const gone = new Set<string>();
+  let [inFour, inSix] = [four.conflicts, six.conflicts];
+  for (const wait of [...WAITS_MS, 0]) {
+    for (const { key, ahead } of inFour) if (!ahead) gone.add(key);
+    for (const { key } of six.living) if (!inSix.some((one) => one.key === key)) gone.add(key);
+    const undecided = six.living.some(({ key }) => !gone.has(key) && !inFour.some((one) => one.key === key));
+    if (!undecided || wait === 0) break;
+    await new Promise((done) => setTimeout(done, wait));
+    [inFour = [], inSix = []] = await Promise.all(
+      [four, six].map(({ target }) =>
+        conflictsFor(call, publication, { target, backend: backendOf(target.address.family) })
+      ),
+    );
   }
-  const ahead = new Set(conflicts.filter((other) => other.ahead).map(({ key }) => key));
-  return new Set(conflicts.map(({ key }) => key).filter((key) => !ahead.has(key)));
+  return gone;
 }
 
 async function moveFirst(

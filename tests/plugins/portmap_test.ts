@@ -2,6 +2,9 @@ import { assertEquals, assertRejects } from "@std/assert";
 import { plugin } from "../../plugins/portmap/mod.ts";
 import { containerAddresses } from "../../plugins/portmap/settings.ts";
 import { CniError } from "../../lib/cni/error.ts";
+import type { Run } from "../../lib/kernel/run.ts";
+import { dnatComment, type Owner } from "../../lib/net/name.ts";
+import { hostPortChain } from "../../lib/rules/host_ports_iptables.ts";
 import type { JsonObject, Result } from "../../lib/cni/types.ts";
 import { formatPrefix } from "../../lib/net/cidr.ts";
 import { fakeCall, fakeNetworkCall } from "../fakes/call.ts";
@@ -172,6 +175,68 @@ Deno.test("portmap's result is the one before it, in every version", async () =>
     assertEquals(result.ips, [{ address: "10.0.0.5/24", gateway: "10.0.0.1" }]);
   }
 });
+
+const [MINE, OTHER] = ["mine", "other"].map((containerId) => ({ network: "mynet", containerId })) as [Owner, Owner];
+
+/** The chain that leads to containers, as it is listed, with one rule for each of them. */
+function listedEntries(owners: readonly Owner[]): string {
+  return owners.map((owner) =>
+    `-A CNI-HOSTPORT-DNAT -p tcp -m comment --comment "${dnatComment(owner).replaceAll('"', '\\"')}" ` +
+    `-m multiport --dports 8080 -j ${hostPortChain(owner)}\n`
+  ).join("");
+}
+
+/** A host whose rules lead to these containers, look by look; the last look stays. Everybody on it is alive. */
+function hostWith(looks: Readonly<Record<"iptables" | "ip6tables", readonly (readonly Owner[])[]>>): Run {
+  const asked = { iptables: 0, ip6tables: 0 };
+  return async ({ argv }) => {
+    await Promise.resolve();
+    const answer = (stdout = "") => ({ code: 0, signal: null, stdout, stderr: "" });
+    const [tool = "", last = ""] = [argv[0], argv.at(-1)];
+    if ((tool === "iptables" || tool === "ip6tables") && argv.includes("-S")) {
+      if (last === "CNI-HOSTPORT-DNAT") {
+        return answer(
+          `-N ${last}\n${listedEntries(looks[tool][Math.min(asked[tool]++, looks[tool].length - 1)] ?? [])}`,
+        );
+      }
+      const to = tool === "iptables" ? "10.22.0.6:80" : "[2001:db8:22::6]:80";
+      return answer(`-N ${last}\n-A ${last} -p tcp -m tcp --dport 8080 -j DNAT --to-destination ${to}\n`);
+    }
+    if (argv.includes("route")) return answer('[{"dst":"x","dev":"cni0"}]');
+    if (argv.includes("neigh")) return answer('[{"dst":"x","state":["REACHABLE"]}]');
+    return answer();
+  };
+}
+
+const together: [what: string, looks: Parameters<typeof hostWith>[0], taken: boolean][] = [
+  ["the other is behind in IPv4", { iptables: [[MINE, OTHER]], ip6tables: [[OTHER, MINE]] }, false],
+  ["the other comes to IPv4 late", { iptables: [[MINE], [MINE], [MINE, OTHER]], ip6tables: [[OTHER, MINE]] }, false],
+  [
+    "the other comes to IPv4 and gives up between two looks",
+    { iptables: [[MINE]], ip6tables: [[OTHER, MINE], [OTHER, MINE], [MINE]] },
+    false,
+  ],
+  [
+    "the other gives up in IPv4 first",
+    { iptables: [[MINE], [MINE, OTHER], [MINE]], ip6tables: [[OTHER, MINE]] },
+    false,
+  ],
+  ["the other is ahead in IPv4", { iptables: [[OTHER, MINE]], ip6tables: [[MINE, OTHER]] }, true],
+  ["the other has IPv6 only", { iptables: [[MINE]], ip6tables: [[OTHER, MINE]] }, true],
+];
+
+for (const [what, looks, taken] of together) {
+  Deno.test(`portmap, of two that ask for one port at once: ${what}`, async () => {
+    const both = {
+      ...PREVIOUS,
+      ips: [...PREVIOUS.ips, { address: "2001:db8:22::5/64", interface: 1 }],
+    };
+    const config = conf({ name: "mynet", backend: "iptables", snat: false, prevResult: both });
+    const call = fakeCall(config, { host: hostWith(looks), containerId: "mine" });
+    if (!taken) await plugin.add(call);
+    else await assertRejects(() => plugin.add(call), CniError, "already published by container other");
+  });
+}
 
 Deno.test("portmap GC without a list, and STATUS with a bad configuration", async () => {
   await plugin.gc(fakeNetworkCall({}, { valid: undefined }));
