@@ -1,8 +1,8 @@
 /**
  * `deno task test`: every test, in two runs of `deno test`. First the unit tests and those of build and installer, one
  * file after the other, since some change the process's environment or need a processor for themselves; then the tests
- * with namespaces of their own, as many files at once as there are processors. Arguments go to both runs, for example
- * `--filter bridge`; with files among them there is one run of those.
+ * with namespaces of their own, one file more at once than there are processors, since what they call is often waited
+ * for. Arguments go to both runs, for example `--filter bridge`; with files among them there is one run of those.
  */
 import { fromFileUrl } from "@std/path";
 
@@ -18,9 +18,12 @@ const runs = named ? [[...options, ...Deno.args]] : [
   [...options, ...Deno.args, "--parallel", ...ISOLATED],
 ];
 
+/** How many files run at once with `--parallel`. */
+const env = { DENO_JOBS: Deno.env.get("DENO_JOBS") ?? `${navigator.hardwareConcurrency + 1}` };
+
 let failed = false;
 for (const args of runs) {
-  const { success } = await new Deno.Command(Deno.execPath(), { args, cwd: root }).spawn().status;
+  const { success } = await new Deno.Command(Deno.execPath(), { args, cwd: root, env }).spawn().status;
   failed ||= !success;
 }
 Deno.exit(failed ? 1 : 0);

@@ -129,7 +129,8 @@ async function gc(call: NetworkCall): Promise<void> {
 async function collectNft(call: NetworkCall, valid: ReadonlySet<string>): Promise<void> {
   // Names of the results that runtimes keep by the CNI library: `NETWORK-CONTAINER-INTERFACE`.
   const remembered = namesOf("/var/lib/cni/results");
-  for (const family of [4, 6] as const) {
+  // Side by side: one that does not answer is waited for, in each family.
+  await together(([4, 6] as const).map((family) => async () => {
     const suspects = new Map(
       (await nftPorts(call, family)).filter(({ comment }) =>
         comment !== "" && !valid.has(comment) && !remembered.some((name) => name.includes(comment))
@@ -141,7 +142,7 @@ async function collectNft(call: NetworkCall, valid: ReadonlySet<string>): Promis
       if (await isLiving(call, other, family)) return;
       await removeNftHostPorts(call, rule.comment, { family });
     }));
-  }
+  }));
 }
 
 async function status(call: NetworkCall): Promise<void> {
