@@ -1,7 +1,4 @@
-/**
- * The short form of `deno task test:faults`: every operation and every fault at some points, and what happens once in a
- * node's life. `deno task test:faults` tries all points.
- */
+/** What lets calls down once in a node's life. The files beside this one are short forms of `deno task test:faults`. */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { cnibox } from "../e2e/support/operator.ts";
 import { eventually } from "../e2e/support/traffic.ts";
@@ -10,65 +7,25 @@ import {
   Attachment,
   binDir,
   hostLocalLeftovers,
-  inVm,
   type Json,
-  type Need,
   type Node,
   nodeTest,
   realTool,
   runPlugin,
   snapshot,
   standIn,
-  unmet,
   withStandIns,
 } from "../e2e/support/mod.ts";
-import {
-  diskFaults,
-  killFaults,
-  type Outcome,
-  setups,
-  toolFaults,
-  Trial,
-  tryLostFolder,
-  tryPoints,
-  tryTools,
-} from "./faults.ts";
+import { setups } from "./faults.ts";
 
-/** Takes every n-th point of each plugin list. */
-const EVERY = 43;
-
-const NEEDS: Record<string, Need[]> = {
-  "bridge+portmap iptables": ["bridge", "veth", "iptables"],
-  "bridge+portmap nftables": ["bridge", "veth", "nf_tables", "nf_tables_bridge"],
-  "ptp+bandwidth+firewall": ["veth", "ifb", "tbf", "ingress", "iptables"],
-  "macvlan+tuning": ["macvlan", "veth"],
-  "cluster on etcd": ["tool:etcd", "tool:curl"],
-  "chain of five plugins": ["bridge", "veth", "iptables", "ifb", "tbf", "ingress"],
-};
-
-for (const setup of setups) {
-  const missing = unmet(["tool:strace", ...NEEDS[setup.name] ?? []]);
-  Deno.test({
-    name: `${setup.name}: a call that is killed, interrupted, or let down by disk or tools leaves nothing` +
-      (missing.length > 0 ? ` [skipped: ${missing.join("; ")}]` : ""),
-    ignore: inVm || missing.length > 0,
-    fn: async () => {
-      const outcomes: Outcome[] = [];
-      await using trial = await Trial.create(setup);
-      for (const [number, operation] of (["ADD", "DEL", "GC"] as const).entries()) {
-        const faults = [...operation === "ADD" ? killFaults : ["killed" as const], diskFaults[number]!];
-        for (const fault of faults) outcomes.push(await tryPoints(trial, operation, { fault, every: EVERY }));
-        // Two for each operation, so that each is there.
-        for (const fault of toolFaults.slice(2 * number, 2 * number + 2)) {
-          outcomes.push(await tryTools(trial, operation, { fault, every: 13 }));
-        }
-      }
-      outcomes.push(await tryLostFolder(trial));
-      assertEquals(outcomes.flatMap(({ findings }) => findings), []);
-      assert(outcomes.reduce((sum, { points }) => sum + points, 0) > 12);
-    },
-  });
-}
+Deno.test("every plugin list is tried by a file of its own", async () => {
+  const named: string[] = [];
+  for await (const { name } of Deno.readDir(new URL(".", import.meta.url))) {
+    const text = name.endsWith("_test.ts") ? await Deno.readTextFile(new URL(name, import.meta.url)) : "";
+    named.push(...[...text.matchAll(/^tryShortly\("(.*)"\);$/gm)].map(([, setup]) => setup!));
+  }
+  assertEquals(named.sort(), setups.map(({ name }) => name).sort());
+});
 
 const conf = (more: Json = {}) => ({
   cniVersion: "1.1.0",
