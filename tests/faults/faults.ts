@@ -17,6 +17,7 @@ import {
   hostLocalLeftovers,
   type Json,
   type Namespace,
+  type Need,
   type Node,
   PluginFailed,
   type PluginOutput,
@@ -32,6 +33,8 @@ import {
 /** What is attached: a network list, and what the runtime knows. */
 export interface Setup {
   readonly name: string;
+  /** What it takes of the kernel and of tools. */
+  readonly needs: readonly Need[];
   readonly plugins: readonly Json[];
   readonly capabilities?: Record<string, unknown>;
   /** Done once on a fresh node. */
@@ -53,6 +56,7 @@ const portMappings = [{ hostPort: 8080, containerPort: 80, protocol: "tcp" }];
 export const setups: readonly Setup[] = [
   {
     name: "bridge+portmap iptables",
+    needs: ["bridge", "veth", "iptables"],
     plugins: [
       { type: "bridge", bridge: "br1", isDefaultGateway: true, ipMasq: true, ipam: hostLocal("10.22.0.0/24") },
       { type: "portmap", capabilities: { portMappings: true } },
@@ -61,6 +65,7 @@ export const setups: readonly Setup[] = [
   },
   {
     name: "bridge+portmap nftables",
+    needs: ["bridge", "veth", "nf_tables", "nf_tables_bridge"],
     plugins: [
       {
         type: "bridge",
@@ -77,6 +82,7 @@ export const setups: readonly Setup[] = [
   },
   {
     name: "ptp+bandwidth+firewall",
+    needs: ["veth", "ifb", "tbf", "ingress", "iptables"],
     plugins: [
       { type: "ptp", ipMasq: true, ipam: hostLocal("10.23.0.0/24") },
       {
@@ -91,6 +97,7 @@ export const setups: readonly Setup[] = [
   },
   {
     name: "macvlan+tuning",
+    needs: ["macvlan", "veth"],
     plugins: [
       { type: "macvlan", master: "up0", ipam: hostLocal("10.24.0.0/24") },
       { type: "tuning", sysctl: { "net.ipv4.conf.IFNAME.arp_filter": "1" }, mtu: 1400 },
@@ -99,6 +106,7 @@ export const setups: readonly Setup[] = [
   },
   {
     name: "chain of five plugins",
+    needs: ["bridge", "veth", "iptables", "ifb", "tbf", "ingress"],
     plugins: [{
       type: "chain",
       capabilities: { portMappings: true },
@@ -114,6 +122,7 @@ export const setups: readonly Setup[] = [
   },
   {
     name: "cluster on etcd",
+    needs: ["tool:etcd", "tool:curl"],
     plugins: [cluster({ node: "one" })],
     prepare: startEtcd,
     elsewhere: blocksAndRecords,

@@ -1,6 +1,6 @@
 /** What the files of this folder have in common. */
 import { assert, assertEquals } from "@std/assert";
-import { inVm, type Need, unmet } from "../e2e/support/mod.ts";
+import { inVm, unmet } from "../e2e/support/mod.ts";
 import {
   diskFaults,
   killFaults,
@@ -16,22 +16,13 @@ import {
 /** Takes every n-th point of each plugin list. */
 const EVERY = 43;
 
-const NEEDS: Record<string, Need[]> = {
-  "bridge+portmap iptables": ["bridge", "veth", "iptables"],
-  "bridge+portmap nftables": ["bridge", "veth", "nf_tables", "nf_tables_bridge"],
-  "ptp+bandwidth+firewall": ["veth", "ifb", "tbf", "ingress", "iptables"],
-  "macvlan+tuning": ["macvlan", "veth"],
-  "cluster on etcd": ["tool:etcd", "tool:curl"],
-  "chain of five plugins": ["bridge", "veth", "iptables", "ifb", "tbf", "ingress"],
-};
-
 /**
  * The short form of `deno task test:faults` for one of its plugin lists: every operation and every fault at some
  * points. Each list has a file of its own, since files are tried side by side.
  */
 export function tryShortly(name: string): void {
   const setup = setups.find((one) => one.name === name)!;
-  const missing = unmet(["tool:strace", ...NEEDS[setup.name] ?? []]);
+  const missing = unmet(["tool:strace", ...setup.needs]);
   Deno.test({
     name: `${setup.name}: a call that is killed, interrupted, or let down by disk or tools leaves nothing` +
       (missing.length > 0 ? ` [skipped: ${missing.join("; ")}]` : ""),
